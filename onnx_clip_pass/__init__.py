@@ -1,0 +1,29 @@
+"""Gradient clipping for ONNX training graphs, as a rewrite of the graph.
+
+    >>> import onnx
+    >>> from onnx_clip_pass import GradientClipByNorm, clip_gradients
+    >>> model = onnx.load("models/seed/train_step.onnx")
+    >>> clipped = clip_gradients(model, GradientClipByNorm(clip_norm=1.0))
+"""
+
+from onnx_clip_pass._version import __version__
+from onnx_clip_pass.clips import GradientClipByNorm
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.files import clip_gradients_file
+from onnx_clip_pass.gradients import Gradient, Parameter, find_gradients
+from onnx_clip_pass.record import strip
+from onnx_clip_pass.rewrite import Clipped, Report, clip_gradients
+
+__all__ = [
+    "Clipped",
+    "Gradient",
+    "GradientClipByNorm",
+    "OnnxClipError",
+    "Parameter",
+    "Report",
+    "__version__",
+    "clip_gradients",
+    "clip_gradients_file",
+    "find_gradients",
+    "strip",
+]

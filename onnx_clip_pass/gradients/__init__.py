@@ -1,0 +1,221 @@
+"""Finding the gradients of a training graph: one module for each kind of evidence.
+
+Structure comes first: `accumulator`, `optimizer`, `update`, `operator` (the Gradient op), in this
+order; `names` serves the parameters that none of them knows. `roles` tells parameters from data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import NamedTuple
+
+from onnx import ModelProto
+
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.gradients import accumulator, names, operator, optimizer
+from onnx_clip_pass.gradients.arithmetic import Arithmetic
+from onnx_clip_pass.gradients.found import Found, Gradient, Parameter, Sink
+from onnx_clip_pass.gradients.naming import parameter_names
+from onnx_clip_pass.gradients.roles import Roles
+from onnx_clip_pass.gradients.update import Steps
+from onnx_clip_pass.graph import Flow, Index, TensorType, Value
+
+__all__ = [
+    "Gradient",
+    "Parameter",
+    "Sighting",
+    "Survey",
+    "find_gradients",
+    "name_gradients",
+    "survey",
+]
+
+
+class Sighting(NamedTuple):
+    """A gradient, with where it is in the graph and where its optimizer takes it up."""
+
+    gradient: Gradient
+    value: Value
+    type: TensorType
+    sinks: tuple[Sink, ...] = ()
+
+
+class Survey(NamedTuple):
+    """What was found in a model.
+
+    `of_data` are values named like gradients of inputs that were taken for data; `updates` are the
+    new values of parameters, at which the backward pass of a step ends.
+    """
+
+    flow: Flow
+    found: list[Sighting]
+    of_data: list[Sighting]
+    updates: set[Value]
+
+
+def find_gradients(model: ModelProto) -> list[Gradient]:
+    """The gradients of a model's parameters, in the order in which the graph computes them.
+
+    Args:
+        model: a training graph; weights stored as external data need not be loaded.
+
+    Returns:
+        One `Gradient` for each pair of a gradient value and its parameter; an empty list where
+        nothing is found. A model that is clipped already is searched as it was before.
+
+    Raises:
+        OnnxClipError: two values claim to be the gradient of one parameter by name alone.
+    """
+    from onnx_clip_pass.record import strip_if_clipped
+
+    return [sighting.gradient for sighting in survey(Index(strip_if_clipped(model))).found]
+
+
+def survey(index: Index) -> Survey:
+    """Find gradients and whatever a rewrite needs to know about the way they are used."""
+    flow = Flow(index)
+    arithmetic = Arithmetic(flow)
+    steps = Steps(flow, arithmetic)
+    joined: _Joined = {}
+    for finds in (
+        accumulator.find(flow, arithmetic),
+        optimizer.find(flow, arithmetic),
+        steps.find(),
+    ):
+        _join(joined, finds)
+    roles = Roles(flow, steps.parameters)
+    _join(joined, operator.find(flow, roles))
+    named = names.find(flow, roles, set(joined))
+    _join(joined, named.gradients)
+    found = [
+        _sighting(flow, group) for values in joined.values() for group in values.values()
+    ]
+    of_data = [_sighting(flow, [each]) for each in named.of_data]
+    return Survey(flow, _in_order(index, found), of_data, steps.updates() | _ends(flow))
+
+
+def name_gradients(index: Index, wanted: Mapping[str, str | None]) -> Survey:
+    """Take the named values as gradients; nothing is searched but the names.
+
+    Args:
+        index: the model.
+        wanted: gradient name to parameter name; None where the caller does not say it.
+
+    Raises:
+        OnnxClipError: a name that no value bears, or values of several graphs.
+    """
+    flow = Flow(index)
+    frames = flow.frames()
+    found, faults = [], []
+    for name, parameter_name in wanted.items():
+        places = {
+            frame.scope.path: Value(frame, name)
+            for frame in reversed(frames)
+            if name in frame.scope.names
+        }
+        if not places:
+            faults.append(_unknown(name, index))
+        elif len(places) > 1 and "" not in places:
+            where = ", ".join(sorted(places))
+            faults.append(f"{name!r} is a value of several graphs ({where}); rename one of them")
+        else:
+            value = places.get("") or next(iter(places.values()))
+            parameter = _parameter_for(flow, value, parameter_name)
+            own_name = parameter_name or (name if parameter is None else parameter.name)
+            found.append(_sighting(flow, [Found(value, parameter, own_name, "named by the caller")]))
+    if faults:
+        raise OnnxClipError("expected the names of values of the graph:", faults)
+    steps = Steps(flow, Arithmetic(flow))
+    return Survey(flow, found, [], steps.updates() | _ends(flow))
+
+
+_Joined = dict[str, dict[tuple[int, str], list[Found]]]
+"""Parameter name to the finds of each of its gradients, a value being a scope and a name."""
+
+
+def _join(joined: _Joined, finds: Iterable[Found]) -> None:
+    """Add finds; where stronger evidence knows the parameter, they only confirm its values."""
+    known = set(joined)
+    for find in finds:
+        values = joined.setdefault(find.name, {})
+        key = (id(find.gradient.frame.scope), find.gradient.name)
+        if key in values or find.name not in known:
+            values.setdefault(key, []).append(find)
+
+
+def _sighting(flow: Flow, finds: list[Found]) -> Sighting:
+    first = finds[0]
+    value = first.gradient
+    declared = value.type
+    parameter_type = first.parameter.type if first.parameter is not None else None
+    parameter_type = parameter_type or TensorType()
+    tensor = TensorType() if declared is None else declared
+    if declared is not None and not tensor.dtype:
+        tensor = TensorType(flow.dtype(value) or parameter_type.dtype, tensor.shape)
+    if declared is not None and tensor.shape is None and first.parameter is not None:
+        tensor = tensor._replace(shape=parameter_type.shape)
+    if declared is not None and not tensor.dtype:
+        tensor = flow.index.inferred(value.frame.scope, value.name)
+    dtype = "not a tensor" if declared is None else tensor.dtype_name
+    return Sighting(
+        Gradient(
+            name=value.name,
+            parameter=Parameter(
+                name=first.name,
+                shape=parameter_type.shape if first.parameter is not None else tensor.shape,
+                dtype=parameter_type.dtype_name if first.parameter is not None else dtype,
+                gradient=value.name,
+            ),
+            shape=tensor.shape,
+            dtype=dtype,
+            evidence="; ".join(dict.fromkeys(find.evidence for find in finds)),
+            graph=value.frame.scope.path,
+            has_seeds=not tensor.agrees_with(parameter_type) and tensor.adds_seeds_to(parameter_type),
+        ),
+        value,
+        tensor,
+        tuple(find.sink for find in finds if find.sink is not None),
+    )
+
+
+def _in_order(index: Index, found: list[Sighting]) -> list[Sighting]:
+    scopes = {id(scope): number for number, scope in enumerate(index.scopes)}
+
+    def place(sighting: Sighting) -> tuple[int, int, int]:
+        scope = sighting.value.frame.scope
+        return (scopes[id(scope)], *scope.producers.get(sighting.value.name, (-1, 0)))
+
+    return sorted(found, key=place)
+
+
+def _ends(flow: Flow) -> set[Value]:
+    """What optimizers and accumulators compute: where the backward pass of a step ends."""
+    return {
+        Value(frame, name)
+        for frame in flow.frames()
+        for node in frame.scope.nodes
+        if node.op_type in accumulator.OPS or optimizer.is_optimizer(node)
+        for name in node.output
+        if name
+    }
+
+
+def _parameter_for(flow: Flow, value: Value, wanted: str | None) -> Value | None:
+    for name in [wanted] if wanted else parameter_names(value.name):
+        found = flow.resolve(value.frame, name)
+        if found is None or found.node is not None:
+            continue
+        if wanted or value.type is None or found.type is None:
+            return found
+        if value.type.agrees_with(found.type) or value.type.adds_seeds_to(found.type):
+            return found
+    return None
+
+
+def _unknown(name: str, index: Index) -> str:
+    known = sorted(set().union(*(scope.names for scope in index.scopes)))
+    near = get_close_matches(name, known, n=3)
+    return f"{name!r} is no value of this model" + (
+        f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+    )

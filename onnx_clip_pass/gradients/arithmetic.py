@@ -1,0 +1,275 @@
+"""The arithmetic around a gradient: what is only scaling, decay or clipping of it.
+
+One parameter has one gradient: after the sums over its uses and micro-batches, averaging and
+unscaling; before weight decay, moments and any clipping that the graph has already. `raw_gradient`
+walks from what an optimizer is given back to that value.
+"""
+
+from __future__ import annotations
+
+from onnx import NodeProto, TensorProto, numpy_helper
+
+from onnx_clip_pass.graph import Flow, Value, attribute
+
+__all__ = ["ELEMENTWISE", "Arithmetic"]
+
+ALIASES = {"Identity", "Cast", "CastLike", "Reshape", "Squeeze", "Unsqueeze"}
+"""Ops whose result is their first input, but for its type or the way its dimensions are cut."""
+
+ELEMENTWISE = ALIASES | {
+    "Abs", "Add", "Clip", "Div", "Max", "Mean", "Min", "Mul", "Neg", "Pow", "Reciprocal", "Sign",
+    "Sqrt", "Square", "Sub", "Sum", "Where",
+}  # fmt: skip
+"""Ops that optimizers are written with: one element of the result needs one of each operand."""
+
+_REDUCTIONS = {
+    "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare",
+}  # fmt: skip
+_SCHEDULES = {"Ceil", "Cos", "Exp", "Floor", "Log", "Mod", "Sin"}
+"""Ops that learning rates and coefficients are computed with."""
+
+_NORM_OPS = ELEMENTWISE | _REDUCTIONS | {
+    "And", "Concat", "Equal", "Exp", "Flatten", "Greater", "GreaterOrEqual", "IsInf", "IsNaN",
+    "Less", "LessOrEqual", "Log", "Not", "Or",
+}  # fmt: skip
+"""Ops that a norm, a coefficient of clipping or a test for overflow is written with."""
+
+_MAX_STEPS = 1000
+_MAX_DEPTH = 200  # of an expression; a backward pass can be a far longer chain of additions
+
+
+class Arithmetic:
+    """Questions about values, answered from a `Flow` and remembered."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self._single: dict[Value, bool] = {}
+        self._free: dict[Value, bool] = {}
+        self._measured: dict[Value, set[Value]] = {}
+
+    # -- what kind of value --------------------------------------------------------------------
+
+    def is_single(self, value: Value, depth: int = 0) -> bool:
+        """Whether the value surely has one element: a learning rate, a norm, a coefficient."""
+        if value not in self._single:
+            self._single[value] = False  # while it is being worked out, and in cycles
+            self._single[value] = depth < _MAX_DEPTH and self._is_single(value, depth + 1)
+        return self._single[value]
+
+    def _is_single(self, value: Value, depth: int) -> bool:
+        known = value.type
+        if known is not None and known.shape is not None:
+            return known.is_single
+        node = value.node
+        if node is None:
+            return False
+        if node.op_type == "Constant":
+            return constant_of(node) is not None
+        if node.op_type in _REDUCTIONS:
+            return attribute(node, "axes") is None and len(node.input) < 2
+        insides = self.flow.inside(value)
+        if not insides and node.op_type not in (_NORM_OPS | _SCHEDULES) - {"Concat", "Flatten"}:
+            return False
+        operands = insides or self.flow.operands(value)
+        if node.op_type in ALIASES:
+            operands = operands[:1]
+        return bool(operands) and all(self.is_single(x, depth) for x in operands)
+
+    def is_free(self, value: Value, depth: int = 0) -> bool:
+        """Whether elementwise ops alone compute it from inputs and initializers.
+
+        Parameters, moments and decay terms are free; what a backward pass computes is not, since
+        it has matrix products and reductions in it.
+        """
+        if value not in self._free:
+            self._free[value] = False
+            self._free[value] = depth < _MAX_DEPTH and self._is_free(value, depth + 1)
+        return self._free[value]
+
+    def _is_free(self, value: Value, depth: int) -> bool:
+        node = value.node
+        if node is None or node.op_type in ("Constant", "ConstantOfShape"):
+            return True
+        insides = self.flow.inside(value)
+        if not insides and node.op_type not in ELEMENTWISE | _SCHEDULES:
+            return False
+        operands = insides or self.flow.operands(value)
+        if node.op_type in ALIASES:
+            operands = operands[:1]
+        return all(self.is_free(x, depth) for x in operands)
+
+    def is_made_of(self, value: Value, only: Value, depth: int = 0) -> bool:
+        """Whether elementwise ops compute `value` from `only` and single numbers, as decay is."""
+        if value == only:
+            return True
+        node = value.node
+        if node is None or depth > _MAX_DEPTH or node.op_type not in ELEMENTWISE:
+            return False
+        operands = [x for x in self.flow.operands(value) if not self.is_single(x)]
+        if node.op_type in ALIASES:
+            operands = operands[:1]
+        return bool(operands) and all(self.is_made_of(x, only, depth + 1) for x in operands)
+
+    def number(self, value: Value | None) -> float | None:
+        """The number that a one-element constant holds, if it is one and lies in the model."""
+        if value is None:
+            return None
+        tensor = value.frame.scope.initializers.get(value.name)
+        node = value.node
+        if tensor is not None and value.name not in value.frame.scope.inputs:
+            return _number(tensor)
+        if node is None:
+            return None
+        if node.op_type == "Constant":
+            return constant_of(node)
+        if node.op_type in ALIASES:
+            return self.number(self.flow.operand(value, 0))
+        return None
+
+    # -- one step back -------------------------------------------------------------------------
+
+    def aliased(self, value: Value) -> Value | None:
+        """The value behind an Identity, a Cast, a Reshape or the output of a function."""
+        node = value.node
+        if node is None:
+            return None
+        insides = self.flow.inside(value)
+        if insides:
+            return insides[0] if len(insides) == 1 else None
+        return self.flow.operand(value, 0) if node.op_type in ALIASES else None
+
+    def behind_aliases(self, value: Value) -> Value:
+        """The value at the end of a chain of aliases."""
+        for _ in range(_MAX_STEPS):
+            inner = self.aliased(value)
+            if inner is None:
+                break
+            value = inner
+        return value
+
+    def scaled(self, value: Value) -> tuple[Value, Value | None] | None:
+        """For x * s, s * x, x / s or -x with a one-element s: (x, s); s is None for -x."""
+        node = value.node
+        if node is None:
+            return None
+        if node.op_type == "Neg":
+            inner = self.flow.operand(value, 0)
+            return None if inner is None else (inner, None)
+        if node.op_type not in ("Mul", "Div") or len(node.input) != 2:
+            return None
+        a, b = self.flow.operand(value, 0), self.flow.operand(value, 1)
+        if a is None or b is None:
+            return None
+        can_swap = node.op_type == "Mul" and self.is_single(a)
+        if can_swap and not (self.is_single(b) and self.is_free(b) >= self.is_free(a)):
+            return b, a
+        return (a, b) if self.is_single(b) else None
+
+    def raw_gradient(self, value: Value, parameter: Value | None) -> Value:
+        """The gradient behind weight decay and clipping; `value` itself if there is neither.
+
+        Stripped, one after the other, as long as one of them is found:
+
+        1. a term computed by elementwise ops from the parameter alone: weight decay;
+        2. Clip, or Min and Max with constants: clipping by value;
+        3. a factor or divisor of one element that is itself computed from the gradient: clipping
+           by a norm, of this gradient or of all;
+        4. a choice (Where, If) between the gradient and something computed from it, or zeros.
+
+        Aliases are looked through on the way, but the last value of a chain is what counts.
+        """
+        for _ in range(_MAX_STEPS):
+            inner = self._behind_modifier(self.behind_aliases(value), parameter)
+            if inner is None:
+                break
+            value = inner
+        return value
+
+    def _behind_modifier(self, value: Value, parameter: Value | None) -> Value | None:
+        node = value.node
+        if node is None:
+            return None
+        operands = self.flow.operands(value)
+        if node.op_type in ("Add", "Sum", "Sub"):  # 1
+            carriers = [
+                x for x in operands if parameter is None or not self.is_made_of(x, parameter)
+            ]
+            if len(carriers) == 1 and len(operands) > 1 and (
+                node.op_type != "Sub" or carriers[0] == operands[0]
+            ):
+                return carriers[0]
+        if node.op_type == "Clip":  # 2
+            return operands[0] if operands else None
+        if node.op_type in ("Min", "Max"):
+            carriers = [x for x in operands if not self.is_single(x)]
+            if len(carriers) == 1 and len(operands) > 1:
+                return carriers[0]
+        if node.op_type in ("Mul", "Div"):  # 3
+            parts = self.scaled(value)
+            if parts is not None and parts[1] is not None:
+                inner = self.behind_aliases(parts[0])
+                if self._depends_on(parts[1], inner):
+                    return parts[0]
+        if node.op_type == "Where" and len(operands) == 3:  # 4
+            return self._chosen(operands[1:])
+        if node.op_type == "If":
+            return self._chosen(self.flow.inside(value))
+        return None
+
+    def _chosen(self, choices: list[Value]) -> Value | None:
+        if len(choices) != 2:
+            return None
+        a, b = (self.behind_aliases(choice) for choice in choices)
+        if self._is_zero(a) or self._depends_on(a, b):
+            return choices[1]
+        if self._is_zero(b) or self._depends_on(b, a):
+            return choices[0]
+        return None
+
+    def _is_zero(self, value: Value) -> bool:
+        node = value.node
+        if node is not None and node.op_type == "ConstantOfShape":
+            fill = attribute(node, "value")
+            return fill is None or _number(fill.t) == 0
+        if node is not None and node.op_type == "Mul":
+            return any(self.number(x) == 0 for x in self.flow.operands(value))
+        return self.number(value) == 0
+
+    def _depends_on(self, value: Value, source: Value) -> bool:
+        """Whether `value` measures `source`: norms, tests and elementwise ops lead from it there."""
+        if value not in self._measured:
+            seen = {value}
+            todo = [value]
+            while todo:
+                at = todo.pop()
+                node = at.node
+                insides = self.flow.inside(at)
+                if node is None or not (insides or node.op_type in _NORM_OPS):
+                    continue
+                for operand in insides or self.flow.operands(at):
+                    if operand not in seen:
+                        seen.add(operand)
+                        todo.append(operand)
+            self._measured[value] = seen
+        return source.node is not None and source in self._measured[value]
+
+
+def constant_of(node: NodeProto) -> float | None:
+    """The one number that a Constant node holds; None if it holds none or more."""
+    for attr in node.attribute:
+        if attr.name == "value":
+            return _number(attr.t)
+        if attr.name == "value_float":
+            return attr.f
+        if attr.name == "value_int":
+            return float(attr.i)
+    return None
+
+
+def _number(tensor: TensorProto) -> float | None:
+    if any(d != 1 for d in tensor.dims) or tensor.data_location == TensorProto.EXTERNAL:
+        return None
+    try:
+        return float(numpy_helper.to_array(tensor).reshape(()))
+    except (TypeError, ValueError):
+        return None

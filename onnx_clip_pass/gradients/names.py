@@ -1,0 +1,103 @@
+"""Gradients known by a name made of a parameter's name and an affix.
+
+The weakest evidence: a value counts only if the parameter exists as input or initializer, is no
+data (see `roles`), and has the value's shape, with onnx-ad's trailing seed dimension or without.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import NamedTuple
+
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.gradients.found import Found
+from onnx_clip_pass.gradients.naming import parameter_names
+from onnx_clip_pass.gradients.roles import Roles
+from onnx_clip_pass.graph import Flow, Frame, TensorType, Value
+
+__all__ = ["Named", "find"]
+
+
+class Named(NamedTuple):
+    """Gradients by name, and those of what was taken for data."""
+
+    gradients: list[Found]
+    of_data: list[Found]
+
+
+def find(flow: Flow, roles: Roles, known: set[str]) -> Named:
+    """A gradient for each parameter that is not among the `known` ones.
+
+    Graph outputs come before inner values, outer graphs before the graphs nested in them; of
+    several names in one graph the last on the way counts.
+
+    Raises:
+        OnnxClipError: two values of one graph bear a parameter's name, and neither is computed
+            from the other.
+    """
+    named = Named([], [])
+    taken = set(known)
+    for frame in flow.frames():
+        candidates = _candidates(flow, frame)
+        for parameter, values in candidates.items():
+            name = flow.root_name(parameter)
+            if name in taken:
+                continue
+            role = roles.of(parameter)
+            gradient = _outermost(flow, _last(flow, values, parameter))
+            evidence = f"named after {parameter.name}; {role.why}"
+            found = Found(gradient, parameter, name, evidence)
+            (named.gradients if role.is_parameter else named.of_data).append(found)
+            taken.add(name)
+    return named
+
+
+def _candidates(flow: Flow, frame: Frame) -> dict[Value, list[Value]]:
+    scope = frame.scope
+    inputs = [name for name in scope.inputs if name not in scope.initializers]
+    candidates: dict[Value, list[Value]] = defaultdict(list)
+    for name in (*scope.producers, *inputs):
+        for parameter_name in parameter_names(name):
+            parameter = flow.resolve(frame, parameter_name)
+            if parameter is None or parameter.node is not None:
+                continue
+            parameter = flow.canonical(parameter)
+            if parameter.node is None and _fits(scope.types.get(name, TensorType()), parameter):
+                candidates[parameter].append(Value(frame, name))
+                break
+    return candidates
+
+
+def _fits(gradient: TensorType | None, parameter: Value) -> bool:
+    known = parameter.type
+    return (
+        gradient is not None
+        and known is not None
+        and gradient.is_floating
+        and known.is_floating
+        and (gradient.agrees_with(known) or gradient.adds_seeds_to(known))
+    )
+
+
+def _last(flow: Flow, values: list[Value], parameter: Value) -> Value:
+    """The one that hands on all the others; outputs of the graph before inner values."""
+    outputs = [value for value in values if value.name in value.frame.scope.outputs]
+    values = outputs or [value for value in values if value.node is not None] or values
+    if len(values) == 1:
+        return values[0]
+    for value in values:
+        seen, _ = flow.ancestors([value])
+        if seen.issuperset(values):
+            return value
+    raise OnnxClipError(
+        f"expected one gradient of {parameter.name!r}, but these values bear its name: "
+        + ", ".join(repr(value.name) for value in values)
+        + "; name the right one with --gradient (in Python: gradients=[…])"
+    )
+
+
+def _outermost(flow: Flow, value: Value) -> Value:
+    """The output of the If or the call through which a value leaves its graph."""
+    while (outer := flow.handed_out(value)) is not None:
+        value = outer
+    return value

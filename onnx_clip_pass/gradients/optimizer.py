@@ -1,0 +1,93 @@
+"""Gradients known by an optimizer node that takes them as tensors.
+
+Inputs by position, as their schemas define them:
+
+- `ai.onnx.preview.training` (https://onnx.ai/onnx/operators/): `Adagrad` and `Momentum`
+  (R, T, X_1…X_n, G_1…G_n, state_1…state_n), `Adam` the same with two states each.
+- `com.microsoft` (ONNX Runtime's training operators): `SGDOptimizer` (rate, W, G), `AdamOptimizer`
+  (rate, step, W, G, moments, …), `LambOptimizer` (five inputs, then W, G, two moments and a half
+  precision copy for each parameter); `SGDOptimizerV2`, `AdamWOptimizer` take sequences of
+  tensors, which can be told apart only where the graph itself constructs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from onnx import NodeProto
+
+from onnx_clip_pass.gradients.arithmetic import Arithmetic
+from onnx_clip_pass.gradients.found import Found, Sink
+from onnx_clip_pass.graph import TRAINING_DOMAIN, Flow, Frame, Value
+
+__all__ = ["find", "is_optimizer"]
+
+_STATES = {"Adagrad": 1, "Momentum": 1, "Adam": 2}
+_TENSOR_SLOTS = {"SGDOptimizer": (1, 2), "AdamOptimizer": (2, 3)}
+_LAMB_FIRST, _LAMB_GROUP = 5, 5
+SEQUENCE_SLOTS = {"SGDOptimizerV2": (1, 2), "AdamWOptimizer": (2, 3)}
+_OPS = {*_TENSOR_SLOTS, "LambOptimizer", *SEQUENCE_SLOTS}
+
+
+def find(flow: Flow, arithmetic: Arithmetic) -> list[Found]:
+    """The gradient of each parameter that an optimizer node updates."""
+    found = []
+    for frame in flow.frames():
+        for number, node in enumerate(frame.scope.nodes):
+            for weight, gradient, sink in _pairs(flow, frame, number, node):
+                root = arithmetic.behind_aliases(weight)
+                raw = arithmetic.raw_gradient(gradient, weight)
+                evidence = f"optimized by {node.op_type}"
+                found.append(Found(raw, root, flow.root_name(root), evidence, sink))
+    return found
+
+
+def is_optimizer(node: NodeProto) -> bool:
+    """Whether this module knows the operator."""
+    return (node.domain == TRAINING_DOMAIN and node.op_type in _STATES) or (
+        node.op_type in _OPS and node.domain != TRAINING_DOMAIN
+    )
+
+
+def _pairs(
+    flow: Flow, frame: Frame, number: int, node: NodeProto
+) -> Iterator[tuple[Value, Value, Sink]]:
+    if not is_optimizer(node):
+        return
+    at = number
+    if node.op_type in SEQUENCE_SLOTS:
+        made = [_constructor(frame, node, slot) for slot in SEQUENCE_SLOTS[node.op_type]]
+        if None in made or len({len(frame.scope.nodes[m].input) for m in made if m}) > 1:
+            return
+        weights, gradients = (list(frame.scope.nodes[m].input) for m in made if m is not None)
+        at = made[1] or 0
+        slots = list(enumerate(range(len(gradients))))
+    else:
+        weights = gradients = list(node.input)
+        slots = _slots(node)
+    for weight_slot, gradient_slot in slots:
+        if max(weight_slot, gradient_slot) >= len(gradients):
+            continue
+        weight = flow.resolve(frame, weights[weight_slot])
+        gradient = flow.resolve(frame, gradients[gradient_slot])
+        if weight is not None and gradient is not None:
+            sink = Sink(frame, at, gradient_slot)
+            yield flow.canonical(weight), flow.canonical(gradient), sink
+
+
+def _slots(node: NodeProto) -> list[tuple[int, int]]:
+    """The input numbers of each parameter and its gradient."""
+    if node.op_type in _TENSOR_SLOTS:
+        return [_TENSOR_SLOTS[node.op_type]]
+    if node.op_type == "LambOptimizer":
+        return [(i, i + 1) for i in range(_LAMB_FIRST, len(node.input) - 1, _LAMB_GROUP)]
+    count = (len(node.input) - 2) // (2 + _STATES[node.op_type])
+    return [(2 + i, 2 + count + i) for i in range(count)]
+
+
+def _constructor(frame: Frame, node: NodeProto, slot: int) -> int | None:
+    """The number of the SequenceConstruct node that makes a sequence input of `node`."""
+    made = frame.scope.producers.get(node.input[slot]) if slot < len(node.input) else None
+    if made is None or frame.scope.nodes[made[0]].op_type != "SequenceConstruct":
+        return None
+    return made[0]

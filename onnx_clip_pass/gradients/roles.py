@@ -1,0 +1,192 @@
+"""Telling parameters from data where both are inputs of a graph.
+
+An initializer is a parameter. Of an input that is none, in this order:
+
+1. data, if its dtype is not a floating one;
+2. a parameter, if a step in the graph updates it;
+3. data, if its first dimension is symbolic or unknown (a batch);
+4. by its place in the first node that takes it, looking through transposes and the like: the
+   first operand of Gemm, Conv, a normalization or a recurrent layer is data, the others are
+   weights, and so are the table of Gather and the slope of PRelu; in MatMul and Einsum the
+   operand beside known data is a weight, and if neither is known the first is data;
+5. data, if it has the size of a known batch first and the first node that takes it compares it
+   with a prediction: Sub, a loss, or a product with a log-probability;
+6. else a parameter.
+
+A wrong guess is overruled by naming the parameter in `need_clip` patterns or `skip`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from onnx import NodeProto
+
+from onnx_clip_pass.graph import BY_NAME, OUTPUT, Flow, Frame, Value
+
+__all__ = ["Role", "Roles"]
+
+_RESHAPERS = {
+    "Cast", "Dropout", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose",
+    "Unsqueeze",
+}  # fmt: skip
+_DATA_FIRST = {
+    "BatchNormalization", "Conv", "ConvInteger", "ConvTranspose", "GRU", "Gemm",
+    "GroupNormalization", "InstanceNormalization", "LSTM", "LayerNormalization",
+    "RMSNormalization", "RNN",
+}  # fmt: skip
+_WEIGHT_FIRST = {"Gather", "GatherElements", "GatherND"}
+_PRODUCTS = {"MatMul", "Einsum"}
+_LOSSES = {
+    "SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLossInternal",
+}  # fmt: skip
+_LOG_PROBABILITIES = {"LogSoftmax", "Log"}
+
+
+class Role(NamedTuple):
+    """Whether an input or initializer is a parameter, and by what that is told."""
+
+    is_parameter: bool
+    why: str
+
+
+class Place(NamedTuple):
+    """A node that takes a value, and the slot at which."""
+
+    frame: Frame
+    node: NodeProto
+    slot: int
+
+
+class Roles:
+    """The roles of the inputs of every graph that runs on its own."""
+
+    def __init__(self, flow: Flow, updated: set[Value]) -> None:
+        self._flow = flow
+        self._updated = updated
+        self._roles: dict[Value, Role] = {}
+        self._inputs = dict.fromkeys(
+            Value(frame, name)
+            for frame in flow.roots()
+            for name in frame.scope.inputs
+            if name not in frame.scope.initializers
+        )
+        self._decide_all()
+
+    def of(self, value: Value) -> Role:
+        """The role of an input or initializer."""
+        if value in self._roles:
+            return self._roles[value]
+        if value.name in value.frame.scope.initializers:
+            known = value.type
+            if known is not None and not known.is_floating:
+                return Role(False, f"{value.name} is an initializer of {known.dtype_name}")
+            return Role(True, f"{value.name} is an initializer")
+        return Role(True, f"{value.name} is handed in")
+
+    # -- deciding ------------------------------------------------------------------------------
+
+    def _decide_all(self) -> None:
+        undecided = []
+        for value in self._inputs:
+            role = self._by_declaration(value)
+            if role is None:
+                undecided.append(value)
+            else:
+                self._roles[value] = role
+        places = {value: self._first_place(value) for value in undecided}
+        for value, place in places.items():
+            role = None if place is None else self._by_place(value, *place)
+            if role is not None:
+                self._roles[value] = role
+        batches = {
+            value.type.shape[0]
+            for value, role in self._roles.items()
+            if not role.is_parameter and value.type and value.type.shape
+        }
+        for value, place in places.items():
+            if value not in self._roles:
+                self._roles[value] = self._by_comparison(value, place, batches) or Role(
+                    True, f"{value.name} is an input that nothing shows to be data"
+                )
+
+    def _by_declaration(self, value: Value) -> Role | None:
+        name, known = value.name, value.type
+        if known is None or not known.is_floating:
+            dtype = "no tensor" if known is None else known.dtype_name
+            return Role(False, f"{name} is data: it is {dtype}")
+        if value in self._updated:
+            return Role(True, f"{name} is updated in the graph")
+        if known.shape and not isinstance(known.shape[0], int):
+            return Role(False, f"{name} is data: its first dimension is {known.shape[0] or '?'}")
+        return None
+
+    def _first_place(self, value: Value) -> Place | None:
+        """The first node that computes with the value, and the slot at which it enters."""
+        todo = [value]
+        for at in todo:  # grows while it is read
+            for read in self._flow.index.readers_of(at.frame.scope, at.name):
+                frame = self._flow.frame_in(at.frame, read.scope)
+                if frame is None or read.node == OUTPUT or read.slot == BY_NAME:
+                    continue
+                node = frame.scope.nodes[read.node]
+                if node.op_type in _RESHAPERS:
+                    if read.slot == 0 and node.output:
+                        todo.append(Value(frame, node.output[0]))
+                elif self._flow.index.function_of(node) is not None:
+                    (_, body), *_ = self._flow.bodies(frame, read.node, node)
+                    todo += [Value(body, name) for name in body.scope.inputs[read.slot :][:1]]
+                else:
+                    return Place(frame, node, read.slot)
+        return None
+
+    def _by_place(self, value: Value, frame: Frame, node: NodeProto, slot: int) -> Role | None:
+        where = f"input {slot} of {node.op_type}"
+        if node.op_type in _DATA_FIRST:
+            if slot == 0:
+                return Role(False, f"{value.name} is data: {where}")
+            return Role(True, f"{value.name} is a weight: {where}")
+        if node.op_type in _WEIGHT_FIRST or node.op_type == "PRelu":
+            is_weight = (slot == 0) == (node.op_type != "PRelu")
+            return Role(is_weight, f"{value.name} is {'a weight' if is_weight else 'data'}: {where}")
+        if node.op_type in _LOSSES:
+            return Role(False, f"{value.name} is data: {where}")
+        if node.op_type in _PRODUCTS and len(node.input) == 2:
+            other = self._flow.resolve(frame, node.input[1 - slot])
+            source = None if other is None else self._behind_reshapers(other)
+            if source is not None and source in self._roles:
+                is_weight = not self._roles[source].is_parameter
+            elif source is not None and source in self._inputs:
+                is_weight = slot == 1
+            elif source is not None and source.node is None:
+                is_weight = False  # beside an initializer
+            else:
+                is_weight = True  # beside an activation
+            return Role(is_weight, f"{value.name} is {'a weight' if is_weight else 'data'}: {where}")
+        return None
+
+    def _behind_reshapers(self, value: Value) -> Value:
+        while True:
+            node = value.node
+            if node is None or node.op_type not in _RESHAPERS:
+                return self._flow.canonical(value)
+            inner = self._flow.operand(value, 0)
+            if inner is None:
+                return value
+            value = inner
+
+    def _by_comparison(
+        self, value: Value, place: Place | None, batches: set[object]
+    ) -> Role | None:
+        shape = value.type.shape if value.type else None
+        if place is None or not shape or shape[0] not in batches:
+            return None
+        frame, node, slot = place
+        other = self._flow.resolve(frame, node.input[1 - slot]) if len(node.input) == 2 else None
+        against = None if other is None else other.node
+        if node.op_type == "Sub" or (
+            node.op_type == "Mul" and against is not None and against.op_type in _LOG_PROBABILITIES
+        ):
+            why = f"it has the batch size and is compared in {node.op_type}"
+            return Role(False, f"{value.name} is data: {why}")
+        return None

@@ -1,0 +1,34 @@
+"""A model as graphs: who makes a value, who reads it, what it is, and safe edits.
+
+Knows nothing of clipping.
+"""
+
+from onnx_clip_pass.graph.edit import Editor, rename_in_attributes
+from onnx_clip_pass.graph.flow import Flow, Frame, Value
+from onnx_clip_pass.graph.scopes import (
+    BY_NAME,
+    OUTPUT,
+    TRAINING_DOMAIN,
+    Index,
+    Read,
+    Scope,
+    attribute,
+)
+from onnx_clip_pass.graph.types import Shape, TensorType
+
+__all__ = [
+    "BY_NAME",
+    "OUTPUT",
+    "TRAINING_DOMAIN",
+    "Editor",
+    "Flow",
+    "Frame",
+    "Index",
+    "Read",
+    "Scope",
+    "Shape",
+    "TensorType",
+    "Value",
+    "attribute",
+    "rename_in_attributes",
+]

@@ -1,0 +1,162 @@
+"""Edits that keep a model valid: fresh names, nodes in topological order, shared constants.
+
+An `Editor` works on a model of its own. Nothing that exists moves or is dropped: nodes are put
+between others, values declared and constants added behind the existing ones, and reads and
+producers renamed. What was added is kept in `added`, for the record.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from onnx import GraphProto, NodeProto, TensorProto, helper
+
+from onnx_clip_pass.graph.scopes import BY_NAME, OUTPUT, Index, Read, Scope
+from onnx_clip_pass.graph.types import TensorType
+
+__all__ = ["Added", "Editor", "rename_in_attributes"]
+
+_STORAGE = {TensorProto.FLOAT: np.dtype("<f4"), TensorProto.DOUBLE: np.dtype("<f8")}
+_FIRST_IR_WITH_FREE_INITIALIZERS = 4
+
+
+@dataclass(slots=True)
+class Added:
+    """The names of what an editor added, in the order in which it was added."""
+
+    nodes: list[str] = field(default_factory=list)
+    initializers: list[str] = field(default_factory=list)
+    values: list[str] = field(default_factory=list)
+
+
+class Editor:
+    """Edits the model of `index` in place. Call `finish` once, when all edits are made."""
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self.model = index.model
+        self.added = Added()
+        self._names = self.index.all_names()
+        self._pending: dict[int, list[tuple[int, NodeProto]]] = defaultdict(list)
+        self._constants: dict[tuple[int, str, bytes], str] = {}
+
+    def fresh(self, wish: str) -> str:
+        """A name like `wish` that nothing in the model bears, in any graph or function."""
+        name, number = wish, 1
+        while name in self._names:
+            number += 1
+            name = f"{wish}#{number}"
+        self._names.add(name)
+        return name
+
+    def insert(
+        self,
+        scope: Scope,
+        position: int,
+        op_type: str,
+        inputs: Sequence[str],
+        output: str,
+        name: str,
+        **attributes: object,
+    ) -> None:
+        """Put a node of the default domain before the present node number `position`."""
+        node = helper.make_node(op_type, inputs, [output], name=self.fresh(name), **attributes)
+        self._pending[id(scope)].append((position, node))
+        self.added.nodes.append(node.name)
+
+    def constant(self, scope: Scope, value: float, dtype: int) -> str:
+        """A shared constant of rank 0."""
+        label = f"{value:.9g}:{TensorType(dtype).dtype_name}"
+        return self._shared(scope, label, np.array(value, _STORAGE[dtype]), dtype)
+
+    def axes(self, scope: Scope, values: list[int]) -> str:
+        """A shared constant of rank 1 and dtype int64."""
+        label = "axes:" + ",".join(map(str, values))
+        return self._shared(scope, label, np.array(values, "<i8"), TensorProto.INT64)
+
+    def _shared(self, scope: Scope, label: str, array: np.ndarray, dtype: int) -> str:
+        """An initializer, or a Constant node where the body can have none."""
+        key = (id(scope), label, array.tobytes())
+        if key not in self._constants:
+            name = self.fresh(f"clip/{label}")
+            tensor = TensorProto(dims=array.shape, data_type=dtype, raw_data=array.tobytes())
+            if self._takes_initializers(scope):
+                tensor.name = name
+                scope.proto.initializer.append(tensor)
+                self.added.initializers.append(name)
+            else:
+                self.insert(scope, 0, "Constant", [], name, f"{name}/Constant", value=tensor)
+            self._constants[key] = name
+        return self._constants[key]
+
+    def declare(self, scope: Scope, name: str, tensor: TensorType) -> None:
+        """Note the type of a new value, where the body has room for it."""
+        if not hasattr(scope.proto, "value_info"):
+            return  # functions have had it since IR 10
+        if scope.is_function and self.model.ir_version < 10:
+            return
+        shape = None if tensor.shape is None else list(tensor.shape)
+        scope.proto.value_info.append(helper.make_tensor_value_info(name, tensor.dtype, shape))
+        self.added.values.append(name)
+
+    def rename_producer(self, scope: Scope, name: str, new: str) -> None:
+        """Let the maker of `name` (a node or an initializer) call it `new`; readers stay."""
+        if name in scope.producers:
+            number, slot = scope.producers[name]
+            scope.nodes[number].output[slot] = new
+        else:
+            scope.initializers[name].name = new
+
+    def redirect(self, reads: Iterable[Read], name: str, new: str) -> None:
+        """Let each of these reads of `name` read `new`."""
+        for scope, number, slot in reads:
+            if number == OUTPUT:
+                if isinstance(scope.proto, GraphProto):
+                    scope.proto.output[slot].name = new
+                else:
+                    scope.proto.output[slot] = new
+            elif slot == BY_NAME:
+                rename_in_attributes(scope.nodes[number], name, new)
+            else:
+                scope.nodes[number].input[slot] = new
+
+    def finish(self) -> None:
+        """Put the inserted nodes into place."""
+        for scope in reversed(self.index.scopes):  # nested graphs first: merging copies nodes
+            pending = self._pending.pop(id(scope), None)
+            if pending:
+                _merge(scope, pending)
+
+    def _takes_initializers(self, scope: Scope) -> bool:
+        return not scope.is_function and self.model.ir_version >= _FIRST_IR_WITH_FREE_INITIALIZERS
+
+
+def rename_in_attributes(node: NodeProto, name: str, new: str) -> None:
+    """Rename a tensor that a Gradient node names in its attributes xs, zs or y."""
+    old_text, new_text = name.encode(), new.encode()
+    for attr in node.attribute:
+        if attr.name in ("xs", "zs"):
+            for at, text in enumerate(attr.strings):
+                if text == old_text:
+                    attr.strings[at] = new_text
+        elif attr.name == "y" and attr.s == old_text:
+            attr.s = new_text
+
+
+def _merge(scope: Scope, pending: list[tuple[int, NodeProto]]) -> None:
+    """Interleave: a pending node goes before the old node of its position, in given order."""
+    pending.sort(key=lambda entry: entry[0])
+    merged: list[NodeProto] = []
+    done = 0
+    for position, node in pending:
+        merged += scope.nodes[done:position]
+        merged.append(node)
+        done = max(done, position)
+    merged += scope.nodes[done:]
+    field_ = scope.proto.node
+    del field_[:]
+    field_.extend(merged)
+    scope.nodes[:] = list(field_)

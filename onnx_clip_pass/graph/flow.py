@@ -1,0 +1,345 @@
+"""What a value is computed from, followed through control flow and into local functions.
+
+The same function may be called from several places, so values are told apart by `Frame`: a scope
+as entered by one call. If, Loop and Scan follow the operators' specifications
+(https://onnx.ai/onnx/operators/): output k of an If is output k of either branch; a value carried
+by a Loop is what the body handed out in the iteration before, or what the node was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from onnx import NodeProto
+
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.graph.scopes import BY_NAME, OUTPUT, Index, Read, Scope, names_by_attribute
+from onnx_clip_pass.graph.types import TensorType
+
+__all__ = ["Flow", "Frame", "Value"]
+
+_MAX_FRAMES = 50_000
+_MAX_DEPTH = 64
+
+
+@dataclass(eq=False, slots=True, repr=False)
+class Frame:
+    """A scope as entered from node number `call` of `caller`."""
+
+    scope: Scope
+    caller: Frame | None = None
+    call: int = OUTPUT
+    depth: int = 0
+
+    def __repr__(self) -> str:
+        return f"<Frame {self.scope.path or 'main graph'}>"
+
+
+class Value(NamedTuple):
+    """A name and the frame that defines it."""
+
+    frame: Frame
+    name: str
+
+    @property
+    def node(self) -> NodeProto | None:
+        """The node that computes it, in its own frame."""
+        return self.frame.scope.producer(self.name)
+
+    @property
+    def type(self) -> TensorType | None:
+        """Its declared type, see `Scope.type_of`."""
+        return self.frame.scope.types.get(self.name, TensorType())
+
+
+class Flow:
+    """Follows values of an `Index` backwards."""
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self.main = Frame(index.main)
+        self._entered: dict[tuple[int, int, str], Frame] = {}
+
+    def roots(self) -> list[Frame]:
+        """A frame for every graph that runs on its own: main graph and training_info."""
+        return [self.main] + [
+            self._enter(self.main, OUTPUT, scope)
+            for scope in self.index.scopes
+            if scope.path.startswith("training_info[") and scope.outer in (None, self.index.main)
+        ]
+
+    def frames(self) -> list[Frame]:
+        """Every frame that a run of the model enters, callers before callees."""
+        found = self.roots()
+        for frame in found:  # grows while it is read
+            for number, node in enumerate(frame.scope.nodes):
+                found += [body for _, body in self.bodies(frame, number, node)]
+        return found
+
+    def resolve(self, frame: Frame, name: str) -> Value | None:
+        """The value that `name` means inside `frame`; None if nothing defines it."""
+        at: Frame | None = frame
+        while at is not None:
+            if name in at.scope.names:
+                return Value(at, name)
+            at = None if at.scope.outer is None else at.caller
+        return None
+
+    def bodies(self, frame: Frame, number: int, node: NodeProto) -> list[tuple[str, Frame]]:
+        """The bodies that a node runs: the function it calls, or its nested graphs."""
+        function = self.index.function_of(node)
+        if function is not None:
+            return [("", self._enter(frame, number, function))]
+        nested = frame.scope.bodies.get(number, {})
+        return [(key, self._enter(frame, number, scope)) for key, scope in nested.items()]
+
+    def frame_in(self, frame: Frame, scope: Scope) -> Frame | None:
+        """The frame of a graph nested in `frame`, at whatever depth."""
+        chain = []
+        at: Scope | None = scope
+        while at is not None and at is not frame.scope:
+            chain.append(at)
+            at = at.outer
+        if at is None:
+            return None
+        for nested in reversed(chain):
+            number = next(
+                (
+                    n
+                    for n, held in frame.scope.bodies.items()
+                    if any(body is nested for body in held.values())
+                ),
+                OUTPUT,
+            )
+            frame = self._enter(frame, number, nested)
+        return frame
+
+    def given(self, value: Value) -> Value | None:
+        """For an input of a function, what its caller passes for it."""
+        frame = value.frame
+        if not frame.scope.is_function or frame.caller is None or value.node is not None:
+            return None
+        call = frame.caller.scope.nodes[frame.call]
+        slot = frame.scope.inputs.index(value.name) if value.name in frame.scope.inputs else -1
+        if not 0 <= slot < len(call.input) or not call.input[slot]:
+            return None
+        return self.resolve(frame.caller, call.input[slot])
+
+    def canonical(self, value: Value) -> Value:
+        """The same value where it was made: an input of a function as its caller knows it."""
+        while (outer := self.given(value)) is not None:
+            value = outer
+        return value
+
+    def operand(self, value: Value, slot: int) -> Value | None:
+        """The value that the node making `value` reads at `slot`, where that was made."""
+        node = value.node
+        if node is None or slot >= len(node.input) or not node.input[slot]:
+            return None
+        found = self.resolve(value.frame, node.input[slot])
+        return None if found is None else self.canonical(found)
+
+    def operands(self, value: Value) -> list[Value]:
+        """All inputs present of the node that makes `value`, see `operand`."""
+        node = value.node
+        found = [] if node is None else [self.operand(value, at) for at in range(len(node.input))]
+        return [operand for operand in found if operand is not None]
+
+    def inside(self, value: Value) -> list[Value]:
+        """Where a function call or an If makes `value`: the same value in each body that may."""
+        frame, name = value
+        made = frame.scope.producers.get(name)
+        if made is None:
+            return []
+        number, slot = made
+        node = frame.scope.nodes[number]
+        if self.index.function_of(node) is None and node.op_type != "If":
+            return []
+        handed = [
+            self.resolve(body, body.scope.outputs[slot])
+            for _, body in self.bodies(frame, number, node)
+            if slot < len(body.scope.outputs)
+        ]
+        return [self.canonical(inner) for inner in handed if inner is not None]
+
+    def root_name(self, value: Value) -> str:
+        """The name at the outermost graph of what a function is given or a loop starts from."""
+        seen = {value}
+        while True:
+            value = self.canonical(value)
+            frame = value.frame
+            if frame.caller is None or frame.call == OUTPUT or value.node is not None:
+                return value.name
+            if value.name not in frame.scope.inputs:
+                return value.name
+            call = frame.caller.scope.nodes[frame.call]
+            slots = _node_inputs_of_body_input(call, frame.scope.inputs.index(value.name))
+            outer = (
+                self.resolve(frame.caller, call.input[slots[0]])
+                if len(slots) == 1 and slots[0] < len(call.input)
+                else None
+            )
+            if outer is None or outer in seen:
+                return value.name
+            value = outer
+            seen.add(value)
+
+    def handed_out(self, value: Value) -> Value | None:
+        """The output of the If or call around it that hands this value out as it is."""
+        frame = value.frame
+        if frame.caller is None or frame.call == OUTPUT or value.name not in frame.scope.outputs:
+            return None
+        call = frame.caller.scope.nodes[frame.call]
+        slot = frame.scope.outputs.index(value.name)
+        if (frame.scope.is_function or call.op_type == "If") and slot < len(call.output):
+            return self.resolve(frame.caller, call.output[slot]) if call.output[slot] else None
+        return None
+
+    def dtype(self, value: Value) -> int:
+        """The dtype of a floating value: declared, or of what it is computed from; 0 if unknown.
+
+        All operators of the default domain but Cast and the like hand on the dtype of their
+        floating inputs.
+        """
+        seen = {value}
+        todo = [value]
+        for at in todo:  # grows while it is read
+            known = at.type
+            if known is not None and known.dtype:
+                if known.is_floating:
+                    return known.dtype
+                continue
+            node = at.node
+            if node is None or (node.domain not in ("", "ai.onnx") and not self.inside(at)):
+                continue
+            if node.op_type == "Cast":
+                return next((a.i for a in node.attribute if a.name == "to"), 0)
+            if node.op_type == "Constant":
+                return next((a.t.data_type for a in node.attribute if a.name == "value"), 0)
+            for source, _ in self.sources(at):
+                if source not in seen:
+                    seen.add(source)
+                    todo.append(source)
+        return 0
+
+    def sources(self, value: Value) -> Iterator[tuple[Value, Read]]:
+        """The values that `value` is computed from in one step, each with the read that does it."""
+        frame, name = value
+        made = frame.scope.producers.get(name)
+        if made is None:
+            yield from self._sources_of_input(value)
+            return
+        number, slot = made
+        node = frame.scope.nodes[number]
+        bodies = self.bodies(frame, number, node)
+        if not bodies:
+            for at, source in enumerate(node.input):
+                yield from self._read(frame, source, Read(frame.scope, number, at))
+            for source in names_by_attribute(node):
+                yield from self._read(frame, source, Read(frame.scope, number, BY_NAME))
+            return
+        if node.op_type == "If":
+            yield from self._read(frame, node.input[0], Read(frame.scope, number, 0))
+        for _, body in bodies:
+            shift = _body_output(node, slot)
+            if shift < len(body.scope.outputs):
+                handed = body.scope.outputs[shift]
+                yield from self._read(body, handed, Read(body.scope, OUTPUT, shift))
+        carried = _node_input_of_output(node, slot)
+        if carried is not None and carried < len(node.input):
+            yield from self._read(frame, node.input[carried], Read(frame.scope, number, carried))
+
+    def ancestors(
+        self, starts: Iterable[Value], stop: Callable[[Value], bool] = lambda value: False
+    ) -> tuple[set[Value], set[Read]]:
+        """All that the starts are computed from, and the reads by which.
+
+        A value for which `stop` holds is not followed further (it is in the result all the same).
+        """
+        todo = list(starts)
+        seen = set(todo)
+        reads: set[Read] = set()
+        while todo:
+            for source, read in self.sources(todo.pop()):
+                reads.add(read)
+                if source not in seen:
+                    seen.add(source)
+                    if not stop(source):
+                        todo.append(source)
+        return seen, reads
+
+    # -- one step ------------------------------------------------------------------------------
+
+    def _read(self, frame: Frame, name: str, read: Read) -> Iterator[tuple[Value, Read]]:
+        value = self.resolve(frame, name) if name else None
+        if value is not None:
+            yield value, read
+
+    def _sources_of_input(self, value: Value) -> Iterator[tuple[Value, Read]]:
+        frame, name = value
+        if frame.caller is None or frame.call == OUTPUT or name not in frame.scope.inputs:
+            return
+        at = frame.scope.inputs.index(name)
+        call = frame.caller.scope.nodes[frame.call]
+        if frame.scope.is_function:
+            passed: list[int] = [at]
+        else:
+            passed = _node_inputs_of_body_input(call, at)
+            fed_back = _body_output_of_body_input(call, at)
+            if fed_back is not None and fed_back < len(frame.scope.outputs):
+                handed = frame.scope.outputs[fed_back]
+                yield from self._read(frame, handed, Read(frame.scope, OUTPUT, fed_back))
+        for slot in passed:
+            if slot < len(call.input):
+                read = Read(frame.caller.scope, frame.call, slot)
+                yield from self._read(frame.caller, call.input[slot], read)
+
+    def _enter(self, caller: Frame, number: int, scope: Scope) -> Frame:
+        key = (id(caller), number, scope.path)
+        if key not in self._entered:
+            if caller.depth >= _MAX_DEPTH or len(self._entered) >= _MAX_FRAMES:
+                raise OnnxClipError(
+                    f"the calls of local functions and nested graphs are too deep or too many at "
+                    f"{scope.path!r}: at most {_MAX_DEPTH} levels and {_MAX_FRAMES} calls are "
+                    f"followed; does a function call itself?"
+                )
+            self._entered[key] = Frame(scope, caller, number, caller.depth + 1)
+        return self._entered[key]
+
+
+def _scan_states(node: NodeProto) -> int:
+    count = next((a.i for a in node.attribute if a.name == "num_scan_inputs"), 0)
+    return max(len(node.input) - count, 0)
+
+
+def _body_output(node: NodeProto, slot: int) -> int:
+    """The output of the body that output `slot` of the node comes from."""
+    return slot + 1 if node.op_type == "Loop" else slot  # a Loop body hands out its condition first
+
+
+def _node_input_of_output(node: NodeProto, slot: int) -> int | None:
+    """The input that the node hands on as output `slot` if its body never runs."""
+    if node.op_type == "Loop" and slot + 2 < len(node.input):
+        return slot + 2
+    if node.op_type == "Scan" and slot < _scan_states(node):
+        return slot
+    return None
+
+
+def _node_inputs_of_body_input(node: NodeProto, at: int) -> list[int]:
+    if node.op_type == "Loop":
+        return [at] if at > 0 else []  # input 0 of the body counts the iterations
+    if node.op_type in ("Scan", "If"):
+        return [at]
+    return list(range(len(node.input)))  # an operator that this module does not know
+
+
+def _body_output_of_body_input(node: NodeProto, at: int) -> int | None:
+    """The output of the body that becomes its input `at` in the next iteration."""
+    if node.op_type == "Loop" and at >= 1:
+        return at - 1
+    if node.op_type == "Scan" and at < _scan_states(node):
+        return at
+    return None

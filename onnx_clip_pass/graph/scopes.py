@@ -1,0 +1,249 @@
+"""The bodies of nodes in a model, and for each value in them its maker, its readers, its type.
+
+The nodes of a model live in several bodies: the main graph, the graphs nested in nodes such as
+If and Loop, local functions, and the graphs of `training_info`. Scoping follows the ONNX IR
+specification (https://onnx.ai/onnx/repo-docs/IR.html): a nested graph sees the names of the
+graphs around it, a function sees only its inputs, and a graph of `training_info` sees the main
+graph, with which it is joined when it runs.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.graph.inference import infer_types
+from onnx_clip_pass.graph.types import TensorType
+
+__all__ = ["BY_NAME", "OUTPUT", "TRAINING_DOMAIN", "Index", "Read", "Scope", "attribute"]
+
+OUTPUT = -1
+"""The node number of a `Read` by which a body hands a value out."""
+BY_NAME = -1
+"""The slot of a `Read` by a string attribute (the Gradient operator names tensors so)."""
+TRAINING_DOMAIN = "ai.onnx.preview.training"
+
+_MAX_NESTING = 64
+
+
+class Read(NamedTuple):
+    """One place where a value is read: input number `slot` of node number `node` of `scope`."""
+
+    scope: Scope
+    node: int
+    slot: int
+
+
+@dataclass(eq=False, slots=True, repr=False)
+class Scope:
+    """One body of nodes; `path` says where it is, and is empty for the main graph."""
+
+    proto: GraphProto | FunctionProto
+    path: str
+    outer: Scope | None
+    opsets: dict[str, int]
+    nodes: list[NodeProto]
+    inputs: list[str]
+    outputs: list[str]
+    producers: dict[str, tuple[int, int]] = field(default_factory=dict)
+    initializers: dict[str, TensorProto] = field(default_factory=dict)
+    types: dict[str, TensorType | None] = field(default_factory=dict)
+    bodies: dict[int, dict[str, Scope]] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
+
+    @property
+    def is_function(self) -> bool:
+        return isinstance(self.proto, FunctionProto)
+
+    @property
+    def opset(self) -> int | None:
+        """The version of the default operator set; None if this body does not import it."""
+        return self.opsets.get("", self.opsets.get("ai.onnx"))
+
+    def lookup(self, name: str) -> Scope | None:
+        """The scope, this one or one around it, that defines `name`."""
+        scope: Scope | None = self
+        while scope is not None and name not in scope.names:
+            scope = scope.outer
+        return scope
+
+    def producer(self, name: str) -> NodeProto | None:
+        """The node of this very scope that computes `name`."""
+        found = self.producers.get(name)
+        return None if found is None else self.nodes[found[0]]
+
+    def type_of(self, name: str) -> TensorType | None:
+        """The declared type of `name`; None if it is not a tensor, all unknown if undeclared."""
+        scope = self.lookup(name)
+        return TensorType() if scope is None else scope.types.get(name, TensorType())
+
+    def __repr__(self) -> str:
+        return f"<Scope {self.path or 'main graph'}>"
+
+
+class Index:
+    """Every scope of a model, and every reader of every value. Reads a model, changes nothing."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self.model = model
+        self.scopes: list[Scope] = []
+        self.functions: dict[tuple[str, str, str], Scope] = {}
+        opsets = {entry.domain: entry.version for entry in model.opset_import}
+        self.main = self._add_graph(model.graph, "", None, opsets, 0)
+        for number, info in enumerate(model.training_info):
+            path = f"training_info[{number}]"
+            self._add_graph(info.initialization, f"{path}.initialization", None, opsets, 0)
+            self._add_graph(info.algorithm, f"{path}.algorithm", self.main, opsets, 0)
+        for function in model.functions:
+            key = (function.domain, function.name, getattr(function, "overload", ""))
+            self.functions[key] = self._add_function(function, opsets)
+        self.readers = self._index_readers()
+        self._inferred: dict[str, dict[str, TensorType]] | None = None
+
+    def function_of(self, node: NodeProto) -> Scope | None:
+        """The local function that a node calls, if it is such a call."""
+        if not self.functions:
+            return None
+        return self.functions.get((node.domain, node.op_type, getattr(node, "overload", "")))
+
+    def readers_of(self, scope: Scope, name: str) -> list[Read]:
+        """Where the value that `scope` defines as `name` is read, nested graphs included."""
+        return self.readers.get((id(scope), name), [])
+
+    def inferred(self, scope: Scope, name: str) -> TensorType:
+        """The type that shape inference finds; all unknown if it finds none or fails."""
+        if self._inferred is None:
+            try:
+                self._inferred = infer_types(self.model)
+            except Exception:  # onnx raises several kinds; a model may be beyond its inference
+                self._inferred = {}
+        return self._inferred.get(scope.path, {}).get(name, TensorType())
+
+    def all_names(self) -> set[str]:
+        """Every name of a value or node anywhere in the model."""
+        names: set[str] = set()
+        for scope in self.scopes:
+            names |= scope.names
+            names.update(scope.outputs)
+            names.update(node.name for node in scope.nodes)
+        return names
+
+    # -- building ------------------------------------------------------------------------------
+
+    def _add_graph(
+        self,
+        graph: GraphProto,
+        path: str,
+        outer: Scope | None,
+        opsets: dict[str, int],
+        depth: int,
+    ) -> Scope:
+        scope = Scope(
+            proto=graph,
+            path=path,
+            outer=outer,
+            opsets=opsets,
+            nodes=list(graph.node),
+            inputs=[value.name for value in graph.input],
+            outputs=[value.name for value in graph.output],
+        )
+        for tensor in graph.initializer:
+            scope.initializers[tensor.name] = tensor
+            scope.types[tensor.name] = TensorType(tensor.data_type, tuple(tensor.dims))
+        for sparse in graph.sparse_initializer:
+            scope.names.add(sparse.values.name)
+            scope.types[sparse.values.name] = TensorType(
+                sparse.values.data_type, tuple(sparse.dims)
+            )
+        scope.names.update(scope.initializers)
+        self._fill(scope, depth)
+        return scope
+
+    def _add_function(self, function: FunctionProto, opsets: dict[str, int]) -> Scope:
+        scope = Scope(
+            proto=function,
+            path=f"function {function.domain}::{function.name}",
+            outer=None,
+            opsets={entry.domain: entry.version for entry in function.opset_import} or opsets,
+            nodes=list(function.node),
+            inputs=list(function.input),
+            outputs=list(function.output),
+        )
+        self._fill(scope, 0)
+        return scope
+
+    def _fill(self, scope: Scope, depth: int) -> None:
+        if depth > _MAX_NESTING:
+            raise OnnxClipError(
+                f"expected graphs nested at most {_MAX_NESTING} deep, but {scope.path!r} is deeper"
+            )
+        self.scopes.append(scope)
+        scope.names.update(scope.inputs)
+        proto = scope.proto
+        declared = [*getattr(proto, "value_info", ())]
+        if isinstance(proto, GraphProto):
+            declared += [*proto.input, *proto.output]
+        for value in declared:
+            if value.name not in scope.initializers:
+                scope.types[value.name] = TensorType.of(value.type)
+        for number, node in enumerate(scope.nodes):
+            for slot, name in enumerate(node.output):
+                if name:
+                    scope.producers.setdefault(name, (number, slot))
+            for attr in node.attribute:
+                if attr.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
+                    for key, graph in _graphs_of(attr):
+                        path = f"{scope.path}/{node.op_type}[{number}].{key}".lstrip("/")
+                        body = self._add_graph(graph, path, scope, scope.opsets, depth + 1)
+                        scope.bodies.setdefault(number, {})[key] = body
+        scope.names.update(scope.producers)
+
+    def _index_readers(self) -> dict[tuple[int, str], list[Read]]:
+        readers: dict[tuple[int, str], list[Read]] = defaultdict(list)
+        for scope in self.scopes:
+            for name, read in _reads_in(scope):
+                owner = scope if name in scope.names else scope.lookup(name)
+                if owner is not None:
+                    readers[id(owner), name].append(read)
+        return dict(readers)
+
+
+def attribute(node: NodeProto, name: str) -> AttributeProto | None:
+    """The attribute of that name, if the node has it."""
+    return next((attr for attr in node.attribute if attr.name == name), None)
+
+
+def names_by_attribute(node: NodeProto) -> list[str]:
+    """The tensors that a Gradient node names in its attributes `xs`, `zs` and `y`."""
+    if node.op_type != "Gradient" or node.domain != TRAINING_DOMAIN:
+        return []
+    found = []
+    for attr in node.attribute:
+        if attr.name in ("xs", "zs"):
+            found += [text.decode(errors="replace") for text in attr.strings]
+        elif attr.name == "y":
+            found.append(attr.s.decode(errors="replace"))
+    return found
+
+
+def _graphs_of(attr: AttributeProto) -> list[tuple[str, GraphProto]]:
+    if attr.type == AttributeProto.GRAPH:
+        return [(attr.name, attr.g)]
+    return [(f"{attr.name}[{number}]", graph) for number, graph in enumerate(attr.graphs)]
+
+
+def _reads_in(scope: Scope) -> Iterator[tuple[str, Read]]:
+    for number, node in enumerate(scope.nodes):
+        for slot, name in enumerate(node.input):
+            if name:
+                yield name, Read(scope, number, slot)
+        for name in names_by_attribute(node):
+            yield name, Read(scope, number, BY_NAME)
+    for slot, name in enumerate(scope.outputs):
+        if name:
+            yield name, Read(scope, OUTPUT, slot)

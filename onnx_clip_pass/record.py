@@ -1,0 +1,190 @@
+"""The note that a rewrite leaves in the model's metadata, and the way back.
+
+The note is JSON under the key `onnx_clip_pass` of `ModelProto.metadata_props`. It says what was
+clipped, how and by which version, and names every node, initializer and declared value that was
+added and every name that was changed. All these names are new to the model, so that undoing is
+removing the ones and renaming the others, wherever in the model they stand. A digest over what
+was added tells whether another tool has changed it since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
+
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.graph import rename_in_attributes
+
+__all__ = ["KEY", "Record", "read_record", "strip", "strip_if_clipped", "write_record"]
+
+KEY = "onnx_clip_pass"
+_FORMAT = 1
+
+
+@dataclass(slots=True)
+class Record:
+    """What a rewrite did.
+
+    `clips` has an entry for each gradient: its name, parameter, graph, clip and settings.
+    `renamed` maps each changed name to what it was; `nodes`, `initializers` and `values` are the
+    names of what was added.
+    """
+
+    version: str
+    clips: list[dict[str, Any]]
+    renamed: dict[str, str] = field(default_factory=dict)
+    nodes: list[str] = field(default_factory=list)
+    initializers: list[str] = field(default_factory=list)
+    values: list[str] = field(default_factory=list)
+    digest: str = ""
+    format: int = _FORMAT
+
+
+def write_record(model: ModelProto, record: Record) -> None:
+    """Leave the record in the model, with the digest of what was added."""
+    record.digest = _digest(model, record)
+    text = json.dumps(asdict(record), ensure_ascii=False, separators=(",", ":"))
+    model.metadata_props.add(key=KEY, value=text)
+
+
+def read_record(model: ModelProto) -> Record | None:
+    """The record in a model; None if it has none.
+
+    Raises:
+        OnnxClipError: the metadata entry is there and is no record of a known format.
+    """
+    text = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
+    if text is None:
+        return None
+    try:
+        fields = json.loads(text)
+        record = Record(**fields)
+        names = [*record.nodes, *record.initializers, *record.values]
+        if record.format != _FORMAT or not all(
+            isinstance(name, str) for name in (*names, *record.renamed, *record.renamed.values())
+        ):
+            raise ValueError(f"format {record.format!r}")
+        if not all(isinstance(clip, dict) for clip in record.clips):
+            raise ValueError("clips that are no objects")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise OnnxClipError(
+            f"the metadata entry {KEY!r} is no record that this version can read ({error}); "
+            f"remove the entry if another tool wrote it, else use the version that wrote it"
+        ) from error
+    return record
+
+
+def strip(model: ModelProto) -> ModelProto:
+    """Undo a rewrite.
+
+    Args:
+        model: a model that `clip_gradients` or `onnx-clip rewrite` has made; it stays as it is.
+
+    Returns:
+        The model as it was before, equal to it as a protobuf message.
+
+    Raises:
+        OnnxClipError: the model bears no record, or what was added has been changed since.
+    """
+    original = ModelProto()
+    original.CopyFrom(model)
+    if not undo(original):
+        raise OnnxClipError(
+            "expected a model that onnx-clip has rewritten, but its metadata has no entry "
+            f"{KEY!r}; there is nothing to undo"
+        )
+    return original
+
+
+def strip_if_clipped(model: ModelProto) -> ModelProto:
+    """The model before any rewrite: itself if it bears no record."""
+    return model if read_record(model) is None else strip(model)
+
+
+def undo(model: ModelProto) -> bool:
+    """Undo a rewrite in place; False if there is none."""
+    record = read_record(model)
+    if record is None:
+        return False
+    if _digest(model, record) != record.digest:
+        raise OnnxClipError(
+            "the nodes that onnx-clip added to this model have been changed, renamed or removed "
+            "by another tool since, so they cannot be undone; start from the original model"
+        )
+    nodes = set(record.nodes)
+    gone = {"node": nodes, "initializer": set(record.initializers), "value_info": set(record.values)}
+    for body in _bodies(model):
+        for field_name, names in gone.items():
+            items = getattr(body, field_name, None)
+            for at in range(len(items or ()) - 1, -1, -1):
+                if items[at].name in names:
+                    del items[at]
+        _rename_back(body, record.renamed)
+    for at, entry in enumerate(model.metadata_props):
+        if entry.key == KEY:
+            del model.metadata_props[at]
+            break
+    return True
+
+
+def _rename_back(body: GraphProto | FunctionProto, names: dict[str, str]) -> None:
+    for node in body.node:
+        for ports in (node.input, node.output):
+            for slot, name in enumerate(ports):
+                if name in names:
+                    ports[slot] = names[name]
+        if node.op_type == "Gradient":
+            for new, old in names.items():
+                rename_in_attributes(node, new, old)
+    if isinstance(body, FunctionProto):
+        for slot, name in enumerate(body.output):
+            if name in names:
+                body.output[slot] = names[name]
+        return
+    for named in (*body.output, *body.initializer):
+        if named.name in names:
+            named.name = names[named.name]
+
+
+def _digest(model: ModelProto, record: Record) -> str:
+    """Of every added node and initializer as it stands in the model."""
+    nodes, initializers = set(record.nodes), set(record.initializers)
+    parts = [node for body in _bodies(model) for node in body.node if node.name in nodes]
+    tensors = [
+        tensor
+        for body in _bodies(model)
+        if isinstance(body, GraphProto)
+        for tensor in body.initializer
+        if tensor.name in initializers
+    ]
+    digest = hashlib.sha256()
+    for message in (*parts, *tensors):
+        data = message.SerializeToString(deterministic=True)
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+def _bodies(model: ModelProto) -> Iterator[GraphProto | FunctionProto]:
+    todo: list[GraphProto | FunctionProto] = [model.graph]
+    for info in model.training_info:
+        todo += [info.initialization, info.algorithm]
+    todo += model.functions
+    for body in todo:  # grows while it is read
+        yield body
+        for node in body.node:
+            todo += _graphs_in(node)
+
+
+def _graphs_in(node: NodeProto) -> list[GraphProto]:
+    graphs = []
+    for attr in node.attribute:
+        if attr.type == AttributeProto.GRAPH:
+            graphs.append(attr.g)
+        elif attr.type == AttributeProto.GRAPHS:
+            graphs += attr.graphs
+    return graphs

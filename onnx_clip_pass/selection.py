@@ -1,0 +1,127 @@
+"""`need_clip`: which parameters' gradients are clipped.
+
+A selection is a callable, as Paddle's `need_clip`, or patterns as on the command line. A pattern
+is a glob on the parameter's or the gradient's name (`encoder.*`), or a regular expression behind
+`re:` that is searched in them (`re:bias$`). A pattern that is the very name of a parameter or
+gradient means that one and is not read as a glob (`params['w']`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.gradients.found import Parameter
+
+__all__ = ["NeedClip", "check_need_clip", "select"]
+
+NeedClip = Callable[[Parameter], bool] | str | Sequence[str] | None
+"""A predicate, a pattern, several patterns (any of them), or None for all parameters."""
+
+_SHOWN = 10
+
+
+def check_need_clip(need_clip: object) -> None:
+    """Refuse what is no `NeedClip`, when it is given rather than when it is used."""
+    if need_clip is None or callable(need_clip):
+        return
+    for pattern in _patterns(need_clip):
+        if pattern.startswith("re:"):
+            _compile(pattern)
+
+
+def select(
+    parameters: Sequence[Parameter],
+    need_clip: NeedClip,
+    skip: Sequence[str] = (),
+    *,
+    also: Sequence[Parameter] = (),
+) -> list[Parameter]:
+    """Those of the parameters that `need_clip` picks and `skip` does not.
+
+    Args:
+        parameters: what there is.
+        need_clip: a predicate or patterns.
+        skip: patterns of what to leave out all the same.
+        also: more that a pattern picks only by its very name.
+
+    Raises:
+        OnnxClipError: a pattern matches nothing, or a predicate raises or gives no bool.
+    """
+    if need_clip is None:
+        picked = list(parameters)
+    elif callable(need_clip):
+        picked = [parameter for parameter in parameters if _ask(need_clip, parameter)]
+    else:
+        picked = _match(_patterns(need_clip), parameters, also)
+    skipped = _match(skip, parameters, also) if skip else []
+    return [parameter for parameter in picked if parameter not in skipped]
+
+
+def _ask(need_clip: Callable[[Parameter], bool], parameter: Parameter) -> bool:
+    try:
+        answer = need_clip(parameter)
+    except Exception as error:
+        raise OnnxClipError(
+            f"need_clip raised {type(error).__name__} when asked about parameter "
+            f"{parameter.name!r}: {error}"
+        ) from error
+    if not isinstance(answer, bool | np.bool_):
+        raise OnnxClipError(
+            f"need_clip must return True or False, but for parameter {parameter.name!r} it "
+            f"returned {answer!r}"
+        )
+    return bool(answer)
+
+
+def _patterns(need_clip: object) -> list[str]:
+    patterns = [need_clip] if isinstance(need_clip, str) else need_clip
+    if not isinstance(patterns, Iterable) or isinstance(patterns, bytes):
+        raise OnnxClipError(
+            f"need_clip must be a callable, a pattern or a list of patterns, not {need_clip!r}"
+        )
+    patterns = list(patterns)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise OnnxClipError(f"need_clip must be a list of strings, not {need_clip!r}")
+    return patterns
+
+
+def _match(
+    patterns: Sequence[str], parameters: Sequence[Parameter], also: Sequence[Parameter]
+) -> list[Parameter]:
+    picked: list[Parameter] = []
+    idle = []
+    for pattern in patterns:
+        exact = [x for x in (*parameters, *also) if pattern in (x.name, x.gradient)]
+        matched = exact or [x for x in parameters if _fits(pattern, x)]
+        if not matched:
+            idle.append(f"pattern {pattern!r} matches no parameter and no gradient")
+        picked += matched
+    if idle:
+        raise OnnxClipError(f"a selection matches nothing; there is: {_listed(parameters)}", idle)
+    chosen = set(picked)
+    return [parameter for parameter in (*parameters, *also) if parameter in chosen]
+
+
+def _fits(pattern: str, parameter: Parameter) -> bool:
+    if pattern.startswith("re:"):
+        found = _compile(pattern)
+        return any(found.search(name) for name in (parameter.name, parameter.gradient))
+    return any(fnmatchcase(name, pattern) for name in (parameter.name, parameter.gradient))
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern.removeprefix("re:"))
+    except re.error as error:
+        raise OnnxClipError(f"{pattern!r} is no regular expression: {error}") from error
+
+
+def _listed(parameters: Sequence[Parameter]) -> str:
+    names = [repr(parameter.name) for parameter in parameters[:_SHOWN]]
+    more = len(parameters) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more > 0 else "")
