@@ -1,9 +1,9 @@
 """Gradient clipping for ONNX training graphs, as a rewrite of the graph.
 
-    >>> import onnx
-    >>> from onnx_clip_pass import GradientClipByNorm, clip_gradients
-    >>> model = onnx.load("models/seed/train_step.onnx")
-    >>> clipped = clip_gradients(model, GradientClipByNorm(clip_norm=1.0))
+>>> import onnx
+>>> from onnx_clip_pass import GradientClipByNorm, clip_gradients
+>>> model = onnx.load("models/seed/train_step.onnx")
+>>> clipped = clip_gradients(model, GradientClipByNorm(clip_norm=1.0))
 """
 
 from onnx_clip_pass._version import __version__

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import clip_gradients_file, inspect_file, read_map, strip_file
 from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.rewrite import Clipped, Report
+from onnx_clip_pass.storage import HowToBring
 
 __all__ = ["main"]
 
@@ -42,9 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     try:
-        cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
+        code = cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return 2
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 2
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -70,8 +70,17 @@ def cli() -> None:
     """
 
 
+_EXTERNAL_DATA = click.option(
+    "--external-data",
+    type=click.Choice(["copy", "link"]),
+    default="copy",
+    show_default=True,
+    help="How weights in files of their own get into another folder: link makes hard links.",
+)
+
+
 @cli.command()
-@click.argument("model", type=_MODEL)
+@click.argument("models", type=_MODEL, nargs=-1, required=True, metavar="MODEL...")
 @click.option("-o", "--output", type=_MODEL, help="Where to write. [default: MODEL.clipped.onnx]")
 @click.option(
     "--clip-norm",
@@ -101,60 +110,74 @@ def cli() -> None:
     metavar="FILE",
     help="JSON object, gradient name to parameter name; nothing is searched.",
 )
+@_EXTERNAL_DATA
 @click.option("--dry-run", is_flag=True, help="Show what would be clipped, write nothing.")
 @click.option("--in-place", is_flag=True, help="Replace MODEL itself.")
 @click.option("--force", is_flag=True, help="Replace an output that onnx-clip did not write.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def rewrite(
-    model: Path,
+    models: tuple[Path, ...],
     output: Path | None,
     clip_norm: float,
     need_clip: tuple[str, ...],
     skip: tuple[str, ...],
     names: tuple[str, ...],
     map_file: Path | None,
+    external_data: HowToBring,
     dry_run: bool,
     in_place: bool,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Clip the gradients of MODEL, each by its own norm.
+    """Clip the gradients of each MODEL, each gradient by its own norm.
 
     \b
     Examples:
       onnx-clip rewrite training_model.onnx
-      onnx-clip rewrite model.onnx -o out.onnx --clip-norm 0.5 --need-clip 'encoder.*' --skip '*.bias'
+      onnx-clip rewrite model.onnx --clip-norm 0.5 --need-clip 'encoder.*' --skip '*.bias'
       onnx-clip rewrite model.onnx --gradient t_9 --gradient view_1
     """
     if in_place and output is not None:
         raise click.UsageError("--in-place and --output exclude each other")
     if names and map_file is not None:
         raise click.UsageError("--gradient and --map exclude each other: put the names in the map")
-    target = model if in_place else output or model.with_name(f"{model.stem}.clipped.onnx")
-    report = clip_gradients_file(
-        model,
-        target,
-        GradientClipByNorm(clip_norm, list(need_clip) or None),
-        gradients=read_map(map_file) if map_file is not None else list(names) or None,
-        skip=skip,
-        replace=in_place,
-        force=force,
-        dry_run=dry_run,
-    )
-    for warning in report.warnings:
-        _say(f"note: {warning}")
+    if output is not None and len(models) > 1:
+        raise click.UsageError("--output is for one model; several are written beside themselves")
+    clip = GradientClipByNorm(clip_norm, list(need_clip) or None)
+    gradients = read_map(map_file) if map_file is not None else list(names) or None
+    results = []
+    failures = 0
+    for model in models:
+        target = model if in_place else output or model.with_name(f"{model.stem}.clipped.onnx")
+        facts: dict[str, Any] = {"model": str(model)}
+        try:
+            with _Progress(f"writing {target.name}") as progress:
+                report = clip_gradients_file(
+                    model,
+                    target,
+                    clip,
+                    gradients=gradients,
+                    skip=skip,
+                    external_data=external_data,
+                    replace=in_place,
+                    force=force,
+                    dry_run=dry_run,
+                    progress=progress,
+                )
+        except OnnxClipError as error:
+            if len(models) == 1:
+                raise
+            failures += 1
+            _say(f"error: {model}: {error}")
+            results.append(facts | {"error": str(error)})
+            continue
+        results.append(facts | {"output": None if dry_run else str(target)} | _facts(report))
+        _tell(model, None if dry_run else target, report, as_json=as_json)
     if as_json:
-        _print_json({"model": str(model), "output": None if dry_run else str(target)} | _facts(report))
-        return
-    _show(report.rows)
-    count, of = len(report.clipped), len(report.rows)
-    done = "would clip" if dry_run else "clipped"
-    norm = "each gradient by its own norm" if count else "nothing"
-    click.echo(f"{done} {count} of {of} gradients in {escape_control(model)}: {norm}", err=as_json)
-    if report.replaced:
-        _say("note: the model was clipped already; the clips it had are replaced")
-    if not dry_run:
-        click.echo(f"wrote {escape_control(target)}")
+        _print_json(results[0] if len(models) == 1 else {"models": results})
+    if failures:
+        _say(f"{failures} of {len(models)} models failed")
+        raise click.exceptions.Exit(2)
 
 
 @cli.command()
@@ -168,7 +191,8 @@ def inspect(model: Path, as_json: bool) -> None:
             {
                 "model": str(model),
                 "gradients": [_gradient_facts(gradient) for gradient in found.gradients],
-                "record": found.record and {
+                "record": found.record
+                and {
                     "version": found.record.version,
                     "clips": found.record.clips,
                 },
@@ -184,7 +208,9 @@ def inspect(model: Path, as_json: bool) -> None:
         return
     click.echo(f"clipped by onnx-clip {found.record.version}:")
     for clip in found.record.clips[:_MOST_ROWS]:
-        words = {k: v for k, v in clip.items() if k not in ("gradient", "parameter", "graph", "clip")}
+        words = {
+            k: v for k, v in clip.items() if k not in ("gradient", "parameter", "graph", "clip")
+        }
         settings = ", ".join(f"{name}={value}" for name, value in words.items())
         click.echo(escape_control(f"  {clip.get('gradient')}  {clip.get('clip')}({settings})"))
     if len(found.record.clips) > _MOST_ROWS:
@@ -194,18 +220,81 @@ def inspect(model: Path, as_json: bool) -> None:
 @cli.command()
 @click.argument("model", type=_MODEL)
 @click.option("-o", "--output", type=_MODEL, help="Where to write. [default: MODEL.stripped.onnx]")
+@_EXTERNAL_DATA
 @click.option("--in-place", is_flag=True, help="Replace MODEL itself.")
-@click.option("--force", is_flag=True, help="Replace an output that exists.")
-def strip(model: Path, output: Path | None, in_place: bool, force: bool) -> None:
+@click.option("--force", is_flag=True, help="Replace an output that onnx-clip did not write.")
+def strip(
+    model: Path, output: Path | None, external_data: HowToBring, in_place: bool, force: bool
+) -> None:
     """Undo a rewrite: write MODEL as it was before it was clipped."""
     if in_place and output is not None:
         raise click.UsageError("--in-place and --output exclude each other")
     target = model if in_place else output or model.with_name(f"{model.stem}.stripped.onnx")
-    strip_file(model, target, replace=in_place, force=force)
+    with _Progress(f"writing {target.name}") as progress:
+        strip_file(
+            model,
+            target,
+            external_data=external_data,
+            replace=in_place,
+            force=force,
+            progress=progress,
+        )
     click.echo(f"wrote {escape_control(target)}")
 
 
 # -- showing -----------------------------------------------------------------------------------
+
+
+class _Progress:
+    """A bar on standard error, from the second second on and only where a person watches."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._start = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None:
+            console = Console(stderr=True)
+            if time.monotonic() - self._start < 1 or not console.is_terminal:
+                return
+            from rich import progress
+
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.description}", markup=False),
+                progress.BarColumn(),
+                progress.DownloadColumn(),
+                console=console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(escape_control(self._title))
+            self._bar.start()
+        self._bar.update(self._task, completed=done, total=total)
+
+
+def _tell(model: Path, target: Path | None, report: Report, *, as_json: bool) -> None:
+    """What was done to one model: notes always, the rest unless it is told as JSON."""
+    for warning in report.warnings:
+        _say(f"note: {warning}")
+    if report.replaced:
+        _say("note: the model was clipped already; the clips it had are replaced")
+    if as_json:
+        return
+    _show(report.rows)
+    done = "would clip" if target is None else "clipped"
+    count = f"{len(report.clipped)} of {len(report.rows)}"
+    click.echo(
+        f"{done} {count} gradients in {escape_control(model)}, each by its own norm"
+        + ("" if target is None else f"; wrote {escape_control(target)}")
+    )
 
 
 def escape_control(text: object) -> str:
@@ -226,7 +315,9 @@ def _show(rows: Sequence[Clipped]) -> None:
     if not rows:
         return
     if len(rows) > _MOST_ROWS:
-        counts = Counter((row.clip.label if row.clip else "not clipped", row.gradient.dtype) for row in rows)
+        counts = Counter(
+            (row.clip.label if row.clip else "not clipped", row.gradient.dtype) for row in rows
+        )
         for (clip, dtype), count in counts.items():
             _say(f"{count} gradients, {dtype}: {clip}")
         return

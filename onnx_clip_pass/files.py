@@ -8,15 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnx import ModelProto
-
 from onnx_clip_pass.clips import Clip
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient, survey
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record, read_record, undo
 from onnx_clip_pass.rewrite import GradientNames, Report, clip_in_place, nothing_found
-from onnx_clip_pass.storage import read_model, write_model
+from onnx_clip_pass.storage import (
+    HowToBring,
+    Progress,
+    Structure,
+    data_files,
+    open_model,
+    write_structure,
+)
 
 __all__ = ["Inspection", "clip_gradients_file", "inspect_file", "read_map", "strip_file"]
 
@@ -39,19 +44,26 @@ def clip_gradients_file(
     *,
     gradients: GradientNames = None,
     skip: Sequence[str] = (),
+    external_data: HowToBring = "copy",
     replace: bool = False,
     force: bool = False,
     dry_run: bool = False,
+    progress: Progress | None = None,
 ) -> Report:
     """`clip_gradients` from file to file; weights stored as external data are not read.
 
     Args:
         source: a model file.
-        target: where to write; beside `source` if that has external data.
-        clip, gradients, skip: see `clip_gradients`.
+        target: where to write. In the same folder external data is shared; in another one it
+            comes along.
+        clip: what to do, see `clip_gradients`.
+        gradients: the gradients' names, see `clip_gradients`.
+        skip: patterns of what to leave out.
+        external_data: how data files get into another folder: "copy" or "link" (a hard link).
         replace: allow `target` to be `source`.
-        force: replace a target that bears no record of onnx-clip.
+        force: replace a target, or data files of other content, that onnx-clip did not write.
         dry_run: write nothing.
+        progress: is told how many bytes are written, and of how many.
 
     Returns:
         What was found and clipped.
@@ -61,35 +73,43 @@ def clip_gradients_file(
             must not be replaced.
     """
     source, target = Path(source), Path(target)
-    model = read_model(source)
-    if not dry_run:
-        _check_target(source, target, model, replace=replace, force=force)
-    report = clip_in_place(model, clip, gradients=gradients, skip=skip)
-    if not dry_run:
-        write_model(model, target, mode_of=source)
+    with open_model(source) as structure:
+        if not dry_run:
+            _check_target(source, target, replace=replace, force=force)
+        report = clip_in_place(structure.model, clip, gradients=gradients, skip=skip)
+        if not dry_run:
+            _write(structure, target, external_data, force, progress)
     return report
 
 
 def strip_file(
-    source: _Path, target: _Path, *, replace: bool = False, force: bool = False
+    source: _Path,
+    target: _Path,
+    *,
+    external_data: HowToBring = "copy",
+    replace: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
 ) -> None:
-    """Undo a rewrite from file to file, see `strip`."""
+    """Undo a rewrite from file to file, see `strip`; options as for `clip_gradients_file`."""
     source, target = Path(source), Path(target)
-    model = read_model(source)
-    _check_target(source, target, model, replace=replace, force=force)
-    if not undo(model):
-        raise OnnxClipError(f"{str(source)!r} is not clipped by onnx-clip: there is nothing to undo")
-    write_model(model, target, mode_of=source)
+    with open_model(source) as structure:
+        _check_target(source, target, replace=replace, force=force)
+        if not undo(structure.model):
+            raise OnnxClipError(
+                f"{str(source)!r} is not clipped by onnx-clip: there is nothing to undo"
+            )
+        _write(structure, target, external_data, force, progress)
 
 
 def inspect_file(source: _Path) -> Inspection:
     """The gradients of a model file, and the record if it is clipped already."""
-    model = read_model(Path(source))
-    record = read_record(model)
-    undo(model)
-    seen = survey(Index(model))
-    gradients = tuple(sighting.gradient for sighting in seen.found)
-    return Inspection(gradients, record, "" if gradients else nothing_found(seen))
+    with open_model(Path(source)) as structure:
+        record = read_record(structure.model)
+        undo(structure.model)
+        seen = survey(Index(structure.model))
+        gradients = tuple(sighting.gradient for sighting in seen.found)
+        return Inspection(gradients, record, "" if gradients else nothing_found(seen))
 
 
 def read_map(path: _Path) -> dict[str, str]:
@@ -110,43 +130,50 @@ def read_map(path: _Path) -> dict[str, str]:
     return found
 
 
-def _check_target(
-    source: Path, target: Path, model: ModelProto, *, replace: bool, force: bool
-) -> None:
+def _check_target(source: Path, target: Path, *, replace: bool, force: bool) -> None:
     if not target.parent.is_dir():
-        raise OnnxClipError(f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}")
+        raise OnnxClipError(
+            f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}"
+        )
     if target.is_dir():
         raise OnnxClipError(f"cannot write {str(target)!r}: it is a folder")
-    is_source = target.exists() and target.samefile(source)
-    if is_source and not replace:
-        raise OnnxClipError(
-            f"the output {str(target)!r} is the model itself; pass --in-place to replace it"
-        )
-    if target.exists() and not is_source and not force and not _bears_record(target):
+    if not target.exists():
+        return
+    if target.samefile(source):
+        if not replace:
+            raise OnnxClipError(
+                f"the output {str(target)!r} is the model itself; pass --in-place to replace it"
+            )
+    elif not force and not _bears_record(target):
         raise OnnxClipError(
             f"{str(target)!r} exists and onnx-clip did not write it; pass --force to replace it, "
             f"or another --output"
         )
-    if not is_source and target.parent.resolve() != source.parent.resolve():
-        names = sorted(_external_locations(model))
-        if names:
-            raise OnnxClipError(
-                f"{str(source)!r} has external data ({', '.join(names[:3])}), which is found only "
-                f"from its own folder; write the output beside it"
-            )
 
 
 def _bears_record(path: Path) -> bool:
     try:
-        return read_record(read_model(path)) is not None
+        with open_model(path) as structure:
+            return read_record(structure.model) is not None
     except OnnxClipError:
         return False
 
 
-def _external_locations(model: ModelProto) -> set[str]:
-    return {
-        entry.value
-        for tensor in model.graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
+def _write(
+    structure: Structure,
+    target: Path,
+    external_data: HowToBring,
+    force: bool,
+    progress: Progress | None,
+) -> None:
+    folder = structure.source.path.parent
+    files = data_files(structure.model, folder) if structure.may_have_external_data else []
+    if any((target.parent / file.location).resolve() == target.resolve() for file in files):
+        raise OnnxClipError(
+            f"the output {str(target)!r} is where the model's external data lies, or is to lie; "
+            f"choose another name"
+        )
+    if target.parent.samefile(folder):
+        files = []
+    force = force or _bears_record(target)
+    write_structure(structure, target, files, how=external_data, force=force, progress=progress)

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import rename_in_attributes
 
-__all__ = ["KEY", "Record", "read_record", "strip", "strip_if_clipped", "write_record"]
+__all__ = ["KEY", "Record", "digest_of", "read_record", "strip", "strip_if_clipped", "write_record"]
 
 KEY = "onnx_clip_pass"
 _FORMAT = 1
@@ -46,9 +46,9 @@ class Record:
 
 
 def write_record(model: ModelProto, record: Record) -> None:
-    """Leave the record in the model, with the digest of what was added."""
-    record.digest = _digest(model, record)
-    text = json.dumps(asdict(record), ensure_ascii=False, separators=(",", ":"))
+    """Leave the record in the model."""
+    fields = {name: getattr(record, name) for name in Record.__slots__}
+    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
     model.metadata_props.add(key=KEY, value=text)
 
 
@@ -111,25 +111,34 @@ def undo(model: ModelProto) -> bool:
     record = read_record(model)
     if record is None:
         return False
-    if _digest(model, record) != record.digest:
+    if digest_of(_added_to(model, record)) != record.digest or _is_read_by_others(model, record):
         raise OnnxClipError(
-            "the nodes that onnx-clip added to this model have been changed, renamed or removed "
-            "by another tool since, so they cannot be undone; start from the original model"
+            "the nodes that onnx-clip added to this model have been changed, renamed, removed or "
+            "joined with others by another tool since, so they cannot be undone; start from the "
+            "original model"
         )
     nodes = set(record.nodes)
-    gone = {"node": nodes, "initializer": set(record.initializers), "value_info": set(record.values)}
     for body in _bodies(model):
-        for field_name, names in gone.items():
-            items = getattr(body, field_name, None)
-            for at in range(len(items or ()) - 1, -1, -1):
-                if items[at].name in names:
-                    del items[at]
+        _remove(body.node, nodes)
+        _remove(getattr(body, "value_info", ()), set(record.values))
+        if isinstance(body, GraphProto):
+            for at in range(len(body.initializer) - 1, -1, -1):  # one by one: weights stay put
+                if body.initializer[at].name in record.initializers:
+                    del body.initializer[at]
         _rename_back(body, record.renamed)
     for at, entry in enumerate(model.metadata_props):
         if entry.key == KEY:
             del model.metadata_props[at]
             break
     return True
+
+
+def _remove(items: Any, names: set[str]) -> None:
+    """Take the messages of these names out of a repeated field, in one go: they are many."""
+    kept = [item for item in items if item.name not in names]
+    if len(kept) < len(items):
+        del items[:]
+        items.extend(kept)
 
 
 def _rename_back(body: GraphProto | FunctionProto, names: dict[str, str]) -> None:
@@ -146,27 +155,49 @@ def _rename_back(body: GraphProto | FunctionProto, names: dict[str, str]) -> Non
             if name in names:
                 body.output[slot] = names[name]
         return
-    for named in (*body.output, *body.initializer):
-        if named.name in names:
-            named.name = names[named.name]
+    for value in body.output:
+        if value.name in names:
+            value.name = names[value.name]
+    for tensor in body.initializer:
+        if tensor.name in names:
+            tensor.name = names[tensor.name]
 
 
-def _digest(model: ModelProto, record: Record) -> str:
-    """Of every added node and initializer as it stands in the model."""
-    nodes, initializers = set(record.nodes), set(record.initializers)
-    parts = [node for body in _bodies(model) for node in body.node if node.name in nodes]
-    tensors = [
-        tensor
-        for body in _bodies(model)
-        if isinstance(body, GraphProto)
-        for tensor in body.initializer
-        if tensor.name in initializers
-    ]
+def digest_of(added: Iterable[NodeProto | TensorProto]) -> str:
+    """A digest of added nodes and initializers, in whatever order they come."""
     digest = hashlib.sha256()
-    for message in (*parts, *tensors):
+    for message in sorted(added, key=lambda message: message.name):
         data = message.SerializeToString(deterministic=True)
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()
+
+
+def _added_to(model: ModelProto, record: Record) -> Iterator[NodeProto | TensorProto]:
+    """What the model still has of the nodes and initializers that the record names."""
+    nodes, initializers = set(record.nodes), set(record.initializers)
+    for body in _bodies(model):
+        yield from (node for node in body.node if node.name in nodes)
+        if isinstance(body, GraphProto):
+            yield from (tensor for tensor in body.initializer if tensor.name in initializers)
+
+
+def _is_read_by_others(model: ModelProto, record: Record) -> bool:
+    """Whether a node that was not added, or an output, takes what undoing would remove."""
+    nodes = set(record.nodes)
+    removed = set(record.initializers)
+    read: set[str] = set()
+    for body in _bodies(model):
+        for node in body.node:
+            if node.name in nodes:
+                removed.update(node.output)
+            else:
+                read.update(node.input)
+        if isinstance(body, GraphProto):
+            read.update(value.name for value in body.output)
+        else:
+            read.update(body.output)
+    kept = {*record.renamed, *record.renamed.values()}
+    return not read.isdisjoint(removed - kept)
 
 
 def _bodies(model: ModelProto) -> Iterator[GraphProto | FunctionProto]:

@@ -6,7 +6,8 @@ How a clip is put in, by the laws of docs/design.md:
 
 1. The value's maker gives it a new name, and the clip's last node bears the old one, so that
    whoever reads the gradient reads the clipped one.
-2. A read through which another gradient is computed goes to the new name: the raw value.
+2. A read through which another gradient is computed goes to the new name: the raw value. So
+   does a read by name in the attributes of a Gradient node.
 3. A gradient that is an input of its graph keeps its name as the raw value, and its other reads
    go to the clipped one.
 4. Where two parameters share a value and only one is clipped, the value stays as it is and the
@@ -25,8 +26,8 @@ from onnx_clip_pass._version import __version__
 from onnx_clip_pass.clips import Clip, Emitter
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient, Sighting, Survey, name_gradients, survey
-from onnx_clip_pass.graph import OUTPUT, Editor, Index, Read, Scope
-from onnx_clip_pass.record import Record, undo, write_record
+from onnx_clip_pass.graph import BY_NAME, OUTPUT, Editor, Index, Read, Scope
+from onnx_clip_pass.record import Record, digest_of, undo, write_record
 from onnx_clip_pass.selection import select
 
 __all__ = ["Clipped", "GradientNames", "Report", "clip_gradients", "clip_in_place"]
@@ -123,9 +124,7 @@ def _as_mapping(gradients: Sequence[str] | Mapping[str, str]) -> dict[str, str |
     return dict.fromkeys(gradients)
 
 
-def _selected(
-    seen: Survey, clip: Clip, skip: Sequence[str]
-) -> list[tuple[Sighting, Clip | None]]:
+def _selected(seen: Survey, clip: Clip, skip: Sequence[str]) -> list[tuple[Sighting, Clip | None]]:
     if not seen.found and not seen.of_data:
         raise OnnxClipError(nothing_found(seen))
     parameters = [sighting.gradient.parameter for sighting in seen.found]
@@ -194,11 +193,9 @@ class _Edit:
         self.clip.emit(gradient, Emitter(editor, scope, position, name, source, target, dtype))
 
 
-def _plan(
-    index: Index, seen: Survey, sightings: list[tuple[Sighting, Clip | None]]
-) -> list[_Edit]:
+def _plan(index: Index, seen: Survey, sightings: list[tuple[Sighting, Clip | None]]) -> list[_Edit]:
     values = [sighting.value for sighting, _ in sightings]
-    _, backward = seen.flow.ancestors(values, seen.updates.__contains__)
+    _, backward = seen.flow.ancestors(values, seen.updates.__contains__, watched=set(values))
     groups: dict[tuple[int, str], list[tuple[Sighting, Clip | None]]] = {}
     for sighting, clip in sightings:
         key = (id(sighting.value.frame.scope), sighting.value.name)
@@ -215,8 +212,8 @@ def _plan(
         if all(clip.is_identity for clip in wanted):
             continue
         readers = index.readers_of(first.value.frame.scope, first.value.name)
-        raw = [read for read in readers if read in backward]
-        others = [read for read in readers if read not in backward]
+        raw = [read for read in readers if read in backward or read.slot == BY_NAME]
+        others = [read for read in readers if read not in backward and read.slot != BY_NAME]
         if len(clips) == 1:
             edits.append(_edit_for_all(group, wanted[0], raw, others, faults))
         else:
@@ -245,7 +242,7 @@ def _edit_for_all(
     sightings = [sighting for sighting, _ in group]
     scope, name = sightings[0].value.frame.scope, sightings[0].value.name
     edit = _Edit(scope, name, clip, sightings, raw)
-    if name in scope.inputs:
+    if name not in scope.producers and name in scope.inputs:
         edit.redirected = others
         if any(read.node == OUTPUT and read.scope is scope for read in others):
             faults.append(
@@ -294,7 +291,9 @@ def _way_to_sinks(seen: Survey, sighting: Sighting) -> set[Read]:
         way.add(Read(scope, sink.node, sink.slot))
         taken = seen.flow.resolve(sink.frame, scope.nodes[sink.node].input[sink.slot])
         if taken is not None:
-            _, reads = seen.flow.ancestors([taken], lambda value: value == sighting.value)
+            _, reads = seen.flow.ancestors(
+                [taken], lambda value: value == sighting.value, watched={sighting.value}
+            )
             way |= reads
     return way
 
@@ -318,9 +317,10 @@ def _record(editor: Editor, edits: list[_Edit], rows: tuple[Clipped, ...]) -> Re
         version=__version__,
         clips=clips,
         renamed=dict(edit.renamed for edit in edits),
-        nodes=editor.added.nodes,
-        initializers=editor.added.initializers,
+        nodes=[node.name for node in editor.added.nodes],
+        initializers=[tensor.name for tensor in editor.added.initializers],
         values=editor.added.values,
+        digest=digest_of([*editor.added.nodes, *editor.added.initializers]),
     )
 
 

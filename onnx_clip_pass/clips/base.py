@@ -49,7 +49,7 @@ class Clip(ABC):
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What distinguishes this clip from others of its class, as JSON can hold it."""
+        """What distinguishes this clip from others of its class, in the types of JSON."""
 
     def apply(self, gradients: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Clip arrays, by the names of their parameters, as a rewritten graph would.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class GradientClipByNorm(Clip):
         return math.isinf(self.clip_norm)
 
     def settings(self) -> dict[str, Any]:
-        return {"clip_norm": self.clip_norm}
+        return {"clip_norm": "inf" if self.is_identity else self.clip_norm}
 
     def reference(self, gradient: NDArray[Any]) -> NDArray[Any]:
         wide = gradient.astype(np.float64)
@@ -127,6 +128,7 @@ def _positive(clip_norm: object) -> float:
     return number
 
 
+@lru_cache
 def _is_held_by(dtype: str, number: float) -> bool:
     limits = np.finfo(dtype)
     return math.isinf(number) or float(limits.tiny) <= number <= float(limits.max)

@@ -77,20 +77,19 @@ def survey(index: Index) -> Survey:
     flow = Flow(index)
     arithmetic = Arithmetic(flow)
     steps = Steps(flow, arithmetic)
+    updated = steps.find()
     joined: _Joined = {}
     for finds in (
         accumulator.find(flow, arithmetic),
         optimizer.find(flow, arithmetic),
-        steps.find(),
+        updated,
     ):
         _join(joined, finds)
-    roles = Roles(flow, steps.parameters)
+    roles = Roles(flow, {find.parameter for find in updated if find.parameter}, steps.moments)
     _join(joined, operator.find(flow, roles))
     named = names.find(flow, roles, set(joined))
     _join(joined, named.gradients)
-    found = [
-        _sighting(flow, group) for values in joined.values() for group in values.values()
-    ]
+    found = [_sighting(flow, group) for values in joined.values() for group in values.values()]
     of_data = [_sighting(flow, [each]) for each in named.of_data]
     return Survey(flow, _in_order(index, found), of_data, steps.updates() | _ends(flow))
 
@@ -123,7 +122,9 @@ def name_gradients(index: Index, wanted: Mapping[str, str | None]) -> Survey:
             value = places.get("") or next(iter(places.values()))
             parameter = _parameter_for(flow, value, parameter_name)
             own_name = parameter_name or (name if parameter is None else parameter.name)
-            found.append(_sighting(flow, [Found(value, parameter, own_name, "named by the caller")]))
+            found.append(
+                _sighting(flow, [Found(value, parameter, own_name, "named by the caller")])
+            )
     if faults:
         raise OnnxClipError("expected the names of values of the graph:", faults)
     steps = Steps(flow, Arithmetic(flow))
@@ -171,7 +172,8 @@ def _sighting(flow: Flow, finds: list[Found]) -> Sighting:
             dtype=dtype,
             evidence="; ".join(dict.fromkeys(find.evidence for find in finds)),
             graph=value.frame.scope.path,
-            has_seeds=not tensor.agrees_with(parameter_type) and tensor.adds_seeds_to(parameter_type),
+            has_seeds=not tensor.agrees_with(parameter_type)
+            and tensor.adds_seeds_to(parameter_type),
         ),
         value,
         tensor,

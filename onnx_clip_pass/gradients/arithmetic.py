@@ -172,8 +172,9 @@ class Arithmetic:
 
         1. a term computed by elementwise ops from the parameter alone: weight decay;
         2. Clip, or Min and Max with constants: clipping by value;
-        3. a factor or divisor of one element that is itself computed from the gradient: clipping
-           by a norm, of this gradient or of all;
+        3. a factor or divisor that is itself computed from the gradient, and has one element or is
+           all norms along axes: clipping by a norm, of this gradient, of its rows or of all; with
+           it whatever other factors stand between the two, as in g * limit / max(norm(g), limit);
         4. a choice (Where, If) between the gradient and something computed from it, or zeros.
 
         Aliases are looked through on the way, but the last value of a chain is what counts.
@@ -194,8 +195,10 @@ class Arithmetic:
             carriers = [
                 x for x in operands if parameter is None or not self.is_made_of(x, parameter)
             ]
-            if len(carriers) == 1 and len(operands) > 1 and (
-                node.op_type != "Sub" or carriers[0] == operands[0]
+            if (
+                len(carriers) == 1
+                and len(operands) > 1
+                and (node.op_type != "Sub" or carriers[0] == operands[0])
             ):
                 return carriers[0]
         if node.op_type == "Clip":  # 2
@@ -205,16 +208,52 @@ class Arithmetic:
             if len(carriers) == 1 and len(operands) > 1:
                 return carriers[0]
         if node.op_type in ("Mul", "Div"):  # 3
-            parts = self.scaled(value)
-            if parts is not None and parts[1] is not None:
-                inner = self.behind_aliases(parts[0])
-                if self._depends_on(parts[1], inner):
-                    return parts[0]
+            return self._behind_norm(value)
         if node.op_type == "Where" and len(operands) == 3:  # 4
             return self._chosen(operands[1:])
         if node.op_type == "If":
             return self._chosen(self.flow.inside(value))
         return None
+
+    def _behind_norm(self, value: Value) -> Value | None:
+        parts = self.scaled(value) or self._scaled_by_rows(value)
+        if parts is None or parts[1] is None:
+            return None
+        inner: Value | None = parts[0]
+        while inner is not None:
+            if self._depends_on(parts[1], self.behind_aliases(inner)):
+                return inner
+            further = self.scaled(self.behind_aliases(inner))
+            inner = None if further is None else further[0]
+        return None
+
+    def _scaled_by_rows(self, value: Value) -> tuple[Value, Value] | None:
+        """For x * s, s * x, x / s with an s that is made of norms along axes: (x, s)."""
+        node, operands = value.node, self.flow.operands(value)
+        if node is None or len(operands) != 2:
+            return None
+        a, b = operands
+        if self._is_reduced(b):
+            return a, b
+        return (b, a) if node.op_type == "Mul" and self._is_reduced(a) else None
+
+    def _is_reduced(self, value: Value, depth: int = 0) -> bool:
+        """Whether reductions stand between `value` and all that has more than one element."""
+        node = value.node
+        if self.is_single(value):
+            return True
+        if node is None or depth > _MAX_DEPTH:
+            return False
+        if node.op_type in _REDUCTIONS:
+            return True
+        operands = self.flow.operands(value)
+        if node.op_type in ALIASES:
+            operands = operands[:1]
+        return (
+            node.op_type in _NORM_OPS - {"Concat", "Flatten"}
+            and bool(operands)
+            and all(self._is_reduced(x, depth + 1) for x in operands)
+        )
 
     def _chosen(self, choices: list[Value]) -> Value | None:
         if len(choices) != 2:
@@ -236,7 +275,7 @@ class Arithmetic:
         return self.number(value) == 0
 
     def _depends_on(self, value: Value, source: Value) -> bool:
-        """Whether `value` measures `source`: norms, tests and elementwise ops lead from it there."""
+        """Whether `value` measures `source`: norms, tests, elementwise ops lead from it there."""
         if value not in self._measured:
             seen = {value}
             todo = [value]

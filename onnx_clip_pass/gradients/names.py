@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.found import Found
-from onnx_clip_pass.gradients.naming import parameter_names
+from onnx_clip_pass.gradients.naming import AFFIXED, parameter_names
 from onnx_clip_pass.gradients.roles import Roles
 from onnx_clip_pass.graph import Flow, Frame, TensorType, Value
 
@@ -57,12 +57,12 @@ def _candidates(flow: Flow, frame: Frame) -> dict[Value, list[Value]]:
     inputs = [name for name in scope.inputs if name not in scope.initializers]
     candidates: dict[Value, list[Value]] = defaultdict(list)
     for name in (*scope.producers, *inputs):
-        for parameter_name in parameter_names(name):
+        for parameter_name in parameter_names(name) if AFFIXED.search(name) else ():
             parameter = flow.resolve(frame, parameter_name)
             if parameter is None or parameter.node is not None:
                 continue
             parameter = flow.canonical(parameter)
-            if parameter.node is None and _fits(scope.types.get(name, TensorType()), parameter):
+            if parameter.node is None and _fits(scope.declared(name), parameter):
                 candidates[parameter].append(Value(frame, name))
                 break
     return candidates
@@ -81,7 +81,7 @@ def _fits(gradient: TensorType | None, parameter: Value) -> bool:
 
 def _last(flow: Flow, values: list[Value], parameter: Value) -> Value:
     """The one that hands on all the others; outputs of the graph before inner values."""
-    outputs = [value for value in values if value.name in value.frame.scope.outputs]
+    outputs = [value for value in values if value.name in value.frame.scope.handed_out]
     values = outputs or [value for value in values if value.node is not None] or values
     if len(values) == 1:
         return values[0]

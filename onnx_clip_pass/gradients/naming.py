@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
-__all__ = ["PREFIXES", "SUFFIXES", "is_named_after", "parameter_names"]
+__all__ = ["AFFIXED", "PREFIXES", "SUFFIXES", "is_named_after", "parameter_names"]
 
 _WORDS = ("grad", "gradient", "gradients", "grads", "Grad", "GRAD", "adj", "adjoint", "d")
 
@@ -20,6 +21,12 @@ PREFIXES = (
     "∇",
 )
 """`adj_W` (onnx-ad), `grad_W`, `grad.W`, `grad/W`, `d_W`, `dW`, …; `grad(W)` is known as well."""
+
+
+AFFIXED = re.compile(
+    rf"^(?:{'|'.join(map(re.escape, PREFIXES))})|(?:{'|'.join(map(re.escape, SUFFIXES))})$|\)$"
+)
+"""Matches every name that has an affix; there are few in a large graph."""
 
 
 def parameter_names(name: str) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Telling parameters from data where both are inputs of a graph.
 
-An initializer is a parameter. Of an input that is none, in this order:
+A moment of an optimizer is no parameter; any other initializer is. Of an input, in this order:
 
 1. data, if its dtype is not a floating one;
 2. a parameter, if a step in the graph updates it;
@@ -18,18 +18,20 @@ A wrong guess is overruled by naming the parameter in `need_clip` patterns or `s
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from onnx import NodeProto
 
 from onnx_clip_pass.graph import BY_NAME, OUTPUT, Flow, Frame, Value
 
-__all__ = ["Role", "Roles"]
+__all__ = ["Role", "Roles", "is_surely_data"]
 
 _RESHAPERS = {
     "Cast", "Dropout", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose",
     "Unsqueeze",
 }  # fmt: skip
+_ACTIVATIONS = {"Elu", "Erf", "Gelu", "LeakyRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Tanh"}
 _DATA_FIRST = {
     "BatchNormalization", "Conv", "ConvInteger", "ConvTranspose", "GRU", "Gemm",
     "GroupNormalization", "InstanceNormalization", "LSTM", "LayerNormalization",
@@ -61,9 +63,10 @@ class Place(NamedTuple):
 class Roles:
     """The roles of the inputs of every graph that runs on its own."""
 
-    def __init__(self, flow: Flow, updated: set[Value]) -> None:
+    def __init__(self, flow: Flow, updated: set[Value], moments: set[Value]) -> None:
         self._flow = flow
         self._updated = updated
+        self._moments = moments
         self._roles: dict[Value, Role] = {}
         self._inputs = dict.fromkeys(
             Value(frame, name)
@@ -77,6 +80,8 @@ class Roles:
         """The role of an input or initializer."""
         if value in self._roles:
             return self._roles[value]
+        if value in self._moments:
+            return Role(False, f"{value.name} is a moment of an optimizer")
         if value.name in value.frame.scope.initializers:
             known = value.type
             if known is not None and not known.is_floating:
@@ -94,7 +99,7 @@ class Roles:
                 undecided.append(value)
             else:
                 self._roles[value] = role
-        places = {value: self._first_place(value) for value in undecided}
+        places = {value: _first_place(self._flow, value) for value in undecided}
         for value, place in places.items():
             role = None if place is None else self._by_place(value, *place)
             if role is not None:
@@ -115,29 +120,12 @@ class Roles:
         if known is None or not known.is_floating:
             dtype = "no tensor" if known is None else known.dtype_name
             return Role(False, f"{name} is data: it is {dtype}")
+        if value in self._moments:
+            return Role(False, f"{name} is a moment of an optimizer")
         if value in self._updated:
             return Role(True, f"{name} is updated in the graph")
         if known.shape and not isinstance(known.shape[0], int):
             return Role(False, f"{name} is data: its first dimension is {known.shape[0] or '?'}")
-        return None
-
-    def _first_place(self, value: Value) -> Place | None:
-        """The first node that computes with the value, and the slot at which it enters."""
-        todo = [value]
-        for at in todo:  # grows while it is read
-            for read in self._flow.index.readers_of(at.frame.scope, at.name):
-                frame = self._flow.frame_in(at.frame, read.scope)
-                if frame is None or read.node == OUTPUT or read.slot == BY_NAME:
-                    continue
-                node = frame.scope.nodes[read.node]
-                if node.op_type in _RESHAPERS:
-                    if read.slot == 0 and node.output:
-                        todo.append(Value(frame, node.output[0]))
-                elif self._flow.index.function_of(node) is not None:
-                    (_, body), *_ = self._flow.bodies(frame, read.node, node)
-                    todo += [Value(body, name) for name in body.scope.inputs[read.slot :][:1]]
-                else:
-                    return Place(frame, node, read.slot)
         return None
 
     def _by_place(self, value: Value, frame: Frame, node: NodeProto, slot: int) -> Role | None:
@@ -148,12 +136,14 @@ class Roles:
             return Role(True, f"{value.name} is a weight: {where}")
         if node.op_type in _WEIGHT_FIRST or node.op_type == "PRelu":
             is_weight = (slot == 0) == (node.op_type != "PRelu")
-            return Role(is_weight, f"{value.name} is {'a weight' if is_weight else 'data'}: {where}")
+            return Role(
+                is_weight, f"{value.name} is {'a weight' if is_weight else 'data'}: {where}"
+            )
         if node.op_type in _LOSSES:
             return Role(False, f"{value.name} is data: {where}")
         if node.op_type in _PRODUCTS and len(node.input) == 2:
             other = self._flow.resolve(frame, node.input[1 - slot])
-            source = None if other is None else self._behind_reshapers(other)
+            source = None if other is None else _behind_reshapers(self._flow, other)
             if source is not None and source in self._roles:
                 is_weight = not self._roles[source].is_parameter
             elif source is not None and source in self._inputs:
@@ -162,21 +152,13 @@ class Roles:
                 is_weight = False  # beside an initializer
             else:
                 is_weight = True  # beside an activation
-            return Role(is_weight, f"{value.name} is {'a weight' if is_weight else 'data'}: {where}")
+            return Role(
+                is_weight, f"{value.name} is {'a weight' if is_weight else 'data'}: {where}"
+            )
         return None
 
-    def _behind_reshapers(self, value: Value) -> Value:
-        while True:
-            node = value.node
-            if node is None or node.op_type not in _RESHAPERS:
-                return self._flow.canonical(value)
-            inner = self._flow.operand(value, 0)
-            if inner is None:
-                return value
-            value = inner
-
     def _by_comparison(
-        self, value: Value, place: Place | None, batches: set[object]
+        self, value: Value, place: Place | None, batches: set[int | str | None]
     ) -> Role | None:
         shape = value.type.shape if value.type else None
         if place is None or not shape or shape[0] not in batches:
@@ -190,3 +172,57 @@ class Roles:
             why = f"it has the batch size and is compared in {node.op_type}"
             return Role(False, f"{value.name} is data: {why}")
         return None
+
+
+def is_surely_data(flow: Flow, value: Value) -> bool:
+    """Whether an input is data even if the graph adds something to it: a state, a latent, a sample.
+
+    So it is if its first dimension is symbolic or unknown, and if it is the first operand of any
+    product, convolution or layer whose second one is an initializer, behind an activation or not.
+    """
+    known = value.type
+    if value.name in value.frame.scope.initializers or known is None:
+        return False
+    if known.shape and not isinstance(known.shape[0], int):
+        return True
+    for frame, node, slot in _places(flow, value, _RESHAPERS | _ACTIVATIONS):
+        if slot == 0 and len(node.input) > 1 and node.op_type in _DATA_FIRST | {"MatMul"}:
+            other = flow.resolve(frame, node.input[1])
+            source = None if other is None else _behind_reshapers(flow, other)
+            if source is not None and source.name in source.frame.scope.initializers:
+                return True
+    return False
+
+
+def _first_place(flow: Flow, value: Value) -> Place | None:
+    return next(_places(flow, value, _RESHAPERS), None)
+
+
+def _places(flow: Flow, value: Value, through: Collection[str]) -> Iterator[Place]:
+    """The nodes that compute with the value, and the slot at which it enters each."""
+    todo = [value]
+    for at in todo:  # grows while it is read
+        for read in flow.index.readers_of(at.frame.scope, at.name):
+            frame = flow.frame_in(at.frame, read.scope)
+            if frame is None or read.node == OUTPUT or read.slot == BY_NAME:
+                continue
+            node = frame.scope.nodes[read.node]
+            if node.op_type in through:
+                if read.slot == 0 and node.output:
+                    todo.append(Value(frame, node.output[0]))
+            elif flow.index.function_of(node) is not None:
+                (_, body), *_ = flow.bodies(frame, read.node, node)
+                todo += [Value(body, name) for name in body.scope.inputs[read.slot :][:1]]
+            else:
+                yield Place(frame, node, read.slot)
+
+
+def _behind_reshapers(flow: Flow, value: Value) -> Value:
+    while True:
+        node = value.node
+        if node is None or node.op_type not in _RESHAPERS:
+            return flow.canonical(value)
+        inner = flow.operand(value, 0)
+        if inner is None:
+            return value
+        value = inner

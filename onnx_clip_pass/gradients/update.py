@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from onnx_clip_pass.gradients.arithmetic import ELEMENTWISE, Arithmetic
 from onnx_clip_pass.gradients.found import Found, Sink
 from onnx_clip_pass.gradients.naming import is_named_after, parameter_names
+from onnx_clip_pass.gradients.roles import is_surely_data
 from onnx_clip_pass.graph import Flow, TensorType, Value
 
 __all__ = ["Step", "Steps"]
@@ -49,7 +50,22 @@ class Steps:
         ]
         for value in self._outputs:
             self._root_of(value)
-        self._reported = self._ancestors_of_reports()
+        self._handed_on = self._on_the_way()
+        self._handed_out = [step for step in self.steps.values() if step.value in self._handed_on]
+        self._ends = {step.value for step in self._handed_out}
+        self._states = {step.root for step in self._handed_out}
+        self._reports = self._find_reports()
+        self._reported, _ = flow.ancestors(self._reports, self._ends.__contains__)
+        self._losses: dict[Value, set[Value]] = {}
+        self.parameters: set[Value] = set()
+        self.moments = {
+            moment.root
+            for step in self._handed_out
+            for term in step.terms
+            if not self._is_average(term, step)
+            for moment in self._moments_in(term, step)
+            if moment.value in self._ends
+        }
         self.parameters, self._only_lessened = self._find_parameters()
 
     def find(self) -> list[Found]:
@@ -57,30 +73,37 @@ class Steps:
 
         1. A root is a parameter if an output that is no step is computed from it, or an op other
            than optimizer arithmetic reads it, or it is lessened: `W - …` with factor 1. Moments
-           and averages are none of this.
+           and averages are none of this: what goes into the step of another root, is mixed with
+           something in shares that add up to 1, or moved by its distance from something.
         2. Where steps of other roots (moments) go into the terms, the gradient is what those
            take up. Else it is what remains of the term when one factor, the learning rate, is
            taken off; a term without a factor is no update.
-        3. A gradient is not computed by elementwise ops alone, unless it is itself an input or
-           initializer named after the parameter, or the only one in a term without moments; nor,
-           if only a difference shows the parameter, its distance from something (an average).
-        4. What a reported value, such as the loss, is computed from is no gradient, unless it is
-           an input or initializer.
+        3. A gradient that is an input or initializer is named after the parameter, or is the only
+           one in a term without moments. Any other is not computed by elementwise ops alone, and
+           its parameter is not surely data (see `roles`); if a difference alone shows it, as with
+           master weights, a loss is reported too.
+        4. What a reported value other than a gradient is computed from is no computed gradient,
+           unless a reported number, the loss, is computed from the parameter without it.
         5. The gradient is the value before decay and clipping, see `Arithmetic.raw_gradient`.
         """
+        candidates = [
+            (step, gradient)
+            for step in self._handed_out
+            if step.root in self.parameters and (gradient := self._gradient_of(step)) is not None
+        ]
+        hidden = self._reported_beside({gradient for _, gradient in candidates})
         found = []
-        for step in list(self.steps.values()):
-            if step.root in self.parameters:
-                gradient = self._gradient_of(step)
-                if gradient is not None:
-                    name = self.flow.root_name(step.root)
-                    evidence = f"updates {name} to {step.value.name}"
-                    found.append(Found(gradient, step.root, name, evidence, self._sink(step)))
+        for step, gradient in candidates:
+            if gradient in hidden and not self._does_a_loss_without(gradient, step.base, step.root):
+                continue
+            name = self.flow.root_name(step.root)
+            evidence = f"updates {name} to {step.value.name}"
+            found.append(Found(gradient, step.root, name, evidence, self._sink(step)))
         return found
 
     def updates(self) -> set[Value]:
         """The new values of parameters: where the backward pass of a step ends."""
-        return {step.value for step in self.steps.values() if step.root in self.parameters}
+        return {step.value for step in self._handed_out if step.root in self.parameters}
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -102,13 +125,27 @@ class Steps:
         parts = self.arithmetic.scaled(value)
         if parts is not None:
             return self._root_of(parts[0], depth)
-        inner = self.arithmetic.aliased(value)
+        inner = self.arithmetic.aliased(value) or self._bounded(value)
         if inner is not None:
             return self._root_of(inner, depth)
+        if node.op_type == "Max":  # the moments of Adamax and AMSGrad
+            return self._root_of_sum(value, False, depth)
         if node.op_type in ("Where", "If"):  # an update that is skipped when something overflows
             choices = self.flow.inside(value) or self.flow.operands(value)[1:]
             roots = {self._root_of(choice, depth) for choice in choices}
             return roots.pop() if len(roots) == 1 else None
+        return None
+
+    def _bounded(self, value: Value) -> Value | None:
+        """The value behind Clip, Relu, or Max and Min with one number: bounds of a parameter."""
+        node, operands = value.node, self.flow.operands(value)
+        if node is None or not operands:
+            return None
+        if node.op_type in ("Clip", "Relu"):
+            return operands[0]
+        if node.op_type in ("Max", "Min") and len(operands) == 2:
+            wide = [x for x in operands if self.arithmetic.number(x) is None]
+            return wide[0] if len(wide) == 1 else None
         return None
 
     def _root_of_sum(self, value: Value, is_difference: bool, depth: int) -> Value | None:
@@ -136,6 +173,20 @@ class Steps:
         )
         return root
 
+    def _on_the_way(self) -> set[Value]:
+        """What lies between roots and outputs: of a sum only the base, not what is added."""
+        todo = [value for value in self._outputs if self._root[value] is not None]
+        seen = set(todo)
+        while todo:
+            at = todo.pop()
+            step = self.steps.get(at)
+            behind = [step.base] if step else self.flow.inside(at) or self.flow.operands(at)
+            for value in behind:
+                if value not in seen and self._root.get(value) == self._root[at]:
+                    seen.add(value)
+                    todo.append(value)
+        return seen
+
     def _is_scaled(self, value: Value) -> bool:
         """Whether a factor lies between `value` and the root or step behind it."""
         return self.arithmetic.scaled(self.arithmetic.behind_aliases(value)) is not None
@@ -154,18 +205,30 @@ class Steps:
 
     # -- parameters ----------------------------------------------------------------------------
 
-    def _ancestors_of_reports(self) -> set[Value]:
-        reports = [
+    def _find_reports(self) -> list[Value]:
+        """The outputs of the model that are no new values of roots."""
+        return [
             value
             for value in self._outputs
-            if value.frame.caller is None
-            and self.arithmetic.behind_aliases(value) not in self.steps
-            and value not in self.steps
+            if value.frame.caller is None and not self._root.get(value)
         ]
-        seen, _ = self.flow.ancestors(
-            (value for value in reports if not self._root.get(value)), self.steps.__contains__
-        )
-        return seen
+
+    def _reported_beside(self, candidates: set[Value]) -> set[Value]:
+        """The computed candidates from which reports other than candidates come."""
+        others = [report for report in self._reports if report not in candidates]
+        seen, _ = self.flow.ancestors(others, self._ends.__contains__)
+        return {x for x in candidates & (seen | set(others)) if x.node is not None}
+
+    def _does_a_loss_without(self, gradient: Value, *of: Value) -> bool:
+        """Whether a reported number is computed without `gradient`, from one of `of` if given."""
+        for report in self._reports:
+            if self.arithmetic.is_single(report):
+                if report not in self._losses:
+                    self._losses[report], _ = self.flow.ancestors([report], self._ends.__contains__)
+                made_of = self._losses[report]
+                if gradient not in made_of and not (of and made_of.isdisjoint(of)):
+                    return True
+        return False
 
     def _find_parameters(self) -> tuple[set[Value], set[Value]]:
         """The roots that are parameters, and those of them that only a difference shows."""
@@ -184,14 +247,21 @@ class Steps:
         used = {
             root
             for root in roots
-            if root in self._reported or any(reader not in region for reader in readers[root])
+            if root in self._reported
+            or any(
+                reader not in region and reader not in self._handed_on for reader in readers[root]
+            )
         }
-        lessened = {
-            step.root
-            for step in self.steps.values()
-            if step.is_difference and not step.is_base_scaled
-        }
-        return used | lessened, lessened - used
+        lessened = (
+            {
+                step.root
+                for step in self.steps.values()
+                if step.is_difference and not step.is_base_scaled
+            }
+            - used
+            - self.moments
+        )
+        return used | lessened, lessened
 
     def _region(self) -> set[Value]:
         """What elementwise ops compute on the way to the steps: the optimizer's arithmetic."""
@@ -214,7 +284,7 @@ class Steps:
 
     def _gradient_of(self, step: Step) -> Value | None:
         term = self._carrier(step.terms)
-        if term is None:
+        if term is None or self._is_average(term, step):
             return None
         moments = self._moments_in(term, step)
         if moments:
@@ -230,9 +300,11 @@ class Steps:
             return None
         if gradient.node is None:
             return gradient if self._is_input_gradient(gradient, step, bool(moments)) else None
-        if step.root in self._only_lessened and self._root_of(gradient) == step.root:
+        if step.root in self._only_lessened and (
+            self._root_of(gradient) == step.root or not self._does_a_loss_without(gradient)
+        ):
             return None
-        if gradient in self._reported:
+        if is_surely_data(self.flow, step.root):
             return None
         return None if self.arithmetic.is_free(gradient) else gradient
 
@@ -248,13 +320,21 @@ class Steps:
         return carriers[0] if len(carriers) == 1 else None
 
     def _moments_in(self, term: Value, step: Step) -> list[Step]:
-        """Steps of other roots that elementwise ops lead to from `term`, nearest first."""
+        """Steps of other roots that elementwise ops lead to from `term`, nearest first.
+
+        Lion's and Nesterov's `b * m + g` counts even if it is not what m becomes.
+        """
         todo = [term]
         seen = set(todo)
         found = []
         for at in todo:  # grows while it is read
+            self._root_of(at)  # notes a step that is not handed out
             inner = self.steps.get(at)
-            if inner is not None and inner.root != step.root:
+            if (
+                inner is not None
+                and inner.root != step.root
+                and (at in self._ends or (inner.root in self._states and inner.is_base_scaled))
+            ):
                 if inner.root not in self.parameters:
                     found.append(inner)
                 continue
@@ -277,11 +357,32 @@ class Steps:
         if inner is not None and inner.root not in (moment.root, step.root):
             return self._taken_up(inner, step)
         scaled = self.arithmetic.scaled(term)
-        if scaled is not None and (
+        aim = self._aim(term if scaled is None else scaled[0], moment)
+        if aim is not None:
+            term = aim
+        elif scaled is not None and (
             moment.is_difference or self._is_complement(scaled[1], moment) or scaled[1] is None
         ):
             term = scaled[0]
         return self.arithmetic.raw_gradient(self._unsquared(term), step.base)
+
+    def _aim(self, distance: Value, moment: Step) -> Value | None:
+        """The g of `m + a * (g - m)` and `m - a * (m - g)`."""
+        node = distance.node
+        if node is None or node.op_type != "Sub":
+            return None
+        at, other = (0, 1) if moment.is_difference else (1, 0)
+        bases = (self.flow.operand(distance, at), moment.base)
+        a, b = (None if x is None else self.arithmetic.behind_aliases(x) for x in bases)
+        return self.flow.operand(distance, other) if a == b else None
+
+    def _is_average(self, term: Value, step: Step) -> bool:
+        """Whether `step` is b * root + (1 - b) * something, or root + b * (something - root)."""
+        scaled = self.arithmetic.scaled(term)
+        return scaled is not None and (
+            self._aim(scaled[0], step) is not None
+            or (not step.is_difference and self._is_complement(scaled[1], step))
+        )
 
     def _is_complement(self, coefficient: Value | None, moment: Step) -> bool:
         """Whether a coefficient is one minus that of the moment, as in b * m + (1 - b) * g."""
@@ -298,7 +399,7 @@ class Steps:
         return self.arithmetic.number(one) == 1 and other == base[1]
 
     def _unsquared(self, term: Value) -> Value:
-        """x behind x * x, x ** 2, (c * x) * x: what a second moment averages."""
+        """The x of x * x, x ** 2, (c * x) * x: what a second moment averages."""
         node = term.node
         operands = self.flow.operands(term)
         if node is None or len(operands) != 2:

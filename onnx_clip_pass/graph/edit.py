@@ -10,25 +10,31 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto, helper
+from numpy.typing import NDArray
+from onnx import GraphProto, NodeProto, TensorProto, TypeProto, helper
 
 from onnx_clip_pass.graph.scopes import BY_NAME, OUTPUT, Index, Read, Scope
 from onnx_clip_pass.graph.types import TensorType
 
 __all__ = ["Added", "Editor", "rename_in_attributes"]
 
-_STORAGE = {TensorProto.FLOAT: np.dtype("<f4"), TensorProto.DOUBLE: np.dtype("<f8")}
-_FIRST_IR_WITH_FREE_INITIALIZERS = 4
+_STORAGE: dict[int, np.dtype[Any]] = {
+    TensorProto.FLOAT: np.dtype("<f4"),
+    TensorProto.DOUBLE: np.dtype("<f8"),
+}
+_FREE_INITIALIZERS = 4  # the first IR version in which an initializer need not be an input
+_FUNCTION_TYPES = 10  # the first in which a function declares the types of its values
 
 
 @dataclass(slots=True)
 class Added:
-    """The names of what an editor added, in the order in which it was added."""
+    """What an editor added, in the order in which it was added: messages, and names of values."""
 
-    nodes: list[str] = field(default_factory=list)
-    initializers: list[str] = field(default_factory=list)
+    nodes: list[NodeProto] = field(default_factory=list)
+    initializers: list[TensorProto] = field(default_factory=list)
     values: list[str] = field(default_factory=list)
 
 
@@ -41,7 +47,8 @@ class Editor:
         self.added = Added()
         self._names = self.index.all_names()
         self._pending: dict[int, list[tuple[int, NodeProto]]] = defaultdict(list)
-        self._constants: dict[tuple[int, str, bytes], str] = {}
+        self._types: dict[TensorType, TypeProto] = {}
+        self._constants: dict[tuple[int, float | tuple[int, ...], int], str] = {}
 
     def fresh(self, wish: str) -> str:
         """A name like `wish` that nothing in the model bears, in any graph or function."""
@@ -60,46 +67,54 @@ class Editor:
         inputs: Sequence[str],
         output: str,
         name: str,
-        **attributes: object,
+        **attributes: Any,
     ) -> None:
         """Put a node of the default domain before the present node number `position`."""
-        node = helper.make_node(op_type, inputs, [output], name=self.fresh(name), **attributes)
+        node = NodeProto(op_type=op_type, name=self.fresh(name), input=inputs, output=[output])
+        node.attribute.extend(helper.make_attribute(*each) for each in sorted(attributes.items()))
         self._pending[id(scope)].append((position, node))
-        self.added.nodes.append(node.name)
+        self.added.nodes.append(node)
 
     def constant(self, scope: Scope, value: float, dtype: int) -> str:
         """A shared constant of rank 0."""
-        label = f"{value:.9g}:{TensorType(dtype).dtype_name}"
-        return self._shared(scope, label, np.array(value, _STORAGE[dtype]), dtype)
+        key = (id(scope), value, dtype)
+        if key not in self._constants:
+            label = f"{value:.9g}:{TensorType(dtype).dtype_name}"
+            array = np.array(value, _STORAGE[dtype])
+            self._constants[key] = self._add_constant(scope, label, array, dtype)
+        return self._constants[key]
 
     def axes(self, scope: Scope, values: list[int]) -> str:
         """A shared constant of rank 1 and dtype int64."""
-        label = "axes:" + ",".join(map(str, values))
-        return self._shared(scope, label, np.array(values, "<i8"), TensorProto.INT64)
-
-    def _shared(self, scope: Scope, label: str, array: np.ndarray, dtype: int) -> str:
-        """An initializer, or a Constant node where the body can have none."""
-        key = (id(scope), label, array.tobytes())
+        key = (id(scope), tuple(values), int(TensorProto.INT64))
         if key not in self._constants:
-            name = self.fresh(f"clip/{label}")
-            tensor = TensorProto(dims=array.shape, data_type=dtype, raw_data=array.tobytes())
-            if self._takes_initializers(scope):
-                tensor.name = name
-                scope.proto.initializer.append(tensor)
-                self.added.initializers.append(name)
-            else:
-                self.insert(scope, 0, "Constant", [], name, f"{name}/Constant", value=tensor)
-            self._constants[key] = name
+            label = "axes:" + ",".join(map(str, values))
+            array = np.array(values, "<i8")
+            self._constants[key] = self._add_constant(scope, label, array, TensorProto.INT64)
         return self._constants[key]
+
+    def _add_constant(self, scope: Scope, label: str, array: NDArray[Any], dtype: int) -> str:
+        """An initializer, or a Constant node where the body can have none."""
+        name = self.fresh(f"clip/{label}")
+        tensor = TensorProto(dims=array.shape, data_type=dtype, raw_data=array.tobytes())
+        if isinstance(scope.proto, GraphProto) and self.model.ir_version >= _FREE_INITIALIZERS:
+            tensor.name = name
+            scope.proto.initializer.append(tensor)
+            self.added.initializers.append(tensor)
+        else:
+            self.insert(scope, 0, "Constant", [], name, f"{name}/Constant", value=tensor)
+        return name
 
     def declare(self, scope: Scope, name: str, tensor: TensorType) -> None:
         """Note the type of a new value, where the body has room for it."""
-        if not hasattr(scope.proto, "value_info"):
-            return  # functions have had it since IR 10
-        if scope.is_function and self.model.ir_version < 10:
+        if scope.is_function and (
+            self.model.ir_version < _FUNCTION_TYPES or not hasattr(scope.proto, "value_info")
+        ):
             return
-        shape = None if tensor.shape is None else list(tensor.shape)
-        scope.proto.value_info.append(helper.make_tensor_value_info(name, tensor.dtype, shape))
+        if tensor not in self._types:
+            shape = None if tensor.shape is None else list(tensor.shape)
+            self._types[tensor] = helper.make_tensor_type_proto(tensor.dtype, shape)
+        scope.proto.value_info.add(name=name).type.CopyFrom(self._types[tensor])
         self.added.values.append(name)
 
     def rename_producer(self, scope: Scope, name: str, new: str) -> None:
@@ -129,9 +144,6 @@ class Editor:
             pending = self._pending.pop(id(scope), None)
             if pending:
                 _merge(scope, pending)
-
-    def _takes_initializers(self, scope: Scope) -> bool:
-        return not scope.is_function and self.model.ir_version >= _FIRST_IR_WITH_FREE_INITIALIZERS
 
 
 def rename_in_attributes(node: NodeProto, name: str, new: str) -> None:

@@ -8,18 +8,31 @@ by a Loop is what the body handed out in the iteration before, or what the node 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.graph.scopes import BY_NAME, OUTPUT, Index, Read, Scope, names_by_attribute
+from onnx_clip_pass.graph.scopes import (
+    BY_NAME,
+    OUTPUT,
+    TRAINING_DOMAIN,
+    Index,
+    Read,
+    Scope,
+    names_by_attribute,
+)
 from onnx_clip_pass.graph.types import TensorType
 
 __all__ = ["Flow", "Frame", "Value"]
 
+_HANDING_ON = ("", "ai.onnx", TRAINING_DOMAIN)
+_NOT_FLOATING = {
+    "And", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less",
+    "LessOrEqual", "NonZero", "Not", "Or", "Shape", "Size", "Xor",
+}  # fmt: skip
 _MAX_FRAMES = 50_000
 _MAX_DEPTH = 64
 
@@ -51,7 +64,7 @@ class Value(NamedTuple):
     @property
     def type(self) -> TensorType | None:
         """Its declared type, see `Scope.type_of`."""
-        return self.frame.scope.types.get(self.name, TensorType())
+        return self.frame.scope.declared(self.name)
 
 
 class Flow:
@@ -61,6 +74,7 @@ class Flow:
         self.index = index
         self.main = Frame(index.main)
         self._entered: dict[tuple[int, int, str], Frame] = {}
+        self._frames: list[Frame] | None = None
 
     def roots(self) -> list[Frame]:
         """A frame for every graph that runs on its own: main graph and training_info."""
@@ -72,11 +86,13 @@ class Flow:
 
     def frames(self) -> list[Frame]:
         """Every frame that a run of the model enters, callers before callees."""
-        found = self.roots()
-        for frame in found:  # grows while it is read
-            for number, node in enumerate(frame.scope.nodes):
-                found += [body for _, body in self.bodies(frame, number, node)]
-        return found
+        if self._frames is None:
+            self._frames = self.roots()
+            for frame in self._frames:  # grows while it is read
+                for number in sorted(frame.scope.special):
+                    node = frame.scope.nodes[number]
+                    self._frames += [body for _, body in self.bodies(frame, number, node)]
+        return self._frames
 
     def resolve(self, frame: Frame, name: str) -> Value | None:
         """The value that `name` means inside `frame`; None if nothing defines it."""
@@ -89,6 +105,8 @@ class Flow:
 
     def bodies(self, frame: Frame, number: int, node: NodeProto) -> list[tuple[str, Frame]]:
         """The bodies that a node runs: the function it calls, or its nested graphs."""
+        if number not in frame.scope.special:
+            return []
         function = self.index.function_of(node)
         if function is not None:
             return [("", self._enter(frame, number, function))]
@@ -119,7 +137,7 @@ class Flow:
     def given(self, value: Value) -> Value | None:
         """For an input of a function, what its caller passes for it."""
         frame = value.frame
-        if not frame.scope.is_function or frame.caller is None or value.node is not None:
+        if frame.caller is None or not frame.scope.is_function or value.node is not None:
             return None
         call = frame.caller.scope.nodes[frame.call]
         slot = frame.scope.inputs.index(value.name) if value.name in frame.scope.inputs else -1
@@ -135,17 +153,24 @@ class Flow:
 
     def operand(self, value: Value, slot: int) -> Value | None:
         """The value that the node making `value` reads at `slot`, where that was made."""
-        node = value.node
-        if node is None or slot >= len(node.input) or not node.input[slot]:
+        frame, name = value
+        made = frame.scope.producers.get(name)
+        inputs = () if made is None else frame.scope.takes[made[0]]
+        if slot >= len(inputs) or not inputs[slot]:
             return None
-        found = self.resolve(value.frame, node.input[slot])
+        found = self.resolve(frame, inputs[slot])
         return None if found is None else self.canonical(found)
 
     def operands(self, value: Value) -> list[Value]:
         """All inputs present of the node that makes `value`, see `operand`."""
-        node = value.node
-        found = [] if node is None else [self.operand(value, at) for at in range(len(node.input))]
-        return [operand for operand in found if operand is not None]
+        frame, name = value
+        made = frame.scope.producers.get(name)
+        found = (
+            self.resolve(frame, source)
+            for source in (() if made is None else frame.scope.takes[made[0]])
+            if source
+        )
+        return [self.canonical(operand) for operand in found if operand is not None]
 
     def inside(self, value: Value) -> list[Value]:
         """Where a function call or an If makes `value`: the same value in each body that may."""
@@ -154,6 +179,8 @@ class Flow:
         if made is None:
             return []
         number, slot = made
+        if number not in frame.scope.special:
+            return []
         node = frame.scope.nodes[number]
         if self.index.function_of(node) is None and node.op_type != "If":
             return []
@@ -189,7 +216,7 @@ class Flow:
     def handed_out(self, value: Value) -> Value | None:
         """The output of the If or call around it that hands this value out as it is."""
         frame = value.frame
-        if frame.caller is None or frame.call == OUTPUT or value.name not in frame.scope.outputs:
+        if frame.caller is None or frame.call == OUTPUT or value.name not in frame.scope.handed_out:
             return None
         call = frame.caller.scope.nodes[frame.call]
         slot = frame.scope.outputs.index(value.name)
@@ -200,8 +227,8 @@ class Flow:
     def dtype(self, value: Value) -> int:
         """The dtype of a floating value: declared, or of what it is computed from; 0 if unknown.
 
-        All operators of the default domain but Cast and the like hand on the dtype of their
-        floating inputs.
+        All operators of the default domain but Cast and the like (see `_stated_dtype`) hand on
+        the dtype of their floating inputs; so does Gradient.
         """
         seen = {value}
         todo = [value]
@@ -212,12 +239,14 @@ class Flow:
                     return known.dtype
                 continue
             node = at.node
-            if node is None or (node.domain not in ("", "ai.onnx") and not self.inside(at)):
-                continue
-            if node.op_type == "Cast":
-                return next((a.i for a in node.attribute if a.name == "to"), 0)
-            if node.op_type == "Constant":
-                return next((a.t.data_type for a in node.attribute if a.name == "value"), 0)
+            if node is not None:
+                if node.domain not in _HANDING_ON and not self.inside(at):
+                    continue
+                stated = _stated_dtype(node)
+                if stated is not None:
+                    if TensorType(stated).is_floating:
+                        return stated
+                    continue
             for source, _ in self.sources(at):
                 if source not in seen:
                     seen.add(source)
@@ -232,13 +261,18 @@ class Flow:
             yield from self._sources_of_input(value)
             return
         number, slot = made
-        node = frame.scope.nodes[number]
+        scope = frame.scope
+        node = scope.nodes[number]
         bodies = self.bodies(frame, number, node)
         if not bodies:
-            for at, source in enumerate(node.input):
-                yield from self._read(frame, source, Read(frame.scope, number, at))
-            for source in names_by_attribute(node):
-                yield from self._read(frame, source, Read(frame.scope, number, BY_NAME))
+            for at, source in enumerate(scope.takes[number]):
+                if source in scope.names:
+                    yield Value(frame, source), Read(scope, number, at)
+                else:
+                    yield from self._read(frame, source, Read(scope, number, at))
+            if number in scope.special:
+                for source in names_by_attribute(node):
+                    yield from self._read(frame, source, Read(scope, number, BY_NAME))
             return
         if node.op_type == "If":
             yield from self._read(frame, node.input[0], Read(frame.scope, number, 0))
@@ -252,9 +286,13 @@ class Flow:
             yield from self._read(frame, node.input[carried], Read(frame.scope, number, carried))
 
     def ancestors(
-        self, starts: Iterable[Value], stop: Callable[[Value], bool] = lambda value: False
+        self,
+        starts: Iterable[Value],
+        stop: Callable[[Value], bool] = lambda value: False,
+        *,
+        watched: Collection[Value] = (),
     ) -> tuple[set[Value], set[Read]]:
-        """All that the starts are computed from, and the reads by which.
+        """All that the starts are computed from, and the reads by which the watched values are.
 
         A value for which `stop` holds is not followed further (it is in the result all the same).
         """
@@ -263,7 +301,8 @@ class Flow:
         reads: set[Read] = set()
         while todo:
             for source, read in self.sources(todo.pop()):
-                reads.add(read)
+                if source in watched:
+                    reads.add(read)
                 if source not in seen:
                     seen.add(source)
                     if not stop(source):
@@ -307,6 +346,22 @@ class Flow:
                 )
             self._entered[key] = Frame(scope, caller, number, caller.depth + 1)
         return self._entered[key]
+
+
+def _stated_dtype(node: NodeProto) -> int | None:
+    """The dtype that an operator gives its result whatever it reads; None if it gives none."""
+    if node.op_type in _NOT_FLOATING:
+        return TensorProto.INT64
+    if node.op_type == "Cast":
+        return next((attr.i for attr in node.attribute if attr.name == "to"), 0)
+    if node.op_type not in ("Constant", "ConstantOfShape"):
+        return None
+    for attr in node.attribute:
+        if attr.name == "value":
+            return int(attr.t.data_type)
+        if attr.name in ("value_int", "value_ints", "value_string", "value_strings"):
+            return TensorProto.INT64
+    return TensorProto.FLOAT
 
 
 def _scan_states(node: NodeProto) -> int:

@@ -14,7 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    TypeProto,
+)
 
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph.inference import infer_types
@@ -29,6 +37,7 @@ BY_NAME = -1
 TRAINING_DOMAIN = "ai.onnx.preview.training"
 
 _MAX_NESTING = 64
+_UNKNOWN = TensorType()
 
 
 class Read(NamedTuple):
@@ -41,7 +50,12 @@ class Read(NamedTuple):
 
 @dataclass(eq=False, slots=True, repr=False)
 class Scope:
-    """One body of nodes; `path` says where it is, and is empty for the main graph."""
+    """One body of nodes; `path` says where it is, and is empty for the main graph.
+
+    What is asked for of every node of a large graph is taken out of protobuf once: `takes` are the
+    inputs of each node, `special` the numbers of those that run a body (an If, a call) or name
+    tensors in attributes.
+    """
 
     proto: GraphProto | FunctionProto
     path: str
@@ -52,9 +66,12 @@ class Scope:
     outputs: list[str]
     producers: dict[str, tuple[int, int]] = field(default_factory=dict)
     initializers: dict[str, TensorProto] = field(default_factory=dict)
-    types: dict[str, TensorType | None] = field(default_factory=dict)
+    types: dict[str, TensorType | TypeProto | None] = field(default_factory=dict)
     bodies: dict[int, dict[str, Scope]] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
+    takes: list[tuple[str, ...]] = field(default_factory=list)
+    special: set[int] = field(default_factory=set)
+    handed_out: frozenset[str] = frozenset()
 
     @property
     def is_function(self) -> bool:
@@ -78,9 +95,19 @@ class Scope:
         return None if found is None else self.nodes[found[0]]
 
     def type_of(self, name: str) -> TensorType | None:
-        """The declared type of `name`; None if it is not a tensor, all unknown if undeclared."""
+        """The declared type of `name`, here or around here, see `declared`."""
         scope = self.lookup(name)
-        return TensorType() if scope is None else scope.types.get(name, TensorType())
+        return TensorType() if scope is None else scope.declared(name)
+
+    def declared(self, name: str) -> TensorType | None:
+        """The type that this very scope declares: None if it is no tensor, unknown if undeclared.
+
+        Types are read when they are asked for: a large graph declares more than anyone wants.
+        """
+        found = self.types.get(name, _UNKNOWN)
+        if isinstance(found, TypeProto):
+            found = self.types[name] = TensorType.of(found)
+        return found
 
     def __repr__(self) -> str:
         return f"<Scope {self.path or 'main graph'}>"
@@ -102,7 +129,8 @@ class Index:
         for function in model.functions:
             key = (function.domain, function.name, getattr(function, "overload", ""))
             self.functions[key] = self._add_function(function, opsets)
-        self.readers = self._index_readers()
+        self._mark_calls()
+        self._readers = self._index_readers()
         self._inferred: dict[str, dict[str, TensorType]] | None = None
 
     def function_of(self, node: NodeProto) -> Scope | None:
@@ -113,7 +141,7 @@ class Index:
 
     def readers_of(self, scope: Scope, name: str) -> list[Read]:
         """Where the value that `scope` defines as `name` is read, nested graphs included."""
-        return self.readers.get((id(scope), name), [])
+        return [Read(*place) for place in self._readers.get((id(scope), name), ())]
 
     def inferred(self, scope: Scope, name: str) -> TensorType:
         """The type that shape inference finds; all unknown if it finds none or fails."""
@@ -129,7 +157,7 @@ class Index:
         names: set[str] = set()
         for scope in self.scopes:
             names |= scope.names
-            names.update(scope.outputs)
+            names.update(scope.outputs, scope.types)
             names.update(node.name for node in scope.nodes)
         return names
 
@@ -184,32 +212,45 @@ class Index:
             )
         self.scopes.append(scope)
         scope.names.update(scope.inputs)
+        scope.handed_out = frozenset(scope.outputs)
         proto = scope.proto
         declared = [*getattr(proto, "value_info", ())]
         if isinstance(proto, GraphProto):
             declared += [*proto.input, *proto.output]
         for value in declared:
             if value.name not in scope.initializers:
-                scope.types[value.name] = TensorType.of(value.type)
+                scope.types[value.name] = value.type
+        scope.takes += [tuple(node.input) for node in scope.nodes]
         for number, node in enumerate(scope.nodes):
             for slot, name in enumerate(node.output):
                 if name:
                     scope.producers.setdefault(name, (number, slot))
+            if node.op_type == "Gradient" and node.domain == TRAINING_DOMAIN:
+                scope.special.add(number)
             for attr in node.attribute:
                 if attr.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
                     for key, graph in _graphs_of(attr):
                         path = f"{scope.path}/{node.op_type}[{number}].{key}".lstrip("/")
                         body = self._add_graph(graph, path, scope, scope.opsets, depth + 1)
                         scope.bodies.setdefault(number, {})[key] = body
+                        scope.special.add(number)
         scope.names.update(scope.producers)
 
-    def _index_readers(self) -> dict[tuple[int, str], list[Read]]:
-        readers: dict[tuple[int, str], list[Read]] = defaultdict(list)
+    def _mark_calls(self) -> None:
+        for scope in self.scopes if self.functions else ():
+            for number, node in enumerate(scope.nodes):
+                if self.function_of(node) is not None:
+                    scope.special.add(number)
+
+    def _index_readers(self) -> dict[tuple[int, str], list[tuple[Scope, int, int]]]:
+        readers: dict[tuple[int, str], list[tuple[Scope, int, int]]] = defaultdict(list)
         for scope in self.scopes:
-            for name, read in _reads_in(scope):
-                owner = scope if name in scope.names else scope.lookup(name)
-                if owner is not None:
-                    readers[id(owner), name].append(read)
+            own, names = id(scope), scope.names
+            for name, number, slot in _reads_in(scope):
+                if name in names:
+                    readers[own, name].append((scope, number, slot))
+                elif name and (owner := scope.lookup(name)) is not None:
+                    readers[id(owner), name].append((scope, number, slot))
         return dict(readers)
 
 
@@ -237,13 +278,13 @@ def _graphs_of(attr: AttributeProto) -> list[tuple[str, GraphProto]]:
     return [(f"{attr.name}[{number}]", graph) for number, graph in enumerate(attr.graphs)]
 
 
-def _reads_in(scope: Scope) -> Iterator[tuple[str, Read]]:
-    for number, node in enumerate(scope.nodes):
-        for slot, name in enumerate(node.input):
-            if name:
-                yield name, Read(scope, number, slot)
-        for name in names_by_attribute(node):
-            yield name, Read(scope, number, BY_NAME)
+def _reads_in(scope: Scope) -> Iterator[tuple[str, int, int]]:
+    """The name, node number and slot of every read."""
+    for number, inputs in enumerate(scope.takes):
+        for slot, name in enumerate(inputs):
+            yield name, number, slot
+    for number in scope.special:
+        for name in names_by_attribute(scope.nodes[number]):
+            yield name, number, BY_NAME
     for slot, name in enumerate(scope.outputs):
-        if name:
-            yield name, Read(scope, OUTPUT, slot)
+        yield name, OUTPUT, slot

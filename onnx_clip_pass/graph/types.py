@@ -11,7 +11,7 @@ __all__ = ["Shape", "TensorType"]
 Shape = tuple[int | str | None, ...]
 """Dimensions: a number, a symbol, or None where nothing is said."""
 
-_NAMES = {
+_NAMES: dict[int, str] = {
     TensorProto.UNDEFINED: "unknown",
     TensorProto.FLOAT: "float32",
     TensorProto.DOUBLE: "float64",
@@ -43,7 +43,7 @@ class TensorType(NamedTuple):
 
     @property
     def dtype_name(self) -> str:
-        """The dtype as NumPy and ml_dtypes spell it: float32, bfloat16, int64, …"""
+        """The dtype as NumPy and ml_dtypes spell it, such as float32 or bfloat16."""
         if self.dtype in _NAMES:
             return _NAMES[self.dtype]
         try:

@@ -1,0 +1,53 @@
+"""Every check of this project: `nox` runs them all, `nox -s tests` one of them."""
+
+import re
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "types", "tests", "ort_training"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")["project"]
+PINNED = {re.split("[<=>]", line)[0]: line for line in PROJECT["optional-dependencies"]["dev"]}
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format with ruff."""
+    session.install(PINNED["ruff"])
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of the package with mypy."""
+    session.install(".", PINNED["mypy"], PINNED["types-protobuf"])
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests and the examples in docstrings, and measure what they cover."""
+    session.install("-e", ".[test]")
+    args = session.posargs or ["--cov", "--doctest-modules", "onnx_clip_pass", "tests"]
+    session.run("python", "-m", "pytest", *args)
+
+
+@nox.session(python="3.11")
+def ort_training(session: nox.Session) -> None:
+    """Run the tests that need onnxruntime-training, beside the versions it was built for."""
+    session.install(
+        "onnxruntime-training-cpu==1.19.2",
+        "onnx==1.16.2",
+        "numpy<2",
+        "torch==2.13.0",
+        "click",
+        "rich",
+        "hypothesis>=6",
+        "pytest>=8",
+    )
+    session.install("--no-deps", "-e", ".")
+    session.run("python", "-m", "pytest", *(session.posargs or ["tests/training"]))

@@ -1,0 +1,95 @@
+"""Reading a file by position, in windows, and noticing when it changes meanwhile."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from onnx_clip_pass.errors import OnnxClipError
+
+__all__ = ["Memory", "Source"]
+
+_WINDOW = 1 << 18
+
+
+class Memory:
+    """Bytes that are in memory, read as a `Source` is."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def at(self, start: int, end: int) -> bytes:
+        return self._data[start:end]
+
+
+class Source:
+    """A file open for positioned reads. Never mapped: a file cut short would kill the process.
+
+    Use as a context manager. Several threads must not share one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            # Not to wait for whoever writes to a pipe.
+            flags = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+            self.descriptor = os.open(path, os.O_RDONLY | flags)
+        except OSError as error:
+            raise OnnxClipError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        self._opened_as = os.fstat(self.descriptor)
+        self._window = b""
+        self._window_at = 0
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.descriptor)
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes when it was opened."""
+        return self._opened_as.st_size
+
+    def at(self, start: int, end: int) -> bytes:
+        """The bytes from `start` to `end`; fewer if the file ends before."""
+        low = start - self._window_at
+        if low < 0 or end - self._window_at > len(self._window):
+            if end - start >= _WINDOW:
+                return self._read(start, end)
+            self._window = self._read(start, min(start + _WINDOW, self.size))
+            self._window_at, low = start, 0
+        return self._window[low : low + end - start]
+
+    def check_unchanged(self) -> None:
+        """Refuse a file that another process has written to since it was opened.
+
+        Raises:
+            OnnxClipError: its size or its time of change is another.
+        """
+        then, now = self._opened_as, os.fstat(self.descriptor)
+        if (then.st_size, then.st_mtime_ns) != (now.st_size, now.st_mtime_ns):
+            raise OnnxClipError(
+                f"{str(self.path)!r} was changed while it was being read; nothing was written; "
+                f"try again when it is complete"
+            )
+
+    def _read(self, start: int, end: int) -> bytes:
+        chunks = []
+        try:
+            while start < end:
+                chunk = _pread(self.descriptor, min(end - start, 1 << 30), start)
+                if not chunk:
+                    break
+                chunks.append(chunk)
+                start += len(chunk)
+        except OSError as error:
+            raise OnnxClipError(f"cannot read {str(self.path)!r}: {error.strerror}") from error
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _pread(descriptor: int, count: int, position: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, count, position)
+    os.lseek(descriptor, position, os.SEEK_SET)
+    return os.read(descriptor, count)

@@ -1,0 +1,280 @@
+"""A model without the elements of its large tensors, and the way back to whole bytes.
+
+Reading copies a file's bytes but for the payload of large tensors (initializers, but also tensors
+in attributes, functions and `training_info`) and lets protobuf parse the rest. A tensor whose
+payload is left out carries a *mark* in its place: an unknown field with a token that is drawn anew
+for each file, which stays with the message wherever it is copied. Names, dims and dtypes are all
+there.
+
+Writing serializes the structure and walks it once more: where a mark is found, the tensor's record
+comes from the source file again. If nothing in the tensor has changed, that is the record as it
+stood, byte for byte; else its changed fields and the old payload.
+"""
+
+from __future__ import annotations
+
+import secrets
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError, Message
+from onnx import ModelProto
+
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.storage.source import Memory, Source
+from onnx_clip_pass.storage.wire import (
+    MERGING,
+    MODEL,
+    PAYLOAD,
+    SUBMESSAGES,
+    TENSOR,
+    MalformedError,
+    fields,
+    length_delimited,
+)
+
+__all__ = ["Piece", "Structure", "open_model", "read_structure"]
+
+_TEXT_SUFFIXES = {
+    ".json", ".onnxjson", ".onnxtext", ".onnxtxt", ".pbtxt", ".prototxt", ".textproto", ".txt",
+}  # fmt: skip
+
+_LARGE = 1 << 9
+"""Bytes from which a tensor's payload is left out. Shapes, axes and scalars are below."""
+_MARK = (1 << 29) - 1  # the highest field number that there is
+_MAX_STRUCTURE = 1 << 28
+_MAX_DEPTH = 100
+
+Piece = bytes | tuple[int, int]
+"""Bytes as they are, or a range (start, end) of the source file."""
+
+
+@dataclass(slots=True)
+class _Tensor:
+    """A tensor in the source: its record, the fields that are payload, and the rest of it."""
+
+    start: int
+    end: int
+    payload: list[tuple[int, int]]
+    rest: bytes
+
+
+@dataclass(slots=True)
+class Structure:
+    """A parsed model whose large tensors are marked instead of filled."""
+
+    model: ModelProto
+    source: Source
+    may_have_external_data: bool
+    _token: bytes
+    _tensors: list[_Tensor] = field(default_factory=list)
+
+    def pieces(self) -> list[Piece]:
+        """The whole model again, as it now is, to be written in this order."""
+        data = self.model.SerializeToString()
+        marks = _positions(data, self._token)
+        if not marks:
+            return [data]
+        pieces, _ = self._fill(data, MODEL, 0, len(data), marks)
+        return _joined(pieces)
+
+    def _fill(
+        self, data: bytes, kind: str, start: int, end: int, marks: list[int]
+    ) -> tuple[list[Piece], int]:
+        """The pieces of one message, and how many bytes they are."""
+        pieces: list[Piece] = []
+        length = 0
+        done = start
+        for each in fields(Memory(data), start, end):
+            inner_kind = SUBMESSAGES.get(kind, {}).get(each.number)
+            first = bisect_left(marks, each.value)
+            if inner_kind is None or first == len(marks) or marks[first] >= each.end:
+                continue
+            if inner_kind == TENSOR:
+                inner, inner_length = self._restore(data, each.value, each.end)
+            else:
+                inner, inner_length = self._fill(data, inner_kind, each.value, each.end, marks)
+            head = length_delimited(each.number, inner_length)
+            pieces += [data[done : each.start], head, *inner]
+            length += each.start - done + len(head) + inner_length
+            done = each.end
+        pieces.append(data[done:end])
+        return pieces, length + end - done
+
+    def _restore(self, data: bytes, start: int, end: int) -> tuple[list[Piece], int]:
+        marked = []  # several where protobuf has merged the records of one attribute
+        rest = []
+        for each in fields(Memory(data), start, end):
+            content = data[each.value : each.end]
+            if each.number == _MARK and content.startswith(self._token):
+                index = int.from_bytes(content[len(self._token) :], "little")
+                marked.append(self._tensors[index])
+            else:
+                rest.append(data[each.start : each.end])
+        now = b"".join(rest)
+        if len(marked) == 1 and now == marked[0].rest:
+            return [(marked[0].start, marked[0].end)], marked[0].end - marked[0].start
+        payload = [span for tensor in marked for span in tensor.payload]
+        return [now, *payload], len(now) + sum(stop - begin for begin, stop in payload)
+
+
+@contextmanager
+def open_model(path: Path) -> Iterator[Structure]:
+    """A model file, open for reading, and its structure.
+
+    Raises:
+        OnnxClipError: the file is missing, unreadable, a folder, in a text format, or no model.
+    """
+    if path.is_dir():
+        raise OnnxClipError(
+            f"expected an .onnx file, but {str(path)!r} is a folder; pass the model in it "
+            f"(of ONNX Runtime training artifacts: training_model.onnx)"
+        )
+    if path.suffix.lower() in _TEXT_SUFFIXES:
+        raise OnnxClipError(
+            f"{str(path)!r} is a text format, which drops parts of a model; convert it to binary "
+            f"first: onnx.save(onnx.load({path.name!r}), 'model.onnx')"
+        )
+    with Source(path) as source:
+        yield read_structure(source)
+
+
+def read_structure(source: Source) -> Structure:
+    """Parse a model file without the payload of its large tensors.
+
+    Raises:
+        OnnxClipError: it is no ONNX model, is truncated, or too large without its weights.
+    """
+    name = repr(str(source.path))
+    if source.size == 0:
+        raise OnnxClipError(f"{name} is empty: expected an ONNX model")
+    token = secrets.token_bytes(16)
+    tensors: list[_Tensor] = []
+    try:
+        data = _thin(source, MODEL, 0, source.size, token, tensors, 0)
+        model = ModelProto.FromString(data)
+    except (MalformedError, DecodeError, RecursionError) as error:
+        raise OnnxClipError(f"{name} is no ONNX model, or it is truncated: {error}") from error
+    if not model.HasField("graph"):
+        raise OnnxClipError(f"{name} is no ONNX model: it has no graph")
+    _check_strings(model, name)
+    return Structure(model, source, b"location" in data, token, tensors)
+
+
+def _thin(
+    source: Source,
+    kind: str,
+    start: int,
+    end: int,
+    token: bytes,
+    tensors: list[_Tensor],
+    depth: int,
+) -> bytes:
+    """A message without the payload of the large tensors in it."""
+    if depth > _MAX_DEPTH:
+        raise MalformedError(f"messages nested more than {_MAX_DEPTH} deep at byte {start}")
+    inner_kinds = SUBMESSAGES[kind]
+    # A field that holds one tensor may come in several records, large and small, to be merged.
+    at_least = 0 if kind in MERGING else _LARGE
+    parts: list[bytes] = []
+    done = start  # what lies before is in `parts`
+    size = 0
+    for each in fields(source, start, end, at_least=at_least):
+        inner_kind = inner_kinds.get(each.number) if each.is_length_delimited else None
+        if inner_kind is None:
+            continue
+        if inner_kind == TENSOR:
+            inner = _mark(source, each.value, each.end, token, tensors)
+        else:
+            inner = _thin(source, inner_kind, each.value, each.end, token, tensors, depth + 1)
+        size += each.start - done + len(inner)
+        _check_size(size)
+        parts += [source.at(done, each.start), length_delimited(each.number, len(inner)), inner]
+        done = each.end
+    _check_size(size + end - done)
+    parts.append(source.at(done, end))
+    return b"".join(parts)
+
+
+def _mark(source: Source, start: int, end: int, token: bytes, tensors: list[_Tensor]) -> bytes:
+    """A tensor's fields but for its payload, and a mark in place of that."""
+    payload: list[tuple[int, int]] = []
+    rest: list[bytes] = []
+    size = 0
+    for each in fields(source, start, end):
+        if each.number in PAYLOAD:
+            if payload and payload[-1][1] == each.start:
+                payload[-1] = (payload[-1][0], each.end)
+            else:
+                payload.append((each.start, each.end))
+        else:
+            size += each.end - each.start
+            _check_size(size)
+            rest.append(source.at(each.start, each.end))
+    if not payload:
+        return b"".join(rest)
+    # As protobuf will write these fields, to tell later whether they have been changed.
+    canonical = onnx.TensorProto.FromString(b"".join(rest)).SerializeToString()
+    content = token + encode_index(len(tensors))
+    tensors.append(_Tensor(start, end, payload, canonical))
+    return canonical + length_delimited(_MARK, len(content)) + content
+
+
+def encode_index(index: int) -> bytes:
+    """A tensor's number behind the token of a mark."""
+    return index.to_bytes(8, "little")
+
+
+def _check_strings(model: ModelProto, name: str) -> None:
+    """Refuse strings that are no UTF-8, which protobuf hands out as bytes."""
+    todo: list[Message] = [model]
+    for message in todo:  # grows while it is read
+        for descriptor, value in message.ListFields():
+            if descriptor.type == descriptor.TYPE_MESSAGE:
+                todo += [value] if isinstance(value, Message) else value
+            elif descriptor.type == descriptor.TYPE_STRING and not (
+                isinstance(value, str)
+                or (not isinstance(value, bytes) and all(isinstance(each, str) for each in value))
+            ):
+                raise OnnxClipError(
+                    f"{name} is no ONNX model, or it is damaged: {descriptor.full_name} is no "
+                    f"UTF-8 in it"
+                )
+
+
+def _check_size(size: int) -> None:
+    if size > _MAX_STRUCTURE:
+        raise MalformedError(
+            f"without its weights the model still has more than {_MAX_STRUCTURE >> 20} MiB"
+        )
+
+
+def _positions(data: bytes, token: bytes) -> list[int]:
+    found = []
+    at = data.find(token)
+    while at >= 0:
+        found.append(at)
+        at = data.find(token, at + 1)
+    return found
+
+
+def _joined(pieces: Iterable[Piece]) -> list[Piece]:
+    """The same with neighbouring bytes, and neighbouring ranges, made one."""
+    joined: list[Piece] = []
+    buffer: list[bytes] = []
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            buffer.append(piece)
+            continue
+        if any(buffer):
+            joined.append(b"".join(buffer))
+        elif joined and isinstance(joined[-1], tuple) and joined[-1][1] == piece[0]:
+            piece = (joined.pop()[0], piece[1])
+        buffer.clear()
+        joined.append(piece)
+    joined.append(b"".join(buffer))
+    return joined

@@ -1,0 +1,100 @@
+"""Gradients that reach the parameter through momentum, averages and second moments."""
+
+import pytest
+
+G = [("g", "W")]
+FIRST = "a = Mul (b1, m)  b = Mul (a1, g)  m_new = Add (a, b)  "
+SECOND = "c = Mul (b2, v)  q = Mul (g, g)  d = Mul (a2, q)  v_new = Add (c, d)  "
+ROOT = "r = Sqrt (v_new)  k = Add (r, eps)  "
+STEP = "  s = Mul (lr, n)  W_new = Sub (W, s)"
+
+
+@pytest.mark.parametrize(
+    ("states", "text"),
+    [
+        pytest.param("m", "a = Mul (mu, m)  m_new = Add (a, g)  n = Identity (m_new)",
+                     id="momentum"),
+        pytest.param("m", FIRST + "n = Identity (m_new)", id="average"),
+        pytest.param("m", "a = Mul (b1, m)  f = Sub (one, b1)  b = Mul (g, f)  m_new = Add (a, b)"
+                     "  n = Identity (m_new)", id="average-with-computed-share"),
+        pytest.param("m", "a = Sub (g, m)  b = Mul (a1, a)  m_new = Add (m, b)"
+                     "  n = Identity (m_new)",
+                     id="average-as-m+a*(g-m)"),
+        pytest.param("m", "a = Sub (m, g)  b = Mul (a1, a)  m_new = Sub (m, b)"
+                     "  n = Identity (m_new)",
+                     id="average-as-m-a*(m-g)"),
+        pytest.param("m", "d = Mul (wd, W)  h = Add (g, d)  a = Mul (mu, m)  m_new = Add (a, h)"
+                     "  n = Identity (m_new)", id="decay-before-momentum"),
+        pytest.param("m", "a = Mul (mu, m)  m_new = Add (a, g)  b = Mul (mu, m_new)"
+                     "  n = Add (g, b)",
+                     id="Nesterov"),
+        pytest.param("m", FIRST.replace("m_new", "o") + "n = Sign (o)  c = Mul (b2, m)"
+                     "  d = Mul (a2, g)  m_new = Add (c, d)", id="Lion"),
+        pytest.param("v", SECOND + ROOT + "n = Div (g, k)", id="RMSprop"),
+        pytest.param("v", "q = Pow (g, two)  v_new = Add (v, q)  " + ROOT + "n = Div (g, k)",
+                     id="Adagrad"),
+        pytest.param("m v", FIRST + SECOND + ROOT + "n = Div (m_new, k)", id="Adam"),
+        pytest.param("m v", FIRST + SECOND + "p = Pow (b1, t0)  o = Sub (one, p)"
+                     "  u = Div (m_new, o)"
+                     "  p2 = Pow (b2, t0)  o2 = Sub (one, p2)  w = Div (v_new, o2)  r = Sqrt (w)"
+                     "  n = Div (u, r)", id="Adam-with-bias-correction"),
+        pytest.param("m v", FIRST + SECOND + ROOT + "u = Div (m_new, k)  e = Mul (wd, W)"
+                     "  n = Add (u, e)", id="AdamW"),
+        pytest.param("m v h", FIRST + SECOND + "h_new = Max (h, v_new)  r = Sqrt (h_new)"
+                     "  n = Div (m_new, r)", id="AMSGrad"),
+        pytest.param("m v", FIRST + "c = Mul (b2, v)  q = Abs (g)  v_new = Max (c, q)"
+                     "  n = Div (m_new, v_new)", id="Adamax"),
+        pytest.param("m v", FIRST + "q = Mul (g, g)  f = Sub (v, q)  o = Sign (f)  z = Mul (o, q)"
+                     "  d = Mul (a2, z)  v_new = Sub (v, d)  " + ROOT + "n = Div (m_new, k)",
+                     id="Yogi"),
+        pytest.param("m v", FIRST + "q = Mul (g, g)  dv = Sub (q, v)  d = Mul (a2, dv)"
+                     "  v_new = Add (v, d)  " + ROOT + "n = Div (m_new, k)",
+                     id="a-distance-that-is-named-like-a-gradient-of-the-moment"),
+        pytest.param("m v", FIRST + SECOND + ROOT + "u = Div (m_new, k)"
+                     "  o = ReduceL2 <keepdims=0> (W)"
+                     "  p = ReduceL2 <keepdims=0> (u)  f = Div (o, p)  n = Mul (f, u)", id="LAMB"),
+    ],
+)  # fmt: skip
+def test_the_gradient_is_what_the_moments_take_up(find_after_backward, states, text):
+    assert find_after_backward(text + STEP, states=states, more_inputs=", float t0") == G
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("a = Mul (mu, m)  l = Mul (lr, g)  m_new = Sub (a, l)  W_new = Add (W, m_new)",
+                     id="Keras"),
+        pytest.param("a = Mul (mu, m)  l = Mul (lr, g)  m_new = Sub (a, l)  b = Mul (mu, m_new)"
+                     "  n = Sub (b, l)  W_new = Add (W, n)", id="Keras-Nesterov"),
+    ],
+)  # fmt: skip
+def test_a_velocity_that_holds_the_learning_rate_gives_the_gradient_without_it(
+    find_after_backward, text
+):
+    assert find_after_backward(text, states="m") == G
+
+
+def test_an_average_of_the_new_weights_beside_the_update_changes_nothing(find_after_backward):
+    found = find_after_backward(
+        "s = Mul (lr, g)  W_new = Sub (W, s)  a = Mul (b1, e)  b = Mul (a1, W_new)"
+        "  e_new = Add (a, b)",
+        states="e",
+    )
+    assert found == G
+
+
+def test_slow_weights_that_follow_fast_ones_change_nothing(find_after_backward):
+    found = find_after_backward(
+        "s = Mul (lr, g)  W_new = Sub (W, s)  a = Sub (W_new, e)  b = Mul (half, a)"
+        "  e_new = Add (e, b)",
+        states="e",
+    )
+    assert found == G
+
+
+@pytest.mark.parametrize("clip", ["c = Clip (g, low, high)", "n0 = ReduceL2 <keepdims = 0> (g)"
+                                  "  r0 = Div (max_norm, n0)  f0 = Min (r0, one)  c = Mul (g, f0)"],
+                         ids=["by-value", "by-norm"])  # fmt: skip
+def test_the_gradient_lies_before_a_clip_in_front_of_the_moments(find_after_backward, clip):
+    text = f"{clip}  a = Mul (mu, m)  m_new = Add (a, c)  n = Identity (m_new)" + STEP
+    assert find_after_backward(text, states="m") == G

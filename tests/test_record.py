@@ -1,0 +1,263 @@
+"""The note that a rewrite leaves, the way back, and what is refused when others have been at it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import onnx
+import pytest
+from onnx import helper, parser
+
+import onnx_clip_pass
+from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients, strip
+from onnx_clip_pass.record import KEY, read_record
+
+ONE = GradientClipByNorm(1.0)
+STEP = """
+    <ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1],
+     metadata_props: ["theirs" : "kept"]>
+    step (float[2] W, float[2] V, float[2] x, float lr)
+         => (float[2] W_new, float[2] V_new) <float one = {1}> {
+      g = Tanh(x)
+      h = Cosh(g)
+      W_new = com.microsoft.SGDOptimizer(lr, W, g)
+      V_new = com.microsoft.SGDOptimizer(lr, V, h)
+    }"""
+
+
+@pytest.fixture
+def original() -> onnx.ModelProto:
+    return parser.parse_model(STEP)
+
+
+@pytest.fixture
+def clipped(original: onnx.ModelProto) -> onnx.ModelProto:
+    return clip_gradients(original, ONE)
+
+
+def node_of(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if node.name == name)
+
+
+def note(model: onnx.ModelProto) -> dict[str, Any]:
+    return json.loads(next(entry.value for entry in model.metadata_props if entry.key == KEY))
+
+
+# -- the way back ------------------------------------------------------------------------------
+
+
+def test_undoing_a_rewrite_gives_back_the_model(
+    original: onnx.ModelProto, clipped: onnx.ModelProto
+):
+    """As for every model of `models/`, see test_models.py."""
+    assert clipped != original
+    assert strip(clipped) == original
+
+
+def test_undoing_leaves_the_model_handed_in_as_it_is(clipped: onnx.ModelProto):
+    before = clipped.SerializeToString(deterministic=True)
+    strip(clipped)
+    assert clipped.SerializeToString(deterministic=True) == before
+
+
+def test_undoing_a_model_without_a_note_is_refused(original: onnx.ModelProto):
+    with pytest.raises(OnnxClipError, match="no entry 'onnx_clip_pass'; there is nothing to undo"):
+        strip(original)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        ONE,
+        GradientClipByNorm(0.25),
+        GradientClipByNorm(1.0, need_clip="V"),
+        GradientClipByNorm(float("inf")),
+        GradientClipByNorm(1.0, need_clip=lambda parameter: False),
+    ],
+    ids=["the same", "another norm", "another selection", "no clipping", "nothing picked"],
+)
+def test_rewriting_a_rewritten_model_is_rewriting_the_original(
+    original: onnx.ModelProto, clipped: onnx.ModelProto, second: GradientClipByNorm
+):
+    assert clip_gradients(clipped, second) == clip_gradients(original, second)
+
+
+# -- the note ----------------------------------------------------------------------------------
+
+
+def test_the_note_says_what_was_clipped_how_and_by_which_version(clipped: onnx.ModelProto):
+    told = note(clipped)
+    assert told["version"] == onnx_clip_pass.__version__
+    how = {"graph": "", "clip": "GradientClipByNorm", "clip_norm": 1.0}
+    assert told["clips"] == [
+        {"gradient": "g", "parameter": "W", **how},
+        {"gradient": "h", "parameter": "V", **how},
+    ]
+    assert told["renamed"] == {"clip/g/raw": "g", "clip/h/raw": "h"}
+    assert told["initializers"] == ["clip/1:float32"]
+    assert told["nodes"] == [
+        f"clip/{gradient}/{op}" for gradient in "gh" for op in ("ReduceL2", "Div", "Min", "Mul")
+    ]
+    assert told["values"] == [
+        f"clip/{gradient}/{value}"
+        for gradient in "gh"
+        for value in ("raw", "norm", "ratio", "scale")
+    ]
+
+
+def test_the_note_of_an_infinite_norm_is_json_that_every_reader_takes(original: onnx.ModelProto):
+    infinite = clip_gradients(original, GradientClipByNorm(float("inf")))
+    assert note(infinite)["clips"][0]["clip_norm"] == "inf"
+    assert "Infinity" not in str(infinite.metadata_props)
+
+
+def test_the_note_keeps_names_that_are_not_ascii():
+    model = parser.parse_model(STEP)
+    model.graph.node[0].output[0] = model.graph.node[1].input[0] = "∂W\n\"'"
+    model.graph.node[2].input[2] = "∂W\n\"'"
+    clipped = clip_gradients(model, ONE)
+    assert note(clipped)["clips"][0]["gradient"] == "∂W\n\"'"
+    assert strip(clipped) == model
+
+
+def test_the_metadata_of_others_is_kept(clipped: onnx.ModelProto, original: onnx.ModelProto):
+    assert [entry.key for entry in clipped.metadata_props] == ["theirs", KEY]
+    assert strip(clipped).metadata_props == original.metadata_props
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "words",
+        "[]",
+        "null",
+        "{}",
+        '{"version": "0.1.0", "clips": 1}',
+        '{"version": "0.1.0", "clips": [], "format": 2}',
+        '{"version": "0.1.0", "clips": [], "nodes": [7]}',
+        '{"version": "0.1.0", "clips": [], "renamed": ["a"]}',
+        '{"version": "0.1.0", "clips": ["g"]}',
+        '{"version": "0.1.0", "clips": [], "colour": "blue"}',
+        "[" * 100_000,
+    ],
+    ids=lambda text: text[:60],
+)
+def test_a_note_that_is_none_of_ours_is_refused(original: onnx.ModelProto, text: str):
+    original.metadata_props.add(key=KEY, value=text)
+    for act in (strip, read_record, lambda model: clip_gradients(model, ONE)):
+        with pytest.raises(OnnxClipError, match="no record that this version can read"):
+            act(original)
+
+
+# -- changes by other tools --------------------------------------------------------------------
+
+
+def test_changes_elsewhere_in_the_model_survive_undoing(
+    original: onnx.ModelProto, clipped: onnx.ModelProto
+):
+    for model in (original, clipped):
+        model.producer_name = "another tool"
+        model.graph.node.append(helper.make_node("Neg", ["W_new"], ["lost"], name="new"))
+        model.graph.output.append(helper.make_tensor_value_info("lost", 1, [2]))
+        model.metadata_props.add(key="late", value="too")
+        model.graph.node.insert(0, helper.make_node("Abs", ["x"], ["early"], name="first"))
+    assert strip(clipped) == original
+
+
+def test_a_new_reader_of_a_raw_gradient_reads_the_gradient_after_undoing(clipped: onnx.ModelProto):
+    clipped.graph.node.append(helper.make_node("Neg", ["clip/g/raw"], ["late"]))
+    assert list(strip(clipped).graph.node[-1].input) == ["g"]
+
+
+def rename_a_node(model: onnx.ModelProto) -> None:
+    node_of(model, "clip/g/Div").name = "Div_0"
+
+
+def remove_a_node(model: onnx.ModelProto) -> None:
+    model.graph.node.remove(node_of(model, "clip/g/Min"))
+
+
+def change_an_attribute(model: onnx.ModelProto) -> None:
+    node_of(model, "clip/g/ReduceL2").attribute[0].i = 1
+
+
+def change_an_operator(model: onnx.ModelProto) -> None:
+    node_of(model, "clip/g/ReduceL2").op_type = "ReduceL1"
+
+
+def change_the_constant(model: onnx.ModelProto) -> None:
+    model.graph.initializer[-1].raw_data = b"\0\0\0\x40"
+
+
+def rename_a_value(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        for ports in (node.input, node.output):
+            ports[:] = ["norm_1" if name == "clip/g/norm" else name for name in ports]
+
+
+def merge_equal_constants(model: onnx.ModelProto) -> None:
+    """As common subexpression elimination does, in favour of the model's own."""
+    for node in model.graph.node:
+        node.input[:] = ["one" if name == "clip/1:float32" else name for name in node.input]
+
+
+def merge_equal_constants_into_ours(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Neg", ["clip/1:float32"], ["late"]))
+
+
+def share_our_norm(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Neg", ["clip/g/norm"], ["late"]))
+
+
+def hand_out_our_norm(model: onnx.ModelProto) -> None:
+    model.graph.output.append(helper.make_tensor_value_info("clip/g/norm", 1, []))
+
+
+def read_our_norm_in_a_branch(model: onnx.ModelProto) -> None:
+    out = helper.make_tensor_value_info("inner", 1, [])
+    inner = helper.make_node("Neg", ["clip/g/norm"], ["inner"])
+    branch = helper.make_graph([inner], "branch", [], [out])
+    node = helper.make_node("If", ["lr"], ["late"], then_branch=branch, else_branch=branch)
+    model.graph.node.append(node)
+
+
+def fuse_the_maker_with_the_clip(model: onnx.ModelProto) -> None:
+    for name in ("ReduceL2", "Div", "Min", "Mul"):
+        model.graph.node.remove(node_of(model, f"clip/g/{name}"))
+    model.graph.node[0].op_type = "TanhClipped"
+    model.graph.node[0].output[0] = "g"
+
+
+def copy_a_node(model: onnx.ModelProto) -> None:
+    model.graph.node.append(node_of(model, "clip/g/Div"))
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        rename_a_node,
+        remove_a_node,
+        change_an_attribute,
+        change_an_operator,
+        change_the_constant,
+        rename_a_value,
+        merge_equal_constants,
+        merge_equal_constants_into_ours,
+        share_our_norm,
+        hand_out_our_norm,
+        read_our_norm_in_a_branch,
+        fuse_the_maker_with_the_clip,
+        copy_a_node,
+    ],
+    ids=lambda tamper: tamper.__name__,
+)
+def test_a_clip_that_another_tool_has_changed_is_neither_undone_nor_rewritten(
+    clipped: onnx.ModelProto, tamper: Callable[[onnx.ModelProto], None]
+):
+    tamper(clipped)
+    for act in (strip, lambda model: clip_gradients(model, ONE)):
+        with pytest.raises(OnnxClipError, match="by another tool since, so they cannot be undone"):
+            act(clipped)
