@@ -13,12 +13,12 @@ from typing import NamedTuple
 from onnx import ModelProto
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.gradients import accumulator, names, operator, optimizer
+from onnx_clip_pass.gradients import accumulator, names, operator, optimizer, update
 from onnx_clip_pass.gradients.arithmetic import Arithmetic
 from onnx_clip_pass.gradients.found import Found, Gradient, Parameter, Sink
 from onnx_clip_pass.gradients.naming import parameter_names
 from onnx_clip_pass.gradients.roles import Roles
-from onnx_clip_pass.gradients.update import Steps
+from onnx_clip_pass.gradients.steps import Steps
 from onnx_clip_pass.graph import Flow, Index, TensorType, Value
 
 __all__ = [
@@ -77,7 +77,7 @@ def survey(index: Index) -> Survey:
     flow = Flow(index)
     arithmetic = Arithmetic(flow)
     steps = Steps(flow, arithmetic)
-    updated = steps.find()
+    updated = update.find(flow, arithmetic, steps)
     joined: _Joined = {}
     for finds in (
         accumulator.find(flow, arithmetic),

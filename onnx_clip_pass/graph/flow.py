@@ -94,6 +94,12 @@ class Flow:
                     self._frames += [body for _, body in self.bodies(frame, number, node)]
         return self._frames
 
+    def is_run_or_iteration(self, frame: Frame) -> bool:
+        """Whether the outputs of a frame are those of a whole run, or of a turn of Loop or Scan."""
+        if frame.caller is None or frame.call == OUTPUT:
+            return True
+        return frame.caller.scope.nodes[frame.call].op_type in ("Loop", "Scan")
+
     def resolve(self, frame: Frame, name: str) -> Value | None:
         """The value that `name` means inside `frame`; None if nothing defines it."""
         at: Frame | None = frame
