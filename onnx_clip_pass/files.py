@@ -131,6 +131,13 @@ def read_map(path: _Path) -> dict[str, str]:
 
 
 def _check_target(source: Path, target: Path, *, replace: bool, force: bool) -> None:
+    try:
+        _refuse_target(source, target, replace=replace, force=force)
+    except (OSError, ValueError) as error:  # a path that is too long, or holds a NUL
+        raise OnnxClipError(f"cannot write {str(target)!r}: {error}") from error
+
+
+def _refuse_target(source: Path, target: Path, *, replace: bool, force: bool) -> None:
     if not target.parent.is_dir():
         raise OnnxClipError(
             f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}"
@@ -168,7 +175,8 @@ def _write(
 ) -> None:
     folder = structure.source.path.parent
     files = data_files(structure.model, folder) if structure.may_have_external_data else []
-    if any((target.parent / file.location).resolve() == target.resolve() for file in files):
+    lying = [path for file in files for path in (file.path, target.parent / file.location)]
+    if any(path.resolve() == target.resolve() for path in lying):
         raise OnnxClipError(
             f"the output {str(target)!r} is where the model's external data lies, or is to lie; "
             f"choose another name"

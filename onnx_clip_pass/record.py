@@ -168,7 +168,7 @@ def digest_of(added: Iterable[NodeProto | TensorProto]) -> str:
     digest = hashlib.sha256()
     for message in sorted(added, key=lambda message: message.name):
         data = message.SerializeToString(deterministic=True)
-        digest.update(len(data).to_bytes(8, "little") + data)
+        digest.update(b"%d:%b" % (len(data), data))
     return digest.hexdigest()
 
 

@@ -26,7 +26,7 @@ from onnx_clip_pass._version import __version__
 from onnx_clip_pass.clips import Clip, Emitter
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient, Sighting, Survey, name_gradients, survey
-from onnx_clip_pass.graph import BY_NAME, OUTPUT, Editor, Index, Read, Scope
+from onnx_clip_pass.graph import BY_NAME, OUTPUT, Editor, Index, Read, Scope, Value
 from onnx_clip_pass.record import Record, digest_of, undo, write_record
 from onnx_clip_pass.selection import select
 
@@ -195,7 +195,7 @@ class _Edit:
 
 def _plan(index: Index, seen: Survey, sightings: list[tuple[Sighting, Clip | None]]) -> list[_Edit]:
     values = [sighting.value for sighting, _ in sightings]
-    _, backward = seen.flow.ancestors(values, seen.updates.__contains__, watched=set(values))
+    backward = _backward_reads(index, seen, values)
     groups: dict[tuple[int, str], list[tuple[Sighting, Clip | None]]] = {}
     for sighting, clip in sightings:
         key = (id(sighting.value.frame.scope), sighting.value.name)
@@ -221,6 +221,20 @@ def _plan(index: Index, seen: Survey, sightings: list[tuple[Sighting, Clip | Non
     if faults:
         raise OnnxClipError("this model cannot be clipped:", dict.fromkeys(faults))
     return edits
+
+
+def _backward_reads(index: Index, seen: Survey, values: list[Value]) -> set[Read]:
+    """The reads of gradients through which other gradients are computed."""
+    watched = {
+        value
+        for value in values
+        if value.frame.caller is not None
+        or any(read.node != OUTPUT for read in index.readers_of(value.frame.scope, value.name))
+    }
+    if not watched:
+        return set()
+    _, reads = seen.flow.ancestors(values, seen.updates.__contains__, watched=watched)
+    return reads
 
 
 def _faults(sighting: Sighting, clips: Iterable[Clip]) -> list[str]:

@@ -245,6 +245,8 @@ def _bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
             ["rewrite", path, "-o", str(folder / "no" / "out.onnx")],
             "there is no folder",
         ),
+        "a name that is too long": (["rewrite", path, "-o", "x" * 300], "File name too long"),
+        "a model name that is too long": (["rewrite", "x" * 300], "File name too long"),
         "output is a folder": (["rewrite", path, "-o", str(folder)], "is a folder"),
         "our nodes changed since": (["rewrite", str(folder / "changed.onnx")], "another tool"),
         "nothing to strip": (["strip", path], "nothing to undo"),

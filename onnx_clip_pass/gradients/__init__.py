@@ -196,8 +196,9 @@ def _ends(flow: Flow) -> set[Value]:
     return {
         Value(frame, name)
         for frame in flow.frames()
-        for node in frame.scope.nodes
-        if node.op_type in accumulator.OPS or optimizer.is_optimizer(node)
+        for number in frame.scope.numbers_of(*accumulator.OPS, *optimizer.OPS)
+        if (node := frame.scope.nodes[number]).op_type in accumulator.OPS
+        or optimizer.is_optimizer(node)
         for name in node.output
         if name
     }

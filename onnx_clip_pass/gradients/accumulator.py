@@ -22,8 +22,9 @@ def find(flow: Flow, arithmetic: Arithmetic) -> list[Found]:
     """One gradient for each accumulator."""
     found = []
     for frame in flow.frames():
-        for number, node in enumerate(frame.scope.nodes):
-            if node.op_type not in OPS or len(node.input) < 2:
+        for number in frame.scope.numbers_of(*OPS):
+            node = frame.scope.nodes[number]
+            if len(node.input) < 2:
                 continue
             buffer, gradient = (flow.resolve(frame, name) for name in node.input[:2])
             if gradient is None:

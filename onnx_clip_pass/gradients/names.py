@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.found import Found
-from onnx_clip_pass.gradients.naming import AFFIXED, parameter_names
+from onnx_clip_pass.gradients.naming import parameter_names
 from onnx_clip_pass.gradients.roles import Roles
 from onnx_clip_pass.graph import Flow, Frame, TensorType, Value
 
@@ -57,7 +57,7 @@ def _candidates(flow: Flow, frame: Frame) -> dict[Value, list[Value]]:
     inputs = [name for name in scope.inputs if name not in scope.initializers]
     candidates: dict[Value, list[Value]] = defaultdict(list)
     for name in (*scope.producers, *inputs):
-        for parameter_name in parameter_names(name) if AFFIXED.search(name) else ():
+        for parameter_name in parameter_names(name):
             parameter = flow.resolve(frame, parameter_name)
             if parameter is None or parameter.node is not None:
                 continue

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
-__all__ = ["AFFIXED", "PREFIXES", "SUFFIXES", "is_named_after", "parameter_names"]
+__all__ = ["PREFIXES", "SUFFIXES", "is_named_after", "parameter_names"]
 
-_WORDS = ("grad", "gradient", "gradients", "grads", "Grad", "GRAD", "adj", "adjoint", "d")
+_WORDS = ("gradients", "gradient", "grads", "grad", "Grad", "GRAD", "adjoint", "adj")
+_SEPARATORS = ("_", ".", "/", "@", ":", "-")
 
-SUFFIXES = tuple(
-    separator + word for separator in ("_", ".", "/", "@", ":", "-") for word in _WORDS[:-1]
-)
+SUFFIXES = tuple(separator + word for separator in _SEPARATORS for word in _WORDS)
 """`W_grad` (ONNX Runtime), `W.grad` (PyTorch), `W@GRAD` (Paddle), `W/grad`, `W_gradient`, …"""
 
 PREFIXES = (
-    *(word + separator for word in (*_WORDS, "g") for separator in ("_", ".", "/", ":", "-")),
+    *(word + separator for word in (*_WORDS, "d", "g") for separator in _SEPARATORS),
     "d",
     "∂",
     "∇",
@@ -23,20 +21,27 @@ PREFIXES = (
 """`adj_W` (onnx-ad), `grad_W`, `grad.W`, `grad/W`, `d_W`, `dW`, …; `grad(W)` is known as well."""
 
 
-AFFIXED = re.compile(
-    rf"^(?:{'|'.join(map(re.escape, PREFIXES))})|(?:{'|'.join(map(re.escape, SUFFIXES))})$|\)$"
-)
-"""Matches every name that has an affix; there are few in a large graph."""
+def _any_of(words: tuple[str, ...]) -> str:
+    return "|".join(map(re.escape, words))
 
 
-def parameter_names(name: str) -> Iterator[str]:
+_BEHIND = re.compile(f"(?:{_any_of(SUFFIXES)})$")
+_BEFORE = re.compile(f"^(?:{_any_of(PREFIXES)})")
+_AROUND = re.compile(rf"^(?:{_any_of((*_WORDS, 'd'))})\((.+)\)$")
+
+
+def parameter_names(name: str) -> list[str]:
     """The names of which `name` may be the gradient, longest affix first."""
-    found = {name.removesuffix(suffix) for suffix in SUFFIXES}
-    found |= {name.removeprefix(prefix) for prefix in PREFIXES}
-    if name.endswith(")"):
-        found |= {name[:-1].removeprefix(f"{word}(") for word in _WORDS} - {name[:-1]}
-    found -= {name, ""}
-    yield from sorted(found, key=len)
+    found = []
+    if behind := _BEHIND.search(name):
+        found.append(name[: behind.start()])
+    if before := _BEFORE.search(name):
+        found.append(name[before.end() :])
+        if name[0] == "d" and before.end() > 1:
+            found.append(name[1:])
+    if name.endswith(")") and (around := _AROUND.search(name)):
+        found.append(around[1])
+    return sorted(filter(None, found), key=len)
 
 
 def is_named_after(name: str, parameter: str) -> bool:

@@ -18,8 +18,9 @@ def find(flow: Flow, roles: Roles) -> list[Found]:
     """The derivative by each input or initializer among `xs`."""
     found = []
     for frame in flow.frames():
-        for node in frame.scope.nodes:
-            if node.op_type != "Gradient" or node.domain != TRAINING_DOMAIN:
+        for number in frame.scope.numbers_of("Gradient"):
+            node = frame.scope.nodes[number]
+            if node.domain != TRAINING_DOMAIN:
                 continue
             xs = attribute(node, "xs")
             names = [text.decode(errors="replace") for text in xs.strings] if xs else []

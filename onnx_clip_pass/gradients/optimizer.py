@@ -26,14 +26,16 @@ _STATES = {"Adagrad": 1, "Momentum": 1, "Adam": 2}
 _TENSOR_SLOTS = {"SGDOptimizer": (1, 2), "AdamOptimizer": (2, 3)}
 _LAMB_FIRST, _LAMB_GROUP = 5, 5
 SEQUENCE_SLOTS = {"SGDOptimizerV2": (1, 2), "AdamWOptimizer": (2, 3)}
-_OPS = {*_TENSOR_SLOTS, "LambOptimizer", *SEQUENCE_SLOTS}
+_OF_ORT = {*_TENSOR_SLOTS, "LambOptimizer", *SEQUENCE_SLOTS}
+OPS = {*_STATES, *_OF_ORT}
 
 
 def find(flow: Flow, arithmetic: Arithmetic) -> list[Found]:
     """The gradient of each parameter that an optimizer node updates."""
     found = []
     for frame in flow.frames():
-        for number, node in enumerate(frame.scope.nodes):
+        for number in frame.scope.numbers_of(*OPS):
+            node = frame.scope.nodes[number]
             for weight, gradient, sink in _pairs(flow, frame, number, node):
                 root = arithmetic.behind_aliases(weight)
                 raw = arithmetic.raw_gradient(gradient, weight)
@@ -45,7 +47,7 @@ def find(flow: Flow, arithmetic: Arithmetic) -> list[Found]:
 def is_optimizer(node: NodeProto) -> bool:
     """Whether this module knows the operator."""
     return (node.domain == TRAINING_DOMAIN and node.op_type in _STATES) or (
-        node.op_type in _OPS and node.domain != TRAINING_DOMAIN
+        node.op_type in _OF_ORT and node.domain != TRAINING_DOMAIN
     )
 
 

@@ -53,14 +53,22 @@ class Steps:
         ]
         for value in self._outputs:
             self.root_of(value)
+        self.ends: set[Value] = set()
+        self.parameters: set[Value] = set()
+        self.moments: set[Value] = set()
+        self.handed_out: list[Step] = []
+        if self.steps:
+            self._tell_apart()
+
+    def _tell_apart(self) -> None:
+        """Which of the steps are handed out, and which of their roots are parameters."""
         self._handed_on = self._on_the_way()
         self.handed_out = [step for step in self.steps.values() if step.value in self._handed_on]
-        self.ends = {step.value for step in self.handed_out}
+        self.ends |= {step.value for step in self.handed_out}
         self.states = {step.root for step in self.handed_out}
         self.reports = self._find_reports()
-        self.reported, _ = flow.ancestors(self.reports, self.ends.__contains__)
-        self.parameters: set[Value] = set()
-        self.moments = {
+        self.reported, _ = self.flow.ancestors(self.reports, self.ends.__contains__)
+        self.moments |= {
             moment.root
             for step in self.handed_out
             for term in step.terms
@@ -150,6 +158,8 @@ class Steps:
         if node is None:
             known = value.type
             return value if known is not None and known.is_floating else None
+        if node.op_type not in ELEMENTWISE | {"Relu"} and not self.flow.inside(value):
+            return None
         if node.op_type in ("Add", "Sub", "Sum"):
             return self._root_of_sum(value, node.op_type == "Sub", depth)
         parts = self.arithmetic.scaled(value)

@@ -31,7 +31,7 @@ def find(flow: Flow, arithmetic: Arithmetic, steps: Steps) -> list[Found]:
        unless a reported number, the loss, is computed from the parameter without it.
     4. The gradient is the value before decay and clipping, see `Arithmetic.raw_gradient`.
     """
-    return _Finder(flow, arithmetic, steps).find()
+    return _Finder(flow, arithmetic, steps).find() if steps.handed_out else []
 
 
 class _Finder:

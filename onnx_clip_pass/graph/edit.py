@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import GraphProto, NodeProto, TensorProto, TypeProto, helper
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto, helper
 
 from onnx_clip_pass.graph.scopes import BY_NAME, OUTPUT, Index, Read, Scope
 from onnx_clip_pass.graph.types import TensorType
@@ -47,6 +47,7 @@ class Editor:
         self.added = Added()
         self._names = self.index.all_names()
         self._pending: dict[int, list[tuple[int, NodeProto]]] = defaultdict(list)
+        self._made: dict[str, list[AttributeProto]] = {}
         self._types: dict[TensorType, TypeProto] = {}
         self._constants: dict[tuple[int, float | tuple[int, ...], int], str] = {}
 
@@ -71,9 +72,16 @@ class Editor:
     ) -> None:
         """Put a node of the default domain before the present node number `position`."""
         node = NodeProto(op_type=op_type, name=self.fresh(name), input=inputs, output=[output])
-        node.attribute.extend(helper.make_attribute(*each) for each in sorted(attributes.items()))
+        if attributes:
+            node.attribute.extend(self._attributes(attributes))
         self._pending[id(scope)].append((position, node))
         self.added.nodes.append(node)
+
+    def _attributes(self, attributes: dict[str, Any]) -> list[AttributeProto]:
+        key = repr(attributes)
+        if key not in self._made:
+            self._made[key] = [helper.make_attribute(*each) for each in attributes.items()]
+        return self._made[key]
 
     def constant(self, scope: Scope, value: float, dtype: int) -> str:
         """A shared constant of rank 0."""

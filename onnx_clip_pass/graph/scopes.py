@@ -53,8 +53,8 @@ class Scope:
     """One body of nodes; `path` says where it is, and is empty for the main graph.
 
     What is asked for of every node of a large graph is taken out of protobuf once: `takes` are the
-    inputs of each node, `special` the numbers of those that run a body (an If, a call) or name
-    tensors in attributes.
+    inputs of each node, `by_op` the numbers of the nodes of each op type, `special` the numbers of
+    those that run a body (an If, a call) or name tensors in attributes.
     """
 
     proto: GraphProto | FunctionProto
@@ -70,6 +70,7 @@ class Scope:
     bodies: dict[int, dict[str, Scope]] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
     takes: list[tuple[str, ...]] = field(default_factory=list)
+    by_op: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     special: set[int] = field(default_factory=set)
     handed_out: frozenset[str] = frozenset()
 
@@ -93,6 +94,11 @@ class Scope:
         """The node of this very scope that computes `name`."""
         found = self.producers.get(name)
         return None if found is None else self.nodes[found[0]]
+
+    def numbers_of(self, *op_types: str) -> list[int]:
+        """The numbers of the nodes of these op types, in order."""
+        found = [number for op_type in op_types for number in self.by_op.get(op_type, ())]
+        return sorted(found)
 
     def type_of(self, name: str) -> TensorType | None:
         """The declared type of `name`, here or around here, see `declared`."""
@@ -129,7 +135,7 @@ class Index:
         for function in model.functions:
             key = (function.domain, function.name, getattr(function, "overload", ""))
             self.functions[key] = self._add_function(function, opsets)
-        self._mark_calls()
+        self._mark_special()
         self._readers = self._index_readers()
         self._inferred: dict[str, dict[str, TensorType]] | None = None
 
@@ -225,8 +231,7 @@ class Index:
             for slot, name in enumerate(node.output):
                 if name:
                     scope.producers.setdefault(name, (number, slot))
-            if node.op_type == "Gradient" and node.domain == TRAINING_DOMAIN:
-                scope.special.add(number)
+            scope.by_op[node.op_type].append(number)
             for attr in node.attribute:
                 if attr.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
                     for key, graph in _graphs_of(attr):
@@ -236,10 +241,12 @@ class Index:
                         scope.special.add(number)
         scope.names.update(scope.producers)
 
-    def _mark_calls(self) -> None:
-        for scope in self.scopes if self.functions else ():
-            for number, node in enumerate(scope.nodes):
-                if self.function_of(node) is not None:
+    def _mark_special(self) -> None:
+        called = {name for _, name, _ in self.functions}
+        for scope in self.scopes:
+            scope.special.update(scope.numbers_of("Gradient"))
+            for number in scope.numbers_of(*called):
+                if self.function_of(scope.nodes[number]) is not None:
                     scope.special.add(number)
 
     def _index_readers(self) -> dict[tuple[int, str], list[tuple[Scope, int, int]]]:

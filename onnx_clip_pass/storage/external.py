@@ -241,17 +241,16 @@ def _bring(file: DataFile, temporary: Path, how: HowToBring, count: Callable[[in
         count(file.size)
         return
     with Source(file.path) as source, temporary.open("wb") as out:
+        if source.size != file.size:
+            raise OnnxClipError(
+                f"{str(file.path)!r} had {file.size} bytes and now has {source.size}: it was "
+                f"changed while it was being read; nothing was written"
+            )
         if _share_blocks(source.descriptor, out.fileno()):
             count(file.size)
         else:
             copy_range(source.descriptor, out.fileno(), 0, file.size, count)
         source.check_unchanged()
-        size = temporary.stat().st_size
-        if size != file.size:
-            raise OnnxClipError(
-                f"{str(file.path)!r} had {file.size} bytes and now has {size}: it was changed "
-                f"while it was being read; nothing was written"
-            )
     shutil.copymode(file.path, temporary)
 
 

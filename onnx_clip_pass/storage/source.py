@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from onnx_clip_pass.errors import OnnxClipError
@@ -34,8 +35,9 @@ class Source:
             # Not to wait for whoever writes to a pipe.
             flags = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
             self.descriptor = os.open(path, os.O_RDONLY | flags)
-        except OSError as error:
-            raise OnnxClipError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise OnnxClipError(f"cannot read {str(path)!r}: {reason}") from error
         self._opened_as = os.fstat(self.descriptor)
         self._window = b""
         self._window_at = 0
@@ -45,6 +47,10 @@ class Source:
 
     def __exit__(self, *_: object) -> None:
         os.close(self.descriptor)
+
+    @property
+    def is_folder(self) -> bool:
+        return stat.S_ISDIR(self._opened_as.st_mode)
 
     @property
     def size(self) -> int:

@@ -129,18 +129,25 @@ def open_model(path: Path) -> Iterator[Structure]:
     Raises:
         OnnxClipError: the file is missing, unreadable, a folder, in a text format, or no model.
     """
-    if path.is_dir():
-        raise OnnxClipError(
-            f"expected an .onnx file, but {str(path)!r} is a folder; pass the model in it "
-            f"(of ONNX Runtime training artifacts: training_model.onnx)"
-        )
     if path.suffix.lower() in _TEXT_SUFFIXES:
         raise OnnxClipError(
             f"{str(path)!r} is a text format, which drops parts of a model; convert it to binary "
             f"first: onnx.save(onnx.load({path.name!r}), 'model.onnx')"
         )
     with Source(path) as source:
-        yield read_structure(source)
+        if source.is_folder:
+            raise OnnxClipError(
+                f"expected an .onnx file, but {str(path)!r} is a folder; pass the model in it "
+                f"(of ONNX Runtime training artifacts: training_model.onnx)"
+            )
+        structure = read_structure(source)
+        try:
+            yield structure
+        except (AttributeError, TypeError, ValueError) as error:
+            # Names that are no UTF-8 come as bytes. Looking for them in advance costs more than
+            # everything else, so it is done when something stumbles over one.
+            _check_strings(structure.model, repr(str(path)))
+            raise error
 
 
 def read_structure(source: Source) -> Structure:
@@ -161,7 +168,6 @@ def read_structure(source: Source) -> Structure:
         raise OnnxClipError(f"{name} is no ONNX model, or it is truncated: {error}") from error
     if not model.HasField("graph"):
         raise OnnxClipError(f"{name} is no ONNX model: it has no graph")
-    _check_strings(model, name)
     return Structure(model, source, b"location" in data, token, tensors)
 
 

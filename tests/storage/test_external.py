@@ -1,0 +1,273 @@
+"""External data: it stays where it is, or it comes along, and nothing else is read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import time
+from pathlib import Path
+
+import onnx
+import pytest
+from bytewise import COUNT, large, make_step, rewrite
+from onnx import TensorProto, helper
+
+from onnx_clip_pass import OnnxClipError
+from onnx_clip_pass.files import strip_file
+from onnx_clip_pass.storage import moving
+
+SIZE = 4 * COUNT
+
+
+def point_to(tensor: TensorProto, **entries: object) -> None:
+    tensor.ClearField("raw_data")
+    del tensor.external_data[:]
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def save(path: Path, **entries: object) -> Path:
+    model = make_step()
+    point_to(model.graph.initializer[0], **entries)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """Another folder."""
+    (tmp_path / "elsewhere").mkdir()
+    return tmp_path / "elsewhere"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A model whose two tensors lie in a file in a sub-folder, from byte 4096 and from byte 0."""
+    folder = tmp_path / "from"
+    (folder / "sub").mkdir(parents=True)
+    weights, other = large("W"), large("V", 1)
+    data = other.raw_data.ljust(4096, b"\0") + weights.raw_data
+    (folder / "sub" / "w.bin").write_bytes(data)
+    model = make_step()
+    model.graph.initializer.append(other)
+    checksum = hashlib.sha1(weights.raw_data).hexdigest()
+    first, second = model.graph.initializer
+    point_to(first, location="sub/w.bin", offset=4096, length=SIZE, checksum=checksum)
+    point_to(second, location="./sub/w.bin", length=SIZE)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return folder / "model.onnx"
+
+
+def tensors(path: Path) -> dict[str, bytes]:
+    """The elements as onnx reads them."""
+    with_data = onnx.load(path).graph.initializer
+    return {t.name: t.raw_data for t in with_data if t.name in ("W", "V")}
+
+
+def references(path: Path) -> list[list[tuple[str, str]]]:
+    model = onnx.load(path, load_external_data=False)
+    return [[(e.key, e.value) for e in t.external_data] for t in model.graph.initializer[:2]]
+
+
+# -- in the same folder ------------------------------------------------------------------------
+
+
+def test_in_the_same_folder_references_stay_and_data_is_not_touched(source: Path):
+    data = source.parent / "sub" / "w.bin"
+    before = data.stat()
+    clipped, back = source.with_name("clipped.onnx"), source.with_name("back.onnx")
+    rewrite(source, clipped)
+    strip_file(clipped, back)
+    assert references(clipped) == references(source)
+    assert tensors(clipped) == tensors(source)
+    assert onnx.load(back) == onnx.load(source)
+    assert data.stat() == before
+    assert len(list(source.parent.rglob("*"))) == 5
+
+
+def test_beside_six_gigabytes_of_data_a_rewrite_takes_no_time_and_no_memory(tmp_path: Path):
+    with (tmp_path / "w.bin").open("wb") as data:
+        data.truncate(6 << 30)  # a hole: it takes no room
+    source = save(tmp_path / "model.onnx", location="w.bin", offset=5 << 30, length=SIZE)
+    rewrite(source, tmp_path / "warm.onnx")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    rewrite(source, tmp_path / "out.onnx")
+    assert time.perf_counter() - start < 0.5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB on Linux
+    assert references(tmp_path / "out.onnx")[0] == references(source)[0]
+
+
+# -- to another folder -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["copy", "link"])
+def test_to_another_folder_the_data_comes_along(source: Path, outside: Path, how: str):
+    target = outside / "model.onnx"
+    rewrite(source, target, external_data=how)
+    data, copied = source.parent / "sub" / "w.bin", outside / "sub" / "w.bin"
+    assert references(target) == references(source)
+    assert copied.read_bytes() == data.read_bytes()
+    assert copied.samefile(data) == (how == "link")
+    assert sorted(path.name for path in outside.rglob("*")) == ["model.onnx", "sub", "w.bin"]
+    if how == "copy":  # onnx refuses to load data from a file with several names
+        assert tensors(target) == tensors(source)
+
+
+def test_data_that_is_there_already_with_the_same_content_is_left_alone(source, outside):
+    rewrite(source, outside / "a.onnx")
+    before = (outside / "sub" / "w.bin").stat()
+    rewrite(source, outside / "b.onnx")
+    assert (outside / "sub" / "w.bin").stat() == before
+
+
+def test_data_of_other_content_is_not_replaced(source: Path, outside: Path):
+    (outside / "sub").mkdir()
+    (outside / "sub" / "w.bin").write_bytes(b"precious")
+    with pytest.raises(OnnxClipError, match=r"w\.bin' exists with other content; pass --force"):
+        rewrite(source, outside / "model.onnx")
+    assert (outside / "sub" / "w.bin").read_bytes() == b"precious"
+    assert not (outside / "model.onnx").exists()
+
+
+@pytest.mark.parametrize("reason", ["force", "record"])
+def test_data_of_other_content_is_replaced_by_force_or_beside_our_output(source, outside, reason):
+    target, data = outside / "model.onnx", outside / "sub" / "w.bin"
+    rewrite(source, target)
+    if reason == "force":
+        target.unlink()
+    data.write_bytes(b"old")
+    rewrite(source, target, force=reason == "force")
+    assert tensors(target) == tensors(source)
+
+
+def test_a_failure_at_the_second_file_leaves_the_first_as_it_was(source, outside, monkeypatch):
+    model = onnx.load(source, load_external_data=False)
+    (source.parent / "v.bin").write_bytes(large("V", 1).raw_data)
+    point_to(model.graph.initializer[1], location="v.bin")
+    source.write_bytes(model.SerializeToString())
+    for name in ("model.onnx", "v.bin", "sub"):
+        (outside / name).write_bytes(b"old") if name != "sub" else (outside / name).mkdir()
+    (outside / "sub" / "w.bin").write_bytes(b"old")
+    real = moving._copy_block
+
+    def fail_on_the_last(reads: int, writes: int, at: int, count: int) -> int:
+        if count == SIZE and at == 0:  # v.bin
+            raise OSError(28, "No space left on device")
+        return real(reads, writes, at, count)
+
+    monkeypatch.setattr(moving, "_copy_block", fail_on_the_last)
+    with pytest.raises(OnnxClipError, match=r"v\.bin': No space left"):
+        rewrite(source, outside / "model.onnx", force=True)
+    found = {path.name: path.read_bytes() for path in outside.rglob("*") if path.is_file()}
+    assert found == dict.fromkeys(("model.onnx", "v.bin", "w.bin"), b"old")
+
+
+@pytest.mark.parametrize("size", [0, SIZE, 10 * SIZE])
+def test_data_that_changes_while_it_is_copied_is_an_error(source, outside, size: int):
+    data = source.parent / "sub" / "w.bin"
+
+    def change(done: int, total: int) -> None:
+        if done < total:
+            os.truncate(data, size)
+
+    with pytest.raises(OnnxClipError, match=r"w\.bin' (was changed|had \d+ bytes and now has)"):
+        rewrite(source, outside / "model.onnx", progress=change)
+    assert not [path for path in outside.rglob("*") if path.is_file()]
+
+
+# -- what is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("/etc/hostname", "an absolute path"),
+        ("C:\\w.bin", "an absolute path"),
+        ("\\w.bin", "an absolute path"),
+        ("../w.bin", "which leads out of the model's folder"),
+        ("sub/../../w.bin", "which leads out of the model's folder"),
+        ("..\\w.bin", "which leads out of the model's folder"),
+        ("link/w.bin", "by a symbolic link"),
+        ("link.bin", "by a symbolic link"),
+        ("", "which is no path"),
+        (".", "is no regular file"),
+        ("pipe", "is no regular file"),
+        ("gone.bin", "No such file"),
+        (300 * "x", "File name too long"),
+    ],
+)
+def test_a_location_that_must_not_be_opened_is_refused(tmp_path, outside, location, reason):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (outside / "w.bin").write_bytes(bytes(SIZE))
+    (tmp_path / "w.bin").write_bytes(bytes(SIZE))
+    (folder / "link").symlink_to(outside)
+    (folder / "link.bin").symlink_to(outside / "w.bin")
+    os.mkfifo(folder / "pipe")
+    source = save(folder / "model.onnx", location=location, length=SIZE)
+    with pytest.raises(OnnxClipError, match=f"tensor 'W'.*{reason}"):
+        rewrite(source, folder / "out.onnx")
+    assert not (folder / "out.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ({"length": SIZE + 1}, rf"needs '.*w\.bin' up to byte {SIZE + 1}, but the file has {SIZE}"),
+        ({"offset": 8, "length": SIZE}, f"up to byte {SIZE + 8}, but"),
+        ({"offset": 8}, f"up to byte {SIZE + 8}, but"),  # by its dims and dtype
+        ({"offset": -1}, "is negative"),
+        ({"offset": "x"}, "is no number"),
+    ],
+)
+def test_data_that_is_too_short_is_named_with_tensor_and_size(tmp_path, entries, reason):
+    (tmp_path / "w.bin").write_bytes(bytes(SIZE))
+    source = save(tmp_path / "model.onnx", location="w.bin", **entries)
+    with pytest.raises(OnnxClipError, match=f"tensor 'W'.*{reason}"):
+        rewrite(source, tmp_path / "out.onnx")
+
+
+def test_a_folder_of_the_output_that_is_a_link_out_of_it_is_refused(source, outside, tmp_path):
+    (tmp_path / "third").mkdir()
+    (outside / "sub").symlink_to(tmp_path / "third")
+    with pytest.raises(OnnxClipError, match="lies outside the output's folder"):
+        rewrite(source, outside / "model.onnx", force=True)
+    assert not list((tmp_path / "third").iterdir())
+
+
+def test_an_output_where_the_data_lies_is_refused(source: Path):
+    data = source.parent / "sub" / "w.bin"
+    before = data.read_bytes()
+    with pytest.raises(OnnxClipError, match="is where the model's external data lies"):
+        rewrite(source, source.parent / "sub" / ".." / "sub" / "w.bin", force=True)
+    assert data.read_bytes() == before
+
+
+def test_every_place_of_a_tensor_is_looked_at(tmp_path: Path):
+    """An attribute, a sparse attribute, a branch, a default of a function, training_info."""
+
+    def away(name: str) -> TensorProto:
+        tensor = large(name)
+        point_to(tensor, location="/" + name)
+        return tensor
+
+    model = make_step()
+    graph, info, function = model.graph, model.training_info.add(), model.functions.add()
+    sparse = helper.make_sparse_tensor(
+        large("v"), helper.make_tensor("i", 7, [COUNT], range(COUNT)), [COUNT]
+    )
+    sparse.values.CopyFrom(away("sparse"))
+    branch = helper.make_graph([], "branch", [], [], [away("branch")])
+    graph.node.append(helper.make_node("Constant", [], ["c"], value=away("constant")))
+    graph.node.append(helper.make_node("Constant", [], ["d"], sparse_value=sparse))
+    graph.node.append(helper.make_node("If", ["x"], ["y"], then_branch=branch))
+    function.attribute_proto.append(helper.make_attribute("d", away("default")))
+    info.initialization.initializer.append(away("start"))
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(OnnxClipError) as caught:
+        rewrite(tmp_path / "model.onnx", tmp_path / "out.onnx")
+    named = {fault.split("'")[1] for fault in caught.value.faults}
+    assert named == {"constant", "sparse", "branch", "default", "start"}

@@ -1,0 +1,116 @@
+"""A file from anywhere ends in success or in an OnnxClipError, soon and in little memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from bytewise import make_step, sub, varint
+from graphs import MODELS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients_file
+
+RUNS = 100_000 if os.environ.get("ONNX_CLIP_NIGHTLY") == "1" else 2_000
+FILES = [path.read_bytes() for path in sorted(MODELS.rglob("*.onnx")) if path.stat().st_size < 6000]
+
+models = st.sampled_from(FILES)
+places = st.floats(0, 1, exclude_max=True)
+numbers = st.sampled_from([0, 1, 2**7, 2**31 - 1, 2**31, 2**32, 2**63, 2**64 - 1]).map(varint)
+patches = st.one_of(
+    st.tuples(places, st.integers(1, 4), st.binary(min_size=1, max_size=4)),  # flip
+    st.tuples(places, st.integers(1, 60), st.just(b"")),  # cut
+    st.tuples(places, st.sampled_from([0, 20]), st.tuples(models, places, st.integers(1, 60))),
+    st.tuples(places, st.integers(1, 2), numbers),
+)
+
+
+def patched(data: bytes, place: float, length: int, new) -> bytes:
+    at = int(place * len(data))
+    if isinstance(new, tuple):
+        other, start, count = new
+        new = other[int(start * len(other)) :][:count]
+    return data[:at] + new + data[at + length :]
+
+
+@settings(max_examples=RUNS, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=models, changes=st.lists(patches, min_size=1, max_size=4))
+def test_a_damaged_model_is_rewritten_or_refused(data: bytes, changes):
+    for change in changes:
+        data = patched(data, *change)
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = Path(folder, "in.onnx"), Path(folder, "out")
+        source.write_bytes(data)
+        out.mkdir()
+        try:
+            clip_gradients_file(source, out / "out.onnx", GradientClipByNorm(1.0))
+        except OnnxClipError:
+            assert not list(out.iterdir())
+        assert sorted(Path(folder).iterdir()) == [source, out]
+        assert source.read_bytes() == data
+
+
+# -- by hand -----------------------------------------------------------------------------------
+
+MEASURE = """
+import resource, sys
+from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients_file
+try:
+    clip_gradients_file(sys.argv[1], sys.argv[2], GradientClipByNorm(1.0))
+except OnnxClipError as error:
+    print(error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def nested(depth: int, *numbers: int) -> bytes:
+    """Submessages in each other, by these field numbers over and over."""
+    heads: list[bytes] = []
+    length = 0
+    for level in range(depth - 1, -1, -1):
+        heads.append(varint(numbers[level % len(numbers)] << 3 | 2) + varint(length))
+        length += len(heads[-1])
+    return sub(7, b"".join(reversed(heads)) + 600 * b"\x08\x00")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\x3a\x7f", "claims 127 bytes"),
+        (b"\x3a" + varint(2**31 - 1) + bytes(1000), "claims 2147483647 bytes"),
+        (sub(7, b"\x2a" + varint(2**31 - 1) + bytes(1000)), "claims 2147483647 bytes"),
+        (b"\x3a" + 100_000 * b"\xff", "a varint without an end"),
+        (sub(7, b"\x08" + 100_000 * b"\x80"), "a varint without an end"),
+        (nested(10_000, 1, 5, 6), "is no ONNX model"),
+        (nested(10_000, 14), "no gradients found"),
+        (10_000 * varint(1000 << 3 | 3) + 10_000 * varint(1000 << 3 | 4), "groups nested"),
+        (sub(7, 10_000 * b"\x0b" + 10_000 * b"\x0c"), "groups nested"),
+    ],
+    ids=["beyond", "2 GB", "2 GB tensor", "tag", "varint", "graphs", "unknown", "groups", "in it"],
+)
+def test_a_hostile_file_is_refused_in_little_memory(tmp_path: Path, data: bytes, reason: str):
+    source, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    source.write_bytes(data)
+    command = [sys.executable, "-c", MEASURE, str(source), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    *message, memory = done.stdout.splitlines()
+    assert reason in " ".join(message)
+    assert int(memory) < 500_000  # KiB on Linux
+    assert not out.exists()
+
+
+def test_three_gigabytes_that_are_no_weights_are_refused_in_little_memory(tmp_path: Path):
+    source, size = tmp_path / "model.onnx", 3 << 30
+    with source.open("wb") as file:
+        file.write(make_step().SerializeToString() + b"\x32" + varint(size))  # doc_string
+        file.truncate(file.tell() + size)  # a hole: it takes no room
+    command = [sys.executable, "-c", MEASURE, str(source), str(tmp_path / "out.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    *message, memory = done.stdout.splitlines()
+    assert "without its weights the model still has more than" in " ".join(message)
+    assert int(memory) < 500_000
