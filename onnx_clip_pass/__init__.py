@@ -11,6 +11,7 @@ from onnx_clip_pass.clips import GradientClipByNorm
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import clip_gradients_file
 from onnx_clip_pass.gradients import Gradient, Parameter, find_gradients
+from onnx_clip_pass.probe import probe_gradients
 from onnx_clip_pass.record import strip
 from onnx_clip_pass.rewrite import Clipped, Report, clip_gradients
 
@@ -25,5 +26,6 @@ __all__ = [
     "clip_gradients",
     "clip_gradients_file",
     "find_gradients",
+    "probe_gradients",
     "strip",
 ]

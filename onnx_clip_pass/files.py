@@ -8,17 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnx_clip_pass.clips import Clip
+from onnx_clip_pass.clips import Clip, NonFinite, NormPrecision, Numerics
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient, survey
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record, read_record, undo
 from onnx_clip_pass.rewrite import GradientNames, Report, clip_in_place, nothing_found
 from onnx_clip_pass.storage import (
+    DataFile,
     HowToBring,
     Progress,
     Structure,
     data_files,
+    locations,
     open_model,
     write_structure,
 )
@@ -43,7 +45,9 @@ def clip_gradients_file(
     clip: Clip,
     *,
     gradients: GradientNames = None,
-    skip: Sequence[str] = (),
+    skip: str | Sequence[str] = (),
+    norm_precision: NormPrecision = "auto",
+    nonfinite: NonFinite = "propagate",
     external_data: HowToBring = "copy",
     replace: bool = False,
     force: bool = False,
@@ -59,6 +63,8 @@ def clip_gradients_file(
         clip: what to do, see `clip_gradients`.
         gradients: the gradients' names, see `clip_gradients`.
         skip: patterns of what to leave out.
+        norm_precision: "auto", "plain" or "wide", see `clip_gradients`.
+        nonfinite: "propagate", "zero" or "keep", see `clip_gradients`.
         external_data: how data files get into another folder: "copy" or "link" (a hard link).
         replace: allow `target` to be `source`.
         force: replace a target, or data files of other content, that onnx-clip did not write.
@@ -72,13 +78,16 @@ def clip_gradients_file(
         OnnxClipError: what `clip_gradients` refuses, and files that cannot be read or written, or
             must not be replaced.
     """
-    source, target = Path(source), Path(target)
+    source, target = Path(source), _resolved(Path(target), replace=replace)
     with open_model(source) as structure:
+        _check_target(source, target, replace=replace, force=force)
+        numerics = Numerics(norm_precision, nonfinite)
+        report = clip_in_place(
+            structure.model, clip, gradients=gradients, skip=skip, numerics=numerics
+        )
+        files = _data_files(structure, target)
         if not dry_run:
-            _check_target(source, target, replace=replace, force=force)
-        report = clip_in_place(structure.model, clip, gradients=gradients, skip=skip)
-        if not dry_run:
-            _write(structure, target, external_data, force, progress)
+            _write(structure, target, files, external_data, force, progress)
     return report
 
 
@@ -92,14 +101,15 @@ def strip_file(
     progress: Progress | None = None,
 ) -> None:
     """Undo a rewrite from file to file, see `strip`; options as for `clip_gradients_file`."""
-    source, target = Path(source), Path(target)
+    source, target = Path(source), _resolved(Path(target), replace=replace)
     with open_model(source) as structure:
         _check_target(source, target, replace=replace, force=force)
         if not undo(structure.model):
             raise OnnxClipError(
                 f"{str(source)!r} is not clipped by onnx-clip: there is nothing to undo"
             )
-        _write(structure, target, external_data, force, progress)
+        files = _data_files(structure, target)
+        _write(structure, target, files, external_data, force, progress)
 
 
 def inspect_file(source: _Path) -> Inspection:
@@ -130,6 +140,11 @@ def read_map(path: _Path) -> dict[str, str]:
     return found
 
 
+def _resolved(target: Path, *, replace: bool) -> Path:
+    """The file itself where a model is to be replaced by way of a symbolic link to it."""
+    return target.resolve() if replace and target.is_symlink() else target
+
+
 def _check_target(source: Path, target: Path, *, replace: bool, force: bool) -> None:
     try:
         _refuse_target(source, target, replace=replace, force=force)
@@ -143,45 +158,62 @@ def _refuse_target(source: Path, target: Path, *, replace: bool, force: bool) ->
             f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}"
         )
     if target.is_dir():
-        raise OnnxClipError(f"cannot write {str(target)!r}: it is a folder")
+        raise OnnxClipError(
+            f"cannot write {str(target)!r}: it is a folder; give a file in it, such as "
+            f"{str(target / source.name)!r}"
+        )
     if not target.exists():
         return
+    if not target.is_file():
+        raise OnnxClipError(f"cannot write {str(target)!r}: it is there and is no regular file")
     if target.samefile(source):
         if not replace:
             raise OnnxClipError(
                 f"the output {str(target)!r} is the model itself; pass --in-place to replace it"
             )
-    elif not force and not _bears_record(target):
+    elif not force and _owned_by(target) is None:
         raise OnnxClipError(
             f"{str(target)!r} exists and onnx-clip did not write it; pass --force to replace it, "
             f"or another --output"
         )
 
 
-def _bears_record(path: Path) -> bool:
+def _owned_by(path: Path) -> set[str] | None:
+    """The data files of a model that bears our record; None for what we did not write."""
     try:
         with open_model(path) as structure:
-            return read_record(structure.model) is not None
+            if read_record(structure.model) is None:
+                return None
+            return locations(structure.model)
     except OnnxClipError:
-        return False
+        return None
 
 
-def _write(
-    structure: Structure,
-    target: Path,
-    external_data: HowToBring,
-    force: bool,
-    progress: Progress | None,
-) -> None:
-    folder = structure.source.path.parent
-    files = data_files(structure.model, folder) if structure.may_have_external_data else []
+def _data_files(structure: Structure, target: Path) -> list[DataFile]:
+    """The external data of a model; refused if the target would take its place."""
+    if not structure.may_have_external_data:
+        return []
+    files = data_files(structure.model, structure.source.path.parent)
     lying = [path for file in files for path in (file.path, target.parent / file.location)]
     if any(path.resolve() == target.resolve() for path in lying):
         raise OnnxClipError(
             f"the output {str(target)!r} is where the model's external data lies, or is to lie; "
             f"choose another name"
         )
-    if target.parent.samefile(folder):
+    return files
+
+
+def _write(
+    structure: Structure,
+    target: Path,
+    files: list[DataFile],
+    external_data: HowToBring,
+    force: bool,
+    progress: Progress | None,
+) -> None:
+    if target.parent.samefile(structure.source.path.parent):
         files = []
-    force = force or _bears_record(target)
-    write_structure(structure, target, files, how=external_data, force=force, progress=progress)
+    may_replace = None if force else (_owned_by(target) or set())
+    write_structure(
+        structure, target, files, how=external_data, may_replace=may_replace, progress=progress
+    )

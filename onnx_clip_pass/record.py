@@ -37,6 +37,8 @@ class Record:
 
     version: str
     clips: list[dict[str, Any]]
+    norm_precision: str = "plain"
+    nonfinite: str = "propagate"
     renamed: dict[str, str] = field(default_factory=dict)
     nodes: list[str] = field(default_factory=list)
     initializers: list[str] = field(default_factory=list)
@@ -69,6 +71,9 @@ def read_record(model: ModelProto) -> Record | None:
             isinstance(name, str) for name in (*names, *record.renamed, *record.renamed.values())
         ):
             raise ValueError(f"format {record.format!r}")
+        words = (record.version, record.norm_precision, record.nonfinite, record.digest)
+        if not all(isinstance(word, str) for word in words):
+            raise ValueError("words that are no strings")
         if not all(isinstance(clip, dict) for clip in record.clips):
             raise ValueError("clips that are no objects")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:

@@ -16,17 +16,20 @@ How a clip is put in, by the laws of docs/design.md:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import gc
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from onnx import ModelProto
 
 from onnx_clip_pass._version import __version__
-from onnx_clip_pass.clips import Clip, Emitter
+from onnx_clip_pass.clips import Clip, Emitter, NonFinite, NormPrecision, Numerics
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient, Sighting, Survey, name_gradients, survey
 from onnx_clip_pass.graph import BY_NAME, OUTPUT, Editor, Index, Read, Scope, Value
+from onnx_clip_pass.kernels import Need, missing
 from onnx_clip_pass.record import Record, digest_of, undo, write_record
 from onnx_clip_pass.selection import select
 
@@ -63,7 +66,9 @@ def clip_gradients(
     clip: Clip,
     *,
     gradients: GradientNames = None,
-    skip: Sequence[str] = (),
+    skip: str | Sequence[str] = (),
+    norm_precision: NormPrecision = "auto",
+    nonfinite: NonFinite = "propagate",
 ) -> ModelProto:
     """Insert a clip behind the gradients of a training graph.
 
@@ -73,6 +78,11 @@ def clip_gradients(
         gradients: the gradients' names, if they are not to be searched for; a mapping also says
             their parameters.
         skip: patterns of parameters or gradients to leave out.
+        norm_precision: "plain", one ReduceL2 in float32 (float64 for float64); "wide", everything
+            in float64, for any size and magnitude; "auto", plain where its error stays below
+            1e-5, else the cheapest form that keeps it.
+        nonfinite: what becomes of a gradient with nan or inf in it: "propagate", what the formula
+            gives, as in Paddle and PyTorch; "zero", zeros, all of it; "keep", it stays as it is.
 
     Returns:
         A new model. Its inputs and outputs are those of `model`; clipping a model that is clipped
@@ -82,9 +92,20 @@ def clip_gradients(
         OnnxClipError: no gradient is found, a selection matches nothing, or a gradient has a
             dtype, an opset or a place at which it cannot be clipped. All faults are named at once.
     """
+    if not isinstance(model, ModelProto):
+        raise OnnxClipError(
+            f"expected a ModelProto, not {type(model).__name__}; for a file there is "
+            f"clip_gradients_file"
+        )
     rewritten = ModelProto()
     rewritten.CopyFrom(model)
-    clip_in_place(rewritten, clip, gradients=gradients, skip=skip)
+    clip_in_place(
+        rewritten,
+        clip,
+        gradients=gradients,
+        skip=skip,
+        numerics=Numerics(norm_precision, nonfinite),
+    )
     return rewritten
 
 
@@ -93,24 +114,50 @@ def clip_in_place(
     clip: Clip,
     *,
     gradients: GradientNames = None,
-    skip: Sequence[str] = (),
+    skip: str | Sequence[str] = (),
+    numerics: Numerics | None = None,
 ) -> Report:
     """`clip_gradients` on the model itself; if it raises, the model may be left undone."""
     if not isinstance(clip, Clip):
         raise OnnxClipError(f"expected a clip such as GradientClipByNorm(1.0), not {clip!r}")
+    with _without_collecting():
+        return _clip(model, clip, gradients, skip, numerics or Numerics())
+
+
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Keep the garbage collector from going over millions of new objects that all live on."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _clip(
+    model: ModelProto,
+    clip: Clip,
+    gradients: GradientNames,
+    skip: str | Sequence[str],
+    numerics: Numerics,
+) -> Report:
     replaced = undo(model)
     index = Index(model)
     seen = survey(index) if gradients is None else name_gradients(index, _as_mapping(gradients))
     sightings = _selected(seen, clip, skip)
-    edits = _plan(index, seen, sightings)
+    edits = _plan(index, seen, sightings, numerics)
+    notes = _notes(seen, sightings)  # the index is out of date when edits are made
     editor = Editor(index)
+    needs: set[Need] = set()
     for edit in edits:
-        edit.apply(editor)
+        needs |= edit.apply(editor, numerics)
     editor.finish()
     rows = tuple(Clipped(sighting.gradient, chosen) for sighting, chosen in sightings)
     if any(row.clip for row in rows):
-        write_record(model, _record(editor, edits, rows))
-    return Report(rows, _warnings(seen, sightings), replaced)
+        write_record(model, _record(editor, edits, rows, numerics))
+    return Report(rows, (*notes, *_lacking_kernels(needs)), replaced)
 
 
 # -- which -------------------------------------------------------------------------------------
@@ -121,11 +168,16 @@ def _as_mapping(gradients: Sequence[str] | Mapping[str, str]) -> dict[str, str |
         return dict(gradients)
     if isinstance(gradients, str):
         raise OnnxClipError(f"gradients must be a list of names, not the string {gradients!r}")
-    return dict.fromkeys(gradients)
+    names = list(gradients) if hasattr(gradients, "__iter__") else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise OnnxClipError(f"gradients must be a list of names, at least one, not {gradients!r}")
+    return dict.fromkeys(names)
 
 
-def _selected(seen: Survey, clip: Clip, skip: Sequence[str]) -> list[tuple[Sighting, Clip | None]]:
-    if not seen.found and not seen.of_data:
+def _selected(
+    seen: Survey, clip: Clip, skip: str | Sequence[str]
+) -> list[tuple[Sighting, Clip | None]]:
+    if not seen.found and (clip.need_clip is None or not seen.of_data):
         raise OnnxClipError(nothing_found(seen))
     parameters = [sighting.gradient.parameter for sighting in seen.found]
     also = [sighting.gradient.parameter for sighting in seen.of_data]
@@ -151,6 +203,12 @@ def nothing_found(seen: Survey) -> str:
         )
     outputs = ", ".join(repr(name) for name in scope.outputs[:5]) or "none"
     more = " and more" if len(scope.outputs) > 5 else ""
+    if seen.of_data:
+        first = seen.of_data[0].gradient
+        return (
+            f"no gradients of parameters found, only of data: {first.name!r} ({first.evidence}); if "
+            f"that is wrong, name it in need_clip"
+        )
     return (
         "no gradients found: looked for accumulators, optimizer nodes, Gradient nodes, parameters "
         "updated in the graph, and values named after a parameter (W_grad, W.grad, grad_W, adj_W, "
@@ -174,7 +232,8 @@ class _Edit:
     redirected: list[Read] | None = None
     renamed: tuple[str, str] = ("", "")
 
-    def apply(self, editor: Editor) -> None:
+    def apply(self, editor: Editor, numerics: Numerics) -> set[Need]:
+        """Put the clip in; the kernels that its nodes need."""
         gradient = self.sightings[0].gradient
         scope, name = self.scope, self.name
         if self.redirected is None:  # rules 1 and 2
@@ -190,10 +249,17 @@ class _Edit:
             self.renamed = (target, name)
         position = scope.producers[name][0] + 1 if name in scope.producers else 0
         dtype = self.sightings[0].type.dtype
-        self.clip.emit(gradient, Emitter(editor, scope, position, name, source, target, dtype))
+        emitter = Emitter(editor, scope, position, name, source, target, dtype, numerics)
+        self.clip.emit(gradient, emitter)
+        return emitter.needs
 
 
-def _plan(index: Index, seen: Survey, sightings: list[tuple[Sighting, Clip | None]]) -> list[_Edit]:
+def _plan(
+    index: Index,
+    seen: Survey,
+    sightings: list[tuple[Sighting, Clip | None]],
+    numerics: Numerics,
+) -> list[_Edit]:
     values = [sighting.value for sighting, _ in sightings]
     backward = _backward_reads(index, seen, values)
     groups: dict[tuple[int, str], list[tuple[Sighting, Clip | None]]] = {}
@@ -208,8 +274,8 @@ def _plan(index: Index, seen: Survey, sightings: list[tuple[Sighting, Clip | Non
         if not wanted:
             continue
         first = group[0][0]
-        faults += _faults(first, wanted)
-        if all(clip.is_identity for clip in wanted):
+        faults += _faults(first, wanted, numerics)
+        if all(clip.is_identity for clip in wanted) and numerics.nonfinite != "zero":
             continue
         readers = index.readers_of(first.value.frame.scope, first.value.name)
         raw = [read for read in readers if read in backward or read.slot == BY_NAME]
@@ -237,12 +303,12 @@ def _backward_reads(index: Index, seen: Survey, values: list[Value]) -> set[Read
     return reads
 
 
-def _faults(sighting: Sighting, clips: Iterable[Clip]) -> list[str]:
+def _faults(sighting: Sighting, clips: Iterable[Clip], numerics: Numerics) -> list[str]:
     gradient, scope = sighting.gradient, sighting.value.frame.scope
     where = f"{gradient.name!r}" + (f" in {gradient.graph}" if gradient.graph else "")
     if scope.opset is None:
         return [f"gradient {where}: its graph imports no version of the default operator set"]
-    found = (clip.fault(gradient, scope.opset) for clip in clips)
+    found = (clip.fault(gradient, scope.opset, numerics) for clip in clips)
     return [f"gradient {where}: {fault}" for fault in found if fault is not None]
 
 
@@ -315,7 +381,9 @@ def _way_to_sinks(seen: Survey, sighting: Sighting) -> set[Read]:
 # -- what is said of it ------------------------------------------------------------------------
 
 
-def _record(editor: Editor, edits: list[_Edit], rows: tuple[Clipped, ...]) -> Record:
+def _record(
+    editor: Editor, edits: list[_Edit], rows: tuple[Clipped, ...], numerics: Numerics
+) -> Record:
     clips: list[dict[str, Any]] = [
         {
             "gradient": row.gradient.name,
@@ -330,6 +398,8 @@ def _record(editor: Editor, edits: list[_Edit], rows: tuple[Clipped, ...]) -> Re
     return Record(
         version=__version__,
         clips=clips,
+        norm_precision=numerics.norm_precision,
+        nonfinite=numerics.nonfinite,
         renamed=dict(edit.renamed for edit in edits),
         nodes=[node.name for node in editor.added.nodes],
         initializers=[tensor.name for tensor in editor.added.initializers],
@@ -338,18 +408,35 @@ def _record(editor: Editor, edits: list[_Edit], rows: tuple[Clipped, ...]) -> Re
     )
 
 
-def _warnings(seen: Survey, sightings: list[tuple[Sighting, Clip | None]]) -> tuple[str, ...]:
+def _lacking_kernels(needs: set[Need]) -> list[str]:
     warnings = []
-    if any("accumulated by" in s.gradient.evidence for s, clip in sightings if clip):
+    for provider in ("CPU", "CUDA"):
+        lacking = [
+            f"{need.op_type} ({' to '.join(need.dtypes)}, opset {need.opset})"
+            for need in missing(provider, needs)
+        ]
+        if lacking:
+            warnings.append(
+                f"ONNX Runtime's {provider} provider has no kernel for {', '.join(lacking)}: such "
+                f"nodes run elsewhere, or not at all"
+            )
+    return warnings
+
+
+def _notes(seen: Survey, sightings: list[tuple[Sighting, Clip | None]]) -> list[str]:
+    warnings = []
+    if any(clip and seen.is_accumulated(sighting.value) for sighting, clip in sightings):
         warnings.append(
             "accumulators follow the gradients: each micro-batch is clipped before it is added, "
             "not their sum"
         )
     dismissed = [s for s in seen.of_data if all(s is not taken for taken, _ in sightings)]
     for sighting in dismissed[:3]:
-        parameter = sighting.gradient.parameter.name
         warnings.append(
             f"{sighting.gradient.name} is left alone as the gradient of data "
-            f"({sighting.gradient.evidence}); to clip it, pass --need-clip {parameter}"
+            f"({sighting.gradient.evidence}); if that is wrong, name it in need_clip, with '*' for "
+            f"all the others"
         )
-    return tuple(warnings)
+    if len(dismissed) > 3:
+        warnings.append(f"so are {len(dismissed) - 3} more")
+    return warnings

@@ -29,7 +29,7 @@ def check_need_clip(need_clip: object) -> None:
     """Refuse what is no `NeedClip`, when it is given rather than when it is used."""
     if need_clip is None or callable(need_clip):
         return
-    for pattern in _patterns(need_clip):
+    for pattern in _patterns(need_clip, "need_clip"):
         if pattern.startswith("re:"):
             _compile(pattern)
 
@@ -37,7 +37,7 @@ def check_need_clip(need_clip: object) -> None:
 def select(
     parameters: Sequence[Parameter],
     need_clip: NeedClip,
-    skip: Sequence[str] = (),
+    skip: str | Sequence[str] = (),
     *,
     also: Sequence[Parameter] = (),
 ) -> list[Parameter]:
@@ -50,16 +50,23 @@ def select(
         also: more that a pattern picks only by its very name.
 
     Raises:
-        OnnxClipError: a pattern matches nothing, or a predicate raises or gives no bool.
+        OnnxClipError: a pattern matches nothing, nothing is left, or a predicate raises or gives no
+            bool.
     """
+    skipped = set(_match(_patterns(skip, "skip"), parameters, also)) if skip else set()
     if need_clip is None:
         picked = list(parameters)
     elif callable(need_clip):
         picked = [parameter for parameter in parameters if _ask(need_clip, parameter)]
     else:
-        picked = _match(_patterns(need_clip), parameters, also)
-    skipped = _match(skip, parameters, also) if skip else []
-    return [parameter for parameter in picked if parameter not in skipped]
+        picked = _match(_patterns(need_clip, "need_clip"), parameters, also)
+    chosen = [parameter for parameter in picked if parameter not in skipped]
+    if parameters and not chosen and not callable(need_clip):  # a predicate may say no to all
+        raise OnnxClipError(
+            f"nothing is left to clip: need_clip and skip leave out all there is: "
+            f"{_listed(parameters)}"
+        )
+    return chosen
 
 
 def _ask(need_clip: Callable[[Parameter], bool], parameter: Parameter) -> bool:
@@ -78,33 +85,38 @@ def _ask(need_clip: Callable[[Parameter], bool], parameter: Parameter) -> bool:
     return bool(answer)
 
 
-def _patterns(need_clip: object) -> list[str]:
-    patterns = [need_clip] if isinstance(need_clip, str) else need_clip
+def _patterns(given: object, what: str) -> list[str]:
+    patterns = [given] if isinstance(given, str) else given
     if not isinstance(patterns, Iterable) or isinstance(patterns, bytes):
         raise OnnxClipError(
-            f"need_clip must be a callable, a pattern or a list of patterns, not {need_clip!r}"
+            f"{what} must be a callable, a pattern or a list of patterns, not {given!r}"
         )
     patterns = list(patterns)
-    if not all(isinstance(pattern, str) for pattern in patterns):
-        raise OnnxClipError(f"need_clip must be a list of strings, not {need_clip!r}")
+    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        raise OnnxClipError(f"{what} must be a list of strings, at least one, not {given!r}")
     return patterns
 
 
 def _match(
     patterns: Sequence[str], parameters: Sequence[Parameter], also: Sequence[Parameter]
 ) -> list[Parameter]:
-    picked: list[Parameter] = []
+    by_name: dict[str, list[Parameter]] = {}
+    for parameter in (*parameters, *also):
+        for name in {parameter.name, parameter.gradient}:
+            by_name.setdefault(name, []).append(parameter)
+    picked: set[Parameter] = set()
     idle = []
     for pattern in patterns:
-        exact = [x for x in (*parameters, *also) if pattern in (x.name, x.gradient)]
-        matched = exact or [x for x in parameters if _fits(pattern, x)]
+        matched = by_name.get(pattern) or [x for x in parameters if _fits(pattern, x)]
         if not matched:
             idle.append(f"pattern {pattern!r} matches no parameter and no gradient")
-        picked += matched
+        picked.update(matched)
     if idle:
-        raise OnnxClipError(f"a selection matches nothing; there is: {_listed(parameters)}", idle)
-    chosen = set(picked)
-    return [parameter for parameter in (*parameters, *also) if parameter in chosen]
+        there = _listed([*parameters, *also])
+        if len(idle) == 1:
+            raise OnnxClipError(f"{idle[0]}; there is: {there}")
+        raise OnnxClipError(f"{len(idle)} patterns match nothing; there is: {there}", idle)
+    return [parameter for parameter in (*parameters, *also) if parameter in picked]
 
 
 def _fits(pattern: str, parameter: Parameter) -> bool:

@@ -148,7 +148,7 @@ def test_above_forty_rows_the_table_sums_up(tmp_path, capsys):
     )
     assert main(["rewrite", str(path)]) == 0
     err = capsys.readouterr().err
-    assert err.strip() == "41 gradients, float32: norm <= 1"
+    assert err.startswith("41 gradients, float32: norm <= 1\n")
 
 
 def test_names_cannot_steer_the_terminal(tmp_path, capsys):
@@ -164,6 +164,41 @@ def test_names_cannot_steer_the_terminal(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "\x1b[2J" not in out + err
     assert "[red]W" in err.replace("\n", "")
+
+
+def test_names_do_not_turn_into_emoji(tmp_path, capsys):
+    path = tmp_path / "m.onnx"
+    graph = helper.make_graph(
+        [helper.make_node("Neg", [":bug:"], [":bug:_grad"])],
+        "g",
+        [helper.make_tensor_value_info(":bug:", TensorProto.FLOAT, [2])],
+        [helper.make_tensor_value_info(":bug:_grad", TensorProto.FLOAT, [2])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    assert main(["rewrite", str(path)]) == 0
+    assert ":bug:_grad" in capsys.readouterr().err
+
+
+def test_a_record_cannot_steer_the_terminal(seed, capsys):
+    assert main(["rewrite", str(seed), "--in-place"]) == 0
+    model = onnx.load(seed)
+    entry = model.metadata_props[0]
+    entry.value = entry.value.replace('"version":"', '"version":"\\u001b[31m')
+    onnx.save(model, seed)
+    capsys.readouterr()
+    assert main(["inspect", str(seed)]) == 0
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out + err
+
+
+def test_an_interruption_is_told_and_leaves_no_half_written_file(seed, monkeypatch, capsys):
+    def interrupt(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", interrupt)
+    assert main(["rewrite", str(seed)]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert [path.name for path in seed.parent.iterdir()] == ["step.onnx"]
 
 
 def test_names_that_we_would_add_are_no_obstacle(tmp_path):
@@ -223,6 +258,9 @@ def _bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
         "empty file": (["rewrite", str(folder / "empty.onnx")], "is empty"),
         "truncated file": (["rewrite", str(folder / "cut.onnx")], "truncated"),
         "a folder": (["rewrite", str(folder)], "is a folder"),
+        "this very folder": (["rewrite", "."], "is a folder"),
+        "no name": (["rewrite", ""], "is a folder"),
+        "nothing left": (["rewrite", path, "--skip", "*"], "nothing is left to clip"),
         "missing file": (["rewrite", str(folder / "none.onnx")], "No such file"),
         "no gradients": (["rewrite", str(plain)], "no gradients found"),
         "pattern without match": (["rewrite", path, "--need-clip", "x*"], "'x*' matches no"),

@@ -268,7 +268,7 @@ def test_the_algorithm_of_a_training_info_is_clipped():
     model = parse("inference (float[2] x) => (float[2] y) <float[2] W = {1, 2}> { y = Mul(x, W) }")
     algorithm = parser.parse_graph(STEP)
     model.training_info.add().algorithm.CopyFrom(algorithm)
-    clipped = clip_gradients(model, ONE, gradients=["g"])
+    clipped = clip_gradients(model, ONE, gradients={"g": "W"})
     assert clipped.graph == model.graph
     assert written(clipped.training_info[0].algorithm)[3:7] == chain("")
     assert strip(clipped) == model
@@ -279,15 +279,15 @@ def test_the_algorithm_of_a_training_info_is_clipped():
 
 def test_all_faults_of_a_model_are_reported_at_once():
     model = parse("""
-        s (float16[2] x, int64[2] n, float[2] g) => (float16[2] half, int64[2] whole, float[2] g) {
-          half = Neg(x)
+        s (bool[2] x, int64[2] n, float[2] g) => (bool[2] flag, int64[2] whole, float[2] g) {
+          flag = Not(x)
           whole = Neg(n)
         }""")
     with pytest.raises(OnnxClipError) as caught:
-        clip_gradients(model, ONE, gradients=["half", "whole", "g"])
+        clip_gradients(model, ONE, gradients=["flag", "whole", "g"])
     assert len(caught.value.faults) == 3
-    assert "'half': float16 gradients are not supported yet" in caught.value.faults[0]
-    assert "'whole': expected a float32 or float64 tensor, but it is int64" in str(caught.value)
+    assert "'flag': expected a floating tensor, but it is bool" in caught.value.faults[0]
+    assert "'whole': expected a floating tensor, but it is int64" in caught.value.faults[1]
     assert "'g' is an input and an output" in caught.value.faults[2]
 
 
@@ -296,12 +296,6 @@ def test_a_clip_norm_that_is_no_positive_number_is_refused_by_value(bad: object)
     with pytest.raises(OnnxClipError, match="clip_norm must be a positive number") as caught:
         GradientClipByNorm(bad)  # type: ignore[arg-type]
     assert repr(bad) in str(caught.value)
-
-
-@pytest.mark.parametrize("size", [1e39, 1e-39])
-def test_a_clip_norm_that_float32_cannot_hold_is_refused(size: float):
-    with pytest.raises(OnnxClipError, match="beyond the range of float32"):
-        clip_gradients(parse(STEP), GradientClipByNorm(size))
 
 
 def test_an_unknown_gradient_is_refused_with_a_suggestion():
@@ -327,5 +321,5 @@ def test_a_graph_without_gradients_is_refused_with_what_was_looked_for():
 
 
 def test_a_pattern_that_matches_nothing_is_refused_with_what_there_is():
-    with pytest.raises(OnnxClipError, match=r"there is: 'W'\n  - pattern 'nowhere'"):
+    with pytest.raises(OnnxClipError, match=r"^pattern 'nowhere' matches no .*there is: 'W'$"):
         clip_gradients(parse(STEP), GradientClipByNorm(1.0, need_clip="nowhere"))

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from onnx_clip_pass.clips.base import Clip, Emitter
+from onnx_clip_pass.clips.numerics import NonFinite, Numerics, Reduction
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient
+from onnx_clip_pass.graph import Shape
 from onnx_clip_pass.selection import NeedClip
 
 __all__ = ["GradientClipByNorm"]
 
+_FLOAT, _DOUBLE = int(TensorProto.FLOAT), int(TensorProto.DOUBLE)
+_DTYPES = {"float16", "bfloat16", "float32", "float64"}
 _FIRST_OPSET = 7  # Div and Mul broadcast from here on
 _FIRST_BROADCASTING_MIN = 8
-_FIRST_AXES_AS_INPUT = 18
-_DTYPES = {"float32", "float64"}
+_FIRST_WHERE = 9
+_FIRST_BFLOAT16 = 13
 
 
 class GradientClipByNorm(Clip):
@@ -32,7 +36,9 @@ class GradientClipByNorm(Clip):
     `Mul(x, Min(Div(c, ReduceL2(x)), 1))`. No epsilon is added to the norm (PyTorch's
     `clip_grad_norm_` adds 1e-6), so a gradient within the threshold stays as it is, bit for bit.
 
-    Where a gradient has onnx-ad's trailing seed dimension, each seed has a norm of its own.
+    Gradients in half precision are widened to float32, clipped, and rounded once. How precisely the
+    norm is computed, and what becomes of nan and inf, is said to `clip_gradients`. Where a gradient
+    has onnx-ad's trailing seed dimension, each seed has a norm of its own.
 
     Args:
         clip_norm: the largest norm, in the gradient's own unit; positive, or inf for no clipping.
@@ -69,51 +75,172 @@ class GradientClipByNorm(Clip):
     def settings(self) -> dict[str, Any]:
         return {"clip_norm": "inf" if self.is_identity else self.clip_norm}
 
-    def reference(self, gradient: NDArray[Any]) -> NDArray[Any]:
+    def reference(self, gradient: NDArray[Any], nonfinite: NonFinite = "propagate") -> NDArray[Any]:
+        if str(gradient.dtype) not in _DTYPES:
+            raise OnnxClipError(f"expected a floating array, but it is {gradient.dtype}")
         wide = gradient.astype(np.float64)
-        norm = np.linalg.norm(wide.ravel())
+        if nonfinite != "propagate" and not np.isfinite(wide).all():
+            return np.zeros_like(gradient) if nonfinite == "zero" else gradient
+        norm = _norm(wide)
         if norm <= self.clip_norm or self.is_identity:
             return gradient
-        return np.asarray(wide * (self.clip_norm / norm)).astype(gradient.dtype)
+        with np.errstate(invalid="ignore"):  # inf / inf is nan, as in the formula
+            return np.asarray(wide * (self.clip_norm / norm)).astype(gradient.dtype)
 
-    def fault(self, gradient: Gradient, opset: int) -> str | None:
+    def fault(self, gradient: Gradient, opset: int, numerics: Numerics) -> str | None:
         if gradient.dtype not in _DTYPES:
-            return _dtype_fault(gradient)
-        if not _is_held_by(gradient.dtype, self.clip_norm):
-            return f"clip_norm {self.clip_norm:g} is beyond the range of {gradient.dtype}"
+            return f"expected a floating tensor, but it is {gradient.dtype}"
         if opset < _FIRST_OPSET:
             return (
                 f"opset {opset} is too old: clipping needs {_FIRST_OPSET} or later, where Div and "
                 f"Mul broadcast; convert the model with onnx.version_converter first"
             )
-        if opset < _FIRST_BROADCASTING_MIN and gradient.dtype == "float64":
-            return "float64 needs opset 8 or later: ONNX Runtime's CPU provider has no Min before"
-        if opset < _FIRST_BROADCASTING_MIN and gradient.has_seeds:
-            return "a gradient with a seed dimension needs opset 8 or later, where Min broadcasts"
+        if opset < _FIRST_BROADCASTING_MIN:
+            if self._work_dtype(gradient.dtype, numerics) == _DOUBLE:
+                return (
+                    "float64 needs opset 8 or later: before, ONNX Runtime's CPU has no Min for it"
+                )
+            if gradient.has_seeds:
+                return "a seed dimension needs opset 8 or later, where Min broadcasts"
+        if opset < _FIRST_BFLOAT16 and gradient.dtype == "bfloat16":
+            return f"bfloat16 needs opset {_FIRST_BFLOAT16} or later, not {opset}"
+        if opset < _FIRST_WHERE and numerics.nonfinite != "propagate":
+            return (
+                f"nonfinite={numerics.nonfinite!r} needs opset {_FIRST_WHERE} or later, where "
+                f"there is Where, not {opset}"
+            )
         return None
 
     def emit(self, gradient: Gradient, to: Emitter) -> None:
-        norm, shape = self._emit_norm(gradient, to)
-        ratio = to.node("Div", [to.constant(self.clip_norm), norm], result="ratio", shape=shape)
-        scale = to.node("Min", [ratio, to.constant(1.0)], result="scale", shape=shape)
-        to.node("Mul", [to.source, scale])
-
-    def _emit_norm(
-        self, gradient: Gradient, to: Emitter
-    ) -> tuple[str, tuple[int | str | None, ...]]:
-        shape = gradient.shape
-        if not gradient.has_seeds or shape is None or shape[-1] == 1:
-            return to.node("ReduceL2", [to.source], result="norm", shape=(), keepdims=0), ()
-        if len(shape) == 1:
-            return to.node("Abs", [to.source], result="norm", shape=shape), shape
-        axes = list(range(len(shape) - 1))
-        per_seed = (*(1 for _ in axes), shape[-1])
-        if to.opset < _FIRST_AXES_AS_INPUT:
-            norm = to.node("ReduceL2", [to.source], result="norm", shape=per_seed, axes=axes)
+        work = self._work_dtype(gradient.dtype, to.numerics)
+        x = to.cast(to.source, to.dtype, work, result="wide", shape=gradient.shape)
+        norm = emit_norm(gradient, x, work, to)
+        dtype, shape = norm.dtype, norm.shape
+        if self.is_identity:  # here only to zero what is not finite
+            scale = one = to.constant(1.0, dtype)
         else:
-            inputs = [to.source, to.axes(axes)]
-            norm = to.node("ReduceL2", inputs, result="norm", shape=per_seed)
-        return norm, per_seed
+            limit, one = to.constant(self.clip_norm, dtype), to.constant(1.0, dtype)
+            ratio = to.node("Div", [limit, norm.name], result="ratio", dtype=dtype, shape=shape)
+            scale = to.node("Min", [ratio, one], result="scale", dtype=dtype, shape=shape)
+        finite = emit_is_finite(norm, x, work, to)
+        if finite and to.numerics.nonfinite == "keep":
+            choices = [finite, scale, one]
+            scale = to.node("Where", choices, result="kept", dtype=dtype, shape=shape)
+        scale = to.cast(scale, dtype, work, result="factor", shape=shape)
+        is_zeroed = bool(finite) and to.numerics.nonfinite == "zero"
+        is_cast = work != to.dtype
+        result = "product" if is_zeroed or is_cast else ""
+        y = to.node("Mul", [x, scale], result=result, dtype=work, shape=gradient.shape)
+        if is_zeroed:
+            choices = [finite, y, to.constant(0.0, work)]
+            result = "chosen" if is_cast else ""
+            y = to.node("Where", choices, result=result, dtype=work, shape=gradient.shape)
+        to.cast(y, work, to.dtype, result="", shape=gradient.shape)
+
+    def _work_dtype(self, dtype: str, numerics: Numerics) -> int:
+        """The dtype in which the product is formed: float32 wherever it is enough."""
+        if dtype == "float64" or numerics.norm_precision == "wide":
+            return _DOUBLE
+        limits = np.finfo(np.float32)
+        is_held = float(limits.tiny) <= self.clip_norm <= float(limits.max)
+        return _FLOAT if is_held or self.is_identity else _DOUBLE
+
+
+class Norm(NamedTuple):
+    """A norm in the graph; `is_finite` if it cannot overflow where all elements are finite."""
+
+    name: str
+    dtype: int
+    shape: Shape
+    is_finite: bool
+
+
+def emit_norm(gradient: Gradient, x: str, work: int, to: Emitter) -> Norm:
+    """The L2 norm of `x`, which is the gradient in dtype `work`.
+
+    1. One element: Abs, since some CUDA kernels of ReduceL2 copy it, sign included. Where nobody
+       knows whether it is one, Abs comes behind.
+    2. A seed dimension: a norm for each seed, in float64 where one ReduceL2 will not do.
+    3. Else by `Numerics.reduction`.
+    4. Where a policy asks whether all elements are finite, float32 elements are taken to float64,
+       so that the norm tells.
+    5. At opset 7, whose Min knows no float64, the norm comes back from there.
+    """
+    shape = gradient.shape
+    is_scalar_by_seeds = gradient.has_seeds and shape is not None and len(shape) == 1
+    if shape is not None and (all(d == 1 for d in shape) or is_scalar_by_seeds):
+        norm = to.node("Abs", [x], result="norm", dtype=work, shape=shape)  # rule 1
+        return Norm(norm, work, shape, is_finite=True)
+    axes: list[int] | None = None
+    summed = shape
+    if gradient.has_seeds and shape is not None and shape[-1] != 1:
+        axes = list(range(len(shape) - 1))
+        summed = shape[:-1]
+    choice = to.numerics.reduction(
+        summed, in_float64=work == _DOUBLE, must_widen=to.numerics.nonfinite != "propagate"
+    )
+    if axes is not None and choice.rows is not None:  # rule 2
+        choice = Reduction(widens=work != _DOUBLE)
+    dtype = _DOUBLE if choice.widens else work
+    x = to.cast(x, work, dtype, result="in float64", shape=shape)
+    if choice.rows is not None:  # rule 3
+        x = to.rows(x, choice.rows, dtype=dtype)
+        x = to.reduce(
+            "ReduceL2", x, [1], result="row norms", dtype=dtype, shape=(None,), keepdims=0
+        )
+        x = to.cast(x, dtype, _DOUBLE, result="row norms in float64", shape=(None,))
+        dtype = _DOUBLE
+    kept: Shape = () if axes is None else (*(1 for _ in axes), (shape or (None,))[-1])
+    keepdims = int(axes is not None)
+    norm = to.reduce("ReduceL2", x, axes, result="norm", dtype=dtype, shape=kept, keepdims=keepdims)
+    if _may_be_single(shape):
+        norm = to.node("Abs", [norm], result="length", dtype=dtype, shape=kept)
+    if to.opset < _FIRST_BROADCASTING_MIN:  # rule 5
+        norm = to.cast(norm, dtype, work, result="norm in float32", shape=kept)
+        dtype = work
+    return Norm(norm, dtype, kept, is_finite=choice.widens)
+
+
+def _may_be_single(shape: Shape | None) -> bool:
+    return shape is None or all(d == 1 or not isinstance(d, int) for d in shape)
+
+
+def emit_is_finite(norm: Norm, x: str, work: int, to: Emitter) -> str:
+    """Whether all elements are finite, as a bool for each norm; "" if nobody asks.
+
+    The norm tells if it cannot overflow. That of float64 elements may, but that of 0 * x is 0, or
+    nan.
+    """
+    if to.numerics.nonfinite == "propagate":
+        return ""
+    boolean = int(TensorProto.BOOL)
+    name, dtype, shape, is_finite = norm
+    limit = math.inf
+    if not is_finite and to.dtype == _DOUBLE:
+        zeros = [x, to.constant(0.0, work)]
+        nothing = to.node("Mul", zeros, result="nothing", dtype=work, shape=None)
+        axes = list(range(len(shape) - 1)) if shape else None
+        name = to.reduce(
+            "ReduceL2",
+            nothing,
+            axes,
+            result="zero",
+            dtype=work,
+            shape=shape,
+            keepdims=int(bool(shape)),
+        )
+        limit = 1.0
+    sides = [name, to.constant(limit, dtype)]
+    return to.node("Less", sides, result="finite", dtype=boolean, shape=shape, takes=dtype)
+
+
+def _norm(wide: NDArray[np.float64]) -> float:
+    """The L2 norm in float64, of elements of any magnitude."""
+    largest = float(np.max(np.abs(wide), initial=0.0))
+    if not 0.0 < largest < math.inf:
+        return math.nan if math.isnan(largest) else largest
+    with np.errstate(over="ignore"):  # only where the norm itself is beyond float64
+        return largest * float(np.linalg.norm((wide / largest).ravel()))
 
 
 def _positive(clip_norm: object) -> float:
@@ -126,15 +253,3 @@ def _positive(clip_norm: object) -> float:
             f"clip_norm must be a positive number, or inf for no clipping, not {clip_norm!r}"
         )
     return number
-
-
-@lru_cache
-def _is_held_by(dtype: str, number: float) -> bool:
-    limits = np.finfo(dtype)
-    return math.isinf(number) or float(limits.tiny) <= number <= float(limits.max)
-
-
-def _dtype_fault(gradient: Gradient) -> str:
-    if gradient.dtype in ("float16", "bfloat16"):
-        return f"{gradient.dtype} gradients are not supported yet; float32 and float64 are"
-    return f"expected a float32 or float64 tensor, but it is {gradient.dtype}"

@@ -15,11 +15,11 @@ from onnx import ModelProto
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import accumulator, names, operator, optimizer, update
 from onnx_clip_pass.gradients.arithmetic import Arithmetic
-from onnx_clip_pass.gradients.found import Found, Gradient, Parameter, Sink
+from onnx_clip_pass.gradients.found import Found, Gradient, Parameter, Sink, has_gradient_shape
 from onnx_clip_pass.gradients.naming import parameter_names
 from onnx_clip_pass.gradients.roles import Roles
 from onnx_clip_pass.gradients.steps import Steps
-from onnx_clip_pass.graph import Flow, Index, TensorType, Value
+from onnx_clip_pass.graph import OUTPUT, Flow, Frame, Index, TensorType, Value
 
 __all__ = [
     "Gradient",
@@ -53,6 +53,13 @@ class Survey(NamedTuple):
     of_data: list[Sighting]
     updates: set[Value]
 
+    def is_accumulated(self, value: Value) -> bool:
+        """Whether an accumulator takes the value, so that it is one micro-batch's gradient."""
+        return any(
+            read.node != OUTPUT and read.scope.nodes[read.node].op_type in accumulator.OPS
+            for read in self.flow.index.readers_of(value.frame.scope, value.name)
+        )
+
 
 def find_gradients(model: ModelProto) -> list[Gradient]:
     """The gradients of a model's parameters, in the order in which the graph computes them.
@@ -85,9 +92,15 @@ def survey(index: Index) -> Survey:
         updated,
     ):
         _join(joined, finds)
-    roles = Roles(flow, {find.parameter for find in updated if find.parameter}, steps.moments)
+    candidates = names.candidates(flow)
+    roles = Roles(
+        flow,
+        {find.parameter for find in updated if find.parameter},
+        steps.moments,
+        set().union(*candidates),
+    )
     _join(joined, operator.find(flow, roles))
-    named = names.find(flow, roles, set(joined))
+    named = names.find(flow, arithmetic, roles, candidates, set(joined))
     _join(joined, named.gradients)
     found = [_sighting(flow, group) for values in joined.values() for group in values.values()]
     of_data = [_sighting(flow, [each]) for each in named.of_data]
@@ -136,13 +149,26 @@ _Joined = dict[str, dict[tuple[int, str], list[Found]]]
 
 
 def _join(joined: _Joined, finds: Iterable[Found]) -> None:
-    """Add finds; where stronger evidence knows the parameter, they only confirm its values."""
-    known = set(joined)
+    """Add finds; where stronger evidence knows the parameter, they only confirm its values.
+
+    The algorithms of `training_info` are apart: each has gradients of its own.
+    """
+    known = {
+        (name, id(_run(find))) for name, values in joined.items() for (find, *_) in values.values()
+    }
     for find in finds:
         values = joined.setdefault(find.name, {})
         key = (id(find.gradient.frame.scope), find.gradient.name)
-        if key in values or find.name not in known:
+        if key in values or (find.name, id(_run(find))) not in known:
             values.setdefault(key, []).append(find)
+
+
+def _run(find: Found) -> Frame:
+    """The frame of the graph that is run when the gradient is computed."""
+    frame = find.gradient.frame
+    while frame.caller is not None and frame.call != OUTPUT:
+        frame = frame.caller
+    return frame
 
 
 def _sighting(flow: Flow, finds: list[Found]) -> Sighting:
@@ -209,11 +235,15 @@ def _parameter_for(flow: Flow, value: Value, wanted: str | None) -> Value | None
         found = flow.resolve(value.frame, name)
         if found is None or found.node is not None:
             continue
-        if wanted or value.type is None or found.type is None:
-            return found
-        if value.type.agrees_with(found.type) or value.type.adds_seeds_to(found.type):
+        if wanted or _is_gradient_of(value, found):
             return found
     return None
+
+
+def _is_gradient_of(value: Value, parameter: Value) -> bool:
+    """Whether the shapes allow it, with a seed dimension or without, as far as they are known."""
+    a, b = value.type, parameter.type
+    return a is None or b is None or has_gradient_shape(a, b)
 
 
 def _unknown(name: str, index: Index) -> str:

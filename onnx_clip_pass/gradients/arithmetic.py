@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from onnx_clip_pass.graph import Flow, Value, attribute
+from onnx_clip_pass.graph import Flow, Frame, Value, attribute
 
 __all__ = ["ELEMENTWISE", "Arithmetic"]
 
@@ -99,13 +99,17 @@ class Arithmetic:
         return all(self.is_free(x, depth) for x in operands)
 
     def is_made_of(self, value: Value, only: Value, depth: int = 0) -> bool:
-        """Whether elementwise ops compute `value` from `only` and single numbers, as decay is."""
+        """Whether elementwise ops compute `value` from `only` and free numbers, as decay is."""
         if value == only:
             return True
         node = value.node
         if node is None or depth > _MAX_DEPTH or node.op_type not in ELEMENTWISE:
             return False
-        operands = [x for x in self.flow.operands(value) if not self.is_single(x)]
+        operands = [
+            x
+            for x in self.flow.operands(value)
+            if x == only or not (self.is_single(x) and self.is_free(x))
+        ]
         if node.op_type in ALIASES:
             operands = operands[:1]
         return bool(operands) and all(self.is_made_of(x, only, depth + 1) for x in operands)
@@ -160,10 +164,17 @@ class Arithmetic:
         a, b = self.flow.operand(value, 0), self.flow.operand(value, 1)
         if a is None or b is None:
             return None
-        can_swap = node.op_type == "Mul" and self.is_single(a)
-        if can_swap and not (self.is_single(b) and self.is_free(b) >= self.is_free(a)):
-            return b, a
+        if node.op_type == "Mul" and self.is_single(a):
+            return (
+                (a, b) if self._likeness_to_a_factor(b) >= self._likeness_to_a_factor(a) else (b, a)
+            )
         return (a, b) if self.is_single(b) else None
+
+    def _likeness_to_a_factor(self, value: Value) -> int:
+        """0 for a tensor; of two single numbers one in the model is the likelier factor."""
+        if not self.is_single(value):
+            return 0
+        return 1 + self.is_free(value) + (self.number(value) is not None)
 
     def raw_gradient(self, value: Value, parameter: Value | None) -> Value:
         """The gradient behind weight decay and clipping; `value` itself if there is neither.
@@ -175,7 +186,9 @@ class Arithmetic:
         3. a factor or divisor that is itself computed from the gradient, and has one element or is
            all norms along axes: clipping by a norm, of this gradient, of its rows or of all; with
            it whatever other factors stand between the two, as in g * limit / max(norm(g), limit);
-        4. a choice (Where, If) between the gradient and something computed from it, or zeros.
+        4. a choice (Where, If) between the gradient and something computed from it, or zeros, by
+           one flag or a test of the gradient (a ReLU chooses by another mask); but a gradient that
+           a branch of an If computes is what the If hands out.
 
         Aliases are looked through on the way, but the last value of a chain is what counts.
         """
@@ -210,9 +223,11 @@ class Arithmetic:
         if node.op_type in ("Mul", "Div"):  # 3
             return self._behind_norm(value)
         if node.op_type == "Where" and len(operands) == 3:  # 4
-            return self._chosen(operands[1:])
+            chosen = self._chosen(operands[1:])
+            return chosen if self._is_test_of(operands[0], chosen) else None
         if node.op_type == "If":
-            return self._chosen(self.flow.inside(value))
+            chosen = self._chosen(self.flow.inside(value))
+            return None if chosen is None or self._is_within(chosen, value) else chosen
         return None
 
     def _behind_norm(self, value: Value) -> Value | None:
@@ -264,6 +279,19 @@ class Arithmetic:
         if self._is_zero(b) or self._depends_on(b, a):
             return choices[0]
         return None
+
+    def _is_test_of(self, condition: Value, chosen: Value | None) -> bool:
+        if chosen is None or self.is_single(condition):
+            return chosen is not None
+        return self._depends_on(condition, self.behind_aliases(chosen))
+
+    def _is_within(self, choice: Value, made: Value) -> bool:
+        """Whether a branch of the If that makes `made` computes the choice itself."""
+        own = self.behind_aliases(choice).frame
+        at: Frame | None = made.frame
+        while at is not None and at is not own:
+            at = at.caller
+        return at is None
 
     def _is_zero(self, value: Value) -> bool:
         node = value.node

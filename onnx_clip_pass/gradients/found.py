@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
-from onnx_clip_pass.graph import Frame, Shape, Value
+from onnx_clip_pass.graph import Frame, Shape, TensorType, Value
 
-__all__ = ["Found", "Gradient", "Parameter"]
+__all__ = ["Found", "Gradient", "Parameter", "has_gradient_shape"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +64,18 @@ class Found(NamedTuple):
     name: str
     evidence: str
     sink: Sink | None = None
+
+
+def has_gradient_shape(gradient: TensorType, parameter: TensorType) -> bool:
+    """Whether nothing known of the shapes contradicts.
+
+    They are the same, or the gradient has a dimension more for the seeds, or it is packed as
+    onnx-ad does by default: one column for each seed, if the parameter is no matrix.
+    """
+    if gradient.agrees_with(parameter) or gradient.adds_seeds_to(parameter):
+        return True
+    packed, shape = gradient.shape, parameter.shape
+    if packed is None or shape is None or len(packed) != 2 or isinstance(packed[1], int):
+        return False
+    sizes = [size for size in shape if isinstance(size, int)]
+    return len(sizes) == len(shape) and packed[0] == prod(sizes)

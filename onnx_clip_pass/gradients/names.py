@@ -1,7 +1,8 @@
 """Gradients known by a name made of a parameter's name and an affix.
 
-The weakest evidence: a value counts only if the parameter exists as input or initializer, is no
-data (see `roles`), and has the value's shape, with onnx-ad's trailing seed dimension or without.
+The weakest evidence: a value counts only if something takes it (the gradient of a frozen parameter
+can be left over), and if the parameter exists as input or initializer, is no data (see `roles`),
+and has the value's shape (see `has_gradient_shape`).
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.gradients.found import Found
+from onnx_clip_pass.gradients.arithmetic import Arithmetic
+from onnx_clip_pass.gradients.found import Found, has_gradient_shape
 from onnx_clip_pass.gradients.naming import parameter_names
 from onnx_clip_pass.gradients.roles import Roles
 from onnx_clip_pass.graph import Flow, Frame, TensorType, Value
 
-__all__ = ["Named", "find"]
+__all__ = ["Candidates", "Named", "candidates", "find"]
+
+Candidates = dict[Value, list[Value]]
+"""Parameter to the values of one graph that are named after it."""
 
 
 class Named(NamedTuple):
@@ -25,11 +30,18 @@ class Named(NamedTuple):
     of_data: list[Found]
 
 
-def find(flow: Flow, roles: Roles, known: set[str]) -> Named:
+def candidates(flow: Flow) -> list[Candidates]:
+    """What may be a gradient by name and shape, for each frame of the model."""
+    return [_candidates(flow, frame) for frame in flow.frames()]
+
+
+def find(
+    flow: Flow, arithmetic: Arithmetic, roles: Roles, candidates: list[Candidates], known: set[str]
+) -> Named:
     """A gradient for each parameter that is not among the `known` ones.
 
     Graph outputs come before inner values, outer graphs before the graphs nested in them; of
-    several names in one graph the last on the way counts.
+    several names in one graph the last on the way counts, and of that the value before clipping.
 
     Raises:
         OnnxClipError: two values of one graph bear a parameter's name, and neither is computed
@@ -37,14 +49,14 @@ def find(flow: Flow, roles: Roles, known: set[str]) -> Named:
     """
     named = Named([], [])
     taken = set(known)
-    for frame in flow.frames():
-        candidates = _candidates(flow, frame)
-        for parameter, values in candidates.items():
+    for of_frame in candidates:
+        for parameter, values in of_frame.items():
             name = flow.root_name(parameter)
             if name in taken:
                 continue
             role = roles.of(parameter)
-            gradient = _outermost(flow, _last(flow, values, parameter))
+            last = arithmetic.raw_gradient(_last(flow, values, parameter), None)
+            gradient = _outermost(flow, last)
             evidence = f"named after {parameter.name}; {role.why}"
             found = Found(gradient, parameter, name, evidence)
             (named.gradients if role.is_parameter else named.of_data).append(found)
@@ -52,20 +64,24 @@ def find(flow: Flow, roles: Roles, known: set[str]) -> Named:
     return named
 
 
-def _candidates(flow: Flow, frame: Frame) -> dict[Value, list[Value]]:
+def _candidates(flow: Flow, frame: Frame) -> Candidates:
     scope = frame.scope
     inputs = [name for name in scope.inputs if name not in scope.initializers]
-    candidates: dict[Value, list[Value]] = defaultdict(list)
+    found: Candidates = defaultdict(list)
     for name in (*scope.producers, *inputs):
         for parameter_name in parameter_names(name):
             parameter = flow.resolve(frame, parameter_name)
             if parameter is None or parameter.node is not None:
                 continue
             parameter = flow.canonical(parameter)
-            if parameter.node is None and _fits(scope.declared(name), parameter):
-                candidates[parameter].append(Value(frame, name))
+            if (
+                parameter.node is None
+                and _fits(scope.declared(name), parameter)
+                and flow.index.readers_of(scope, name)
+            ):
+                found[parameter].append(Value(frame, name))
                 break
-    return candidates
+    return found
 
 
 def _fits(gradient: TensorType | None, parameter: Value) -> bool:
@@ -75,7 +91,7 @@ def _fits(gradient: TensorType | None, parameter: Value) -> bool:
         and known is not None
         and gradient.is_floating
         and known.is_floating
-        and (gradient.agrees_with(known) or gradient.adds_seeds_to(known))
+        and has_gradient_shape(gradient, known)
     )
 
 

@@ -4,14 +4,17 @@ A moment of an optimizer is no parameter; any other initializer is. Of an input,
 
 1. data, if its dtype is not a floating one;
 2. a parameter, if a step in the graph updates it;
-3. data, if its first dimension is symbolic or unknown (a batch);
-4. by its place in the first node that takes it, looking through transposes and the like: the
+3. data, if a dimension is symbolic (a batch) or its first one unknown;
+4. data, if values are named like gradients of initializers: there the parameters are no inputs;
+5. by its place in the first node that takes it, looking through transposes and the like: the
    first operand of Gemm, Conv, a normalization or a recurrent layer is data, the others are
    weights, and so are the table of Gather and the slope of PRelu; in MatMul and Einsum the
-   operand beside known data is a weight, and if neither is known the first is data;
-5. data, if it has the size of a known batch first and the first node that takes it compares it
+   operand beside known data is a weight, beside an initializer data; if neither is known, nor
+   computed otherwise than by elementwise ops, the one alone that has a value named like its
+   gradient is the weight, or else the second;
+6. data, if it has the size of a known batch first and the first node that takes it compares it
    with a prediction: Sub, a loss, or a product with a log-probability;
-6. else a parameter.
+7. else a parameter.
 
 A wrong guess is overruled by naming the parameter in `need_clip` patterns or `skip`.
 """
@@ -23,7 +26,7 @@ from typing import NamedTuple
 
 from onnx import NodeProto
 
-from onnx_clip_pass.graph import BY_NAME, OUTPUT, Flow, Frame, Value
+from onnx_clip_pass.graph import BY_NAME, OUTPUT, Flow, Frame, TensorType, Value
 
 __all__ = ["Role", "Roles", "is_surely_data"]
 
@@ -32,6 +35,7 @@ _RESHAPERS = {
     "Unsqueeze",
 }  # fmt: skip
 _ACTIVATIONS = {"Elu", "Erf", "Gelu", "LeakyRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Tanh"}
+_COMBINATIONS = {"Add", "Div", "Mul", "Sub", "Sum"}
 _DATA_FIRST = {
     "BatchNormalization", "Conv", "ConvInteger", "ConvTranspose", "GRU", "Gemm",
     "GroupNormalization", "InstanceNormalization", "LSTM", "LayerNormalization",
@@ -63,8 +67,19 @@ class Place(NamedTuple):
 class Roles:
     """The roles of the inputs of every graph that runs on its own."""
 
-    def __init__(self, flow: Flow, updated: set[Value], moments: set[Value]) -> None:
+    def __init__(
+        self,
+        flow: Flow,
+        updated: set[Value],
+        moments: set[Value],
+        differentiated: Collection[Value] = frozenset(),
+    ) -> None:
+        """`differentiated` are the inputs and initializers after which values are named."""
         self._flow = flow
+        self._differentiated = differentiated
+        self._are_parameters_inputs = not any(
+            value.name in value.frame.scope.initializers for value in differentiated
+        )
         self._updated = updated
         self._moments = moments
         self._roles: dict[Value, Role] = {}
@@ -124,8 +139,10 @@ class Roles:
             return Role(False, f"{name} is a moment of an optimizer")
         if value in self._updated:
             return Role(True, f"{name} is updated in the graph")
-        if known.shape and not isinstance(known.shape[0], int):
-            return Role(False, f"{name} is data: its first dimension is {known.shape[0] or '?'}")
+        if (symbol := _batch_symbol(known)) is not None:
+            return Role(False, f"{name} is data: it has a dimension {symbol}")
+        if not self._are_parameters_inputs:
+            return Role(False, f"{name} is data: the parameters are initializers")
         return None
 
     def _by_place(self, value: Value, frame: Frame, node: NodeProto, slot: int) -> Role | None:
@@ -143,19 +160,25 @@ class Roles:
             return Role(False, f"{value.name} is data: {where}")
         if node.op_type in _PRODUCTS and len(node.input) == 2:
             other = self._flow.resolve(frame, node.input[1 - slot])
-            source = None if other is None else _behind_reshapers(self._flow, other)
-            if source is not None and source in self._roles:
-                is_weight = not self._roles[source].is_parameter
-            elif source is not None and source in self._inputs:
-                is_weight = slot == 1
-            elif source is not None and source.node is None:
-                is_weight = False  # beside an initializer
-            else:
-                is_weight = True  # beside an activation
+            is_weight = self._is_weight_beside(value, slot, other)
             return Role(
                 is_weight, f"{value.name} is {'a weight' if is_weight else 'data'}: {where}"
             )
         return None
+
+    def _is_weight_beside(self, value: Value, slot: int, other: Value | None) -> bool:
+        leaves = None if other is None else _leaves(self._flow, other)
+        if leaves is None:
+            return True  # beside an activation
+        roles = [self._roles[leaf] for leaf in leaves if leaf in self._roles]
+        if not all(role.is_parameter for role in roles):
+            return True  # beside data
+        if roles or leaves.isdisjoint(self._inputs):
+            return False  # beside weights
+        is_differentiated = value in self._differentiated
+        if is_differentiated == leaves.isdisjoint(self._differentiated):
+            return is_differentiated  # one of the two is
+        return slot == 1
 
     def _by_comparison(
         self, value: Value, place: Place | None, batches: set[int | str | None]
@@ -177,13 +200,13 @@ class Roles:
 def is_surely_data(flow: Flow, value: Value) -> bool:
     """Whether an input is data even if the graph adds something to it: a state, a latent, a sample.
 
-    So it is if its first dimension is symbolic or unknown, and if it is the first operand of any
+    So it is if a dimension is symbolic or its first one unknown, and if it is the first operand of any
     product, convolution or layer whose second one is an initializer, behind an activation or not.
     """
     known = value.type
     if value.name in value.frame.scope.initializers or known is None:
         return False
-    if known.shape and not isinstance(known.shape[0], int):
+    if _batch_symbol(known) is not None:
         return True
     for frame, node, slot in _places(flow, value, _RESHAPERS | _ACTIVATIONS):
         if slot == 0 and len(node.input) > 1 and node.op_type in _DATA_FIRST | {"MatMul"}:
@@ -192,6 +215,33 @@ def is_surely_data(flow: Flow, value: Value) -> bool:
             if source is not None and source.name in source.frame.scope.initializers:
                 return True
     return False
+
+
+def _batch_symbol(known: TensorType) -> str | None:
+    """The name of a symbolic dimension, `?` for a first one of which nothing is said."""
+    for number, size in enumerate(known.shape or ()):
+        if isinstance(size, str) or (size is None and number == 0):
+            return size or "?"
+    return None
+
+
+def _leaves(flow: Flow, value: Value) -> set[Value] | None:
+    """The inputs and initializers that elementwise ops compute it from; None if others do."""
+    leaves: set[Value] = set()
+    todo = [value]
+    seen = {value}
+    for at in todo:  # grows while it is read
+        at = _behind_reshapers(flow, at)
+        node = at.node
+        if node is None:
+            leaves.add(at)
+        elif node.op_type in _COMBINATIONS:
+            new = [x for x in flow.operands(at) if x not in seen]
+            seen.update(new)
+            todo += new
+        elif node.op_type != "Constant":
+            return None
+    return leaves
 
 
 def _first_place(flow: Flow, value: Value) -> Place | None:

@@ -85,7 +85,8 @@ class Steps:
     def moments_in(self, term: Value, step: Step) -> list[Step]:
         """Steps of other roots that elementwise ops lead to from `term`, nearest first.
 
-        Lion's and Nesterov's `b * m + g` counts even if it is not what m becomes.
+        Lion's, Nesterov's and Nadam's `b * m + g` counts even if it is not what m becomes, but
+        after those that are.
         """
         todo = [term]
         seen = set(todo)
@@ -109,7 +110,7 @@ class Steps:
                 if operand not in seen:
                     seen.add(operand)
                     todo.append(operand)
-        return found
+        return sorted(found, key=lambda moment: moment.value not in self.ends)
 
     def aim(self, distance: Value, moment: Step) -> Value | None:
         """The g of `m + a * (g - m)` and `m - a * (m - g)`."""

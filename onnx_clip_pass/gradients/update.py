@@ -29,7 +29,9 @@ def find(flow: Flow, arithmetic: Arithmetic, steps: Steps) -> list[Found]:
        master weights, a loss is reported too.
     3. What a reported value other than a gradient is computed from is no computed gradient,
        unless a reported number, the loss, is computed from the parameter without it.
-    4. The gradient is the value before decay and clipping, see `Arithmetic.raw_gradient`.
+    4. A term that is added to the parameter, not taken from it, is negative or has moments, or a
+       loss is reported: x + dt * f(x) is no descent.
+    5. The gradient is the value before decay and clipping, see `Arithmetic.raw_gradient`.
     """
     return _Finder(flow, arithmetic, steps).find() if steps.handed_out else []
 
@@ -95,6 +97,13 @@ class _Finder:
             return None
         if gradient.node is None:
             return gradient if self._is_input_gradient(gradient, step, bool(moments)) else None
+        if not (
+            step.is_difference
+            or moments
+            or self._is_negative(term)
+            or self._does_a_loss_without(gradient)
+        ):
+            return None
         if step.root in self.steps.only_lessened and (
             self.steps.root_of(gradient) == step.root or not self._does_a_loss_without(gradient)
         ):
@@ -102,6 +111,26 @@ class _Finder:
         if is_surely_data(self.flow, step.root):
             return None
         return None if self.arithmetic.is_free(gradient) else gradient
+
+    def _is_negative(self, term: Value) -> bool:
+        """Whether a factor of the term is surely negative: -x, -lr * x, x * -0.1."""
+        for _ in range(_MAX_FACTORS):
+            scaled = self.arithmetic.scaled(term)
+            inner = self.arithmetic.aliased(term) if scaled is None else scaled[0]
+            if scaled is not None and self._is_minus(scaled[1]):
+                return True
+            if inner is None:
+                return False
+            term = inner
+        return False
+
+    def _is_minus(self, factor: Value | None) -> bool:
+        if factor is None:
+            return True
+        number, node = self.arithmetic.number(factor), factor.node
+        if node is not None and node.op_type == "Mul":
+            return any(self._is_minus(x) for x in self.flow.operands(factor))
+        return (number is not None and number < 0) or (node is not None and node.op_type == "Neg")
 
     def _sink(self, step: Step) -> Sink:
         frame = step.value.frame

@@ -92,11 +92,11 @@ class Editor:
             self._constants[key] = self._add_constant(scope, label, array, dtype)
         return self._constants[key]
 
-    def axes(self, scope: Scope, values: list[int]) -> str:
-        """A shared constant of rank 1 and dtype int64."""
+    def integers(self, scope: Scope, label: str, values: list[int]) -> str:
+        """A shared constant of rank 1 and dtype int64: axes, a shape."""
         key = (id(scope), tuple(values), int(TensorProto.INT64))
         if key not in self._constants:
-            label = "axes:" + ",".join(map(str, values))
+            label = f"{label}:{','.join(map(str, values))}"
             array = np.array(values, "<i8")
             self._constants[key] = self._add_constant(scope, label, array, TensorProto.INT64)
         return self._constants[key]

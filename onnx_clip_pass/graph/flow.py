@@ -306,7 +306,9 @@ class Flow:
         seen = set(todo)
         reads: set[Read] = set()
         while todo:
-            for source, read in self.sources(todo.pop()):
+            value = todo.pop()
+            plain = self._plain_sources(value, seen, watched)
+            for source, read in self.sources(value) if plain is None else plain:
                 if source in watched:
                     reads.add(read)
                 if source not in seen:
@@ -314,6 +316,28 @@ class Flow:
                     if not stop(source):
                         todo.append(source)
         return seen, reads
+
+    def _plain_sources(
+        self, value: Value, seen: set[Value], watched: Collection[Value]
+    ) -> list[tuple[Value, Read]] | None:
+        """What `sources` gives that is new or watched, where all of it is of the same frame.
+
+        Large graphs consist of this, and most of what is met has been met before.
+        """
+        frame, name = value
+        scope = frame.scope
+        made = scope.producers.get(name)
+        if (
+            made is None
+            or made[0] in scope.special
+            or not scope.names.issuperset(scope.takes[made[0]])
+        ):
+            return None
+        return [
+            (Value(frame, source), Read(scope, made[0], slot))
+            for slot, source in enumerate(scope.takes[made[0]])
+            if (frame, source) not in seen or (frame, source) in watched
+        ]
 
     # -- one step ------------------------------------------------------------------------------
 

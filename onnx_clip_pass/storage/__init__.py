@@ -1,6 +1,6 @@
 """Models in files of any size: structure read without the weights, weights moved by the kernel."""
 
-from onnx_clip_pass.storage.external import DataFile, HowToBring, data_files
+from onnx_clip_pass.storage.external import DataFile, HowToBring, data_files, locations
 from onnx_clip_pass.storage.moving import Progress
 from onnx_clip_pass.storage.source import Source
 from onnx_clip_pass.storage.structure import Structure, open_model
@@ -13,6 +13,7 @@ __all__ = [
     "Source",
     "Structure",
     "data_files",
+    "locations",
     "open_model",
     "write_structure",
 ]

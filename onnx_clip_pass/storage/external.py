@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -25,7 +25,7 @@ from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.storage.moving import copy_range, errors_name, replacing
 from onnx_clip_pass.storage.source import Source
 
-__all__ = ["DataFile", "HowToBring", "bring_along", "data_files"]
+__all__ = ["DataFile", "HowToBring", "bring_along", "data_files", "locations"]
 
 HowToBring = Literal["copy", "link"]
 """`copy` shares blocks with the source where the file system can; `link` makes a hard link."""
@@ -40,6 +40,16 @@ class DataFile:
     location: str
     path: Path
     size: int
+
+
+def locations(model: ModelProto) -> set[str]:
+    """Where a model says that its external data lies, whether it is there or not."""
+    return {
+        entry.value
+        for tensor in _external_tensors(model)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
 
 
 def data_files(model: ModelProto, folder: Path) -> list[DataFile]:
@@ -84,7 +94,7 @@ def bring_along(
     folder: Path,
     *,
     how: HowToBring,
-    force: bool,
+    may_replace: Collection[str] | None,
     count: Callable[[int], None],
 ) -> None:
     """Put data files into another folder, at the same relative paths.
@@ -96,14 +106,14 @@ def bring_along(
         files: what to bring.
         folder: where to.
         how: as copies or as hard links.
-        force: replace files of other content.
+        may_replace: the locations at which files of other content are replaced; None for all.
         count: is told of bytes that are done.
 
     Raises:
-        OnnxClipError: a file of other content is in the way and `force` is not set, a folder leads
+        OnnxClipError: a file of other content is in the way and may not be replaced, a folder leads
             out of `folder`, a file changes while it is copied, or the disk is full.
     """
-    missing = _missing(files, folder, force)
+    missing = _missing(files, folder, may_replace)
     with ExitStack() as stack:
         for file in files:
             if file not in missing:
@@ -195,7 +205,9 @@ def _size_of(tensor: TensorProto) -> int:
 # -- taking it along ---------------------------------------------------------------------------
 
 
-def _missing(files: Iterable[DataFile], folder: Path, force: bool) -> list[DataFile]:
+def _missing(
+    files: Iterable[DataFile], folder: Path, may_replace: Collection[str] | None
+) -> list[DataFile]:
     """The files that are not there yet, or only with other content."""
     missing = []
     faults = []
@@ -210,7 +222,7 @@ def _missing(files: Iterable[DataFile], folder: Path, force: bool) -> list[DataF
                 missing.append(file)
             elif not _same(file.path, target):
                 missing.append(file)
-                if not force:
+                if may_replace is not None and file.location not in may_replace:
                     faults.append(
                         f"{str(target)!r} exists with other content; pass --force to replace it, "
                         f"or write to another folder"
@@ -237,7 +249,13 @@ def _same(a: Path, b: Path) -> bool:
 def _bring(file: DataFile, temporary: Path, how: HowToBring, count: Callable[[int], None]) -> None:
     if how == "link":
         temporary.unlink()
-        os.link(file.path.resolve(), temporary)
+        try:
+            os.link(file.path.resolve(), temporary)
+        except OSError as error:
+            raise OnnxClipError(
+                f"{str(file.path)!r} cannot be linked there ({error.strerror}); use "
+                f"--external-data copy"
+            ) from error
         count(file.size)
         return
     with Source(file.path) as source, temporary.open("wb") as out:

@@ -194,7 +194,8 @@ def _thin(
         if inner_kind is None:
             continue
         if inner_kind == TENSOR:
-            inner = _mark(source, each.value, each.end, token, tensors)
+            is_part = kind in MERGING
+            inner = _mark(source, each.value, each.end, token, tensors, is_part=is_part)
         else:
             inner = _thin(source, inner_kind, each.value, each.end, token, tensors, depth + 1)
         size += each.start - done + len(inner)
@@ -206,7 +207,9 @@ def _thin(
     return b"".join(parts)
 
 
-def _mark(source: Source, start: int, end: int, token: bytes, tensors: list[_Tensor]) -> bytes:
+def _mark(
+    source: Source, start: int, end: int, token: bytes, tensors: list[_Tensor], *, is_part: bool
+) -> bytes:
     """A tensor's fields but for its payload, and a mark in place of that."""
     payload: list[tuple[int, int]] = []
     rest: list[bytes] = []
@@ -221,8 +224,10 @@ def _mark(source: Source, start: int, end: int, token: bytes, tensors: list[_Ten
             size += each.end - each.start
             _check_size(size)
             rest.append(source.at(each.start, each.end))
-    if not payload:
-        return b"".join(rest)
+    # A long name or doc string does not make a tensor large: scalars keep their value, since the
+    # finders read it. A small record is kept whole only if it is no part of a larger one.
+    if not payload or (not is_part and sum(stop - at for at, stop in payload) < _LARGE):
+        return source.at(start, end)
     # As protobuf will write these fields, to tell later whether they have been changed.
     canonical = onnx.TensorProto.FromString(b"".join(rest)).SerializeToString()
     content = token + encode_index(len(tensors))

@@ -271,3 +271,15 @@ def test_every_place_of_a_tensor_is_looked_at(tmp_path: Path):
         rewrite(tmp_path / "model.onnx", tmp_path / "out.onnx")
     named = {fault.split("'")[1] for fault in caught.value.faults}
     assert named == {"constant", "sparse", "branch", "default", "start"}
+
+
+def test_a_data_file_that_the_old_output_does_not_use_is_not_replaced(source: Path, outside: Path):
+    """Our record on the old output says nothing about a file that others put beside it."""
+    plain = source.with_name("plain.onnx")
+    plain.write_bytes(make_step().SerializeToString())
+    rewrite(plain, outside / "out.onnx")
+    (outside / "sub").mkdir()
+    (outside / "sub" / "w.bin").write_bytes(b"precious")
+    with pytest.raises(OnnxClipError, match="exists with other content"):
+        rewrite(source, outside / "out.onnx")
+    assert (outside / "sub" / "w.bin").read_bytes() == b"precious"

@@ -232,3 +232,14 @@ def test_text_that_is_no_utf_8_is_carried_along_where_nobody_reads_it(saved: Pat
     saved.write_bytes(make_step().SerializeToString() + sub(2, b"producer \xff"))
     both_ways(saved)
     assert b"producer \xff" in saved.with_name("clipped.onnx").read_bytes()
+
+
+def test_a_long_name_or_doc_string_does_not_hide_the_value_of_a_scalar(saved: Path):
+    """The finders read scalars, so files and models in memory would show them other gradients."""
+    model = make_step()
+    scalar = model.graph.initializer.add(name="n" * 600, data_type=TensorProto.FLOAT)
+    scalar.raw_data = b"\0\0\0?"
+    scalar.doc_string = "d" * 600
+    saved.write_bytes(model.SerializeToString())
+    with open_model(saved) as structure:
+        assert structure.model.graph.initializer[-1] == scalar

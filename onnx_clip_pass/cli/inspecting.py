@@ -1,0 +1,89 @@
+"""The command that shows what a model holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnx_clip_pass.cli.probing import ProbeOptions, probe_options
+from onnx_clip_pass.cli.showing import (
+    MODEL,
+    count_gradients,
+    escape_control,
+    gradient_facts,
+    print_json,
+    show_gradients,
+)
+from onnx_clip_pass.cli.verifying import RunOptions, run_options
+from onnx_clip_pass.files import inspect_file
+
+__all__ = ["inspect"]
+
+
+@click.command()
+@click.argument("model", type=MODEL)
+@probe_options
+@run_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+def inspect(
+    model: Path,
+    probes: bool,
+    loss: str | None,
+    inner: bool,
+    data: tuple[str, ...],
+    feeds: tuple[Path, ...],
+    dims: tuple[str, ...],
+    provider: str,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Show the gradients of MODEL, how they are known, and what is clipped already."""
+    probing = ProbeOptions(probes, loss, inner, data)
+    found = inspect_file(model)
+    if probes:
+        probed = probing.find(model, RunOptions(feeds, dims, provider, seed))
+        reason = "\n".join(f"{entry.parameter}: {entry.reason}" for entry in probed.undecided)
+        found = replace(found, gradients=probed.gradients, reason=reason)
+    if as_json:
+        print_json(
+            {
+                "model": str(model),
+                "gradients": [gradient_facts(gradient) for gradient in found.gradients],
+                "record": found.record
+                and {
+                    "version": found.record.version,
+                    "clips": found.record.clips,
+                },
+            }
+        )
+        return
+    done = found.record.clips if found.record else []
+    clips = {(clip.get("gradient"), clip.get("parameter")): clip for clip in done}
+    show_gradients(
+        (gradient, _settings(clips.get((gradient.name, gradient.parameter.name))))
+        for gradient in found.gradients
+    )
+    click.echo(f"{count_gradients(len(found.gradients))} in {escape_control(model)}")
+    for line in found.reason.splitlines():
+        click.echo(escape_control(line))
+    click.echo(
+        "not clipped by onnx-clip"
+        if found.record is None
+        else f"clipped by onnx-clip {escape_control(found.record.version)}: "
+        f"{len(done)} of them, norms {escape_control(found.record.norm_precision)}, "
+        f"nan and inf: {escape_control(found.record.nonfinite)}"
+    )
+
+
+def _settings(clip: dict[str, Any] | None) -> str:
+    """What a record says of one clip, in a few words."""
+    if clip is None:
+        return "-"
+    return ", ".join(
+        f"{name}={value}"
+        for name, value in clip.items()
+        if name not in ("gradient", "parameter", "graph", "clip")
+    )

@@ -1,0 +1,83 @@
+"""The options `--probe` of rewrite and inspect: gradients found by running the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from onnx_clip_pass.cli.showing import ProgressBar, say
+from onnx_clip_pass.cli.verifying import RunOptions
+from onnx_clip_pass.errors import OnnxClipError
+
+if TYPE_CHECKING:
+    from onnx_clip_pass.probe import Probing
+
+__all__ = ["ProbeOptions", "probe_options"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeOptions:
+    """What is probed: the values of the options of `probe_options`."""
+
+    probes: bool
+    loss: str | None
+    inner: bool
+    data: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if (self.loss or self.inner or self.data) and not self.probes:
+            raise click.UsageError("--loss, --inner and --data say how to probe: add --probe")
+
+    def find(self, model: Path, run: RunOptions) -> Probing:
+        """Probe a model; the modules that run models are imported only here."""
+        from onnx_clip_pass.probe import probe
+
+        with ProgressBar(f"probing {model.name}") as progress:
+            return probe(model, loss=self.loss, inner=self.inner, data=self.data,
+                         progress=progress, **run.as_arguments())  # fmt: skip
+
+    def names(self, model: Path, run: RunOptions) -> dict[str, str]:
+        """Gradient name to parameter name.
+
+        Raises:
+            OnnxClipError: no gradient is found; the reasons are in the message.
+        """
+        found = self.find(model, run)
+        reasons = [f"{entry.parameter}: {entry.reason}" for entry in found.undecided]
+        if not found.gradients:
+            raise OnnxClipError(
+                f"no gradients found: no value is known by the slopes of {found.loss!r}", reasons
+            )
+        for reason in reasons:
+            say(f"note: {reason}")
+        return {gradient.name: gradient.parameter.name for gradient in found.gradients}
+
+
+def probe_options(command: _Command) -> _Command:
+    """Add the options that say what is probed."""
+    for option in (
+        click.option(
+            "--data",
+            multiple=True,
+            metavar="NAME",
+            help="With --probe: a parameter that looks like data. Repeatable.",
+        ),
+        click.option("--inner", is_flag=True, help="With --probe: not only among the outputs."),
+        click.option(
+            "--loss", metavar="NAME", help="With --probe: the loss. [default: the scalar output]"
+        ),
+        click.option(
+            "--probe",
+            "probes",
+            is_flag=True,
+            help="Run the model and find gradients by the slopes of its loss, not by name.",
+        ),
+    ):
+        command = option(command)
+    return command

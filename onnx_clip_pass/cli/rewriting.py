@@ -1,0 +1,213 @@
+"""The commands that write models: rewrite and strip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnx_clip_pass.cli.probing import ProbeOptions, probe_options
+from onnx_clip_pass.cli.showing import (
+    MODEL,
+    ProgressBar,
+    escape_control,
+    print_json,
+    report_facts,
+    say,
+    tell_rewrite,
+)
+from onnx_clip_pass.cli.verifying import RunOptions, run_options, tell_verification
+from onnx_clip_pass.clips import GradientClipByNorm, NonFinite, NormPrecision
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.files import clip_gradients_file, read_map, strip_file
+from onnx_clip_pass.storage import HowToBring
+
+__all__ = ["rewrite", "strip"]
+
+
+EXTERNAL_DATA = click.option(
+    "--external-data",
+    type=click.Choice(["copy", "link"]),
+    default="copy",
+    show_default=True,
+    help="How weights in files of their own get into another folder: link makes hard links.",
+)
+
+
+@click.command()
+@click.argument("models", type=MODEL, nargs=-1, required=True, metavar="MODEL...")
+@click.option("-o", "--output", type=MODEL, help="Where to write. [default: MODEL.clipped.onnx]")
+@click.option(
+    "--clip-norm",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="The largest L2 norm of each gradient, on its own.",
+)
+@click.option(
+    "--need-clip",
+    multiple=True,
+    metavar="PATTERN",
+    help="Clip only these: a glob on the parameter's or gradient's name, or re:REGEX. Repeatable.",
+)
+@click.option("--skip", multiple=True, metavar="PATTERN", help="Leave these out. Repeatable.")
+@click.option(
+    "--gradient",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="This value is a gradient; nothing is searched. Repeatable.",
+)
+@click.option(
+    "--map",
+    "map_file",
+    type=MODEL,
+    metavar="FILE",
+    help="JSON object, gradient name to parameter name; nothing is searched.",
+)
+@click.option(
+    "--norm-precision",
+    type=click.Choice(["auto", "plain", "wide"]),
+    default="auto",
+    show_default=True,
+    help="plain: one ReduceL2. wide: all in float64. auto: plain where its error is below 1e-5.",
+)
+@click.option(
+    "--nonfinite",
+    type=click.Choice(["propagate", "zero", "keep"]),
+    default="propagate",
+    show_default=True,
+    help="A gradient with nan or inf: as the formula has it, all zeros, or as it is.",
+)
+@EXTERNAL_DATA
+@click.option(
+    "--verify", "verifies", is_flag=True, help="Then run both models and compare: see verify."
+)
+@probe_options
+@run_options
+@click.option("--dry-run", is_flag=True, help="Show what would be clipped, write nothing.")
+@click.option("--in-place", is_flag=True, help="Replace MODEL itself.")
+@click.option("--force", is_flag=True, help="Replace an output that onnx-clip did not write.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+def rewrite(
+    models: tuple[Path, ...],
+    output: Path | None,
+    clip_norm: float,
+    need_clip: tuple[str, ...],
+    skip: tuple[str, ...],
+    names: tuple[str, ...],
+    map_file: Path | None,
+    norm_precision: NormPrecision,
+    nonfinite: NonFinite,
+    external_data: HowToBring,
+    verifies: bool,
+    probes: bool,
+    loss: str | None,
+    inner: bool,
+    data: tuple[str, ...],
+    feeds: tuple[Path, ...],
+    dims: tuple[str, ...],
+    provider: str,
+    seed: int,
+    dry_run: bool,
+    in_place: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Clip the gradients of each MODEL, each gradient by its own norm.
+
+    \b
+    Examples:
+      onnx-clip rewrite training_model.onnx
+      onnx-clip rewrite model.onnx --clip-norm 0.5 --need-clip 'encoder.*' --skip '*.bias'
+      onnx-clip rewrite model.onnx --gradient t_9 --gradient view_1
+      onnx-clip rewrite model.onnx --probe --feeds inputs.npz --loss mse_loss
+    """
+    if in_place and output is not None:
+        raise click.UsageError("--in-place and --output exclude each other")
+    if verifies and (in_place or dry_run):
+        raise click.UsageError("--verify needs both models: not with --in-place or --dry-run")
+    if names and map_file is not None:
+        raise click.UsageError("--gradient and --map exclude each other: put the names in the map")
+    probing = ProbeOptions(probes, loss, inner, data)
+    if probes and (names or map_file is not None):
+        raise click.UsageError("--probe finds the gradients: not with --gradient or --map")
+    if output is not None and len(models) > 1:
+        raise click.UsageError("--output is for one model; several are written beside themselves")
+    clip = GradientClipByNorm(clip_norm, list(need_clip) or None)
+    gradients = read_map(map_file) if map_file is not None else list(names) or None
+    run = RunOptions(feeds, dims, provider, seed)
+    results = []
+    failures = mismatches = 0
+    for model in models:
+        target = model if in_place else output or _beside(model, "clipped")
+        facts: dict[str, Any] = {"model": str(model)}
+        try:
+            if probes:
+                gradients = probing.names(model, run)
+            with ProgressBar(f"writing {target.name}") as progress:
+                report = clip_gradients_file(
+                    model,
+                    target,
+                    clip,
+                    gradients=gradients,
+                    skip=skip,
+                    norm_precision=norm_precision,
+                    nonfinite=nonfinite,
+                    external_data=external_data,
+                    replace=in_place,
+                    force=force,
+                    dry_run=dry_run,
+                    progress=progress,
+                )
+            facts |= {"output": None if dry_run else str(target)} | report_facts(report)
+            tell_rewrite(model, None if dry_run else target, report, as_json=as_json)
+            if verifies:
+                found = run.verify(model, target)
+                facts["verification"] = tell_verification(target, found, as_json=as_json)
+                mismatches += not found.ok
+        except OnnxClipError as error:
+            if len(models) == 1:
+                raise
+            failures += 1
+            say(f"error: {model}: {error}")
+            facts["error"] = str(error)
+        results.append(facts)
+    if as_json:
+        print_json(results[0] if len(models) == 1 else {"models": results})
+    if failures:
+        say(f"{failures} of {len(models)} models failed")
+        raise click.exceptions.Exit(2)
+    if mismatches:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.argument("model", type=MODEL)
+@click.option("-o", "--output", type=MODEL, help="Where to write. [default: MODEL.stripped.onnx]")
+@EXTERNAL_DATA
+@click.option("--in-place", is_flag=True, help="Replace MODEL itself.")
+@click.option("--force", is_flag=True, help="Replace an output that onnx-clip did not write.")
+def strip(
+    model: Path, output: Path | None, external_data: HowToBring, in_place: bool, force: bool
+) -> None:
+    """Undo a rewrite: write MODEL as it was before it was clipped."""
+    if in_place and output is not None:
+        raise click.UsageError("--in-place and --output exclude each other")
+    target = model if in_place else output or _beside(model, "stripped")
+    with ProgressBar(f"writing {target.name}") as progress:
+        strip_file(
+            model,
+            target,
+            external_data=external_data,
+            replace=in_place,
+            force=force,
+            progress=progress,
+        )
+    click.echo(f"wrote {escape_control(target)}")
+
+
+def _beside(model: Path, word: str) -> Path:
+    """The default output: model.onnx gives model.clipped.onnx."""
+    return model.parent / f"{model.stem}.{word}.onnx"

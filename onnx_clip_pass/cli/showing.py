@@ -1,0 +1,183 @@
+"""What the commands share in telling people and programs what was done."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from onnx_clip_pass.gradients import Gradient
+from onnx_clip_pass.rewrite import Report
+
+__all__ = [
+    "MODEL",
+    "MOST_ROWS",
+    "ProgressBar",
+    "count_gradients",
+    "escape_control",
+    "gradient_facts",
+    "print_json",
+    "report_facts",
+    "say",
+    "show_gradients",
+    "show_table",
+    "tell_rewrite",
+]
+
+MOST_ROWS = 40
+"""From here on a table gives way to counts."""
+MODEL = click.Path(path_type=Path)
+"""The type of an argument that is a model."""
+
+
+class ProgressBar:
+    """A bar on standard error, from the second second on and only where a person watches."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._start = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None:
+            console = Console(stderr=True)
+            if time.monotonic() - self._start < 1 or not console.is_terminal:
+                return
+            from rich import progress
+
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.description}", markup=False),
+                progress.BarColumn(),
+                progress.DownloadColumn(),
+                console=console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(escape_control(self._title))
+            self._bar.start()
+        self._bar.update(self._task, completed=done, total=total)
+
+
+def tell_rewrite(model: Path, target: Path | None, report: Report, *, as_json: bool) -> None:
+    """What was done to one model: notes always, the rest unless it is told as JSON."""
+    for warning in report.warnings:
+        say(f"note: {warning}")
+    if report.replaced:
+        say("note: the model was clipped already; the clips it had are replaced")
+    if as_json:
+        return
+    show_gradients((row.gradient, row.clip.label if row.clip else "-") for row in report.rows)
+    done = "would clip" if target is None else "clipped"
+    count = f"{len(report.clipped)} of {count_gradients(len(report.rows))}"
+    click.echo(
+        f"{done} {count} in {escape_control(model)}, each by its own norm; "
+        + ("nothing was written" if target is None else f"wrote {escape_control(target)}")
+    )
+
+
+def escape_control(text: object) -> str:
+    """Text from outside, with control characters made visible: a name must not steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def say(message: str) -> None:
+    """A message on standard error."""
+    click.echo("\n".join(escape_control(line) for line in message.split("\n")), err=True)
+
+
+def print_json(facts: dict[str, Any]) -> None:
+    """One JSON object on standard output."""
+    click.echo(json.dumps(facts, indent=2, ensure_ascii=True))
+
+
+def count_gradients(number: int) -> str:
+    """How many gradients, in words."""
+    return f"{number} gradient" + ("s" if number != 1 else "")
+
+
+def show_gradients(gradients: Iterable[tuple[Gradient, str]]) -> None:
+    """Gradients and what is done to them, on standard error; counts where that would be long."""
+    rows = list(gradients)
+    if not rows:
+        return
+    if len(rows) > MOST_ROWS:
+        counts = Counter((clip, gradient.dtype) for gradient, clip in rows)
+        for (clip, dtype), count in counts.items():
+            say(f"{count_gradients(count)}, {dtype}: {clip if clip != '-' else 'not clipped'}")
+        say("(--json lists them)")
+        return
+    headings = ("gradient", "parameter", "shape", "dtype", "clip", "evidence")
+    show_table(
+        headings,
+        [
+            (
+                gradient.name,
+                gradient.parameter.name,
+                _shape(gradient),
+                gradient.dtype,
+                clip,
+                gradient.evidence,
+            )
+            for gradient, clip in rows
+        ],
+    )
+
+
+def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on standard error."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for cells in rows:
+        table.add_row(*(Text(escape_control(cell)) for cell in cells))
+    Console(stderr=True, soft_wrap=False).print(table)
+
+
+def _shape(gradient: Gradient) -> str:
+    if gradient.shape is None:
+        return "?"
+    return "[" + ", ".join("?" if d is None else str(d) for d in gradient.shape) + "]"
+
+
+def report_facts(report: Report) -> dict[str, Any]:
+    """A report in the types of JSON."""
+    return {
+        "replaced": report.replaced,
+        "warnings": list(report.warnings),
+        "gradients": [
+            gradient_facts(row.gradient)
+            | {
+                "clip": None
+                if row.clip is None
+                else {"type": type(row.clip).__name__, **row.clip.settings()}
+            }
+            for row in report.rows
+        ],
+    }
+
+
+def gradient_facts(gradient: Gradient) -> dict[str, Any]:
+    """A gradient in the types of JSON."""
+    return {
+        "gradient": gradient.name,
+        "parameter": gradient.parameter.name,
+        "graph": gradient.graph,
+        "shape": None if gradient.shape is None else list(gradient.shape),
+        "dtype": gradient.dtype,
+        "evidence": gradient.evidence,
+    }

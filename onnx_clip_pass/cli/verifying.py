@@ -1,0 +1,178 @@
+"""The command that runs a rewritten model beside its original."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from onnx_clip_pass.cli.showing import (
+    MODEL,
+    MOST_ROWS,
+    escape_control,
+    print_json,
+    say,
+    show_table,
+)
+
+if TYPE_CHECKING:
+    from onnx_clip_pass.verify import Verification
+
+__all__ = ["RunOptions", "run_options", "tell_verification", "verify"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How the models are run: the values of the options of `run_options`."""
+
+    feeds: tuple[Path, ...]
+    dims: tuple[str, ...]
+    provider: Any
+    seed: int
+
+    def verify(self, original: Path, rewritten: Path) -> Verification:
+        """Verify with these options; the modules that run models are imported only here."""
+        from onnx_clip_pass.verify import verify as run_both
+
+        return run_both(original, rewritten, **self.as_arguments())
+
+    def as_arguments(self) -> dict[str, Any]:
+        """The same as arguments of whatever runs a model."""
+        from onnx_clip_pass.runtime import load_feeds
+
+        return {
+            "feeds": load_feeds(self.feeds),
+            "dims": dict(map(_dim, self.dims)),
+            "provider": self.provider,
+            "seed": self.seed,
+        }
+
+
+def _dim(text: str) -> tuple[str, int]:
+    name, _, size = text.rpartition("=")
+    if not name or not size.isdecimal():
+        raise click.UsageError(f"--dim: expected NAME=SIZE such as batch=4, not {text!r}")
+    return name, int(size)
+
+
+def run_options(command: _Command) -> _Command:
+    """Add the options that say how models are run."""
+    for option in (
+        click.option("--seed", type=int, default=0, show_default=True, help="For made-up inputs."),
+        click.option(
+            "--provider",
+            type=click.Choice(["cpu", "cuda"]),
+            default="cpu",
+            show_default=True,
+            help="Where ONNX Runtime runs the models; never the CPU in place of CUDA.",
+        ),
+        click.option(
+            "--dim",
+            "dims",
+            multiple=True,
+            metavar="NAME=SIZE",
+            help="The size of a symbolic dimension of made-up inputs. [default: 2] Repeatable.",
+        ),
+        click.option(
+            "--feeds",
+            type=MODEL,
+            multiple=True,
+            metavar="FILE",
+            help="An .npz file with inputs by name; the others are made up. Repeatable.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("original", type=MODEL)
+@click.argument("rewritten", type=MODEL)
+@run_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+def verify(
+    original: Path,
+    rewritten: Path,
+    feeds: tuple[Path, ...],
+    dims: tuple[str, ...],
+    provider: str,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Run ORIGINAL and REWRITTEN and compare them with the formula in float64.
+
+    Every clipped gradient must be what the formula gives, every output what ORIGINAL gives with
+    these gradients, and the same bit for bit where no clipped gradient leads. Exit code 1 if not.
+    """
+    found = RunOptions(feeds, dims, provider, seed).verify(original, rewritten)
+    facts = tell_verification(rewritten, found, as_json=as_json)
+    if as_json:
+        print_json({"original": str(original), "rewritten": str(rewritten)} | facts)
+    if not found.ok:
+        raise click.exceptions.Exit(1)
+
+
+def tell_verification(model: Path, found: Verification, *, as_json: bool) -> dict[str, Any]:
+    """Say what was found, unless it is told as JSON; the facts for that."""
+    for note in found.notes:
+        say(f"note: {note}")
+    faults = [*found.faults]
+    faults += [
+        f"gradient {row.gradient}: {fault}" for row in found.gradients for fault in row.faults
+    ]
+    faults += [f"output {row.name}: {fault}" for row in found.outputs for fault in row.faults]
+    if not as_json:
+        _show(found)
+        for fault in faults:
+            say(f"wrong: {fault}")
+        verdict = "is what its original and the formula say" if found.ok else "is WRONG"
+        click.echo(
+            f"{escape_control(model)} {verdict}: {len(found.gradients)} clipped gradients and "
+            f"{len(found.outputs)} outputs compared, {len(faults)} faults"
+        )
+    return {
+        "ok": found.ok,
+        "faults": faults,
+        "notes": found.notes,
+        "gradients": [_plain(asdict(row)) for row in found.gradients],
+        "outputs": [_plain(asdict(row)) for row in found.outputs],
+    }
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no nan and no inf: they become words."""
+    return {
+        name: str(value) if isinstance(value, float) and not isfinite(value) else value
+        for name, value in row.items()
+    }
+
+
+def _show(found: Verification) -> None:
+    if len(found.gradients) > MOST_ROWS:
+        rows = [row for row in found.gradients if row.faults][:MOST_ROWS]
+    else:
+        rows = found.gradients
+    if not rows:
+        return
+    headings = ("gradient", "clip", "raw norm", "clipped", "expected", "error (ulps)", "verdict")
+    show_table(
+        headings,
+        [
+            (
+                row.gradient,
+                row.clip,
+                f"{row.raw_norm:.6g}",
+                f"{row.clipped_norm:.6g}",
+                f"{row.expected_norm:.6g}",
+                f"{row.error_ulps:.3g} of {row.allowed_ulps:.3g}",
+                "wrong" if row.faults else "right" if row.acted else "right, but zero",
+            )
+            for row in rows
+        ],
+    )

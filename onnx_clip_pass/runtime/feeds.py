@@ -1,0 +1,257 @@
+"""Feeds for the inputs of a model: read from files, or made up."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.graph import Index, Scope, TensorType
+from onnx_clip_pass.runtime.session import Arrays
+
+__all__ = ["load_feeds", "make_feeds"]
+
+
+def load_feeds(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+) -> Arrays:
+    """Arrays by input name from one or several .npz files; of equal names the last one counts.
+
+    Raises:
+        OnnxClipError: a file cannot be read or is no .npz of plain arrays.
+    """
+    found: Arrays = {}
+    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+        try:
+            with Path(path).open("rb") as file:
+                if not zipfile.is_zipfile(file):
+                    raise ValueError("no archive")
+                file.seek(0)
+                with np.load(file) as archive:
+                    found.update({name: archive[name] for name in archive.files})
+        except OSError as error:
+            reason = error.strerror or error
+            raise OnnxClipError(f"cannot read the feeds {str(path)!r}: {reason}") from error
+        except Exception as error:  # zipfile, numpy and pickle have many ways to refuse
+            raise OnnxClipError(
+                f"expected feeds as an .npz file of arrays named like the model's inputs, as "
+                f"numpy.savez writes it, but {str(path)!r} is not: {error}"
+            ) from error
+    return found
+
+
+def make_feeds(
+    model: ModelProto,
+    *,
+    given: Mapping[str, NDArray[Any]] | None = None,
+    dims: Mapping[str, int] | None = None,
+    seed: int = 0,
+) -> Arrays:
+    """An array for every input that is no initializer: the given one, or one that is made up.
+
+    Made-up values come from a seeded generator. Floats are normal with a standard deviation of
+    0.5, made positive where they are scalars, variances or on their way to a square root; bools
+    are true; integers are indices as far as the table or the number of classes they select from
+    can be seen, else 0 or 1, and scalar ones 1.
+
+    Args:
+        model: a model; weights need not be loaded.
+        given: arrays by input name.
+        dims: sizes of symbolic dimensions. Those that neither this nor a given array tells are 2.
+        seed: of the generator.
+
+    Raises:
+        OnnxClipError: a given name or symbol is not there, a given array has another dtype or
+            shape than its input, or an input is a sequence, a map or a string. All at once.
+    """
+    given, dims = given or {}, dims or {}
+    maker = _Maker(model, given, dims, seed)
+    feeds: Arrays = {}
+    faults = list(maker.faults)
+    for value in model.graph.input:
+        if value.name in given:
+            feeds[value.name] = np.asarray(given[value.name])
+        elif value.name not in maker.initialized:
+            try:
+                feeds[value.name] = maker.make(value)
+            except OnnxClipError as error:
+                faults.append(str(error))
+    if faults:
+        raise OnnxClipError("cannot feed this model:", faults)
+    return feeds
+
+
+_SHAPING = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+_SCALING = {"Add", "Div", "Identity", "Mul", "Sum", "Unsqueeze"}
+_LABELS = {
+    "NegativeLogLikelihoodLoss",
+    "SoftmaxCrossEntropyLoss",
+    "SoftmaxCrossEntropyLossInternal",
+}
+_UNKNOWN_SIZE = 2
+_SPREAD = 0.5
+_TRIPS = 2
+
+
+class _Maker:
+    """Makes up arrays for the inputs of one model; `faults` are those of what was given."""
+
+    def __init__(
+        self,
+        model: ModelProto,
+        given: Mapping[str, NDArray[Any]],
+        dims: Mapping[str, int],
+        seed: int,
+    ) -> None:
+        self._index = Index(model)
+        self._rng = np.random.default_rng(seed)
+        self._sizes = dict(dims)
+        self.initialized = set(self._index.main.initializers)
+        self.initialized |= {sparse.values.name for sparse in model.graph.sparse_initializer}
+        inputs = {value.name: value for value in model.graph.input}
+        self.faults = [
+            f"no input is called {name!r}; the inputs are {', '.join(map(repr, inputs)) or 'none'}"
+            for name in given
+            if name not in inputs
+        ]
+        symbols = {d.dim_param for v in inputs.values() for d in v.type.tensor_type.shape.dim}
+        symbols.discard("")
+        self.faults += [
+            f"no dimension of an input is called {name!r}; there are "
+            f"{', '.join(sorted(map(repr, symbols))) or 'none'}"
+            for name in dims
+            if name not in symbols
+        ]
+        self.faults += [
+            f"dimension {n!r}: {size} is no size" for n, size in dims.items() if size < 0
+        ]
+        for name, array in given.items():
+            if name in inputs:
+                self._compare(inputs[name], np.asarray(array))
+
+    def _compare(self, value: ValueInfoProto, array: NDArray[Any]) -> None:
+        """Learn sizes of symbols from a given array, and note where it does not fit."""
+        kind = TensorType.of(value.type)
+        if kind is None:
+            self.faults.append(f"input {value.name!r} is a sequence or a map: feeds are arrays")
+            return
+        if kind.dtype and str(array.dtype) not in (kind.dtype_name, "object", "uint16"):
+            self.faults.append(
+                f"input {value.name!r}: expected {kind.dtype_name}, but the feed is {array.dtype}"
+            )
+        if kind.shape is None:
+            return
+        fits = len(kind.shape) == array.ndim
+        for wanted, size in zip(kind.shape, array.shape, strict=False):
+            expected = self._sizes.setdefault(wanted, size) if isinstance(wanted, str) else wanted
+            fits = fits and expected in (None, size)
+        if not fits:
+            wanted_shape = ", ".join(
+                str(d if d is not None else "?")
+                + (f"={self._sizes[d]}" if d in self._sizes else "")
+                if isinstance(d, str) or d is None
+                else str(d)
+                for d in kind.shape
+            )
+            self.faults.append(
+                f"input {value.name!r}: expected the shape [{wanted_shape}], but the feed has "
+                f"{list(array.shape)}"
+            )
+
+    def make(self, value: ValueInfoProto) -> NDArray[Any]:
+        kind = TensorType.of(value.type)
+        if kind is None or kind.dtype in (TensorProto.UNDEFINED, TensorProto.STRING):
+            what = value.type.WhichOneof("value") or "type that is not declared"
+            raise OnnxClipError(
+                f"input {value.name!r} is a {what.removesuffix('_type')}"
+                f"{'' if kind is None else ' of strings or of unknown elements'}: only tensors of "
+                f"numbers and bools can be made up"
+            )
+        shape = tuple(
+            dim if isinstance(dim, int) else self._sizes.get(dim or "", _UNKNOWN_SIZE)
+            for dim in kind.shape or ()
+        )
+        dtype = helper.tensor_dtype_to_np_dtype(kind.dtype)
+        if kind.dtype == TensorProto.BOOL:
+            return np.ones(shape, np.bool_)
+        if np.issubdtype(dtype, np.integer):
+            return self._whole_numbers(value.name, shape).astype(dtype)
+        floats = self._rng.normal(scale=_SPREAD, size=shape)
+        if not shape or self._must_be_positive(value.name):
+            floats = np.abs(floats) + 1e-3
+        return np.asarray(floats).astype(dtype)
+
+    def _whole_numbers(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        bound, trips = self._bound(name)
+        if trips:
+            return np.full(shape, _TRIPS)
+        if bound is None and not shape:
+            return np.ones(shape, np.int64)
+        return np.asarray(self._rng.integers(0, bound or 2, size=shape))
+
+    def _bound(self, name: str) -> tuple[int | None, bool]:
+        """The number of things that an integer selects from; whether it counts iterations."""
+        bounds: list[int] = []
+        for scope, number, slot in self._reads(name, _SHAPING):
+            node = scope.nodes[number]
+            if node.op_type == "Loop" and slot == 0:
+                return None, True
+            if node.op_type in ("Gather", "GatherElements") and slot == 1:
+                axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+                bounds += self._size(scope, node.input[0], axis)
+            elif node.op_type in _LABELS and slot == 1:
+                bounds += self._size(scope, node.input[0], 1)
+            elif node.op_type == "OneHot" and slot == 0:
+                depth = scope.lookup(node.input[1])
+                tensor = depth.initializers.get(node.input[1]) if depth else None
+                if tensor is not None:
+                    bounds += _numbers_of(tensor)
+        return min((b for b in bounds if b > 0), default=None), False
+
+    def _must_be_positive(self, name: str) -> bool:
+        for scope, number, slot in self._reads(name, _SCALING):
+            op_type = scope.nodes[number].op_type
+            if op_type == "Sqrt" or (op_type == "BatchNormalization" and slot == 4):
+                return True
+        return False
+
+    def _reads(self, name: str, through: set[str]) -> list[tuple[Scope, int, int]]:
+        """The nodes that read a value, and its image behind nodes of the ops in `through`."""
+        found: list[tuple[Scope, int, int]] = []
+        todo, seen = [(self._index.main, name)], {name}
+        for scope, at in todo:  # grows while it is read
+            for read in self._index.readers_of(scope, at):
+                if read.node < 0:
+                    continue
+                found.append(read)
+                node = read.scope.nodes[read.node]
+                if node.op_type in through and node.output[0] not in seen:
+                    seen.add(node.output[0])
+                    todo.append((read.scope, node.output[0]))
+        return found
+
+    def _size(self, scope: Scope, name: str, axis: int) -> list[int]:
+        kind = scope.type_of(name)
+        if kind is None or kind.shape is None:
+            kind = self._index.inferred(scope.lookup(name) or scope, name)
+        if kind.shape is None or not -len(kind.shape) <= axis < len(kind.shape):
+            return []
+        size = kind.shape[axis]
+        if isinstance(size, str):
+            size = self._sizes.get(size, _UNKNOWN_SIZE)
+        return [size] if size is not None else []
+
+
+def _numbers_of(tensor: TensorProto) -> list[int]:
+    if tensor.int64_data:
+        return list(tensor.int64_data)
+    if tensor.data_type == TensorProto.INT64 and tensor.raw_data:
+        return [int(number) for number in np.frombuffer(tensor.raw_data, "<i8")]
+    return []

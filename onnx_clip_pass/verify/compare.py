@@ -1,0 +1,157 @@
+"""Comparing arrays, and how far apart they may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "allowed_ulps",
+    "epsilon",
+    "is_identical",
+    "output_fault",
+    "precision_of_norm",
+    "pressing_factor",
+    "ulps_apart",
+    "wide",
+]
+
+Array = NDArray[Any]
+
+_STATED = 1e-5  # the precision of a norm that "auto" promises, and that "plain" has up to _SMALL
+_SMALL = 8192
+_HALVES = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
+_OWN_ROUNDING = 2.0
+
+
+def wide(array: Array) -> NDArray[np.float64]:
+    """In float64."""
+    return np.asarray(array, np.float64)
+
+
+def is_identical(left: Array, right: Array) -> bool:
+    """Same dtype, shape and bytes."""
+    same_kind = left.dtype == right.dtype and left.shape == right.shape
+    return same_kind and left.tobytes() == right.tobytes()
+
+
+def largest(array: Array) -> float:
+    """The largest magnitude of what is finite, in float64; 0 if nothing is."""
+    finite = wide(array)
+    finite = finite[np.isfinite(finite)]
+    return float(np.max(np.abs(finite), initial=0.0))
+
+
+def ulps_apart(actual: Array, expected: Array) -> float:
+    """The largest difference of two elements, in units in the last place of the expected one.
+
+    Inf where shapes, dtypes, or the places of nan and inf differ.
+    """
+    if actual.dtype != expected.dtype or actual.shape != expected.shape:
+        return np.inf
+    left, right = wide(actual), wide(expected)
+    finite = np.isfinite(right)
+    if not np.array_equal(left[~finite], right[~finite], equal_nan=True):
+        return np.inf
+    if not np.isfinite(left[finite]).all():
+        return np.inf
+    differences = np.abs(left[finite] - right[finite])
+    return float(np.max(differences / _ulp(right[finite], str(expected.dtype)), initial=0.0))
+
+
+def precision_of_norm(dtype: str, size: int, norm_precision: str) -> float:
+    """The relative error that the norm of `size` elements may have, for the stated precision.
+
+    Adding up n squares in any order is off by at most n units of rounding, their root by half of
+    that, and taking the root, dividing and multiplying by half a unit each. For large tensors the
+    precision that `clip_gradients` states is smaller: 1e-5, which one float32 ReduceL2 ("plain")
+    keeps up to 8192 elements only.
+    """
+    eps = 2.0**-52 if dtype == "float64" or norm_precision == "wide" else 2.0**-23
+    worst = (size / 4 + 4) * eps
+    if eps == 2.0**-52:
+        return worst
+    stated = _STATED * max(1.0, size / _SMALL) if norm_precision == "plain" else _STATED
+    return min(worst, stated)
+
+
+def allowed_ulps(dtype: str, precision: float) -> float:
+    """An error of the norm in ulps of the gradient's elements, and their own rounding.
+
+    An ulp is between half an epsilon and an epsilon of its number, hence the 2.
+    """
+    return _OWN_ROUNDING + 2 * precision / epsilon(dtype)
+
+
+def _ulp(values: NDArray[np.float64], dtype: str) -> NDArray[np.float64]:
+    smallest = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149}.get(dtype, 5e-324)
+    _, exponent = np.frexp(values)
+    ulps: NDArray[np.float64] = np.ldexp(epsilon(dtype), exponent - 1)
+    return np.maximum(ulps, smallest)
+
+
+def epsilon(dtype: str) -> float:
+    """The distance from 1 to the next number of that dtype."""
+    return _HALVES[dtype] if dtype in _HALVES else float(np.finfo(dtype).eps)
+
+
+def output_fault(
+    actual: Array,
+    expected: Array,
+    moved: Array,
+    epsilon_scale: float = 32.0,
+    slack: float = 4.0,
+) -> str:
+    """Why an output behind a clip is not what it should be; empty if it is.
+
+    The allowance is measured: `moved` is the output when every clipped gradient is longer by its
+    own tolerance. Four times that, and 32 units of rounding of the largest element, may differ.
+    """
+    if actual.dtype != expected.dtype or actual.shape != expected.shape:
+        return (
+            f"expected {expected.dtype} {list(expected.shape)}, but it is {actual.dtype} "
+            f"{list(actual.shape)}"
+        )
+    if not _is_floating(expected):
+        same = is_identical(actual, expected) or not is_identical(moved, expected)
+        return "" if same else "its elements differ"
+    left, right = wide(actual), wide(expected)
+    finite = np.isfinite(right)
+    if not np.array_equal(left[~finite], right[~finite], equal_nan=True):
+        return "nan or inf at other places"
+    move = np.inf
+    if moved.shape == expected.shape:
+        move = largest(wide(moved)[finite] - right[finite])
+    allowed = slack * move + epsilon_scale * epsilon(str(expected.dtype)) * largest(right)
+    error = float(np.max(np.abs(left[finite] - right[finite]), initial=0.0))
+    if error <= allowed:
+        return ""
+    return f"off by {error:.3g}, where {allowed:.3g} is allowed"
+
+
+def _is_floating(array: Array) -> bool:
+    return str(array.dtype) in _HALVES or np.issubdtype(array.dtype, np.floating)
+
+
+def pressing_factor(
+    reference: Callable[[NDArray[np.float64]], Array], slices: list[Array], up: bool
+) -> float:
+    """The power of two by which gradients are to be scaled so that all are clipped, or none.
+
+    0 if there is none, as for zeros.
+    """
+    raw = [wide(x) for x in slices if np.any(x) and np.isfinite(wide(x)).all()]
+    if not raw:
+        return 0.0
+    limits = np.finfo(np.float64) if slices[0].dtype == np.float64 else np.finfo(np.float32)
+    top = 65504.0 if slices[0].dtype == np.float16 else float(limits.max)
+    for power in range(120):
+        factor = 2.0 ** (power if up else -power)
+        margin = factor / 2 if up else factor * 2
+        acts = [not is_identical(reference(margin * x), margin * x) for x in raw]
+        if all(acts) if up else not any(acts):
+            return factor if factor * max(map(largest, raw)) < top / 4 else 0.0
+    return 0.0

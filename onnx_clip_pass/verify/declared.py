@@ -1,0 +1,82 @@
+"""What can be compared without running anything: inputs, outputs and weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto, TensorProto
+from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor
+
+from onnx_clip_pass.graph import Index
+from onnx_clip_pass.record import Record
+
+__all__ = ["declared_faults"]
+
+
+def declared_faults(
+    before: ModelProto,
+    before_folder: Path | None,
+    after: ModelProto,
+    after_folder: Path | None,
+    record: Record,
+) -> list[str]:
+    """Inputs and outputs that are not the same ones in the same order, and weights that differ."""
+    faults = []
+    for kind, old, new in (
+        ("inputs", before.graph.input, after.graph.input),
+        ("outputs", before.graph.output, after.graph.output),
+    ):
+        names, new_names = [value.name for value in old], [value.name for value in new]
+        if names != new_names:
+            faults.append(f"the {kind} were {_list(names)}, and are {_list(new_names)}")
+        elif any(a.type != b.type for a, b in zip(old, new, strict=True)):
+            faults.append(f"the {kind} have other types than in the original")
+    for number, (scope, other) in enumerate(
+        zip(Index(before).scopes, Index(after).scopes, strict=False)
+    ):
+        renamed = {old: new for new, old in record.renamed.items() if new in other.initializers}
+        for name, tensor in scope.initializers.items():
+            found = other.initializers.get(renamed.get(name, name))
+            where = f" of {scope.path}" if number else ""
+            if found is None:
+                faults.append(f"the initializer {name!r}{where} is gone")
+            elif not _is_same(tensor, before_folder, found, after_folder):
+                faults.append(f"the initializer {name!r}{where} has another value")
+    return faults
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"
+
+
+def _is_same(
+    left: TensorProto, left_folder: Path | None, right: TensorProto, right_folder: Path | None
+) -> bool:
+    if (left.data_type, list(left.dims)) != (right.data_type, list(right.dims)):
+        return False
+    place, other = _place(left, left_folder), _place(right, right_folder)
+    if place is not None and place == other:
+        return True
+    return _payload(left, left_folder) == _payload(right, right_folder)
+
+
+def _place(tensor: TensorProto, folder: Path | None) -> tuple[Any, ...] | None:
+    """Where external data lies: the file itself, whatever its path, and the place in it."""
+    if tensor.data_location != TensorProto.EXTERNAL or folder is None:
+        return None
+    info = ExternalDataInfo(tensor)
+    status = (folder / info.location).stat()
+    return (status.st_dev, status.st_ino, info.offset, info.length)
+
+
+def _payload(tensor: TensorProto, folder: Path | None) -> bytes:
+    copy = TensorProto()
+    copy.CopyFrom(tensor)
+    copy.ClearField("name")
+    copy.ClearField("doc_string")
+    if tensor.data_location == TensorProto.EXTERNAL and folder is not None:
+        load_external_data_for_tensor(copy, str(folder))
+        copy.ClearField("data_location")
+        copy.ClearField("external_data")
+    return copy.SerializeToString(deterministic=True)

@@ -1,0 +1,124 @@
+"""What a read of a value leads to, read by read: written apart from the search that rewrites use.
+
+A rewrite looks from gradients back to what they are computed from; this walks forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from onnx_clip_pass.graph import BY_NAME, OUTPUT, Index, Read, Scope
+
+__all__ = ["Place", "Places", "reach"]
+
+Place = tuple[Scope, str]
+"""A value: the body that defines it, and its name."""
+
+
+class Places:
+    """Who holds whom: the node that runs a body, the nodes that call a function."""
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self.holder: dict[int, tuple[Scope, int, str]] = {}
+        self.callers: dict[int, list[tuple[Scope, int]]] = {}
+        for scope in index.scopes:
+            for number, bodies in scope.bodies.items():
+                for key, body in bodies.items():
+                    self.holder[id(body)] = (scope, number, key)
+            for number in scope.special:
+                function = index.function_of(scope.nodes[number])
+                if function is not None:
+                    self.callers.setdefault(id(function), []).append((scope, number))
+
+
+def reach(
+    places: Places,
+    reads: Iterable[Read],
+    *,
+    stop: Collection[Place] = (),
+    next_iterations: bool = True,
+) -> tuple[set[Place], set[int]]:
+    """All values that these reads lead to.
+
+    Args:
+        places: the model.
+        reads: where to start.
+        stop: values to note and not to follow.
+        next_iterations: follow what a loop carries into its next iteration.
+
+    Returns:
+        The values, and the numbers of the outputs of the main graph.
+    """
+    todo, seen = list(reads), set(reads)
+    values: set[Place] = set()
+    outputs: set[int] = set()
+    for read in todo:  # grows while it is read
+        if read.node == OUTPUT and read.scope is places.index.main:
+            outputs.add(read.slot)
+        for place in _step(places, read, next_iterations):
+            if place in values:
+                continue
+            values.add(place)
+            if place in stop:
+                continue
+            for further in places.index.readers_of(*place):
+                if further not in seen:
+                    seen.add(further)
+                    todo.append(further)
+    return values, outputs
+
+
+def _step(places: Places, read: Read, next_iterations: bool) -> list[Place]:
+    scope, number, slot = read
+    if slot == BY_NAME:
+        return [(scope, name) for name in scope.nodes[number].output if name]
+    if number == OUTPUT:
+        return _handed_out(places, scope, slot, next_iterations)
+    node = scope.nodes[number]
+    function = places.index.function_of(node)
+    if function is not None:
+        return [(function, function.inputs[slot])] if slot < len(function.inputs) else []
+    made = [(scope, name) for name in node.output if name]
+    states = _states(scope, number)
+    if node.op_type not in ("Loop", "Scan") or (node.op_type == "Loop" and slot < 2):
+        return made
+    bodies = list(scope.bodies.get(number, {}).values())
+    inner = [(body, body.inputs[slot]) for body in bodies if slot < len(body.inputs)]
+    at = slot - 2 if node.op_type == "Loop" else slot
+    if at < states and at < len(node.output) and node.output[at]:
+        inner.append((scope, node.output[at]))  # if the body never runs
+    return inner
+
+
+def _handed_out(places: Places, scope: Scope, slot: int, next_iterations: bool) -> list[Place]:
+    found = []
+    for outer, number in places.callers.get(id(scope), ()):
+        outputs = outer.nodes[number].output
+        if slot < len(outputs) and outputs[slot]:
+            found.append((outer, outputs[slot]))
+    if id(scope) not in places.holder:
+        return found
+    outer, number, _ = places.holder[id(scope)]
+    node = outer.nodes[number]
+    at = slot - 1 if node.op_type == "Loop" else slot
+    if at < 0:  # whether a Loop goes on
+        return [(outer, name) for name in node.output if name]
+    if at < len(node.output) and node.output[at]:
+        found.append((outer, node.output[at]))
+    if next_iterations and at < _states(outer, number):
+        carried = at + 2 if node.op_type == "Loop" else at
+        if carried < len(scope.inputs):
+            found.append((scope, scope.inputs[carried]))
+    return found
+
+
+def _states(scope: Scope, number: int) -> int:
+    """How many values a Loop or Scan carries from one iteration to the next."""
+    node = scope.nodes[number]
+    if node.op_type == "Loop":
+        return max(len(node.input) - 2, 0)
+    if node.op_type == "Scan":
+        count = next((a.i for a in node.attribute if a.name == "num_scan_inputs"), 0)
+        return max(len(node.input) - count, 0)
+    return 0

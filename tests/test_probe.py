@@ -1,0 +1,308 @@
+"""Gradients found by meaning: what is paired, what is not, and the answer to each doubtful case."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from graphs import MODELS, Arrays, Entry, assert_identical, each, run
+
+from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients, probe_gradients
+from onnx_clip_pass.cli import main
+from onnx_clip_pass.probe import Probing, probe
+
+pytest.importorskip("onnxruntime", reason="probing runs the model")
+
+HEAD = "y = MatMul(x, W) yb = Add(y, b) e = Sub(yb, t) q = Mul(e, e)"
+LOSS = f"{HEAD} loss = ReduceMean<keepdims=0>(q)"
+BACK = "six = Constant<value_float=6.0>() d = Mul(e, two) h = Div(d, twelve) xt = Transpose(x)"
+GRADIENTS = f"{BACK} v1 = MatMul(xt, h) v2 = ReduceSum<keepdims=0>(h, zero)"
+CONSTANTS = "float two = {2}, float twelve = {12}, int64[1] zero = {0}, float lr = {0.1}"
+INPUTS = "float[6,4] x, float[6,2] t, float[4,2] W, float[2] b"
+
+
+def graph(nodes: str, outputs: str, inputs: str = INPUTS, more: str = "") -> onnx.ModelProto:
+    """The regression of t on x, with whatever `nodes` make of it."""
+    initialized = ", ".join(filter(None, [CONSTANTS, more]))
+    return onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17]> g ({inputs}) => ({outputs}) '
+        f"<{initialized}> {{ {nodes} }}"
+    )
+
+
+def pairs(found: Probing | list) -> list[tuple[str, str]]:
+    gradients = found.gradients if isinstance(found, Probing) else found
+    return sorted((g.name, g.parameter.name) for g in gradients)
+
+
+def reason(found: Probing, parameter: str) -> str:
+    return next(entry.reason for entry in found.undecided if entry.parameter == parameter)
+
+
+def loss_of(model: onnx.ModelProto) -> str | None:
+    return next((o.name for o in model.graph.output if "loss" in o.name), None)
+
+
+def with_other_names(model: onnx.ModelProto, seed: int) -> dict[str, str]:
+    """Give the outputs, but for the loss, names at random; old name to new."""
+    rng = np.random.default_rng(seed)
+    old = [o.name for o in model.graph.output if o.name != loss_of(model)]
+    new = {name: f"t_{number}" for name, number in zip(old, rng.permutation(len(old)), strict=True)}
+    for node in model.graph.node:
+        for ports in (node.input, node.output):
+            ports[:] = [new.get(port, port) for port in ports]
+    for output in model.graph.output:
+        output.name = new.get(output.name, output.name)
+    return new
+
+
+# -- models of others --------------------------------------------------------------------------
+
+
+@each(lambda e: e.file.startswith(("torch_grad/", "jax_grad/")))
+def test_pairs_each_gradient_that_pytorch_and_jax_export(
+    entry: Entry, model: onnx.ModelProto, feeds: Arrays
+) -> None:
+    found = probe_gradients(model, feeds=feeds, loss=model.graph.output[0].name)
+    assert pairs(found) == sorted(entry.gradients)
+    named = {gradient.name: gradient.parameter.name for gradient in found}
+    clipped = clip_gradients(model, GradientClipByNorm(0.01), gradients=named)
+    after = run(clipped, feeds, sorted(named))
+    assert all(np.linalg.norm(value) == pytest.approx(0.01, rel=1e-4) for value in after.values())
+
+
+@each(lambda e: e.file in ("torch_grad/mlp_mse.onnx", "jax_grad/layernorm.onnx"))
+def test_needs_no_feeds(entry: Entry, model: onnx.ModelProto) -> None:
+    assert pairs(probe_gradients(model)) == sorted(entry.gradients)
+
+
+@each(lambda e: e.file.startswith("onnx_ad/") and "mlp_sgd" not in e.file)
+def test_pairs_each_gradient_whatever_it_is_called(
+    entry: Entry, model: onnx.ModelProto, feeds: Arrays
+) -> None:
+    new = with_other_names(model, seed=len(entry.file))
+    true = sorted((new.get(gradient, gradient), p) for gradient, p in entry.gradients)
+    assert pairs(probe_gradients(model, feeds=feeds, loss=loss_of(model))) == true
+
+
+# Nothing fits: W_grad is an initializer; the loss of two steps has no gradient in its graph.
+NOT_FOUND = ("in_graph/constant_gradient.onnx", "in_graph/two_steps.onnx")
+
+
+@each(lambda e: e.file.startswith(("in_graph/", "onnx_ad/mlp_sgd")) and e.runtime == "onnxruntime")
+def test_among_all_inner_values_pairs_the_gradients_and_no_lookalike(
+    entry: Entry, model: onnx.ModelProto, feeds: Arrays
+) -> None:
+    if loss_of(model) is None:
+        with pytest.raises(OnnxClipError, match="which output is the loss"):
+            probe_gradients(model, feeds=feeds, inner=True)
+        return
+    new = with_other_names(model, seed=1)
+    true = sorted((new.get(gradient, gradient), p) for gradient, p in entry.gradients)
+    found = probe_gradients(model, feeds=feeds, loss=loss_of(model), inner=True)
+    assert pairs(found) == ([] if entry.file in NOT_FOUND else true)
+
+
+@each(lambda e: e.file.startswith(("in_graph/", "control_flow/")) and e.runtime == "onnxruntime")
+def test_among_outputs_alone_pairs_no_update_moment_or_average(
+    entry: Entry, model: onnx.ModelProto, feeds: Arrays
+) -> None:
+    if loss_of(model) is not None:
+        outputs = {output.name for output in model.graph.output}
+        found = pairs(probe_gradients(model, feeds=feeds, loss=loss_of(model)))
+        assert set(found) <= {pair for pair in entry.gradients if pair[0] in outputs}
+
+
+# -- which value -------------------------------------------------------------------------------
+
+TRUE = [("v1", "W"), ("v2", "b")]
+
+
+def test_says_by_what_it_knows_a_gradient():
+    [first, _] = probe_gradients(graph(LOSS + GRADIENTS, "loss, float[4,2] v1, float[2] v2"))
+    assert (first.name, first.parameter.name, first.dtype) == ("v1", "W", "float32")
+    assert first.evidence.startswith("slopes of loss by W agree within")
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "u1 = Mul(W, lr) v3 = Add(v1, u1)",  # decayed
+        "small = Constant<value_float=0.0001>() u1 = Mul(W, small) v3 = Add(v1, u1)",
+        "s = Mul(v1, lr) v3 = Sub(W, s)",  # updated
+        "v3 = Mul(v1, lr)",
+        "v3 = Mul(v1, v1)",
+        "v3 = Neg(v1)",
+        "v3 = Abs(v1)",
+        "v3 = Add(v1, lr)",
+        "v3 = Tanh(W)",
+        "w = Mul(W, W) v3 = Clip(w)",
+        "most = Constant<value_float=0.01>() least = Neg(most) v3 = Clip(v1, least, most)",
+    ],
+)
+def test_pairs_no_other_value_of_the_shape(nodes):
+    model = graph(f"{LOSS} {GRADIENTS} {nodes}", "loss, float[4,2] v3, float[4,2] v1, float[2] v2")
+    assert pairs(probe(model)) == TRUE
+    model.graph.output.pop(2)
+    assert pairs(probe(model)) == [("v2", "b")]
+
+
+def test_a_step_alone_is_not_taken_for_a_scaled_gradient():
+    nodes = f"{LOSS} {GRADIENTS} s1 = Mul(v1, lr) s2 = Mul(v2, lr)"
+    found = probe(graph(nodes, "loss, float[4,2] s1, float[2] s2"))
+    assert pairs(found) == []
+    assert "'s1' is a multiple of 'v1'" in reason(found, "W")
+
+
+def test_a_moment_that_starts_at_zero_is_no_gradient():
+    inputs = f"{INPUTS}, float[4,2] m"
+    model = graph(f"{LOSS} {GRADIENTS} m2 = Add(m, v1)", "loss, float[4,2] m2", inputs)
+    found = probe(model, feeds={"m": np.zeros((4, 2), np.float32)})
+    assert pairs(found) == []
+
+
+def test_transposed_gradients_count():
+    model = graph(f"{LOSS} {GRADIENTS} vt = Transpose(v1)", "loss, float[2,4] vt")
+    [found] = probe_gradients(model)
+    assert (found.name, found.parameter.name, found.shape) == ("vt", "W", (2, 4))
+    assert "transposed" in found.evidence
+
+
+# -- doubtful cases ----------------------------------------------------------------------------
+
+
+def test_of_equal_values_on_one_way_the_last_counts():
+    model = graph(f"{LOSS} {GRADIENTS} v3 = Identity(v1)", "loss, float[4,2] v1, float[4,2] v3")
+    assert pairs(probe(model)) == [("v3", "W")]
+
+
+def test_a_clip_that_does_not_act_ends_the_way():
+    nodes = f"{LOSS} {GRADIENTS} most = Constant<value_float=1e9>() v3 = Clip(v1, , most)"
+    assert pairs(probe(graph(nodes, "loss, float[4,2] v1, float[4,2] v3"))) == [("v1", "W")]
+
+
+SUM = LOSS.replace("MatMul(x, W)", "MatMul(x, A)").replace("y = ", "A = Add(W, V) y = ")
+
+
+def test_a_value_that_is_the_gradient_of_two_parameters_names_both():
+    inputs = f"{INPUTS}, float[4,2] V"
+    found = probe_gradients(graph(SUM + GRADIENTS, "loss, float[4,2] v1", inputs))
+    assert pairs(found) == [("v1", "V"), ("v1", "W")]
+    assert "also the gradient of 'V'" in found[0].evidence
+
+
+def test_equal_gradients_of_two_parameters_are_told_apart_by_order_and_say_so():
+    nodes = f"{SUM} {GRADIENTS} g1 = Identity(v1) g2 = Identity(v1)"
+    inputs = f"{INPUTS}, float[4,2] V"
+    found = probe_gradients(graph(nodes, "loss, float[4,2] g2, float[4,2] g1", inputs))
+    assert pairs(found) == [("g1", "V"), ("g2", "W")]
+    assert all("told apart by name or order" in gradient.evidence for gradient in found)
+
+
+def test_a_gradient_of_zero_proves_nothing():
+    nodes = f"{LOSS} {GRADIENTS} n = Mul(U, none) k = ReduceSum<keepdims=0>(n) total = Add(loss, k)"
+    model = graph(
+        f"{nodes} v3 = Mul(U, none)",
+        "float total, float[4,2] v1, float[3,3] v3",
+        f"{INPUTS}, float[3,3] U",
+        "float none = {0}",
+    )
+    found = probe(model)
+    assert pairs(found) == [("v1", "W")]
+    assert "its gradient is zero" in reason(found, "U")
+
+
+def test_a_factor_counts_if_it_is_that_of_every_parameter():
+    entry = "torch_grad/builtin_cross_entropy"
+    found = probe_gradients(MODELS / f"{entry}.onnx")
+    assert len(found) == 4
+    assert all("times 4" in gradient.evidence for gradient in found)
+
+
+def test_two_factors_are_a_question():
+    nodes = LOSS + GRADIENTS.replace("MatMul(xt, h)", "MatMul(xt, e)")
+    found = probe(graph(nodes.replace("(h, zero)", "(d, zero)"), "loss, float[4,2] v1, float[2] v2"))
+    assert pairs(found) == []
+    assert "no single factor" in reason(found, "W")
+
+
+def test_a_value_that_the_loss_is_computed_from_is_no_gradient():
+    half = "half = Constant<value_float=0.5>() s = ReduceSum<keepdims=0>(q) loss = Mul(s, half)"
+    head = HEAD.replace("yb = Add(y, b)", "yb = Add(y, B)")  # here the slope by B is e itself
+    inputs = INPUTS.replace("float[2] b", "float[6,2] B")
+    assert pairs(probe(graph(f"{head} {half}", "loss, float[6,2] e", inputs))) == []
+
+
+def test_a_kink_at_the_given_point_is_left():
+    nodes = LOSS.replace("yb = Add(y, b)", "z = Add(y, b) yb = Relu(z)") + BACK
+    nodes += " p = Constant<value_float=0.0>() on = Greater(z, p) one = Cast<to=1>(on)"
+    nodes += " m = Mul(h, one) v2 = ReduceSum<keepdims=0>(m, zero)"
+    feeds = {"x": np.zeros((6, 4), np.float32), "b": np.zeros(2, np.float32)}
+    assert pairs(probe(graph(nodes, "loss, float[2] v2"), feeds=feeds)) == [("v2", "b")]
+
+
+def test_randomness_is_an_error():
+    noise = "n = RandomNormalLike(e0) e = Add(e0, n)"
+    nodes = LOSS.replace("e = Sub(yb, t)", f"e0 = Sub(yb, t) {noise}") + GRADIENTS
+    with pytest.raises(OnnxClipError, match="something in the graph is random"):
+        probe(graph(nodes, "loss, float[4,2] v1"))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "loss", "message"),
+    [
+        ("float[6,2] q", None, r"no output is a float scalar.*'q' \[6, 2\]"),
+        ("float loss, float other", None, None),
+        ("float[6,2] q", "loss2", "no node computes the loss 'loss2'"),
+        ("float[6,2] q", "q", "'q' is no float scalar"),
+    ],
+)
+def test_a_loss_that_is_not_clear_is_an_error(outputs, loss, message):
+    model = graph(f"{LOSS} other = Neg(loss)", outputs)
+    if message is None:
+        assert probe(model, loss=loss).loss == "loss"
+        return
+    with pytest.raises(OnnxClipError, match=message):
+        probe(model, loss=loss)
+
+
+def test_data_are_left_out_unless_they_are_named():
+    nodes = f"{LOSS} {GRADIENTS} wt = Transpose(W) v0 = MatMul(h, wt)"
+    model = graph(nodes, "loss, float[4,2] v1, float[6,4] v0")
+    assert pairs(probe(model)) == [("v1", "W")]
+    assert "taken for data" in reason(probe(model), "x")
+    assert pairs(probe(model, data=("x",))) == [("v0", "x"), ("v1", "W")]
+    with pytest.raises(OnnxClipError, match="'z' is neither"):
+        probe(model, data=("z",))
+
+
+def test_holds_few_values_at_a_time_and_tells_its_progress():
+    model, told = graph(LOSS + GRADIENTS, "loss, float[4,2] v1, float[2] v2"), []
+    found = probe(model, inner=True, most_bytes=1, progress=lambda *now: told.append(now))
+    assert pairs(found) == TRUE
+    assert told[-1] == (2, 2)
+
+
+# -- the command line --------------------------------------------------------------------------
+
+
+def test_rewrite_and_inspect_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = onnx.load(MODELS / "jax_grad" / "gated.onnx")
+    onnx.save(model, tmp_path / "m.onnx")
+    feeds = str(MODELS / "jax_grad" / "gated.inputs.npz")
+    options = [str(tmp_path / "m.onnx"), "--probe", "--feeds", feeds, "--json"]
+    assert main(["inspect", *options]) == 2
+    assert "name it with loss= (--loss)" in capsys.readouterr().err
+    options += ["--loss", "reducesum_out_0"]
+    assert main(["inspect", *options]) == 0
+    assert len(json.loads(capsys.readouterr().out)["gradients"]) == 4
+    assert main(["rewrite", *options, "--clip-norm", "0.1"]) == 0
+    named = {g["gradient"]: g["parameter"] for g in json.loads(capsys.readouterr().out)["gradients"]}
+    inputs = dict(np.load(feeds))
+    by_hand = clip_gradients(model, GradientClipByNorm(0.1), gradients=named)
+    assert_identical(run(onnx.load(tmp_path / "m.clipped.onnx"), inputs), run(by_hand, inputs))
+    assert main(["rewrite", options[0], "--loss", "reducesum_out_0"]) == 2
+    assert "add --probe" in capsys.readouterr().err

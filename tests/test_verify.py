@@ -1,0 +1,326 @@
+"""Verification: right rewrites pass, and each way to get one wrong is noticed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from graphs import MODELS, Arrays, Entry, each
+from onnx import TensorProto, helper, numpy_helper
+
+from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients
+from onnx_clip_pass.cli import main
+from onnx_clip_pass.verify import Verification, verify
+
+pytest.importorskip("onnxruntime", reason="running a graph needs ONNX Runtime")
+
+SGD = MODELS / "in_graph" / "sgd.onnx"
+SUM = MODELS / "in_graph" / "sum_of_parameters.onnx"
+
+
+def clipped(model: onnx.ModelProto, clip_norm: float = 1.0) -> onnx.ModelProto:
+    return clip_gradients(model, GradientClipByNorm(clip_norm))
+
+
+def faults(found: Verification) -> str:
+    rows = [*found.gradients, *found.outputs]
+    return "\n".join([*found.faults, *(fault for row in rows for fault in row.faults)])
+
+
+# -- right rewrites ----------------------------------------------------------------------------
+
+
+@each(lambda e: e.runtime == "onnxruntime" and bool(e.gradients))
+@pytest.mark.parametrize("clip_norm", [0.05, 100.0])
+def test_rewrites_of_every_model_are_right(
+    entry: Entry, model: onnx.ModelProto, feeds: Arrays, clip_norm: float
+) -> None:
+    named = dict(entry.gradients) if entry.found == "by meaning" else None
+    rewritten = clip_gradients(model, GradientClipByNorm(clip_norm), gradients=named)
+    found = verify(model, rewritten, feeds=feeds)
+    assert found.ok, faults(found)
+    assert [row.gradient for row in found.gradients if row.acted and row.passed] == [
+        row.gradient for row in found.gradients
+    ]
+
+
+def test_inputs_are_made_up_where_none_are_given() -> None:
+    model = onnx.load(SGD)
+    assert verify(model, clipped(model), seed=3).ok
+
+
+def test_a_gradient_that_is_zero_is_no_fault_but_said() -> None:
+    graph = "agraph (float[2] w, float[2] x) => (float[2] w_grad) { w_grad = Sub(x, x) }"
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {graph}')
+    found = verify(model, clipped(model))
+    assert found.ok
+    assert "w_grad" in found.notes[0]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float", "double"])
+@pytest.mark.parametrize("nonfinite", ["propagate", "zero", "keep"])
+@pytest.mark.parametrize("spoiled", [None, np.inf, np.nan])
+def test_every_dtype_and_policy_is_held_to_its_formula(
+    dtype: str, nonfinite: str, spoiled: float | None
+) -> None:
+    number = getattr(TensorProto, dtype.upper())
+    graph = f"""agraph (float[30, 70] W, float[30, 70] x) => ({dtype}[30, 70] W_grad) {{
+        product = Mul(x, x)
+        W_grad = Cast <to = {number}> (product)
+    }}"""
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {graph}')
+    rewritten = clip_gradients(model, GradientClipByNorm(1.0), nonfinite=nonfinite)  # type: ignore[arg-type]
+    x = np.random.default_rng(0).normal(size=(30, 70)).astype(np.float32)
+    if spoiled is not None:
+        x[1, 2] = spoiled
+    found = verify(model, rewritten, feeds={"x": x})
+    assert found.ok, faults(found)
+
+
+def test_an_output_that_is_random_is_compared_by_its_shape_only() -> None:
+    graph = """agraph (float[2] w, float[2] x) => (float[2] w_grad, float[3] noise) {
+        w_grad = Mul(w, x)
+        noise = RandomNormal <shape = [3]> ()
+    }"""
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {graph}')
+    found = verify(model, clipped(model))
+    assert found.ok
+    assert [row.is_deterministic for row in found.outputs] == [True, False]
+
+
+def test_weights_in_files_of_their_own_are_found_by_the_path(tmp_path: Path) -> None:
+    original = MODELS / "onnx_ad" / "external_data" / "mlp.onnx"
+    target = tmp_path / "clipped.onnx"
+    assert main(["rewrite", str(original), "-o", str(target), "--verify"]) == 0
+
+
+# -- wrong rewrites ----------------------------------------------------------------------------
+
+
+def node(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if node.name == name)
+
+
+def clip_of(model: onnx.ModelProto, op_type: str, at: int = 0) -> onnx.NodeProto:
+    """A node of one of the clips, by its operator."""
+    return [n for n in model.graph.node if n.name.startswith("clip/") and n.op_type == op_type][at]
+
+
+def bypass(model: onnx.ModelProto, old: str, new: str, readers: list[onnx.NodeProto]) -> None:
+    for reader in readers:
+        reader.input[:] = [new if name == old else name for name in reader.input]
+
+
+def readers_of(model: onnx.ModelProto, name: str) -> list[onnx.NodeProto]:
+    return [n for n in model.graph.node if name in n.input and not n.name.startswith("clip/")]
+
+
+def another_threshold(model: onnx.ModelProto) -> None:
+    name = clip_of(model, "Div").input[0]
+    constant = next(t for t in model.graph.initializer if t.name == name)
+    constant.CopyFrom(numpy_helper.from_array(np.float32(1.01), name))
+
+
+def no_clip_for_one_gradient(model: onnx.ModelProto) -> None:
+    product = clip_of(model, "Mul")
+    product.op_type = "Identity"
+    del product.input[1:]
+
+
+def scales_swapped(model: onnx.ModelProto) -> None:
+    one, two = clip_of(model, "Mul"), clip_of(model, "Mul", 1)
+    one_scale, two_scale = clip_of(model, "Min"), clip_of(model, "Min", 1)
+    # both products behind both scales
+    nodes = [n for n in model.graph.node if n not in (one, two)]
+    one.input[1], two.input[1] = two_scale.output[0], one_scale.output[0]
+    ends = [onnx.NodeProto.FromString(n.SerializeToString()) for n in (one, two)]
+    at = max(nodes.index(one_scale), nodes.index(two_scale)) + 1
+    ordered = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    ordered[at:at] = ends
+    del model.graph.node[:]
+    model.graph.node.extend(ordered)
+
+
+def norm_of_another_value(model: onnx.ModelProto) -> None:
+    norms = [clip_of(model, "ReduceL2"), clip_of(model, "ReduceL2", 1)]
+    norms[1].input[0] = norms[0].input[0]
+
+
+def activation_gradient_clipped(model: onnx.ModelProto) -> None:
+    """A clip too many: on a value through which the gradients are computed."""
+    norm = clip_of(model, "ReduceL2")
+    maker = next(n for n in model.graph.node if norm.input[0] in n.output)
+    inner = maker.input[1]
+    others = readers_of(model, inner)
+    at = list(model.graph.node).index(maker)
+    clips = [
+        helper.make_node("ReduceL2", [inner], ["extra/norm"], keepdims=0),
+        helper.make_node("Div", ["extra/c", "extra/norm"], ["extra/ratio"]),
+        helper.make_node("Mul", [inner, "extra/ratio"], ["extra/y"]),
+    ]
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.01), "extra/c"))
+    bypass(model, inner, "extra/y", others)
+    for extra in reversed(clips):
+        model.graph.node.insert(at, extra)
+
+
+def no_min(model: onnx.ModelProto) -> None:
+    least = clip_of(model, "Min")
+    least.op_type = "Identity"
+    del least.input[1:]
+
+
+def another_norm(model: onnx.ModelProto) -> None:
+    clip_of(model, "ReduceL2").op_type = "ReduceL1"
+
+
+def raw_value_to_the_update(model: onnx.ModelProto) -> None:
+    product = clip_of(model, "Mul")
+    bypass(model, product.output[0], product.input[0], readers_of(model, product.output[0]))
+
+
+def output_renamed(model: onnx.ModelProto) -> None:
+    name = model.graph.output[0].name
+    model.graph.node.append(helper.make_node("Identity", [name], ["other"]))
+    model.graph.output[0].name = "other"
+
+
+def outputs_reordered(model: onnx.ModelProto) -> None:
+    outputs = list(model.graph.output)[::-1]
+    copies = [onnx.ValueInfoProto.FromString(o.SerializeToString()) for o in outputs]
+    del model.graph.output[:]
+    model.graph.output.extend(copies)
+
+
+def a_weight_changed(model: onnx.ModelProto) -> None:
+    tensor = next(
+        t
+        for t in model.graph.initializer
+        if t.data_type == TensorProto.FLOAT and not t.name.startswith("clip/")
+    )
+    value = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(np.nextafter(value, np.float32(9)), tensor.name))
+
+
+def input_gone(model: onnx.ModelProto) -> None:
+    model.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
+
+
+def does_not_load(model: onnx.ModelProto) -> None:
+    clip_of(model, "Mul").op_type = "NoSuchOperator"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        another_threshold,
+        no_clip_for_one_gradient,
+        scales_swapped,
+        norm_of_another_value,
+        activation_gradient_clipped,
+        no_min,
+        another_norm,
+        raw_value_to_the_update,
+        output_renamed,
+        outputs_reordered,
+        a_weight_changed,
+        input_gone,
+        does_not_load,
+    ],
+)
+@pytest.mark.parametrize("clip_norm", [0.05, 100.0])
+def test_a_wrong_rewrite_is_noticed(
+    spoil: Callable[[onnx.ModelProto], None], clip_norm: float, tmp_path: Path
+) -> None:
+    original = onnx.load(SGD)
+    rewritten = clipped(original, clip_norm)
+    assert verify(original, rewritten).ok
+    spoil(rewritten)
+    target = tmp_path / "wrong.onnx"
+    onnx.save(rewritten, target)
+    assert main(["verify", str(SGD), str(target)]) == 1
+
+
+def test_a_clipped_value_in_the_backward_pass_is_noticed() -> None:
+    original = onnx.load(SUM)
+    rewritten = clipped(original, 0.05)
+    assert verify(original, rewritten).ok
+    product = node(rewritten, "clip/C_grad/Mul")
+    raw, name = product.input[0], product.output[0]
+    reader = next(n for n in rewritten.graph.node if raw in n.input and "clip/" not in n.name)
+    bypass(rewritten, raw, name, [reader])
+    found = verify(original, rewritten)
+    assert "the gradient before its clip is not right" in faults(found)
+
+
+def test_a_clip_removed_in_a_branch_is_noticed() -> None:
+    original = onnx.load(MODELS / "control_flow" / "if_updates_inside.onnx")
+    rewritten = clipped(original, 0.05)
+    for outer in rewritten.graph.node:
+        for attr in outer.attribute:
+            for inner in attr.g.node:
+                if inner.name.startswith("clip/") and inner.op_type == "Mul":
+                    inner.op_type = "Identity"
+                    del inner.input[1:]
+    assert not verify(original, rewritten).ok
+
+
+# -- what is refused ---------------------------------------------------------------------------
+
+
+def test_a_model_without_a_record_is_refused() -> None:
+    model = onnx.load(SGD)
+    with pytest.raises(OnnxClipError, match="no record of onnx-clip"):
+        verify(model, model)
+
+
+def test_gradients_that_no_runtime_computes_are_not_passed_over() -> None:
+    model = onnx.load(MODELS / "training_info" / "sgd.onnx")
+    found = verify(model, clipped(model))
+    assert not found.ok
+    assert "not checked: ONNX Runtime does not execute training_info" in faults(found)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--dim", "batch"],
+        ["--dim", "no such symbol=3"],
+        ["--feeds", "no such file.npz"],
+        ["--feeds", str(SGD)],
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "clipped.onnx"
+    main(["rewrite", str(SGD), "-o", str(target)])
+    capsys.readouterr()
+    assert main(["verify", str(SGD), str(target), *arguments]) == 2
+    streams = capsys.readouterr()
+    assert not streams.out
+    assert "rror" in streams.err
+
+
+# -- the command line --------------------------------------------------------------------------
+
+
+def test_json_is_one_object_that_says_what_was_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "clipped.onnx"
+    assert main(["rewrite", str(SGD), "-o", str(target), "--verify", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verification"]["ok"]
+    feeds = str(SGD.with_suffix(".inputs.npz"))
+    assert main(["verify", str(SGD), str(target), "--feeds", feeds, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["ok"]
+    assert {row["behind_clip"] for row in facts["outputs"]} == {True, False}
+
+
+def test_verify_and_in_place_exclude_each_other() -> None:
+    assert main(["rewrite", str(SGD), "--in-place", "--verify"]) == 2
