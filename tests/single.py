@@ -45,7 +45,7 @@ def by_graph(
     nonfinite: NonFinite = "propagate",
     norm_precision: NormPrecision = "auto",
     opset: int = 17,
-    shape: Sequence[Any] | None | str = "",
+    shape: Sequence[Any] | str | None = "",
 ) -> Array:
     """`x` clipped in a graph by ONNX Runtime; `shape` is what the graph says of it, else all."""
     declared = x.shape if isinstance(shape, str) else shape

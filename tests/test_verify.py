@@ -324,3 +324,31 @@ def test_json_is_one_object_that_says_what_was_compared(
 
 def test_verify_and_in_place_exclude_each_other() -> None:
     assert main(["rewrite", str(SGD), "--in-place", "--verify"]) == 2
+
+
+# -- gradients inside bodies that hand them out ------------------------------------------------
+
+SCAN = """agraph (float[3] w, float[4, 3] x) => (float[3] w_new, float[4, 3] each) {
+    w_new, each = Scan <num_scan_inputs = 1, body = step (float[3] v, float[3] row)
+        => (float[3] v_new, float[3] handed) {
+        v_grad = Mul (v, row)
+        v_new = Sub (v, v_grad)
+        handed = Identity (v_grad)
+    }> (w, x)
+}"""
+
+
+@pytest.mark.parametrize("handed", ["handed", "v_grad"])
+@pytest.mark.parametrize("is_wrong", [False, True])
+def test_gradients_of_a_scan_are_taken_out_and_fed_in(handed: str, is_wrong: bool) -> None:
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {SCAN}')
+    body = next(a.g for a in model.graph.node[0].attribute if a.name == "body")
+    if handed == "v_grad":
+        del body.node[2]
+        body.output[1].name = "v_grad"
+    clip = GradientClipByNorm(0.05)
+    rewritten = clip_gradients(model, clip, gradients={"v_grad": "v"})
+    if is_wrong:
+        body = next(a.g for a in rewritten.graph.node[0].attribute if a.name == "body")
+        next(n for n in body.node if n.op_type == "Min").op_type = "Max"
+    assert verify(model, rewritten).ok is not is_wrong

@@ -1,8 +1,8 @@
 """Gradients known by a name made of a parameter's name and an affix.
 
-The weakest evidence: a value counts only if something takes it (the gradient of a frozen parameter
-can be left over), and if the parameter exists as input or initializer, is no data (see `roles`),
-and has the value's shape (see `has_gradient_shape`).
+The weakest evidence: a value counts only if something comes of it (the gradient of a frozen
+parameter can be left over), and if the parameter exists as input or initializer, is no data (see
+`roles`), and has the value's shape (see `has_gradient_shape`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from onnx_clip_pass.gradients.arithmetic import Arithmetic
 from onnx_clip_pass.gradients.found import Found, has_gradient_shape
 from onnx_clip_pass.gradients.naming import parameter_names
 from onnx_clip_pass.gradients.roles import Roles
-from onnx_clip_pass.graph import Flow, Frame, TensorType, Value
+from onnx_clip_pass.graph import OUTPUT, Flow, Frame, TensorType, Value
 
 __all__ = ["Candidates", "Named", "candidates", "find"]
 
@@ -77,11 +77,31 @@ def _candidates(flow: Flow, frame: Frame) -> Candidates:
             if (
                 parameter.node is None
                 and _fits(scope.declared(name), parameter)
-                and flow.index.readers_of(scope, name)
+                and _is_taken(flow, Value(frame, name))
             ):
                 found[parameter].append(Value(frame, name))
                 break
     return found
+
+
+def _is_taken(flow: Flow, value: Value) -> bool:
+    """Whether anything that the model hands out, or a loop in each turn, comes of the value."""
+    todo = [value]
+    seen = set(todo)
+    while todo:
+        at = todo.pop()
+        frame, scope = at.frame, at.frame.scope
+        for read in flow.index.readers_of(scope, at.name):
+            if read.node == OUTPUT and not flow.is_run_or_iteration(frame):
+                outer = flow.handed_out(at)
+                further = [] if outer is None else [outer]
+            elif read.node == OUTPUT or read.scope is not scope or read.node in scope.special:
+                return True
+            else:
+                further = [Value(frame, name) for name in scope.nodes[read.node].output if name]
+            todo += [x for x in further if x not in seen]
+            seen.update(further)
+    return False
 
 
 def _fits(gradient: TensorType | None, parameter: Value) -> bool:

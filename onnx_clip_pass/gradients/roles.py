@@ -200,8 +200,9 @@ class Roles:
 def is_surely_data(flow: Flow, value: Value) -> bool:
     """Whether an input is data even if the graph adds something to it: a state, a latent, a sample.
 
-    So it is if a dimension is symbolic or its first one unknown, and if it is the first operand of any
-    product, convolution or layer whose second one is an initializer, behind an activation or not.
+    So it is if a dimension is symbolic or its first one unknown, and if it is the first operand of
+    any product, convolution or layer whose second one is an initializer, behind an activation or
+    not.
     """
     known = value.type
     if value.name in value.frame.scope.initializers or known is None:

@@ -128,8 +128,11 @@ class _Finder:
         if factor is None:
             return True
         number, node = self.arithmetic.number(factor), factor.node
+        operands = self.flow.operands(factor)
         if node is not None and node.op_type == "Mul":
-            return any(self._is_minus(x) for x in self.flow.operands(factor))
+            return any(self._is_minus(x) for x in operands)
+        if node is not None and node.op_type == "Sub":
+            return self.arithmetic.number(operands[0]) == 0
         return (number is not None and number < 0) or (node is not None and node.op_type == "Neg")
 
     def _sink(self, step: Step) -> Sink:
@@ -187,16 +190,17 @@ class _Finder:
                 return term
             scaled = self.arithmetic.scaled(term)
             if scaled is not None and scaled[1] is not None:
-                return self._unsigned(scaled[0])
+                return self._unsigned(scaled[0], step)
             inner = scaled[0] if scaled is not None else self.arithmetic.aliased(term)
             if inner is None:
                 return None
             term = inner
         return None
 
-    def _unsigned(self, term: Value) -> Value:
+    def _unsigned(self, term: Value, step: Step) -> Value:
+        """The g of sign(g), and of W + lr * -g; that of W - lr * -g is the gradient -g."""
         node = term.node
-        if node is not None and node.op_type in ("Sign", "Neg"):
+        if node is not None and node.op_type in ("Sign", "" if step.is_difference else "Neg"):
             return self.flow.operand(term, 0) or term
         return term
 

@@ -194,7 +194,8 @@ class Copy:
             scope.proto.input.append(kind)  # type: ignore[arg-type]
             _lengthen(node, ("scan_input_axes", "scan_input_directions"))
             for attr in node.attribute:
-                attr.i += attr.name == "num_scan_inputs"
+                if attr.name == "num_scan_inputs":
+                    attr.i += 1
         ports = self._climb(outer, outside, stack, dtype)
         return [Port(port.output, port.fed, port.loops + 1) for port in ports]
 

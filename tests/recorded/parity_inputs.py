@@ -1,4 +1,4 @@
-"""The gradients and thresholds that `parity_*.py` hand to the frameworks, all float32 and seeded."""
+"""The gradients and thresholds that `parity_*.py` hand to the frameworks, all float32."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def gradients() -> dict[str, np.ndarray]:
 
 
 def record(clip: object, **about: str) -> dict[str, object]:
-    """What `clip(gradient, clip_norm)` gives for each of them, in numbers that come back exactly."""
+    """What `clip(gradient, clip_norm)` gives for each, in numbers that come back exactly."""
     cases = [
         {
             "gradient": name,
