@@ -58,7 +58,7 @@ def _has(provider: Provider, need: Need) -> bool:
 
 
 def _of_parameter(need: Need, parameter: str) -> tuple[str, ...]:
-    """The dtypes that a type parameter stands for: T1 and T2 of Cast are what it takes and gives."""
+    """The dtypes that a type parameter stands for; Cast takes T1 and gives T2."""
     if need.op_type == "Cast":
         return need.dtypes[:1] if parameter == "T1" else need.dtypes[1:]
     return need.dtypes[:1]

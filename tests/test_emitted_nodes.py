@@ -266,3 +266,11 @@ def test_a_function_is_clipped_at_its_own_opset():
     )
     with pytest.raises(OnnxClipError, match="'g' in function local::back: opset 6 is too old"):
         clip_gradients(model, ONE, gradients=["g"])
+
+
+def test_each_seed_of_a_packed_gradient_has_a_norm_of_its_own():
+    """By default onnx-ad hands out one column for each seed, whatever the parameter's shape."""
+    clipped = clip_gradients(seeded("[1, 1, 2]", "[2, nadj]"), ONE, gradients={"adj_W": "W"})
+    adj = np.array([[3, 0.3], [4, 0.4]], np.float32)
+    out = run(clipped, {"W": np.zeros((1, 1, 2), np.float32), "adj": adj})["adj_W"]
+    np.testing.assert_allclose(out, [[0.6, 0.3], [0.8, 0.4]], rtol=1e-6)

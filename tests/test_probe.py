@@ -76,7 +76,7 @@ def test_pairs_each_gradient_that_pytorch_and_jax_export(
     assert all(np.linalg.norm(value) == pytest.approx(0.01, rel=1e-4) for value in after.values())
 
 
-@each(lambda e: e.file in ("torch_grad/mlp_mse.onnx", "jax_grad/layernorm.onnx"))
+@each(lambda e: e.file in ("torch_grad/mlp_mse.onnx", "onnx_ad/mlp_casadi_layout.onnx"))
 def test_needs_no_feeds(entry: Entry, model: onnx.ModelProto) -> None:
     assert pairs(probe_gradients(model)) == sorted(entry.gradients)
 
@@ -129,12 +129,6 @@ def test_among_outputs_alone_pairs_no_update_moment_or_average(
 TRUE = [("v1", "W"), ("v2", "b")]
 
 
-def test_says_by_what_it_knows_a_gradient():
-    [first, _] = probe_gradients(graph(LOSS + GRADIENTS, "loss, float[4,2] v1, float[2] v2"))
-    assert (first.name, first.parameter.name, first.dtype) == ("v1", "W", "float32")
-    assert first.evidence.startswith("slopes of loss by W agree within")
-
-
 @pytest.mark.parametrize(
     "nodes",
     [
@@ -144,10 +138,6 @@ def test_says_by_what_it_knows_a_gradient():
         "v3 = Mul(v1, lr)",
         "v3 = Mul(v1, v1)",
         "v3 = Neg(v1)",
-        "v3 = Abs(v1)",
-        "v3 = Add(v1, lr)",
-        "v3 = Tanh(W)",
-        "w = Mul(W, W) v3 = Clip(w)",
         "most = Constant<value_float=0.01>() least = Neg(most) v3 = Clip(v1, least, most)",
     ],
 )
@@ -170,13 +160,6 @@ def test_a_moment_that_starts_at_zero_is_no_gradient():
     model = graph(f"{LOSS} {GRADIENTS} m2 = Add(m, v1)", "loss, float[4,2] m2", inputs)
     found = probe(model, feeds={"m": np.zeros((4, 2), np.float32)})
     assert pairs(found) == []
-
-
-def test_transposed_gradients_count():
-    model = graph(f"{LOSS} {GRADIENTS} vt = Transpose(v1)", "loss, float[2,4] vt")
-    [found] = probe_gradients(model)
-    assert (found.name, found.parameter.name, found.shape) == ("vt", "W", (2, 4))
-    assert "transposed" in found.evidence
 
 
 # -- doubtful cases ----------------------------------------------------------------------------
@@ -227,6 +210,7 @@ def test_a_factor_counts_if_it_is_that_of_every_parameter():
     found = probe_gradients(MODELS / "torch_grad" / "builtin_cross_entropy.onnx")
     assert len(found) == 4
     assert all("times 4" in gradient.evidence for gradient in found)
+    assert ["transposed" in g.evidence for g in found] == [len(g.shape or ()) == 2 for g in found]
 
 
 def test_two_factors_are_a_question():

@@ -24,6 +24,7 @@ _FIRST_OPSET = 7  # Div and Mul broadcast from here on
 _FIRST_BROADCASTING_MIN = 8
 _FIRST_WHERE = 9
 _FIRST_BFLOAT16 = 13
+_FIRST_WITHOUT_CAST_ON_CUDA = 24  # nor Reshape
 
 
 class GradientClipByNorm(Clip):
@@ -159,7 +160,7 @@ def emit_norm(gradient: Gradient, x: str, work: int, to: Emitter) -> Norm:
     """The L2 norm of `x`, which is the gradient in dtype `work`.
 
     1. One element: Abs, since some CUDA kernels of ReduceL2 copy it, sign included. Where nobody
-       knows whether it is one, Abs comes behind.
+       knows whether it is one, Abs comes behind, and at opset 7, whose Min wants rank 0.
     2. A seed dimension: a norm for each seed, in float64 where one ReduceL2 will not do.
     3. Else by `Numerics.reduction`.
     4. Where a policy asks whether all elements are finite, float32 elements are taken to float64,
@@ -167,8 +168,10 @@ def emit_norm(gradient: Gradient, x: str, work: int, to: Emitter) -> Norm:
     5. At opset 7, whose Min knows no float64, the norm comes back from there.
     """
     shape = gradient.shape
+    broadcasts = to.opset >= _FIRST_BROADCASTING_MIN or shape == ()
     is_scalar_by_seeds = gradient.has_seeds and shape is not None and len(shape) == 1
-    if shape is not None and (all(d == 1 for d in shape) or is_scalar_by_seeds):
+    is_single = shape is not None and (all(d == 1 for d in shape) or is_scalar_by_seeds)
+    if shape is not None and is_single and broadcasts:
         norm = to.node("Abs", [x], result="norm", dtype=work, shape=shape)  # rule 1
         return Norm(norm, work, shape, is_finite=True)
     axes: list[int] | None = None
@@ -177,13 +180,27 @@ def emit_norm(gradient: Gradient, x: str, work: int, to: Emitter) -> Norm:
         axes = list(range(len(shape) - 1))
         summed = shape[:-1]
     choice = to.numerics.reduction(
-        summed, in_float64=work == _DOUBLE, must_widen=to.numerics.nonfinite != "propagate"
+        summed,
+        in_float64=work == _DOUBLE,
+        must_widen=to.numerics.nonfinite != "propagate",
+        can_cut=to.opset < _FIRST_WITHOUT_CAST_ON_CUDA,
     )
     if axes is not None and choice.rows is not None:  # rule 2
         choice = Reduction(widens=work != _DOUBLE)
     dtype = _DOUBLE if choice.widens else work
     x = to.cast(x, work, dtype, result="in float64", shape=shape)
-    if choice.rows is not None:  # rule 3
+    if isinstance(choice.rows, tuple):  # rule 3
+        left = tuple(d for axis, d in enumerate(shape or ()) if axis not in choice.rows)
+        x = to.reduce(
+            "ReduceL2",
+            x,
+            list(choice.rows),
+            result="row norms",
+            dtype=dtype,
+            shape=left,
+            keepdims=0,
+        )
+    elif choice.rows is not None:
         x = to.rows(x, choice.rows, dtype=dtype)
         x = to.reduce(
             "ReduceL2", x, [1], result="row norms", dtype=dtype, shape=(None,), keepdims=0

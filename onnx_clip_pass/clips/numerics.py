@@ -29,7 +29,7 @@ and PyTorch do. zero: zeros, all of it. keep: it stays as it is."""
 
 _PLAIN_LIMIT = 8192
 _ROW_LIMIT, _ROW_LIMIT_IN_FLOAT64 = 512, 4096
-_SHORTEST_ROW = 64
+_SHORTEST_ROW = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ class Reduction:
     """How to get from a tensor to its norm.
 
     `widens` says that the elements are taken to float64 first. `rows` is None for one ReduceL2 over
-    everything, else the length of the rows that are reduced first; the norms of the rows are then
-    reduced in float64.
+    everything; the length of rows, to which the tensor is cut and which are reduced first, their
+    norms then in float64; or axes of the tensor, which are reduced first, all in one dtype.
     """
 
     widens: bool = False
-    rows: int | None = None
+    rows: int | tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +60,16 @@ class Numerics:
                     f"{getattr(self, name)!r}"
                 )
 
-    def reduction(self, shape: Shape | None, *, in_float64: bool, must_widen: bool) -> Reduction:
+    def reduction(
+        self, shape: Shape | None, *, in_float64: bool, must_widen: bool, can_cut: bool
+    ) -> Reduction:
         """The cheapest reduction over a whole tensor that keeps the stated precision.
 
         Args:
             shape: of the tensor, as far as it is known.
             in_float64: whether its elements are float64 already; else they are float32.
             must_widen: whether the norm must not overflow for finite float32 elements.
+            can_cut: whether every provider has Reshape and Cast; else axes are preferred.
         """
         is_wide = self.norm_precision == "wide"
         dims = [d for d in shape or () if isinstance(d, int)]
@@ -75,9 +78,23 @@ class Numerics:
         if self.norm_precision == "plain" or is_short or (in_float64 and not is_wide):
             return Reduction(widens=not in_float64 and (must_widen or is_wide))
         widens = not in_float64 and (must_widen or is_wide)
+        axes = None if widens or size is None or can_cut else _own_axes(dims)
+        if axes is not None:
+            return Reduction(rows=axes)
         known = math.prod(dims)  # divides the size, whatever the other dimensions are
         limit = _ROW_LIMIT_IN_FLOAT64 if widens or in_float64 else _ROW_LIMIT
         rows = next((d for d in range(limit, _SHORTEST_ROW - 1, -1) if known % d == 0), None)
         if known == 0 or rows is None:
             return Reduction(widens=not in_float64)
         return Reduction(widens, rows)
+
+
+def _own_axes(dims: list[int]) -> tuple[int, ...] | None:
+    """Last or first axes such that reducing them and then the rest keeps 1e-5 in float32."""
+    size, rank = math.prod(dims), len(dims)
+    for at in range(1, rank):
+        for axes in (range(at, rank), range(at)):
+            length = math.prod(dims[axis] for axis in axes)
+            if length / (2 * _ROW_LIMIT) + size / length / _PLAIN_LIMIT <= 1.125:
+                return tuple(axes)
+    return None

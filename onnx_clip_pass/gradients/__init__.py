@@ -199,7 +199,7 @@ def _sighting(flow: Flow, finds: list[Found]) -> Sighting:
             evidence="; ".join(dict.fromkeys(find.evidence for find in finds)),
             graph=value.frame.scope.path,
             has_seeds=not tensor.agrees_with(parameter_type)
-            and tensor.adds_seeds_to(parameter_type),
+            and has_gradient_shape(tensor, parameter_type),
         ),
         value,
         tensor,

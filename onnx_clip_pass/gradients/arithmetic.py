@@ -165,16 +165,14 @@ class Arithmetic:
         if a is None or b is None:
             return None
         if node.op_type == "Mul" and self.is_single(a):
-            return (
-                (a, b) if self._likeness_to_a_factor(b) >= self._likeness_to_a_factor(a) else (b, a)
-            )
+            is_b = self.is_single(b) and self._is_rather_a_factor(b, a)
+            return (a, b) if is_b else (b, a)
         return (a, b) if self.is_single(b) else None
 
-    def _likeness_to_a_factor(self, value: Value) -> int:
-        """0 for a tensor; of two single numbers one in the model is the likelier factor."""
-        if not self.is_single(value):
-            return 0
-        return 1 + self.is_free(value) + (self.number(value) is not None)
+    def _is_rather_a_factor(self, b: Value, a: Value) -> bool:
+        """Whether of two single numbers b is the factor: a constant, or at least free; or last."""
+        ranks = [(self.number(x) is not None, self.is_free(x)) for x in (a, b)]
+        return ranks[1] >= ranks[0]
 
     def raw_gradient(self, value: Value, parameter: Value | None) -> Value:
         """The gradient behind weight decay and clipping; `value` itself if there is neither.

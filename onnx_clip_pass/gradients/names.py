@@ -52,10 +52,11 @@ def find(
     for of_frame in candidates:
         for parameter, values in of_frame.items():
             name = flow.root_name(parameter)
-            if name in taken:
+            taken_up = [value for value in values if name not in taken and _is_taken(flow, value)]
+            if not taken_up:
                 continue
             role = roles.of(parameter)
-            last = arithmetic.raw_gradient(_last(flow, values, parameter), None)
+            last = arithmetic.raw_gradient(_last(flow, taken_up, parameter), None)
             gradient = _outermost(flow, last)
             evidence = f"named after {parameter.name}; {role.why}"
             found = Found(gradient, parameter, name, evidence)
@@ -74,11 +75,7 @@ def _candidates(flow: Flow, frame: Frame) -> Candidates:
             if parameter is None or parameter.node is not None:
                 continue
             parameter = flow.canonical(parameter)
-            if (
-                parameter.node is None
-                and _fits(scope.declared(name), parameter)
-                and _is_taken(flow, Value(frame, name))
-            ):
+            if parameter.node is None and _fits(scope.declared(name), parameter):
                 found[parameter].append(Value(frame, name))
                 break
     return found

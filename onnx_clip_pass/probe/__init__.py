@@ -121,13 +121,15 @@ def probe(
 
 
 def _one_seed(model: ModelProto) -> dict[str, int]:
-    """Size 1 for symbols that alone make up the shape of an input, and stand in no other one."""
+    """Size 1 for symbols that stand in one input alone, beside no dimension but 1."""
     shapes = [
-        [dim.dim_param for dim in value.type.tensor_type.shape.dim] for value in model.graph.input
+        [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in model.graph.input
     ]
-    symbols = [symbol for shape in shapes for symbol in shape]
-    lone = [shape[0] for shape in shapes if len(shape) == 1 and shape[0]]
-    return {symbol: 1 for symbol in lone if symbols.count(symbol) == 1}
+    symbols = [size for shape in shapes for size in shape if isinstance(size, str)]
+    apart = [shape for shape in shapes if all(isinstance(size, str) or size == 1 for size in shape)]
+    lone = [size for shape in apart for size in shape if isinstance(size, str)]
+    return dict.fromkeys((each for each in lone if symbols.count(each) == 1), 1)
 
 
 def _find_loss(model: ModelProto, outputs: Arrays, wanted: str | None) -> str:

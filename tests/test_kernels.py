@@ -1,0 +1,202 @@
+"""Every node that a clip emits has a kernel, or the report says which has none.
+
+`onnx_clip_pass/kernels.tsv` says what ONNX Runtime has. That forms run on its CPU provider
+is tried here and in `test_edges.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from single import DTYPES, NEWEST_OPSET, by_apply, by_graph, single
+
+from onnx_clip_pass import GradientClipByNorm, OnnxClipError
+from onnx_clip_pass.clips import Numerics
+from onnx_clip_pass.kernels import Need, missing
+from onnx_clip_pass.rewrite import clip_in_place
+
+OPSETS = range(7, NEWEST_OPSET + 1)
+FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16", 9: "bool"}
+SHAPES: dict[str, Any] = {
+    "one": (1,),
+    "rank 0": (),
+    "short": (3, 4),
+    "rows": (64, 512),
+    "rows at the back": (512, 512, 3, 3),
+    "no rows": (8209,),
+    "dimension unknown": ("N", 768),
+    "rank unknown": None,
+}
+FORMS = list(
+    itertools.product(["plain", "auto", "wide"], ["propagate", "zero", "keep"], SHAPES.values())
+)
+
+
+def emitted(model: onnx.ModelProto) -> list[Need]:
+    """What kernels the added nodes need, read from the model as a runtime would."""
+    opset = model.opset_import[0].version
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    types = {v.name: v.type.tensor_type.elem_type for v in inferred.value_info}
+    types |= {v.name: v.type.tensor_type.elem_type for v in [*inferred.input, *inferred.output]}
+    types |= {t.name: t.data_type for t in inferred.initializer}
+    needs = []
+    for node in inferred.node[1:]:
+        taken = types[node.input[1 if node.op_type == "Where" else 0]]
+        given = types[node.output[0]]
+        kinds = [taken] if taken == given else [taken, given]
+        needs.append(Need(node.op_type, opset, tuple(FLOATS[kind] for kind in kinds)))
+    return needs
+
+
+@pytest.mark.parametrize("clip_norm", [1.0, 1e300])
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_each_node_of_every_form_has_a_kernel_or_is_named(dtype: str, opset: int, clip_norm: float):
+    for norm_precision, nonfinite, shape in FORMS:
+        model = single(dtype, shape, opset)
+        numerics = Numerics(norm_precision, nonfinite)
+        clip = GradientClipByNorm(clip_norm)
+        in_float64 = dtype == "float64" or norm_precision == "wide" or clip_norm > 1e38
+        too_old = (dtype == "bfloat16" and opset < 13) or (opset < 8 and in_float64)
+        if too_old or (opset < 9 and nonfinite != "propagate"):
+            with pytest.raises(OnnxClipError, match="needs opset"):
+                clip_in_place(model, clip, gradients=["g"], numerics=numerics)
+            continue
+        report = clip_in_place(model, clip, gradients=["g"], numerics=numerics)
+        needs = emitted(model)
+        on_cpu = missing("CPU", needs)
+        assert all(need.op_type == "Cast" and opset >= 28 for need in on_cpu)  # revised at 28
+        lacking = missing("CUDA", needs)
+        warned = [warning for warning in report.warnings if "CUDA provider has no" in warning]
+        assert len(warned) == bool(lacking)
+        for need in lacking:
+            words = f"{need.op_type} ({' to '.join(need.dtypes)}, opset {need.opset})"
+            assert words in warned[0]
+            assert need.op_type in ("Cast", "Reshape")  # nothing else may lack a kernel
+            assert opset >= 24
+        said = any("CPU provider has no" in warning for warning in report.warnings)
+        assert said == bool(on_cpu)
+        is_ordinary = norm_precision != "wide" and nonfinite == "propagate" and clip_norm == 1.0
+        is_known = norm_precision == "plain" or (shape is not None and shape != ("N", 768))
+        if dtype == "float64" and norm_precision == "plain":
+            assert not lacking
+        if dtype == "float32" and is_ordinary and is_known and shape != (8209,):
+            assert not lacking
+
+
+def test_cuda_has_every_cast_until_opset_23_and_none_from_24():
+    casts = [("float16", "float32"), ("bfloat16", "float32"), ("float32", "float64")]
+    for opset in OPSETS:
+        needs = [
+            Need("Cast", opset, pair) for pair in casts if opset >= 13 or "bfloat16" not in pair
+        ]
+        assert missing("CUDA", needs) == (sorted(needs) if opset >= 24 else [])
+
+
+# -- the table, looked up by hand --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("provider", "need", "is_there"),
+    [
+        # CPU  Min  [6, 7]  float;  [8, 11]  float, double
+        ("CPU", Need("Min", 7, ("float32",)), True),
+        ("CPU", Need("Min", 7, ("float64",)), False),
+        ("CPU", Need("Min", 8, ("float64",)), True),
+        # CPU  Mul  [7, 12]  float, double: no half precision
+        ("CPU", Need("Mul", 12, ("float16",)), False),
+        ("CPU", Need("Mul", 17, ("float32",)), True),
+        # CUDA  ReduceL2  18+  float, float16, double: no bfloat16; 18 is its last revision
+        ("CUDA", Need("ReduceL2", 21, ("bfloat16",)), False),
+        ("CUDA", Need("ReduceL2", 21, ("float64",)), True),
+        # CUDA  Cast  23+, which no longer matches when the operator is revised at 24
+        ("CUDA", Need("Cast", 23, ("bfloat16", "float32")), True),
+        ("CUDA", Need("Cast", 24, ("bfloat16", "float32")), False),
+        ("CUDA", Need("Cast", 12, ("bfloat16", "float32")), False),
+        ("CUDA", Need("Cast", 12, ("float16", "float32")), True),
+        # CPU  Cast  24  and  25+
+        ("CPU", Need("Cast", 24, ("float16", "float32")), True),
+        ("CPU", Need("Cast", 25, ("float16", "float32")), True),
+        # CUDA  Reshape  23+, likewise
+        ("CUDA", Need("Reshape", 23, ("float32",)), True),
+        ("CUDA", Need("Reshape", 24, ("float32",)), False),
+        # CPU  Where  [9, 15]
+        ("CPU", Need("Where", 9, ("float32",)), True),
+        ("CPU", Need("Where", 8, ("float32",)), False),
+        ("CPU", Need("NoSuchOperator", 17, ("float32",)), False),
+    ],
+    ids=lambda value: f"{value.op_type} {value.opset}" if isinstance(value, Need) else str(value),
+)
+def test_the_table_is_read_as_it_is_written(provider: Any, need: Need, is_there: bool):
+    assert missing(provider, [need]) == ([] if is_there else [need])
+
+
+def test_missing_names_each_need_once_and_in_order():
+    a, b = Need("Where", 8, ("float32",)), Need("Mul", 12, ("float16",))
+    assert missing("CPU", [a, b, a]) == [b, a]
+
+
+# -- on CUDA -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cuda() -> Any:
+    ort = pytest.importorskip("onnxruntime", reason="running a graph needs ONNX Runtime")
+    there = ort.get_available_providers()
+    if "CUDAExecutionProvider" not in there:
+        pytest.skip(f"no CUDA: ONNX Runtime {ort.__version__} has {', '.join(there)}")
+    return ort
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("opset", [13, 17, 18, 23])
+@pytest.mark.parametrize("norm_precision", ["plain", "auto", "wide"])
+@pytest.mark.parametrize("nonfinite", ["propagate", "zero", "keep"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(1,), (2,), (64, 512), (8209,)], ids=str)
+def test_all_nodes_run_on_cuda_without_copies(
+    cuda: Any,
+    dtype: str,
+    shape: tuple[int, ...],
+    nonfinite: Any,
+    norm_precision: Any,
+    opset: int,
+    tmp_path: Path,
+):
+    model = single(dtype, shape, opset)
+    numerics = Numerics(norm_precision, nonfinite)
+    clip_in_place(model, GradientClipByNorm(1.0), gradients=["g"], numerics=numerics)
+    options = cuda.SessionOptions()
+    options.graph_optimization_level = cuda.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_profiling = True
+    options.profile_file_prefix = str(tmp_path / "profile")
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    session = cuda.InferenceSession(model.SerializeToString(), options, providers=providers)
+    assert session.get_providers()[0] == "CUDAExecutionProvider"
+    x = np.full(shape, -3).astype(DTYPES[dtype])
+    (out,) = session.run(["g"], {"x": x})
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    ran = [event["args"] for event in events if event["name"].endswith("_kernel_time")]
+    inner = [args for args in ran if not re.match("Memcpy(To|From)Host", args["op_name"])]
+    added = [node.name for node in model.graph.node]
+    assert len(inner) == len(added)
+    assert {args["provider"] for args in inner} == {"CUDAExecutionProvider"}
+    assert len(ran) - len(inner) <= 2  # of the graph's own input and output
+    expected = by_apply(GradientClipByNorm(1.0), x)
+    eps = float(np.finfo(x.dtype).eps)
+    np.testing.assert_allclose(out, expected, rtol=max(1e-5, 2 * eps))
+
+
+@pytest.mark.parametrize("opset", [7, 13, 18, NEWEST_OPSET])
+def test_the_same_forms_run_on_the_cpu(opset: int):
+    for norm_precision, shape in itertools.product(["plain", "auto"], [(1,), (64, 512), (8209,)]):
+        x = np.full(shape, -3, np.float32)
+        out = by_graph(GradientClipByNorm(1.0), x, norm_precision=norm_precision, opset=opset)
+        np.testing.assert_allclose(out, by_apply(GradientClipByNorm(1.0), x), rtol=1e-4)
