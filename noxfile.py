@@ -51,3 +51,11 @@ def ort_training(session: nox.Session) -> None:
     )
     session.install("--no-deps", "-e", ".")
     session.run("python", "-m", "pytest", *(session.posargs or ["tests/training"]))
+
+
+@nox.session
+def nightly(session: nox.Session) -> None:
+    """Run what takes too long for every change: 100,000 hostile files, norms of 1e8 elements."""
+    session.install("-e", ".[test]")
+    paths = session.posargs or ["tests/storage/test_hostile.py", "tests/test_precision.py"]
+    session.run("python", "-m", "pytest", *paths, env={"ONNX_CLIP_NIGHTLY": "1"})

@@ -116,7 +116,10 @@ def inspect_file(source: _Path) -> Inspection:
     """The gradients of a model file, and the record if it is clipped already."""
     with open_model(Path(source)) as structure:
         record = read_record(structure.model)
-        undo(structure.model)
+        try:
+            undo(structure.model)
+        except OnnxClipError as error:  # worth a look all the same
+            return Inspection((), record, str(error))
         seen = survey(Index(structure.model))
         gradients = tuple(sighting.gradient for sighting in seen.found)
         return Inspection(gradients, record, "" if gradients else nothing_found(seen))

@@ -122,6 +122,18 @@ def test_inspect_shows_gradients_evidence_and_record(seed, capsys):
     assert len(found["gradients"]) == 2
 
 
+def test_inspect_tells_that_our_nodes_were_changed(seed, capsys):
+    assert main(["rewrite", str(seed), "--in-place"]) == 0
+    model = onnx.load(seed)
+    next(node for node in model.graph.node if node.op_type == "ReduceL2").op_type = "ReduceL1"
+    onnx.save(model, seed)
+    capsys.readouterr()
+    assert main(["inspect", str(seed)]) == 0
+    out = capsys.readouterr().out
+    assert "by another tool since" in out
+    assert "clipped by onnx-clip" in out
+
+
 def test_map_names_gradients_and_their_parameters(tmp_path, capsys):
     model = save(
         tmp_path / "m.onnx", "t_9 = Neg(x)", inputs="float[3] x, float[3] w", outputs="float[3] t_9"

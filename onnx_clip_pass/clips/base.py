@@ -103,6 +103,7 @@ class Emitter:
     ) -> None:
         self.source = source
         self.dtype = dtype
+        self.opset = scope.opset or 0
         self.numerics = numerics
         self.needs: set[Need] = set()
         self._target = target
@@ -110,10 +111,6 @@ class Emitter:
         self._scope = scope
         self._position = position
         self._label = label
-
-    @property
-    def opset(self) -> int:
-        return self._scope.opset or 0
 
     def constant(self, value: float, dtype: int) -> str:
         """A rank-0 constant."""

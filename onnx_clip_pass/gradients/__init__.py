@@ -20,6 +20,7 @@ from onnx_clip_pass.gradients.naming import parameter_names
 from onnx_clip_pass.gradients.roles import Roles
 from onnx_clip_pass.gradients.steps import Steps
 from onnx_clip_pass.graph import OUTPUT, Flow, Frame, Index, TensorType, Value
+from onnx_clip_pass.record import strip_if_clipped
 
 __all__ = [
     "Gradient",
@@ -74,8 +75,6 @@ def find_gradients(model: ModelProto) -> list[Gradient]:
     Raises:
         OnnxClipError: two values claim to be the gradient of one parameter by name alone.
     """
-    from onnx_clip_pass.record import strip_if_clipped
-
     return [sighting.gradient for sighting in survey(Index(strip_if_clipped(model))).found]
 
 
