@@ -6,14 +6,18 @@
 >>> clipped = clip_gradients(model, GradientClipByNorm(clip_norm=1.0))
 """
 
+from typing import TYPE_CHECKING, Any
+
 from onnx_clip_pass._version import __version__
 from onnx_clip_pass.clips import GradientClipByNorm
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import clip_gradients_file
 from onnx_clip_pass.gradients import Gradient, Parameter, find_gradients
-from onnx_clip_pass.probe import probe_gradients
 from onnx_clip_pass.record import strip
 from onnx_clip_pass.rewrite import Clipped, Report, clip_gradients
+
+if TYPE_CHECKING:
+    from onnx_clip_pass.probe import probe_gradients
 
 __all__ = [
     "Clipped",
@@ -29,3 +33,12 @@ __all__ = [
     "probe_gradients",
     "strip",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what runs models only when it is asked for: every command waits for the rest."""
+    if name == "probe_gradients":
+        from onnx_clip_pass.probe import probe_gradients
+
+        return probe_gradients
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
