@@ -15,6 +15,12 @@ from typing import NamedTuple
 from onnx import NodeProto, TensorProto
 
 from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.graph.control import (
+    body_output,
+    body_output_of_body_input,
+    node_input_of_output,
+    node_inputs_of_body_input,
+)
 from onnx_clip_pass.graph.scopes import (
     BY_NAME,
     OUTPUT,
@@ -208,7 +214,7 @@ class Flow:
             if value.name not in frame.scope.inputs:
                 return value.name
             call = frame.caller.scope.nodes[frame.call]
-            slots = _node_inputs_of_body_input(call, frame.scope.inputs.index(value.name))
+            slots = node_inputs_of_body_input(call, frame.scope.inputs.index(value.name))
             outer = (
                 self.resolve(frame.caller, call.input[slots[0]])
                 if len(slots) == 1 and slots[0] < len(call.input)
@@ -283,11 +289,11 @@ class Flow:
         if node.op_type == "If":
             yield from self._read(frame, node.input[0], Read(frame.scope, number, 0))
         for _, body in bodies:
-            shift = _body_output(node, slot)
+            shift = body_output(node, slot)
             if shift < len(body.scope.outputs):
                 handed = body.scope.outputs[shift]
                 yield from self._read(body, handed, Read(body.scope, OUTPUT, shift))
-        carried = _node_input_of_output(node, slot)
+        carried = node_input_of_output(node, slot)
         if carried is not None and carried < len(node.input):
             yield from self._read(frame, node.input[carried], Read(frame.scope, number, carried))
 
@@ -355,8 +361,8 @@ class Flow:
         if frame.scope.is_function:
             passed: list[int] = [at]
         else:
-            passed = _node_inputs_of_body_input(call, at)
-            fed_back = _body_output_of_body_input(call, at)
+            passed = node_inputs_of_body_input(call, at)
+            fed_back = body_output_of_body_input(call, at)
             if fed_back is not None and fed_back < len(frame.scope.outputs):
                 handed = frame.scope.outputs[fed_back]
                 yield from self._read(frame, handed, Read(frame.scope, OUTPUT, fed_back))
@@ -392,39 +398,3 @@ def _stated_dtype(node: NodeProto) -> int | None:
         if attr.name in ("value_int", "value_ints", "value_string", "value_strings"):
             return TensorProto.INT64
     return TensorProto.FLOAT
-
-
-def _scan_states(node: NodeProto) -> int:
-    count = next((a.i for a in node.attribute if a.name == "num_scan_inputs"), 0)
-    return max(len(node.input) - count, 0)
-
-
-def _body_output(node: NodeProto, slot: int) -> int:
-    """The output of the body that output `slot` of the node comes from."""
-    return slot + 1 if node.op_type == "Loop" else slot  # a Loop body hands out its condition first
-
-
-def _node_input_of_output(node: NodeProto, slot: int) -> int | None:
-    """The input that the node hands on as output `slot` if its body never runs."""
-    if node.op_type == "Loop" and slot + 2 < len(node.input):
-        return slot + 2
-    if node.op_type == "Scan" and slot < _scan_states(node):
-        return slot
-    return None
-
-
-def _node_inputs_of_body_input(node: NodeProto, at: int) -> list[int]:
-    if node.op_type == "Loop":
-        return [at] if at > 0 else []  # input 0 of the body counts the iterations
-    if node.op_type in ("Scan", "If"):
-        return [at]
-    return list(range(len(node.input)))  # an operator that this module does not know
-
-
-def _body_output_of_body_input(node: NodeProto, at: int) -> int | None:
-    """The output of the body that becomes its input `at` in the next iteration."""
-    if node.op_type == "Loop" and at >= 1:
-        return at - 1
-    if node.op_type == "Scan" and at < _scan_states(node):
-        return at
-    return None
