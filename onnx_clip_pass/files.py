@@ -80,14 +80,14 @@ def clip_gradients_file(
     """
     source, target = Path(source), _resolved(Path(target), replace=replace)
     with open_model(source) as structure:
-        _check_target(source, target, replace=replace, force=force)
+        may_replace = _check_target(source, target, replace=replace, force=force)
         numerics = Numerics(norm_precision, nonfinite)
         report = clip_in_place(
             structure.model, clip, gradients=gradients, skip=skip, numerics=numerics
         )
         files = _data_files(structure, target)
         if not dry_run:
-            _write(structure, target, files, external_data, force, progress)
+            _write(structure, target, files, external_data, may_replace, progress)
     return report
 
 
@@ -103,13 +103,13 @@ def strip_file(
     """Undo a rewrite from file to file, see `strip`; options as for `clip_gradients_file`."""
     source, target = Path(source), _resolved(Path(target), replace=replace)
     with open_model(source) as structure:
-        _check_target(source, target, replace=replace, force=force)
+        may_replace = _check_target(source, target, replace=replace, force=force)
         if not undo(structure.model):
             raise OnnxClipError(
                 f"{str(source)!r} is not clipped by onnx-clip: there is nothing to undo"
             )
         files = _data_files(structure, target)
-        _write(structure, target, files, external_data, force, progress)
+        _write(structure, target, files, external_data, may_replace, progress)
 
 
 def inspect_file(source: _Path) -> Inspection:
@@ -148,14 +148,19 @@ def _resolved(target: Path, *, replace: bool) -> Path:
     return target.resolve() if replace and target.is_symlink() else target
 
 
-def _check_target(source: Path, target: Path, *, replace: bool, force: bool) -> None:
+def _check_target(source: Path, target: Path, *, replace: bool, force: bool) -> set[str] | None:
+    """Refuse a target that must not be written.
+
+    Returns:
+        The locations beside it at which data files may be replaced; None for all.
+    """
     try:
-        _refuse_target(source, target, replace=replace, force=force)
+        return _replaceable(source, target, replace=replace, force=force)
     except (OSError, ValueError) as error:  # a path that is too long, or holds a NUL
         raise OnnxClipError(f"cannot write {str(target)!r}: {error}") from error
 
 
-def _refuse_target(source: Path, target: Path, *, replace: bool, force: bool) -> None:
+def _replaceable(source: Path, target: Path, *, replace: bool, force: bool) -> set[str] | None:
     if not target.parent.is_dir():
         raise OnnxClipError(
             f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}"
@@ -166,7 +171,7 @@ def _refuse_target(source: Path, target: Path, *, replace: bool, force: bool) ->
             f"{str(target / source.name)!r}"
         )
     if not target.exists():
-        return
+        return None if force else set()
     if not target.is_file():
         raise OnnxClipError(f"cannot write {str(target)!r}: it is there and is no regular file")
     if target.samefile(source):
@@ -174,11 +179,14 @@ def _refuse_target(source: Path, target: Path, *, replace: bool, force: bool) ->
             raise OnnxClipError(
                 f"the output {str(target)!r} is the model itself; pass --in-place to replace it"
             )
-    elif not force and _owned_by(target) is None:
+        return None if force else set()
+    owned = None if force else _owned_by(target)
+    if not force and owned is None:
         raise OnnxClipError(
             f"{str(target)!r} exists and onnx-clip did not write it; pass --force to replace it, "
             f"or another --output"
         )
+    return owned
 
 
 def _owned_by(path: Path) -> set[str] | None:
@@ -211,12 +219,11 @@ def _write(
     target: Path,
     files: list[DataFile],
     external_data: HowToBring,
-    force: bool,
+    may_replace: set[str] | None,
     progress: Progress | None,
 ) -> None:
     if target.parent.samefile(structure.source.path.parent):
         files = []
-    may_replace = None if force else (_owned_by(target) or set())
     write_structure(
         structure, target, files, how=external_data, may_replace=may_replace, progress=progress
     )
