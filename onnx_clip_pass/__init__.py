@@ -9,27 +9,43 @@
 from typing import TYPE_CHECKING, Any
 
 from onnx_clip_pass._version import __version__
-from onnx_clip_pass.clips import GradientClipByNorm
+from onnx_clip_pass.clips import (
+    AdaptiveGradientClip,
+    Chain,
+    GradientClipByGlobalNorm,
+    GradientClipByNorm,
+    GradientClipByRMS,
+    GradientClipByValue,
+)
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import clip_gradients_file
 from onnx_clip_pass.gradients import Gradient, Parameter, find_gradients
 from onnx_clip_pass.record import strip
-from onnx_clip_pass.rewrite import Clipped, Report, clip_gradients
+from onnx_clip_pass.rewrite import Clipped, Emitted, Report, clip_gradients
+from onnx_clip_pass.rules import Rule, load_rules
 
 if TYPE_CHECKING:
     from onnx_clip_pass.probe import probe_gradients
 
 __all__ = [
+    "AdaptiveGradientClip",
+    "Chain",
     "Clipped",
+    "Emitted",
     "Gradient",
+    "GradientClipByGlobalNorm",
     "GradientClipByNorm",
+    "GradientClipByRMS",
+    "GradientClipByValue",
     "OnnxClipError",
     "Parameter",
     "Report",
+    "Rule",
     "__version__",
     "clip_gradients",
     "clip_gradients_file",
     "find_gradients",
+    "load_rules",
     "probe_gradients",
     "strip",
 ]

@@ -20,7 +20,16 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import rename_in_attributes
 
-__all__ = ["KEY", "Record", "digest_of", "read_record", "strip", "strip_if_clipped", "write_record"]
+__all__ = [
+    "KEY",
+    "Record",
+    "bodies_of",
+    "digest_of",
+    "read_record",
+    "strip",
+    "strip_if_clipped",
+    "write_record",
+]
 
 KEY = "onnx_clip_pass"
 _FORMAT = 1
@@ -31,8 +40,11 @@ class Record:
     """What a rewrite did.
 
     `clips` has an entry for each gradient: its name, parameter, graph, clip and settings.
-    `renamed` maps each changed name to what it was; `nodes`, `initializers` and `values` are the
-    names of what was added.
+    `renamed` maps each changed name to what it was; `nodes`, `initializers`, `values`, `inputs` and
+    `outputs` are the names of what was added. `order` says of bodies (by their number in
+    `bodies_of`) whose nodes had to move in which runs (first, count) of their old numbers they
+    stand now. `emitted` has the output, the quantity, the gradients and the group of each output
+    that hands out a measure.
     """
 
     version: str
@@ -43,6 +55,12 @@ class Record:
     nodes: list[str] = field(default_factory=list)
     initializers: list[str] = field(default_factory=list)
     values: list[str] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    order: list[Any] = field(default_factory=list)
+    loss_scale: float | str = 1.0
+    emitted: list[Any] = field(default_factory=list)
+    measures_only: bool = False
     digest: str = ""
     format: int = _FORMAT
 
@@ -67,6 +85,7 @@ def read_record(model: ModelProto) -> Record | None:
         fields = json.loads(text)
         record = Record(**fields)
         names = [*record.nodes, *record.initializers, *record.values]
+        names += [*record.inputs, *record.outputs]
         if record.format != _FORMAT or not all(
             isinstance(name, str) for name in (*names, *record.renamed, *record.renamed.values())
         ):
@@ -76,6 +95,14 @@ def read_record(model: ModelProto) -> Record | None:
             raise ValueError("words that are no strings")
         if not all(isinstance(clip, dict) for clip in record.clips):
             raise ValueError("clips that are no objects")
+        for body, runs in record.order:
+            if not all(
+                type(n) is int and n >= 0 for n in (body, *(n for run in runs for n in run))
+            ):
+                raise ValueError("an order that is none")
+        for output, quantity, gradients, group in record.emitted:
+            if not all(isinstance(word, str) for word in (output, quantity, group, *gradients)):
+                raise ValueError("outputs that are none")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise OnnxClipError(
             f"the metadata entry {KEY!r} is no record that this version can read ({error}); "
@@ -122,20 +149,39 @@ def undo(model: ModelProto) -> bool:
             "joined with others by another tool since, so they cannot be undone; start from the "
             "original model"
         )
-    nodes = set(record.nodes)
-    for body in _bodies(model):
-        _remove(body.node, nodes)
-        _remove(getattr(body, "value_info", ()), set(record.values))
+    nodes, values = set(record.nodes), set(record.values)
+    order = dict(record.order)
+    bodies = list(enumerate(bodies_of(model)))
+    for number, body in reversed(bodies):  # nested ones first: taking nodes out copies the others
+        _take_out(body, nodes, order.get(number))
+        _remove(getattr(body, "value_info", ()), values)
         if isinstance(body, GraphProto):
             for at in range(len(body.initializer) - 1, -1, -1):  # one by one: weights stay put
                 if body.initializer[at].name in record.initializers:
                     del body.initializer[at]
         _rename_back(body, record.renamed)
+    _remove(model.graph.input, set(record.inputs))
+    _remove(model.graph.output, set(record.outputs))
     for at, entry in enumerate(model.metadata_props):
         if entry.key == KEY:
             del model.metadata_props[at]
             break
     return True
+
+
+def _take_out(body: GraphProto | FunctionProto, names: set[str], runs: Any) -> None:
+    """Remove the nodes of these names, and put the others into the order that they had.
+
+    If another tool has added nodes or taken some away, they stay in the order in which they are.
+    """
+    kept = [node for node in body.node if node.name not in names]
+    if runs is not None and sum(count for _, count in runs) == len(kept):
+        numbers = [number for first, count in runs for number in range(first, first + count)]
+        if sorted(numbers) == list(range(len(kept))):
+            kept = [kept[at] for at in sorted(range(len(kept)), key=numbers.__getitem__)]
+    if len(kept) < len(body.node):
+        del body.node[:]
+        body.node.extend(kept)
 
 
 def _remove(items: Any, names: set[str]) -> None:
@@ -180,7 +226,7 @@ def digest_of(added: Iterable[NodeProto | TensorProto]) -> str:
 def _added_to(model: ModelProto, record: Record) -> Iterator[NodeProto | TensorProto]:
     """What the model still has of the nodes and initializers that the record names."""
     nodes, initializers = set(record.nodes), set(record.initializers)
-    for body in _bodies(model):
+    for body in bodies_of(model):
         yield from (node for node in body.node if node.name in nodes)
         if isinstance(body, GraphProto):
             yield from (tensor for tensor in body.initializer if tensor.name in initializers)
@@ -189,23 +235,24 @@ def _added_to(model: ModelProto, record: Record) -> Iterator[NodeProto | TensorP
 def _is_read_by_others(model: ModelProto, record: Record) -> bool:
     """Whether a node that was not added, or an output, takes what undoing would remove."""
     nodes = set(record.nodes)
-    removed = set(record.initializers)
+    removed, handed_out = set(record.initializers), set(record.outputs)
     read: set[str] = set()
-    for body in _bodies(model):
+    for body in bodies_of(model):
         for node in body.node:
             if node.name in nodes:
                 removed.update(node.output)
             else:
                 read.update(node.input)
         if isinstance(body, GraphProto):
-            read.update(value.name for value in body.output)
+            read.update(value.name for value in body.output if value.name not in handed_out)
         else:
             read.update(body.output)
     kept = {*record.renamed, *record.renamed.values()}
     return not read.isdisjoint(removed - kept)
 
 
-def _bodies(model: ModelProto) -> Iterator[GraphProto | FunctionProto]:
+def bodies_of(model: ModelProto) -> Iterator[GraphProto | FunctionProto]:
+    """Every body of nodes in a model, an outer one before those in its nodes."""
     todo: list[GraphProto | FunctionProto] = [model.graph]
     for info in model.training_info:
         todo += [info.initialization, info.algorithm]

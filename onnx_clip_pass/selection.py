@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from functools import lru_cache
 
 import numpy as np
 
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.found import Parameter
 
-__all__ = ["NeedClip", "check_need_clip", "select"]
+__all__ = ["Chooser", "NeedClip", "check_need_clip", "select"]
 
 NeedClip = Callable[[Parameter], bool] | str | Sequence[str] | None
 """A predicate, a pattern, several patterns (any of them), or None for all parameters."""
@@ -100,30 +101,70 @@ def _patterns(given: object, what: str) -> list[str]:
 def _match(
     patterns: Sequence[str], parameters: Sequence[Parameter], also: Sequence[Parameter]
 ) -> list[Parameter]:
-    by_name: dict[str, list[Parameter]] = {}
-    for parameter in (*parameters, *also):
-        for name in {parameter.name, parameter.gradient}:
-            by_name.setdefault(name, []).append(parameter)
-    picked: set[Parameter] = set()
-    idle = []
-    for pattern in patterns:
-        matched = by_name.get(pattern) or [x for x in parameters if _fits(pattern, x)]
-        if not matched:
-            idle.append(f"pattern {pattern!r} matches no parameter and no gradient")
-        picked.update(matched)
+    chooser = Chooser(parameters, also)
+    everything = [*parameters, *also]
+    found = [chooser.matching(pattern, everything) for pattern in patterns]
+    idle = [
+        f"pattern {pattern!r} matches no parameter and no gradient"
+        for pattern, matched in zip(patterns, found, strict=True)
+        if not matched
+    ]
     if idle:
-        there = _listed([*parameters, *also])
+        there = _listed(everything)
         if len(idle) == 1:
             raise OnnxClipError(f"{idle[0]}; there is: {there}")
         raise OnnxClipError(f"{len(idle)} patterns match nothing; there is: {there}", idle)
-    return [parameter for parameter in (*parameters, *also) if parameter in picked]
+    picked = {parameter for matched in found for parameter in matched}
+    return [parameter for parameter in everything if parameter in picked]
 
 
-def _fits(pattern: str, parameter: Parameter) -> bool:
+class Chooser:
+    """Matches patterns with parameters by their names and their gradients' names.
+
+    Args:
+        parameters: what there is.
+        also: more that a pattern picks only by its very name.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], also: Sequence[Parameter] = ()) -> None:
+        self._by_name: dict[str, list[Parameter]] = {}
+        for parameter in (*parameters, *also):
+            for name in {parameter.name, parameter.gradient}:
+                self._by_name.setdefault(name, []).append(parameter)
+        self._only_by_name = set(also)
+
+    def choose(self, need_clip: NeedClip, among: Sequence[Parameter]) -> list[Parameter]:
+        """Those of `among` that a selection picks; a pattern may match nothing."""
+        if need_clip is None:
+            return [parameter for parameter in among if parameter not in self._only_by_name]
+        if callable(need_clip):
+            asked = [parameter for parameter in among if parameter not in self._only_by_name]
+            return [parameter for parameter in asked if _ask(need_clip, parameter)]
+        picked: set[Parameter] = set()
+        for pattern in _patterns(need_clip, "need_clip"):
+            picked.update(self.matching(pattern, among))
+        return [parameter for parameter in among if parameter in picked]
+
+    def matching(self, pattern: str, among: Sequence[Parameter]) -> list[Parameter]:
+        """Those of `among` that one pattern matches; a very name wins over its other readings."""
+        named = self._by_name.get(pattern)
+        if named is not None:
+            return [parameter for parameter in named if parameter in set(among)]
+        fits = _reader_of(pattern)
+        return [
+            parameter
+            for parameter in among
+            if (fits(parameter.name) or fits(parameter.gradient))
+            and parameter not in self._only_by_name
+        ]
+
+
+@lru_cache(maxsize=1024)
+def _reader_of(pattern: str) -> Callable[[str], object]:
+    """Whether a name fits a pattern, compiled once."""
     if pattern.startswith("re:"):
-        found = _compile(pattern)
-        return any(found.search(name) for name in (parameter.name, parameter.gradient))
-    return any(fnmatchcase(name, pattern) for name in (parameter.name, parameter.gradient))
+        return _compile(pattern).search
+    return re.compile(translate(pattern)).match
 
 
 def _compile(pattern: str) -> re.Pattern[str]:

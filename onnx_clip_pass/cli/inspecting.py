@@ -18,7 +18,10 @@ from onnx_clip_pass.cli.showing import (
     show_gradients,
 )
 from onnx_clip_pass.cli.verifying import RunOptions, run_options
+from onnx_clip_pass.clips import clip_of
+from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import inspect_file
+from onnx_clip_pass.record import Record
 
 __all__ = ["inspect"]
 
@@ -30,21 +33,14 @@ __all__ = ["inspect"]
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def inspect(
     model: Path,
-    probes: bool,
-    loss: str | None,
-    inner: bool,
-    data: tuple[str, ...],
-    feeds: tuple[Path, ...],
-    dims: tuple[str, ...],
-    provider: str,
-    seed: int,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Show the gradients of MODEL, how they are known, and what is clipped already."""
-    probing = ProbeOptions(probes, loss, inner, data)
+    probing = ProbeOptions.of(options)
     found = inspect_file(model)
-    if probes:
-        probed = probing.find(model, RunOptions(feeds, dims, provider, seed))
+    if probing.probes:
+        probed = probing.find(model, RunOptions.of(options))
         reason = "\n".join(f"{entry.parameter}: {entry.reason}" for entry in probed.undecided)
         found = replace(found, gradients=probed.gradients, reason=reason)
     if as_json:
@@ -76,14 +72,30 @@ def inspect(
         f"{len(done)} of them, norms {escape_control(found.record.norm_precision)}, "
         f"nan and inf: {escape_control(found.record.nonfinite)}"
     )
+    for line in _further(found.record) if found.record is not None else ():
+        click.echo(line)
 
 
-def _settings(clip: dict[str, Any] | None) -> str:
+def _settings(entry: dict[str, Any] | None) -> str:
     """What a record says of one clip, in a few words."""
-    if clip is None:
+    if entry is None:
         return "-"
-    return ", ".join(
-        f"{name}={value}"
-        for name, value in clip.items()
-        if name not in ("gradient", "parameter", "graph", "clip")
-    )
+    try:
+        return clip_of(entry).label
+    except OnnxClipError:  # written by another version: worth a look all the same
+        return str(entry.get("clip"))
+
+
+def _further(record: Record) -> list[str]:
+    """What else a rewrite did, in a line each."""
+    lines = []
+    if record.measures_only:
+        lines.append("nothing is clipped: the gradients are only measured")
+    if record.loss_scale != 1:
+        lines.append(f"thresholds are for gradients without the loss scale {record.loss_scale}")
+    if record.inputs:
+        lines.append(f"inputs that set thresholds: {', '.join(record.inputs)}")
+    if record.outputs:
+        more = f" and {len(record.outputs) - 5} more" if record.outputs[5:] else ""
+        lines.append(f"outputs that were added: {', '.join(record.outputs[:5])}{more}")
+    return [escape_control(line) for line in lines]

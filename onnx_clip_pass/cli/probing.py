@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +29,11 @@ class ProbeOptions:
     loss: str | None
     inner: bool
     data: tuple[str, ...]
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> ProbeOptions:
+        """Take them out of all options of a command."""
+        return cls(*(options[name] for name in cls.__slots__))
 
     def __post_init__(self) -> None:
         if (self.loss or self.inner or self.data) and not self.probes:

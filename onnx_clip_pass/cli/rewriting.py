@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from onnx_clip_pass.cli.clipping import ClipOptions, clip_options
 from onnx_clip_pass.cli.probing import ProbeOptions, probe_options
 from onnx_clip_pass.cli.showing import (
     MODEL,
@@ -18,7 +19,6 @@ from onnx_clip_pass.cli.showing import (
     tell_rewrite,
 )
 from onnx_clip_pass.cli.verifying import RunOptions, run_options, tell_verification
-from onnx_clip_pass.clips import GradientClipByNorm, NonFinite, NormPrecision
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import clip_gradients_file, read_map, strip_file
 from onnx_clip_pass.storage import HowToBring
@@ -38,20 +38,7 @@ EXTERNAL_DATA = click.option(
 @click.command()
 @click.argument("models", type=MODEL, nargs=-1, required=True, metavar="MODEL...")
 @click.option("-o", "--output", type=MODEL, help="Where to write. [default: MODEL.clipped.onnx]")
-@click.option(
-    "--clip-norm",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="The largest L2 norm of each gradient, on its own.",
-)
-@click.option(
-    "--need-clip",
-    multiple=True,
-    metavar="PATTERN",
-    help="Clip only these: a glob on the parameter's or gradient's name, or re:REGEX. Repeatable.",
-)
-@click.option("--skip", multiple=True, metavar="PATTERN", help="Leave these out. Repeatable.")
+@clip_options
 @click.option(
     "--gradient",
     "names",
@@ -66,20 +53,6 @@ EXTERNAL_DATA = click.option(
     metavar="FILE",
     help="JSON object, gradient name to parameter name; nothing is searched.",
 )
-@click.option(
-    "--norm-precision",
-    type=click.Choice(["auto", "plain", "wide"]),
-    default="auto",
-    show_default=True,
-    help="plain: one ReduceL2. wide: all in float64. auto: plain where its error is below 1e-5.",
-)
-@click.option(
-    "--nonfinite",
-    type=click.Choice(["propagate", "zero", "keep"]),
-    default="propagate",
-    show_default=True,
-    help="A gradient with nan or inf: as the formula has it, all zeros, or as it is.",
-)
 @EXTERNAL_DATA
 @click.option(
     "--verify", "verifies", is_flag=True, help="Then run both models and compare: see verify."
@@ -93,34 +66,24 @@ EXTERNAL_DATA = click.option(
 def rewrite(
     models: tuple[Path, ...],
     output: Path | None,
-    clip_norm: float,
-    need_clip: tuple[str, ...],
-    skip: tuple[str, ...],
     names: tuple[str, ...],
     map_file: Path | None,
-    norm_precision: NormPrecision,
-    nonfinite: NonFinite,
     external_data: HowToBring,
     verifies: bool,
-    probes: bool,
-    loss: str | None,
-    inner: bool,
-    data: tuple[str, ...],
-    feeds: tuple[Path, ...],
-    dims: tuple[str, ...],
-    provider: str,
-    seed: int,
     dry_run: bool,
     in_place: bool,
     force: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Clip the gradients of each MODEL, each gradient by its own norm.
+    """Clip the gradients of each MODEL: each by its own norm, unless --clip says otherwise.
 
     \b
     Examples:
       onnx-clip rewrite training_model.onnx
       onnx-clip rewrite model.onnx --clip-norm 0.5 --need-clip 'encoder.*' --skip '*.bias'
+      onnx-clip rewrite model.onnx --clip global-norm --clip-norm 1.0 --emit norm
+      onnx-clip rewrite model.onnx --rules clip.toml --dry-run
       onnx-clip rewrite model.onnx --gradient t_9 --gradient view_1
       onnx-clip rewrite model.onnx --probe --feeds inputs.npz --loss mse_loss
     """
@@ -130,31 +93,30 @@ def rewrite(
         raise click.UsageError("--verify needs both models: not with --in-place or --dry-run")
     if names and map_file is not None:
         raise click.UsageError("--gradient and --map exclude each other: put the names in the map")
-    probing = ProbeOptions(probes, loss, inner, data)
-    if probes and (names or map_file is not None):
+    probing = ProbeOptions.of(options)
+    if probing.probes and (names or map_file is not None):
         raise click.UsageError("--probe finds the gradients: not with --gradient or --map")
     if output is not None and len(models) > 1:
         raise click.UsageError("--output is for one model; several are written beside themselves")
-    clip = GradientClipByNorm(clip_norm, list(need_clip) or None)
+    clipping = ClipOptions.of(options)
+    clips, arguments = clipping.clips(), clipping.arguments()
     gradients = read_map(map_file) if map_file is not None else list(names) or None
-    run = RunOptions(feeds, dims, provider, seed)
+    run = RunOptions.of(options)
     results = []
     failures = mismatches = 0
     for model in models:
         target = model if in_place else output or _beside(model, "clipped")
         facts: dict[str, Any] = {"model": str(model)}
         try:
-            if probes:
+            if probing.probes:
                 gradients = probing.names(model, run)
             with ProgressBar(f"writing {target.name}") as progress:
                 report = clip_gradients_file(
                     model,
                     target,
-                    clip,
+                    clips,
                     gradients=gradients,
-                    skip=skip,
-                    norm_precision=norm_precision,
-                    nonfinite=nonfinite,
+                    **arguments,
                     external_data=external_data,
                     replace=in_place,
                     force=force,

@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_clip_pass.gradients import Gradient
-from onnx_clip_pass.rewrite import Report
+from onnx_clip_pass.rewrite import Clipped, Report
 
 __all__ = [
     "MODEL",
@@ -34,6 +35,7 @@ __all__ = [
 
 MOST_ROWS = 40
 """From here on a table gives way to counts."""
+_MOST_EMITTED = 10
 MODEL = click.Path(path_type=Path)
 """The type of an argument that is a model."""
 
@@ -81,13 +83,36 @@ def tell_rewrite(model: Path, target: Path | None, report: Report, *, as_json: b
         say("note: the model was clipped already; the clips it had are replaced")
     if as_json:
         return
-    show_gradients((row.gradient, row.clip.label if row.clip else "-") for row in report.rows)
-    done = "would clip" if target is None else "clipped"
+    show_gradients((row.gradient, _done_to(row)) for row in report.rows)
+    done = "measured" if report.measured_only else "clipped"
+    if target is None:
+        done = "would measure" if report.measured_only else "would clip"
     count = f"{len(report.clipped)} of {count_gradients(len(report.rows))}"
-    click.echo(
-        f"{done} {count} in {escape_control(model)}, each by its own norm; "
-        + ("nothing was written" if target is None else f"wrote {escape_control(target)}")
-    )
+    written = "nothing was written" if target is None else f"wrote {escape_control(target)}"
+    click.echo(f"{done} {count} in {escape_control(model)}, {_bounds(report)}; {written}")
+    for name in report.threshold_inputs:
+        click.echo(f"input {escape_control(name)}: the threshold; not fed, it is as given here")
+    for emitted in report.emitted[:_MOST_EMITTED]:
+        of = emitted.group or ", ".join(emitted.gradients)
+        of = of if len(of) < 60 else count_gradients(len(emitted.gradients))
+        click.echo(f"output {escape_control(emitted.output)}: {emitted.quantity} of "
+                   f"{escape_control(of)}")  # fmt: skip
+    if len(report.emitted) > _MOST_EMITTED:
+        click.echo(f"and {len(report.emitted) - _MOST_EMITTED} outputs more (--json lists them)")
+
+
+def _done_to(row: Clipped) -> str:
+    if row.clip is None:
+        return "-"
+    return row.clip.label + (f" [rule {row.rule}]" if row.rule is not None else "")
+
+
+def _bounds(report: Report) -> str:
+    """By what the gradients are bounded: there must be no doubt whether a norm is global."""
+    found = list(dict.fromkeys(row.clip.bounds for row in report.clipped if row.clip))
+    if not found:
+        return "none of them"
+    return "; ".join(found[:3]) + (f"; and in {len(found) - 3} other ways" if found[3:] else "")
 
 
 def escape_control(text: object) -> str:
@@ -164,10 +189,14 @@ def report_facts(report: Report) -> dict[str, Any]:
             | {
                 "clip": None
                 if row.clip is None
-                else {"type": type(row.clip).__name__, **row.clip.settings()}
+                else {"type": type(row.clip).__name__, **row.clip.settings()},
+                "rule": row.rule,
             }
             for row in report.rows
         ],
+        "measured_only": report.measured_only,
+        "threshold_inputs": list(report.threshold_inputs),
+        "emitted": [asdict(emitted) for emitted in report.emitted],
     }
 
 

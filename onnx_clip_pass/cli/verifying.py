@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
@@ -35,6 +35,11 @@ class RunOptions:
     dims: tuple[str, ...]
     provider: Any
     seed: int
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> RunOptions:
+        """Take them out of all options of a command."""
+        return cls(*(options[name] for name in cls.__slots__))
 
     def verify(self, original: Path, rewritten: Path) -> Verification:
         """Verify with these options; the modules that run models are imported only here."""
@@ -99,18 +104,15 @@ def run_options(command: _Command) -> _Command:
 def verify(
     original: Path,
     rewritten: Path,
-    feeds: tuple[Path, ...],
-    dims: tuple[str, ...],
-    provider: str,
-    seed: int,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Run ORIGINAL and REWRITTEN and compare them with the formula in float64.
 
     Every clipped gradient must be what the formula gives, every output what ORIGINAL gives with
     these gradients, and the same bit for bit where no clipped gradient leads. Exit code 1 if not.
     """
-    found = RunOptions(feeds, dims, provider, seed).verify(original, rewritten)
+    found = RunOptions.of(options).verify(original, rewritten)
     facts = tell_verification(rewritten, found, as_json=as_json)
     if as_json:
         print_json({"original": str(original), "rewritten": str(rewritten)} | facts)

@@ -1,7 +1,34 @@
 """What clipping means: one module for each formula, `numerics` for how exactly it is computed."""
 
-from onnx_clip_pass.clips.base import Clip, Emitter
+from onnx_clip_pass.clips.adaptive import AdaptiveGradientClip
+from onnx_clip_pass.clips.base import Case, Clip, Formula
+from onnx_clip_pass.clips.by_global_norm import GradientClipByGlobalNorm
 from onnx_clip_pass.clips.by_norm import GradientClipByNorm
+from onnx_clip_pass.clips.by_rms import GradientClipByRMS
+from onnx_clip_pass.clips.by_value import GradientClipByValue
+from onnx_clip_pass.clips.chain import Chain
+from onnx_clip_pass.clips.emitter import Emitter, Limit, Measured, ParameterSite, Quantity
+from onnx_clip_pass.clips.facts import clip_of, facts_of
 from onnx_clip_pass.clips.numerics import NonFinite, NormPrecision, Numerics
 
-__all__ = ["Clip", "Emitter", "GradientClipByNorm", "NonFinite", "NormPrecision", "Numerics"]
+__all__ = [
+    "AdaptiveGradientClip",
+    "Case",
+    "Chain",
+    "Clip",
+    "Emitter",
+    "Formula",
+    "GradientClipByGlobalNorm",
+    "GradientClipByNorm",
+    "GradientClipByRMS",
+    "GradientClipByValue",
+    "Limit",
+    "Measured",
+    "NonFinite",
+    "NormPrecision",
+    "Numerics",
+    "ParameterSite",
+    "Quantity",
+    "clip_of",
+    "facts_of",
+]

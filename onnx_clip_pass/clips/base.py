@@ -2,45 +2,63 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_clip_pass.clips.emitter import Emitter, Measured
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
+from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient, Parameter
-from onnx_clip_pass.graph import Editor, Scope, Shape, TensorType
-from onnx_clip_pass.kernels import Need
 from onnx_clip_pass.selection import NeedClip, check_need_clip, select
 
-__all__ = ["Clip", "Emitter"]
+__all__ = ["DTYPES", "Case", "Clip", "Formula", "plain", "positive"]
 
-_FIRST_AXES_AS_INPUT = 18
+DTYPES = frozenset({"float16", "bfloat16", "float32", "float64"})
+"""The dtypes that a gradient can have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A gradient as an array, to be clipped.
+
+    `parameter` is the array of its parameter, for clips that read it, and `axes` those over which
+    one unit of it reaches, None if the clip is to say; `count` says of how many parameters it is
+    the gradient; the last dimension of one with `has_seeds` holds one gradient for each seed.
+    """
+
+    gradient: NDArray[Any]
+    parameter: NDArray[Any] | None = None
+    axes: tuple[int, ...] | None = None
+    count: int = 1
+    has_seeds: bool = False
 
 
 class Clip(ABC):
     """A way of clipping, with the selection of the parameters whose gradients it clips."""
 
     need_clip: NeedClip
+    reads_parameter = False
+    """Whether a formula of it has the parameter in it."""
 
     def __init__(self, need_clip: NeedClip = None) -> None:
         check_need_clip(need_clip)
         self.need_clip = need_clip
 
     @abstractmethod
-    def reference(self, gradient: NDArray[Any], nonfinite: NonFinite = "propagate") -> NDArray[Any]:
-        """The formula on one gradient, worked out in float64 and rounded once to its dtype."""
+    def reference(
+        self, cases: Sequence[Case], nonfinite: NonFinite = "propagate"
+    ) -> list[NDArray[Any]]:
+        """The formula on gradients that are clipped together, in float64, each rounded once."""
 
     @abstractmethod
     def fault(self, gradient: Gradient, opset: int, numerics: Numerics) -> str | None:
         """Why `emit` cannot serve this gradient at this opset; None if it can."""
-
-    @abstractmethod
-    def emit(self, gradient: Gradient, to: Emitter) -> None:
-        """Put the formula's nodes between `to.source` and `to.target`."""
 
     @property
     @abstractmethod
@@ -48,143 +66,120 @@ class Clip(ABC):
         """The clip in a few words, for a table."""
 
     @property
+    @abstractmethod
+    def bounds(self) -> str:
+        """What is bounded, for a sentence: "each gradient by its own L2 norm"."""
+
+    @property
+    @abstractmethod
+    def threshold(self) -> float | None:
+        """The one number that bounds; None if there is no such number."""
+
+    @abstractmethod
+    def scaled(self, factor: float) -> Clip:
+        """The same clip with its thresholds multiplied: what it is for gradients so scaled."""
+
+    @property
     def is_identity(self) -> bool:
         """Whether the settings are such that nothing is ever clipped."""
-        return False
+        return self.threshold == math.inf
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What distinguishes this clip from others of its class, in the types of JSON."""
 
+    @property
+    @abstractmethod
+    def formulas(self) -> tuple[Formula, ...]:
+        """The formulas that are applied one after another."""
+
     def apply(
-        self, gradients: Mapping[str, NDArray[Any]], *, nonfinite: NonFinite = "propagate"
+        self,
+        gradients: Mapping[str, NDArray[Any]],
+        *,
+        parameters: Mapping[str, NDArray[Any]] | None = None,
+        nonfinite: NonFinite = "propagate",
     ) -> dict[str, NDArray[Any]]:
         """Clip arrays, by the names of their parameters, as a rewritten graph would.
 
         Args:
             gradients: parameter name to gradient, of a floating dtype (bfloat16 by ml_dtypes).
+            parameters: parameter name to parameter, for a clip that reads them.
             nonfinite: what becomes of a gradient with nan or inf in it, see `clip_gradients`.
 
         Returns:
             The same names; what `need_clip` does not pick is handed back as it is.
+
+        Raises:
+            OnnxClipError: an array of no floating dtype, a selection that matches nothing, or a
+                parameter that is needed and not given.
         """
-        parameters = [
-            Parameter(name, np.shape(array), str(np.asarray(array).dtype), name)
-            for name, array in gradients.items()
+        arrays = {name: np.asarray(array) for name, array in gradients.items()}
+        known = [
+            Parameter(name, array.shape, str(array.dtype), name) for name, array in arrays.items()
         ]
-        picked = {parameter.name for parameter in select(parameters, self.need_clip)}
-        return {
-            name: self.reference(np.asarray(array), nonfinite) if name in picked else array
-            for name, array in gradients.items()
-        }
+        picked = [parameter.name for parameter in select(known, self.need_clip)]
+        for name in picked:
+            if str(arrays[name].dtype) not in DTYPES:
+                raise OnnxClipError(
+                    f"expected a floating array for {name!r}, but it is {arrays[name].dtype}"
+                )
+        if self.reads_parameter and (missing := set(picked) - set(parameters or {})):
+            raise OnnxClipError(
+                f"{type(self).__name__} compares gradients with their parameters: pass "
+                f"parameters={{name: array}}, which lacks {', '.join(map(repr, sorted(missing)))}"
+            )
+        cases = [
+            Case(arrays[name], None if parameters is None else parameters.get(name))
+            for name in picked
+        ]
+        return dict(gradients) | dict(zip(picked, self.reference(cases, nonfinite), strict=True))
 
     def __repr__(self) -> str:
         words = ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
         return f"{type(self).__name__}({words})"
 
 
-class Emitter:
-    """Adds the nodes of one clip, named `clip/<gradient>/<op>`, at one place of a scope.
+class Formula(Clip):
+    """A clip that is one formula."""
 
-    The clip reads `source`, of dtype `dtype`; its last node's output is the clipped gradient.
-    `needs` collects what kernels the nodes need.
-    """
+    @property
+    def formulas(self) -> tuple[Formula, ...]:
+        return (self,)
 
-    def __init__(
-        self,
-        editor: Editor,
-        scope: Scope,
-        position: int,
-        label: str,
-        source: str,
-        target: str,
-        dtype: int,
-        numerics: Numerics,
-    ) -> None:
-        self.source = source
-        self.dtype = dtype
-        self.opset = scope.opset or 0
-        self.numerics = numerics
-        self.needs: set[Need] = set()
-        self._target = target
-        self._editor = editor
-        self._scope = scope
-        self._position = position
-        self._label = label
+    @property
+    def group(self) -> str | None:
+        """What the gradients with a norm in common share; None if each is clipped on its own."""
+        return None
 
-    def constant(self, value: float, dtype: int) -> str:
-        """A rank-0 constant."""
-        return self._editor.constant(self._scope, value, dtype)
+    @property
+    def scales(self) -> bool:
+        """Whether what it does to an element is to multiply it by a number from 0 to 1."""
+        return True
 
-    def node(
-        self,
-        op_type: str,
-        inputs: list[str],
-        *,
-        result: str,
-        dtype: int,
-        shape: Shape | None = (),
-        takes: int | None = None,
-        **attributes: Any,
-    ) -> str:
-        """Add a node and declare its result.
+    @abstractmethod
+    def emit(self, members: Sequence[Emitter]) -> Measured | None:
+        """Put the formula's nodes between `source` and `target` of each member.
 
-        Args:
-            op_type: an operator of the default domain.
-            inputs: what it reads.
-            result: its output is called `clip/<gradient>/<result>`; "" makes it the clip's last
-                node, whose output is the clipped gradient.
-            dtype: of the result.
-            shape: of the result.
-            takes: the dtype of what it reads, if that is another.
-            attributes: of the node.
+        Sets `measured` of those that watch; returns what was measured of all of them together.
         """
-        output = self._editor.fresh(f"clip/{self._label}/{result}") if result else self._target
-        name = f"clip/{self._label}/{op_type}"
-        self._editor.insert(
-            self._scope, self._position, op_type, inputs, output, name, **attributes
-        )
-        if result:
-            self._editor.declare(self._scope, output, TensorType(dtype, shape))
-        dtypes = (takes or dtype,) if takes in (None, dtype) else (takes or dtype, dtype)
-        self.needs.add(_need(op_type, self.opset, dtypes))
-        return output
 
-    def cast(self, value: str, takes: int, dtype: int, *, result: str, shape: Shape | None) -> str:
-        """The value as another dtype; itself if it has that already."""
-        if takes == dtype:
-            return value
-        return self.node(
-            "Cast", [value], result=result, dtype=dtype, shape=shape, takes=takes, to=dtype
-        )
-
-    def reduce(
-        self,
-        op_type: str,
-        value: str,
-        axes: list[int] | None,
-        *,
-        result: str,
-        dtype: int,
-        shape: Shape,
-        keepdims: int,
-    ) -> str:
-        """A reduction over `axes`, or all of them; axes are an attribute before opset 18."""
-        inputs, attributes = [value], {"keepdims": keepdims}
-        if axes is not None and self.opset < _FIRST_AXES_AS_INPUT:
-            attributes["axes"] = axes  # type: ignore[assignment]
-        elif axes is not None:
-            inputs.append(self._editor.integers(self._scope, "axes", axes))
-        return self.node(op_type, inputs, result=result, dtype=dtype, shape=shape, **attributes)
-
-    def rows(self, value: str, length: int, *, dtype: int) -> str:
-        """The elements of a tensor as a matrix of rows of this length."""
-        shape = self._editor.integers(self._scope, "shape", [-1, length])
-        return self.node(
-            "Reshape", [value, shape], result="rows", dtype=dtype, shape=(None, length)
-        )
+    def work_dtype(self, dtype: str, numerics: Numerics) -> int:
+        """The dtype in which the clipped gradient is formed; see `Numerics.work_dtype`."""
+        return numerics.work_dtype(dtype, self.threshold)
 
 
-@cache
-def _need(op_type: str, opset: int, dtypes: tuple[int, ...]) -> Need:
-    return Need(op_type, opset, tuple(TensorType(dtype).dtype_name for dtype in dtypes))
+def positive(name: str, value: object, *, why: str = "") -> float:
+    """The value as a positive number, inf included; refused by its name if it is none."""
+    try:
+        number = float(value)  # type: ignore[arg-type]  # whatever a caller hands in
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if isinstance(value, bool) or not number > 0:
+        raise OnnxClipError(f"{name} must be a positive number{why}, not {value!r}")
+    return number
+
+
+def plain(number: float) -> float | str:
+    """A number in the types of JSON, which has no inf."""
+    return "inf" if number == math.inf else number

@@ -13,6 +13,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
+from onnx import TensorProto
+
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Shape
 
@@ -60,8 +63,27 @@ class Numerics:
                     f"{getattr(self, name)!r}"
                 )
 
+    def work_dtype(self, dtype: str, threshold: float | None) -> int:
+        """The dtype in which a clipped gradient is formed: float32 wherever it is enough.
+
+        Not for float64 gradients, for "wide", and for a threshold that float32 does not hold.
+        """
+        if dtype == "float64" or self.norm_precision == "wide":
+            return int(TensorProto.DOUBLE)
+        if threshold is None or threshold == math.inf:
+            return int(TensorProto.FLOAT)
+        limits = np.finfo(np.float32)
+        is_held = float(limits.tiny) <= threshold <= float(limits.max)
+        return int(TensorProto.FLOAT if is_held else TensorProto.DOUBLE)
+
     def reduction(
-        self, shape: Shape | None, *, in_float64: bool, must_widen: bool, can_cut: bool
+        self,
+        shape: Shape | None,
+        *,
+        in_float64: bool,
+        must_widen: bool,
+        can_cut: bool,
+        ord: float = 2.0,
     ) -> Reduction:
         """The cheapest reduction over a whole tensor that keeps the stated precision.
 
@@ -70,19 +92,28 @@ class Numerics:
             in_float64: whether its elements are float64 already; else they are float32.
             must_widen: whether the norm must not overflow for finite float32 elements.
             can_cut: whether every provider has Reshape and Cast; else axes are preferred.
+            ord: of the norm. L-infinity rounds nothing. An L1 sum has twice the relative error of
+                the root of a sum of squares, so half of everything. Other powers leave the range of
+                float32 early.
         """
+        if ord == math.inf:
+            return Reduction()
         is_wide = self.norm_precision == "wide"
+        if ord not in (1, 2):
+            is_needed = self.norm_precision != "plain" or must_widen
+            return Reduction(widens=not in_float64 and is_needed)
+        share = 2 if ord == 1 else 1
         dims = [d for d in shape or () if isinstance(d, int)]
         size = math.prod(dims) if shape is not None and len(dims) == len(shape) else None
-        is_short = size is not None and size <= _PLAIN_LIMIT
+        is_short = size is not None and size <= _PLAIN_LIMIT // share
         if self.norm_precision == "plain" or is_short or (in_float64 and not is_wide):
             return Reduction(widens=not in_float64 and (must_widen or is_wide))
         widens = not in_float64 and (must_widen or is_wide)
-        axes = None if widens or size is None or can_cut else _own_axes(dims)
+        axes = None if widens or size is None or can_cut or ord == 1 else _own_axes(dims)
         if axes is not None:
             return Reduction(rows=axes)
         known = math.prod(dims)  # divides the size, whatever the other dimensions are
-        limit = _ROW_LIMIT_IN_FLOAT64 if widens or in_float64 else _ROW_LIMIT
+        limit = _ROW_LIMIT_IN_FLOAT64 if widens or in_float64 else _ROW_LIMIT // share
         rows = next((d for d in range(limit, _SHORTEST_ROW - 1, -1) if known % d == 0), None)
         if known == 0 or rows is None:
             return Reduction(widens=not in_float64)

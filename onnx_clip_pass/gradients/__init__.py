@@ -16,6 +16,7 @@ from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import accumulator, names, operator, optimizer, update
 from onnx_clip_pass.gradients.arithmetic import Arithmetic
 from onnx_clip_pass.gradients.found import Found, Gradient, Parameter, Sink, has_gradient_shape
+from onnx_clip_pass.gradients.layout import unit_axes
 from onnx_clip_pass.gradients.naming import parameter_names
 from onnx_clip_pass.gradients.roles import Roles
 from onnx_clip_pass.gradients.steps import Steps
@@ -30,16 +31,21 @@ __all__ = [
     "find_gradients",
     "name_gradients",
     "survey",
+    "unit_axes",
 ]
 
 
 class Sighting(NamedTuple):
-    """A gradient, with where it is in the graph and where its optimizer takes it up."""
+    """A gradient, with where it is in the graph and where its optimizer takes it up.
+
+    `parameter` is where its parameter is, if that is known.
+    """
 
     gradient: Gradient
     value: Value
     type: TensorType
     sinks: tuple[Sink, ...] = ()
+    parameter: Value | None = None
 
 
 class Survey(NamedTuple):
@@ -203,6 +209,7 @@ def _sighting(flow: Flow, finds: list[Found]) -> Sighting:
         value,
         tensor,
         tuple(find.sink for find in finds if find.sink is not None),
+        first.parameter,
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto, helper
 
+from onnx_clip_pass.graph.ordering import in_order
 from onnx_clip_pass.graph.scopes import BY_NAME, OUTPUT, Index, Read, Scope
 from onnx_clip_pass.graph.types import TensorType
 
@@ -31,11 +32,18 @@ _FUNCTION_TYPES = 10  # the first in which a function declares the types of its 
 
 @dataclass(slots=True)
 class Added:
-    """What an editor added, in the order in which it was added: messages, and names of values."""
+    """What an editor added, in the order in which it was added: messages, and names of values.
+
+    `order` says of bodies (by their scope) whose nodes had to move in which runs (first, count) of
+    their old numbers the old nodes stand now.
+    """
 
     nodes: list[NodeProto] = field(default_factory=list)
     initializers: list[TensorProto] = field(default_factory=list)
     values: list[str] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    order: list[tuple[Scope, list[tuple[int, int]]]] = field(default_factory=list)
 
 
 class Editor:
@@ -49,6 +57,7 @@ class Editor:
         self._pending: dict[int, list[tuple[int, NodeProto]]] = defaultdict(list)
         self._made: dict[str, list[AttributeProto]] = {}
         self._types: dict[TensorType, TypeProto] = {}
+        self._unsettled: set[int] = set()
         self._constants: dict[tuple[int, float | tuple[int, ...], int], str] = {}
 
     def fresh(self, wish: str) -> str:
@@ -119,11 +128,29 @@ class Editor:
             self.model.ir_version < _FUNCTION_TYPES or not hasattr(scope.proto, "value_info")
         ):
             return
+        scope.proto.value_info.add(name=name).type.CopyFrom(self._type(tensor))
+        self.added.values.append(name)
+
+    def _type(self, tensor: TensorType) -> TypeProto:
         if tensor not in self._types:
             shape = None if tensor.shape is None else list(tensor.shape)
             self._types[tensor] = helper.make_tensor_type_proto(tensor.dtype, shape)
-        scope.proto.value_info.add(name=name).type.CopyFrom(self._types[tensor])
-        self.added.values.append(name)
+        return self._types[tensor]
+
+    def add_input(self, name: str, default: float, dtype: int) -> None:
+        """A rank-0 input of the model behind the others, with a default: a number of that name."""
+        self._names.add(name)
+        graph = self.model.graph
+        graph.input.add(name=name).type.CopyFrom(self._type(TensorType(dtype, ())))
+        data = np.array(default, _STORAGE[dtype]).tobytes()
+        tensor = graph.initializer.add(name=name, data_type=dtype, raw_data=data)
+        self.added.inputs.append(name)
+        self.added.initializers.append(tensor)
+
+    def add_output(self, name: str, tensor: TensorType) -> None:
+        """Hand a value of the main graph out, behind the other outputs."""
+        self.model.graph.output.add(name=name).type.CopyFrom(self._type(tensor))
+        self.added.outputs.append(name)
 
     def rename_producer(self, scope: Scope, name: str, new: str) -> None:
         """Let the maker of `name` (a node or an initializer) call it `new`; readers stay."""
@@ -146,12 +173,27 @@ class Editor:
             else:
                 scope.nodes[number].input[slot] = new
 
+    def unsettle(self, scope: Scope) -> None:
+        """Say that nodes of this scope may now stand before what they read."""
+        self._unsettled.add(id(scope))
+
     def finish(self) -> None:
         """Put the inserted nodes into place."""
         for scope in reversed(self.index.scopes):  # nested graphs first: merging copies nodes
             pending = self._pending.pop(id(scope), None)
-            if pending:
-                _merge(scope, pending)
+            if not pending:
+                continue
+            merged = _merge(scope, pending)
+            if id(scope) in self._unsettled:
+                old = {id(node): number for number, node in enumerate(scope.nodes)}
+                merged = in_order(scope, merged)
+                moved = [old[id(node)] for node in merged if id(node) in old]
+                if moved != sorted(moved):
+                    self.added.order.append((scope, _runs(moved)))
+            nodes = scope.proto.node
+            del nodes[:]
+            nodes.extend(merged)
+            scope.nodes[:] = list(nodes)
 
 
 def rename_in_attributes(node: NodeProto, name: str, new: str) -> None:
@@ -166,7 +208,7 @@ def rename_in_attributes(node: NodeProto, name: str, new: str) -> None:
             attr.s = new_text
 
 
-def _merge(scope: Scope, pending: list[tuple[int, NodeProto]]) -> None:
+def _merge(scope: Scope, pending: list[tuple[int, NodeProto]]) -> list[NodeProto]:
     """Interleave: a pending node goes before the old node of its position, in given order."""
     pending.sort(key=lambda entry: entry[0])
     merged: list[NodeProto] = []
@@ -175,8 +217,15 @@ def _merge(scope: Scope, pending: list[tuple[int, NodeProto]]) -> None:
         merged += scope.nodes[done:position]
         merged.append(node)
         done = max(done, position)
-    merged += scope.nodes[done:]
-    field_ = scope.proto.node
-    del field_[:]
-    field_.extend(merged)
-    scope.nodes[:] = list(field_)
+    return merged + scope.nodes[done:]
+
+
+def _runs(numbers: list[int]) -> list[tuple[int, int]]:
+    """The numbers as runs of ascending ones: first and count."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and sum(runs[-1]) == number:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((number, 1))
+    return runs

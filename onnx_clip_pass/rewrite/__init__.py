@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 from onnx import ModelProto
 
@@ -15,36 +16,58 @@ from onnx_clip_pass.clips import Clip, NonFinite, NormPrecision, Numerics
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import name_gradients, survey
 from onnx_clip_pass.graph import Editor, Index
-from onnx_clip_pass.kernels import Need
 from onnx_clip_pass.record import undo, write_record
+from onnx_clip_pass.rewrite.emitting import emit as emit_clips
 from onnx_clip_pass.rewrite.planning import plan
 from onnx_clip_pass.rewrite.reporting import Clipped, Report, lacking_kernels, notes_on, record_of
-from onnx_clip_pass.rewrite.selecting import GradientNames, as_mapping, nothing_found, selected
+from onnx_clip_pass.rewrite.selecting import (
+    GradientNames,
+    as_clips,
+    as_mapping,
+    nothing_found,
+    selected,
+)
+from onnx_clip_pass.rewrite.steering import LossScale, Steering
+from onnx_clip_pass.rewrite.watching import EmitAs, Emitted, Watch
+from onnx_clip_pass.rules import Rule
 
 __all__ = [
+    "ClipOrRules",
     "Clipped",
+    "EmitAs",
+    "Emitted",
     "GradientNames",
+    "LossScale",
     "Report",
     "clip_gradients",
     "clip_in_place",
     "nothing_found",
 ]
 
+ClipOrRules = Clip | Sequence[Rule]
+"""One clip, with its own `need_clip`, or rules of which the first that matches is taken."""
+
 
 def clip_gradients(
     model: ModelProto,
-    clip: Clip,
+    clip: ClipOrRules,
     *,
     gradients: GradientNames = None,
     skip: str | Sequence[str] = (),
     norm_precision: NormPrecision = "auto",
     nonfinite: NonFinite = "propagate",
+    threshold_input: str | None = None,
+    loss_scale: LossScale = 1.0,
+    emit: Sequence[Literal["norm", "scale", "clipped"]] = (),
+    emit_as: EmitAs = "each",
+    measure_only: bool = False,
 ) -> ModelProto:
     """Insert a clip behind the gradients of a training graph.
 
     Args:
         model: a training graph; it stays as it is.
-        clip: what to do, and by its `need_clip` to which parameters' gradients.
+        clip: what to do, and by its `need_clip` to which parameters' gradients; or a list of
+            `Rule`, of which the first that matches a gradient is taken.
         gradients: the gradients' names, if they are not to be searched for; a mapping also says
             their parameters.
         skip: patterns of parameters or gradients to leave out.
@@ -53,9 +76,21 @@ def clip_gradients(
             1e-5, else the cheapest form that keeps it.
         nonfinite: what becomes of a gradient with nan or inf in it: "propagate", what the formula
             gives, as in Paddle and PyTorch; "zero", zeros, all of it; "keep", it stays as it is.
+        threshold_input: make the threshold an input of this name, of rank 0, with the given number
+            as its default; float64 if one of its gradients is computed in float64, else float32.
+        loss_scale: what the loss, and so every gradient, was multiplied by: a number, or the name
+            of a value of the main graph. Thresholds, and norms that are handed out, are then in
+            the unit of the unscaled gradient; the gradients stay scaled.
+        emit: what to hand out of each gradient: "norm", the norm that its clip limits, before
+            clipping; "scale", what it is multiplied by; "clipped", whether that is below 1. Where
+            a clip has several norms, the largest, and the smallest factor. A global norm is handed
+            out once more for the group.
+        emit_as: "each", a scalar for each gradient, or "vector", one for all of them.
+        measure_only: hand out, and clip nothing.
 
     Returns:
-        A new model. Its inputs and outputs are those of `model`; clipping a model that is clipped
+        A new model. Its inputs and outputs are those of `model`, and behind them the threshold
+        inputs and what is handed out; clipping a model that is clipped
         already gives what clipping the original would.
 
     Raises:
@@ -75,23 +110,42 @@ def clip_gradients(
         gradients=gradients,
         skip=skip,
         numerics=Numerics(norm_precision, nonfinite),
+        threshold_input=threshold_input,
+        loss_scale=loss_scale,
+        emit=emit,
+        emit_as=emit_as,
+        measure_only=measure_only,
     )
     return rewritten
 
 
 def clip_in_place(
     model: ModelProto,
-    clip: Clip,
+    clip: ClipOrRules,
     *,
     gradients: GradientNames = None,
     skip: str | Sequence[str] = (),
     numerics: Numerics | None = None,
+    threshold_input: str | None = None,
+    loss_scale: LossScale = 1.0,
+    emit: Sequence[str] = (),
+    emit_as: EmitAs = "each",
+    measure_only: bool = False,
 ) -> Report:
     """`clip_gradients` on the model itself; if it raises, the model may be left undone."""
-    if not isinstance(clip, Clip):
-        raise OnnxClipError(f"expected a clip such as GradientClipByNorm(1.0), not {clip!r}")
+    watch = Watch((emit,) if isinstance(emit, str) else tuple(emit), emit_as, measure_only)
+    steering = Steering(loss_scale)
     with _without_collecting():
-        return _clip(model, clip, gradients, skip, numerics or Numerics())
+        return _clip(
+            model,
+            as_clips(clip),
+            gradients,
+            skip,
+            numerics or Numerics(),
+            steering,
+            watch,
+            threshold_input,
+        )
 
 
 @contextmanager
@@ -108,23 +162,37 @@ def _without_collecting() -> Iterator[None]:
 
 def _clip(
     model: ModelProto,
-    clip: Clip,
+    clips: Clip | list[Rule],
     gradients: GradientNames,
     skip: str | Sequence[str],
     numerics: Numerics,
+    steering: Steering,
+    watch: Watch,
+    threshold_input: str | None,
 ) -> Report:
     replaced = undo(model)
     index = Index(model)
     seen = survey(index) if gradients is None else name_gradients(index, as_mapping(gradients))
-    sightings = selected(seen, clip, skip)
-    edits = plan(index, seen, sightings, numerics)
+    sightings, warnings = selected(seen, clips, skip, threshold_input)
+    edits = plan(index, seen, sightings, numerics, steering, watch)
     notes = notes_on(seen, sightings)  # the index is out of date when edits are made
     editor = Editor(index)
-    needs: set[Need] = set()
-    for edit in edits:
-        needs |= edit.apply(editor, numerics)
+    made = emit_clips(editor, edits, numerics, steering, watch)
     editor.finish()
-    rows = tuple(Clipped(sighting.gradient, chosen) for sighting, chosen in sightings)
+    rows = tuple(
+        Clipped(sighting.gradient, choice.clip, choice.rule)
+        if choice is not None
+        else Clipped(sighting.gradient, None)
+        for sighting, choice in sightings
+    )
     if any(row.clip for row in rows):
-        write_record(model, record_of(editor, edits, rows, numerics))
-    return Report(rows, (*notes, *lacking_kernels(needs)), replaced)
+        record = record_of(editor, edits, sightings, numerics, steering, watch, made.emitted)
+        write_record(model, record)
+    return Report(
+        rows,
+        (*warnings, *notes, *lacking_kernels(made.needs)),
+        replaced,
+        made.emitted,
+        tuple(editor.added.inputs),
+        watch.measures_only,
+    )

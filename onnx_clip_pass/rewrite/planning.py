@@ -17,12 +17,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from onnx_clip_pass.clips import Clip, Emitter, Numerics
+from onnx_clip_pass.clips import Numerics, ParameterSite
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.gradients import Sighting, Survey
+from onnx_clip_pass.gradients import Sighting, Survey, unit_axes
 from onnx_clip_pass.graph import BY_NAME, OUTPUT, Editor, Index, Read, Scope, Value
-from onnx_clip_pass.kernels import Need
+from onnx_clip_pass.rewrite.levels import levels_of
 from onnx_clip_pass.rewrite.selecting import Chosen
+from onnx_clip_pass.rewrite.steering import Steering
+from onnx_clip_pass.rewrite.watching import Watch
+from onnx_clip_pass.rules import Choice
 
 __all__ = ["Edit", "plan"]
 
@@ -33,15 +36,27 @@ class Edit:
 
     scope: Scope
     name: str
-    clip: Clip
+    choice: Choice
     sightings: list[Sighting]
     raw_reads: list[Read]
     redirected: list[Read] | None = None
+    site: ParameterSite | None = None
+    level: int = 0
     renamed: tuple[str, str] = ("", "")
 
-    def apply(self, editor: Editor, numerics: Numerics) -> set[Need]:
-        """Put the clip in; the kernels that its nodes need."""
-        gradient = self.sightings[0].gradient
+    @property
+    def count(self) -> int:
+        """Of how many parameters the value is the gradient."""
+        return len({sighting.gradient.parameter.name for sighting in self.sightings})
+
+    @property
+    def position(self) -> int:
+        """Before which node of the scope the gradient is there."""
+        made = self.scope.producers.get(self.name)
+        return 0 if made is None else made[0] + 1
+
+    def open(self, editor: Editor) -> tuple[str, str]:
+        """Make room for the clip: the names of the raw and of the clipped gradient."""
         scope, name = self.scope, self.name
         if self.redirected is None:  # rules 1 and 2
             source, target = editor.fresh(f"clip/{name}/raw"), name
@@ -54,11 +69,7 @@ class Edit:
             editor.redirect(self.redirected, name, target)
             editor.declare(scope, target, self.sightings[0].type)
             self.renamed = (target, name)
-        position = scope.producers[name][0] + 1 if name in scope.producers else 0
-        dtype = self.sightings[0].type.dtype
-        emitter = Emitter(editor, scope, position, name, source, target, dtype, numerics)
-        self.clip.emit(gradient, emitter)
-        return emitter.needs
+        return source, target
 
 
 def plan(
@@ -66,6 +77,8 @@ def plan(
     seen: Survey,
     sightings: Chosen,
     numerics: Numerics,
+    steering: Steering,
+    watch: Watch,
 ) -> list[Edit]:
     """The edits that put the clips in.
 
@@ -75,30 +88,112 @@ def plan(
     values = [sighting.value for sighting, _ in sightings]
     backward = _backward_reads(index, seen, values)
     groups: dict[tuple[int, str], Chosen] = {}
-    for sighting, clip in sightings:
+    for sighting, choice in sightings:
         key = (id(sighting.value.frame.scope), sighting.value.name)
-        groups.setdefault(key, []).append((sighting, clip))
+        groups.setdefault(key, []).append((sighting, choice))
     edits: list[Edit] = []
-    faults: list[str] = []
+    faults = steering.faults(index, [choice for _, choice in sightings if choice is not None])
     for group in groups.values():
-        clips = {id(clip): clip for _, clip in group}
-        wanted = [clip for clip in clips.values() if clip is not None]
+        choices = {id(choice): choice for _, choice in group}
+        wanted = [choice for choice in choices.values() if choice is not None]
         if not wanted:
             continue
         first = group[0][0]
-        faults += _faults(first, wanted, numerics)
-        if all(clip.is_identity for clip in wanted) and numerics.nonfinite != "zero":
+        faults += _faults(first, wanted, numerics, steering, watch)
+        if not watch and all(_does_nothing(choice, numerics) for choice in wanted):
             continue
         readers = index.readers_of(first.value.frame.scope, first.value.name)
         raw = [read for read in readers if read in backward or read.slot == BY_NAME]
         others = [read for read in readers if read not in backward and read.slot != BY_NAME]
-        if len(clips) == 1:
-            edits.append(_edit_for_all(group, wanted[0], raw, others, faults))
+        if len(choices) == 1:
+            edits.append(_edit_for_all(group, wanted[0], raw, others, watch, faults))
         else:
             edits += _edits_for_some(seen, group, others, faults)
+    for edit in edits:
+        if edit.choice.clip.reads_parameter:
+            edit.site = _parameter_site(index, seen, edit, faults)
+    _check_groups(edits, faults)
     if faults:
         raise OnnxClipError("this model cannot be clipped:", dict.fromkeys(faults))
+    levels_of(index, edits)
     return edits
+
+
+def _does_nothing(choice: Choice, numerics: Numerics) -> bool:
+    return (
+        choice.clip.is_identity and choice.threshold_input is None and numerics.nonfinite != "zero"
+    )
+
+
+def _check_groups(edits: list[Edit], faults: list[str]) -> None:
+    """What gradients with a norm in common must have in common besides."""
+    first: dict[tuple[int, str, str], Edit] = {}
+    for edit in edits:
+        for stage, formula in enumerate(edit.choice.clip.formulas):
+            if formula.group is None:
+                continue
+            other = first.setdefault((stage, formula.group, _run(edit.scope)), edit)
+            theirs = other.choice.clip.formulas[stage]
+            what = ""
+            if other.scope is not edit.scope:
+                what = "they are values of different graphs"
+            elif (theirs.settings(), other.choice.threshold_input) != (
+                formula.settings(),
+                edit.choice.threshold_input,
+            ):
+                what = f"they are clipped by {theirs.label} and by {formula.label}"
+            elif _has_seeds(other) != _has_seeds(edit):
+                what = "one has a seed dimension and the other has none"
+            if what:
+                faults.append(
+                    f"gradients {other.name!r} and {edit.name!r} of group {formula.group!r} cannot "
+                    f"have one norm: {what}; give them groups of their own"
+                )
+
+
+def _run(scope: Scope) -> str:
+    """What a body is run with: an algorithm of `training_info` is a step of its own."""
+    first = scope.path.split("/")[0]
+    return first if first.startswith("training_info") else ""
+
+
+def _has_seeds(edit: Edit) -> bool:
+    return edit.sightings[0].gradient.has_seeds
+
+
+def _parameter_site(
+    index: Index, seen: Survey, edit: Edit, faults: list[str]
+) -> ParameterSite | None:
+    """Where the clip reads the parameter; why it cannot goes to `faults`."""
+    sighting = edit.sightings[0]
+    parameter, gradient = sighting.parameter, sighting.gradient
+    where = f"gradient {gradient.name!r}"
+    if parameter is None:
+        faults.append(
+            f"{where}: its parameter is not known, and the clip compares them; say it with a map "
+            f"(--map, in Python gradients={{gradient: parameter}})"
+        )
+        return None
+    if edit.count > 1:
+        faults.append(f"{where}: it belongs to several parameters, and the clip compares with one")
+        return None
+    if edit.scope.lookup(parameter.name) is not parameter.frame.scope:
+        faults.append(f"{where}: its parameter {parameter.name!r} is not to be had in its graph")
+        return None
+    shape = parameter.type.shape if parameter.type is not None else None
+    seeds = int(gradient.has_seeds)
+    if shape is None or gradient.shape is None or len(shape) + seeds != len(gradient.shape):
+        faults.append(f"{where}: the shapes of it and of its parameter do not go together")
+        return None
+    axes = None
+    clips = [formula for formula in edit.choice.clip.formulas if formula.reads_parameter]
+    if any(getattr(formula, "axes", None) is None for formula in clips):
+        found = unit_axes(index, parameter)
+        if isinstance(found, str):
+            faults.append(f"{where}: {found}; say the axes that a unit reaches over (axes)")
+        else:
+            axes = found
+    return ParameterSite(parameter.name, seen.flow.dtype(parameter) or sighting.type.dtype, axes)
 
 
 def _backward_reads(index: Index, seen: Survey, values: list[Value]) -> set[Read]:
@@ -115,25 +210,36 @@ def _backward_reads(index: Index, seen: Survey, values: list[Value]) -> set[Read
     return reads
 
 
-def _faults(sighting: Sighting, clips: Iterable[Clip], numerics: Numerics) -> list[str]:
+def _faults(
+    sighting: Sighting,
+    choices: Iterable[Choice],
+    numerics: Numerics,
+    steering: Steering,
+    watch: Watch,
+) -> list[str]:
     gradient, scope = sighting.gradient, sighting.value.frame.scope
-    where = f"{gradient.name!r}" + (f" in {gradient.graph}" if gradient.graph else "")
+    where = f"gradient {gradient.name!r}" + (f" in {gradient.graph}" if gradient.graph else "")
     if scope.opset is None:
-        return [f"gradient {where}: its graph imports no version of the default operator set"]
-    found = (clip.fault(gradient, scope.opset, numerics) for clip in clips)
-    return [f"gradient {where}: {fault}" for fault in found if fault is not None]
+        return [f"{where}: its graph imports no version of the default operator set"]
+    found = [choice.clip.fault(gradient, scope.opset, numerics) for choice in choices]
+    found += [steering.fault(scope, choice) for choice in choices]
+    found += [watch.fault(scope, gradient, choice.clip) for choice in choices]
+    return [f"{where}: {fault}" for fault in found if fault is not None]
 
 
 def _edit_for_all(
     group: Chosen,
-    clip: Clip,
+    choice: Choice,
     raw: list[Read],
     others: list[Read],
+    watch: Watch,
     faults: list[str],
 ) -> Edit:
     sightings = [sighting for sighting, _ in group]
     scope, name = sightings[0].value.frame.scope, sightings[0].value.name
-    edit = Edit(scope, name, clip, sightings, raw)
+    edit = Edit(scope, name, choice, sightings, raw)
+    if watch.measures_only:
+        return edit
     if name not in scope.producers and name in scope.inputs:
         edit.redirected = others
         if any(read.node == OUTPUT and read.scope is scope for read in others):
@@ -156,8 +262,8 @@ def _edits_for_some(
     edits: dict[int, Edit] = {}
     for read in others:
         takers = [pair for pair, way in zip(group, ways, strict=True) if read in way] or group
-        clips = {id(clip): clip for _, clip in takers}
-        if len(clips) > 1:
+        choices = {id(choice): choice for _, choice in takers}
+        if len(choices) > 1:
             names = " and ".join(repr(sighting.gradient.parameter.name) for sighting, _ in group)
             place = "an output" if read.node == OUTPUT else "a node"
             faults.append(
@@ -165,11 +271,11 @@ def _edits_for_some(
                 f"are to be clipped differently, but {place} takes it for both; clip both or none"
             )
             continue
-        ((key, clip),) = clips.items()
-        if clip is not None:
-            sightings = [sighting for sighting, chosen in group if chosen is clip]
+        ((key, choice),) = choices.items()
+        if choice is not None:
+            sightings = [sighting for sighting, chosen in group if chosen is choice]
             scope, name = sightings[0].value.frame.scope, sightings[0].value.name
-            edit = edits.setdefault(key, Edit(scope, name, clip, sightings, [], []))
+            edit = edits.setdefault(key, Edit(scope, name, choice, sightings, [], []))
             assert edit.redirected is not None
             edit.redirected.append(read)
     return list(edits.values())

@@ -3,67 +3,96 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from onnx_clip_pass._version import __version__
-from onnx_clip_pass.clips import Clip, Numerics
+from onnx_clip_pass.clips import Clip, Numerics, facts_of
 from onnx_clip_pass.gradients import Gradient, Survey
 from onnx_clip_pass.graph import Editor
 from onnx_clip_pass.kernels import Need, missing
-from onnx_clip_pass.record import Record, digest_of
+from onnx_clip_pass.record import Record, bodies_of, digest_of
 from onnx_clip_pass.rewrite.planning import Edit
 from onnx_clip_pass.rewrite.selecting import Chosen
+from onnx_clip_pass.rewrite.steering import Steering
+from onnx_clip_pass.rewrite.watching import Emitted, Watch
 
 __all__ = ["Clipped", "Report", "lacking_kernels", "notes_on", "record_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class Clipped:
-    """A gradient and what was done to it: `clip` is None if it was left alone."""
+    """A gradient and what was done to it: `clip` is None if it was left alone.
+
+    `rule` is the number, from 1, of the rule that took it.
+    """
 
     gradient: Gradient
     clip: Clip | None
+    rule: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a rewrite did: every gradient found, in graph order, and what a user should know."""
+    """What a rewrite did: every gradient found, in graph order, and what a user should know.
+
+    `emitted` are the outputs that were added, `threshold_inputs` the inputs; with `measured_only`
+    nothing was clipped, and the clips of the rows are what was measured against.
+    """
 
     rows: tuple[Clipped, ...]
     warnings: tuple[str, ...] = ()
     replaced: bool = False
+    emitted: tuple[Emitted, ...] = ()
+    threshold_inputs: tuple[str, ...] = ()
+    measured_only: bool = False
 
     @property
     def clipped(self) -> tuple[Clipped, ...]:
-        """The gradients that are clipped."""
+        """The gradients that are clipped, or measured."""
         return tuple(row for row in self.rows if row.clip is not None)
 
 
 def record_of(
-    editor: Editor, edits: list[Edit], rows: tuple[Clipped, ...], numerics: Numerics
+    editor: Editor,
+    edits: list[Edit],
+    sightings: Chosen,
+    numerics: Numerics,
+    steering: Steering,
+    watch: Watch,
+    emitted: tuple[Emitted, ...],
 ) -> Record:
     """The note to leave in the model."""
-    clips: list[dict[str, Any]] = [
+    entries = [
         {
-            "gradient": row.gradient.name,
-            "parameter": row.gradient.parameter.name,
-            "graph": row.gradient.graph,
-            "clip": type(row.clip).__name__,
-            **row.clip.settings(),
+            "gradient": sighting.gradient.name,
+            "parameter": sighting.gradient.parameter.name,
+            "graph": sighting.gradient.graph,
+            **facts_of(choice.clip),
+            **({"threshold_input": choice.threshold_input} if choice.threshold_input else {}),
         }
-        for row in rows
-        if row.clip is not None
+        for sighting, choice in sightings
+        if choice is not None
     ]
+    added = editor.added
+    bodies = list(bodies_of(editor.model))
     return Record(
         version=__version__,
-        clips=clips,
+        clips=entries,
         norm_precision=numerics.norm_precision,
         nonfinite=numerics.nonfinite,
-        renamed=dict(edit.renamed for edit in edits),
-        nodes=[node.name for node in editor.added.nodes],
-        initializers=[tensor.name for tensor in editor.added.initializers],
-        values=editor.added.values,
-        digest=digest_of([*editor.added.nodes, *editor.added.initializers]),
+        renamed=dict(edit.renamed for edit in edits if edit.renamed[0]),
+        nodes=[node.name for node in added.nodes],
+        initializers=[tensor.name for tensor in added.initializers],
+        values=added.values,
+        inputs=added.inputs,
+        outputs=added.outputs,
+        order=[
+            [next(n for n, body in enumerate(bodies) if body is scope.proto), runs]
+            for scope, runs in added.order
+        ],
+        loss_scale=steering.loss_scale,
+        emitted=[[e.output, e.quantity, list(e.gradients), e.group] for e in emitted],
+        measures_only=watch.measures_only,
+        digest=digest_of([*added.nodes, *added.initializers]),
     )
 
 

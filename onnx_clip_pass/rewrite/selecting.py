@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
-from onnx_clip_pass.clips import Clip
+from onnx_clip_pass.clips import Chain, Clip, Formula
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.gradients import Sighting, Survey
+from onnx_clip_pass.gradients import Parameter, Sighting, Survey
+from onnx_clip_pass.rules import Choice, Rule, assign
 from onnx_clip_pass.selection import select
 
-__all__ = ["Chosen", "GradientNames", "as_mapping", "nothing_found", "selected"]
+__all__ = [
+    "Chosen",
+    "GradientNames",
+    "Selected",
+    "as_clips",
+    "as_mapping",
+    "nothing_found",
+    "selected",
+]
 
 GradientNames = Sequence[str] | Mapping[str, str] | None
 """Names of gradients, or gradient name to parameter name; None to search for them."""
 
-Chosen = list[tuple[Sighting, Clip | None]]
-"""Each gradient with its clip; None for what is left alone."""
+Chosen = list[tuple[Sighting, Choice | None]]
+"""Each gradient with what is to be done to it; None for what is left alone."""
+
+
+class Selected(NamedTuple):
+    """The gradients with their choices, and what a user should know of the rules."""
+
+    chosen: Chosen
+    warnings: list[str]
 
 
 def as_mapping(gradients: Sequence[str] | Mapping[str, str]) -> dict[str, str | None]:
@@ -30,25 +48,78 @@ def as_mapping(gradients: Sequence[str] | Mapping[str, str]) -> dict[str, str | 
     return dict.fromkeys(names)
 
 
-def selected(seen: Survey, clip: Clip, skip: str | Sequence[str]) -> Chosen:
-    """The gradients found and what `need_clip` and `skip` make of them.
+def as_clips(clips: object) -> Clip | list[Rule]:
+    """A clip, or rules, one or more; refused if it is neither."""
+    if isinstance(clips, Clip):
+        return clips
+    rules = list(clips) if isinstance(clips, Sequence) else []
+    if not rules or not all(isinstance(rule, Rule) for rule in rules):
+        raise OnnxClipError(
+            f"expected a clip such as GradientClipByNorm(1.0), or a list of Rule, not {clips!r}"
+        )
+    return rules
+
+
+def selected(
+    seen: Survey,
+    clips: Clip | Sequence[Rule],
+    skip: str | Sequence[str],
+    threshold_input: str | None = None,
+) -> Selected:
+    """The gradients found and what the selection makes of them.
+
+    Args:
+        seen: what was found.
+        clips: one clip, or rules.
+        skip: patterns of what to leave out.
+        threshold_input: for all that have none of their own.
 
     Raises:
         OnnxClipError: there are no gradients, or the selection is at fault.
     """
-    if not seen.found and (clip.need_clip is None or not seen.of_data):
+    picks_all = isinstance(clips, Clip) and any(f.need_clip is None for f in clips.formulas)
+    if not seen.found and (picks_all or not seen.of_data):
         raise OnnxClipError(nothing_found(seen))
     parameters = [sighting.gradient.parameter for sighting in seen.found]
     also = [sighting.gradient.parameter for sighting in seen.of_data]
-    picked = set(select(parameters, clip.need_clip, skip, also=also))
-    chosen: list[tuple[Sighting, Clip | None]] = [
-        (sighting, clip if sighting.gradient.parameter in picked else None)
-        for sighting in seen.found
-    ]
+    warnings: list[str] = []
+    if isinstance(clips, Clip):
+        choices = _choices_of_clip(clips, parameters, also, skip)
+    else:
+        choices, warnings = assign(clips, parameters, also, skip)
+    if threshold_input is not None:
+        choices = _steered(choices, threshold_input)
+    chosen: Chosen = [(s, choices.get(s.gradient.parameter)) for s in seen.found]
     chosen += [
-        (sighting, clip) for sighting in seen.of_data if sighting.gradient.parameter in picked
+        (s, choices[s.gradient.parameter]) for s in seen.of_data if s.gradient.parameter in choices
     ]
-    return chosen
+    return Selected(chosen, warnings)
+
+
+def _choices_of_clip(
+    clip: Clip,
+    parameters: Sequence[Parameter],
+    also: Sequence[Parameter],
+    skip: str | Sequence[str],
+) -> dict[Parameter, Choice]:
+    picked: dict[Parameter, tuple[Formula, ...]] = {}
+    for formula in clip.formulas:
+        for parameter in set(select(parameters, formula.need_clip, skip, also=also)):
+            picked[parameter] = (*picked.get(parameter, ()), formula)
+    made: dict[tuple[Formula, ...], Choice] = {}
+    for formulas in picked.values():
+        if formulas not in made:
+            own = clip if formulas == clip.formulas else Chain(*formulas)
+            made[formulas] = Choice(formulas[0] if len(formulas) == 1 else own)
+    return {parameter: made[formulas] for parameter, formulas in picked.items()}
+
+
+def _steered(choices: dict[Parameter, Choice], name: str) -> dict[Parameter, Choice]:
+    made = {
+        id(choice): choice if choice.threshold_input else replace(choice, threshold_input=name)
+        for choice in choices.values()
+    }
+    return {parameter: made[id(choice)] for parameter, choice in choices.items()}
 
 
 def nothing_found(seen: Survey) -> str:

@@ -12,6 +12,7 @@ __all__ = [
     "allowed_ulps",
     "epsilon",
     "is_identical",
+    "iterations",
     "output_fault",
     "precision_of_norm",
     "pressing_factor",
@@ -136,12 +137,16 @@ def _is_floating(array: Array) -> bool:
     return str(array.dtype) in _HALVES or np.issubdtype(array.dtype, np.floating)
 
 
-def pressing_factor(
-    reference: Callable[[NDArray[np.float64]], Array], slices: list[Array], up: bool
-) -> float:
+def iterations(array: Array, loops: int) -> list[Array]:
+    """What a port in so many loops gave, one array an iteration."""
+    return [np.asarray(array[at]) for at in np.ndindex(array.shape[:loops])]
+
+
+def pressing_factor(acts: Callable[[float], list[bool]], slices: list[Array], up: bool) -> float:
     """The power of two by which gradients are to be scaled so that all are clipped, or none.
 
-    0 if there is none, as for zeros.
+    `acts` says which are clipped when they are scaled by a number. 0 if there is no such power, as
+    for zeros.
     """
     raw = [wide(x) for x in slices if np.any(x) and np.isfinite(wide(x)).all()]
     if not raw:
@@ -150,8 +155,7 @@ def pressing_factor(
     top = 65504.0 if slices[0].dtype == np.float16 else float(limits.max)
     for power in range(120):
         factor = 2.0 ** (power if up else -power)
-        margin = factor / 2 if up else factor * 2
-        acts = [not is_identical(reference(margin * x), margin * x) for x in raw]
-        if all(acts) if up else not any(acts):
+        found = acts(factor / 2 if up else factor * 2)
+        if all(found) if up else not any(found):
             return factor if factor * max(map(largest, raw)) < top / 4 else 0.0
     return 0.0

@@ -23,14 +23,14 @@ def declared_faults(
 ) -> list[str]:
     """Inputs and outputs that are not the same ones in the same order, and weights that differ."""
     faults = []
-    for kind, old, new in (
-        ("inputs", before.graph.input, after.graph.input),
-        ("outputs", before.graph.output, after.graph.output),
+    for kind, old, new, added in (
+        ("inputs", before.graph.input, after.graph.input, record.inputs),
+        ("outputs", before.graph.output, after.graph.output, record.outputs),
     ):
         names, new_names = [value.name for value in old], [value.name for value in new]
-        if names != new_names:
+        if [*names, *added] != new_names:
             faults.append(f"the {kind} were {_list(names)}, and are {_list(new_names)}")
-        elif any(a.type != b.type for a, b in zip(old, new, strict=True)):
+        elif any(a.type != b.type for a, b in zip(old, new, strict=False)):
             faults.append(f"the {kind} have other types than in the original")
     for number, (scope, other) in enumerate(
         zip(Index(before).scopes, Index(after).scopes, strict=False)

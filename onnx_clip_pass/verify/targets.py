@@ -6,6 +6,7 @@ worked out here from the original, by walking forward.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +15,21 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnx_clip_pass import clips
-from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.gradients import Gradient, Sighting, Survey, name_gradients, survey
+from onnx_clip_pass.gradients import (
+    Gradient,
+    Sighting,
+    Survey,
+    name_gradients,
+    survey,
+    unit_axes,
+)
 from onnx_clip_pass.graph import BY_NAME, Index, Read, Scope
 from onnx_clip_pass.record import Record
 from onnx_clip_pass.verify.reach import Places, reach
 
 __all__ = ["Target", "targets_of"]
 
-_ABOUT = ("gradient", "parameter", "graph", "clip")
+_ABOUT = ("gradient", "parameter", "graph")
 
 
 @dataclass(slots=True)
@@ -31,11 +38,15 @@ class Target:
 
     `scope` is the number of its body in both models; `name` is its name in the original, `raw` and
     `clipped` are the names in the rewritten model. `reads` are the reads of the original, as
-    (number of the scope, node, slot), that must see the clipped value.
+    (number of the scope, node, slot), that must see the clipped value; `behind` is what they
+    lead to, and `ahead` the part of it within an iteration and a call. `count` says of how many
+    parameters it is the gradient, `level` of which step; `parameter` is where the parameter is that
+    its clip reads, as (number of the scope, name, dtype), and `axes` those of a unit.
     """
 
     gradient: Gradient
     clip: clips.Clip
+    threshold_input: str | None
     nonfinite: Any
     dtype: int
     scope: int
@@ -45,7 +56,17 @@ class Target:
     reads: list[tuple[int, int, int]]
     outputs: frozenset[int]
     behind: set[tuple[int, str]]
+    ahead: set[tuple[int, str]]
     is_clipped: bool
+    count: int
+    parameter: tuple[int, str, int] | None
+    axes: tuple[int, ...] | None
+    level: int = 0
+
+    @property
+    def formulas(self) -> tuple[clips.Formula, ...]:
+        """What is applied one after another."""
+        return self.clip.formulas
 
     def slices(self, array: NDArray[Any], loops: int) -> list[NDArray[Any]]:
         """The gradients in what came out: one an iteration, and one a seed."""
@@ -54,23 +75,17 @@ class Target:
             found = [np.asarray(x[..., s]) for x in found for s in range(x.shape[-1])]
         return [np.asarray(x) for x in found]
 
-    def reference_of_one(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The clip on one of the `slices`, in float64."""
-        return np.asarray(self.clip.reference(array, nonfinite=self.nonfinite))
-
-    def reference(self, array: NDArray[Any], loops: int = 0) -> NDArray[Any]:
-        """The clip on each of them, in float64."""
-        if loops == 0 and not self.gradient.has_seeds:
-            return self.reference_of_one(array)
-        result = np.array(array)
-        for at in np.ndindex(array.shape[:loops]):
-            x = array[at]
-            if not self.gradient.has_seeds or x.ndim == 0:
-                result[at] = self.reference_of_one(np.asarray(x))
+    def joined(
+        self, slices: Iterator[NDArray[Any]], like: NDArray[Any], loops: int
+    ) -> NDArray[Any]:
+        """The way back: as many of the slices as it takes in the shape of `like`."""
+        result = np.array(like)
+        for at in np.ndindex(like.shape[:loops]):
+            if not self.gradient.has_seeds:
+                result[at] = next(slices)
                 continue
-            for seed in range(x.shape[-1]):
-                one = np.asarray(x[..., seed])
-                result[(*at, ..., seed)] = self.reference_of_one(one)
+            for seed in range(like.shape[-1]):
+                result[(*at, ..., seed)] = next(slices)
         return result
 
 
@@ -112,11 +127,15 @@ def targets_of(before: Index, after: Index, record: Record) -> list[Target]:
         number = numbers[id(scope)]
         raw, clipped, is_clipped = _names_after(after, number, name, record)
         values, outputs = reach(places, reads)
+        ahead, _ = reach(places, reads, next_iterations=False, other_calls=False)
+        clip = clips.clip_of(entry)
+        parameter, axes = _parameter_of(before, first, clip, numbers)
         targets.append(
             Target(
                 gradient=first.gradient,
-                clip=_clip_of(entry),
-                nonfinite=getattr(record, "nonfinite", "propagate"),
+                clip=clip,
+                threshold_input=entry.get("threshold_input"),
+                nonfinite=record.nonfinite,
                 dtype=first.type.dtype or int(TensorProto.FLOAT),
                 scope=number,
                 name=name,
@@ -125,10 +144,35 @@ def targets_of(before: Index, after: Index, record: Record) -> list[Target]:
                 reads=[(numbers[id(r.scope)], r.node, r.slot) for r in reads],
                 outputs=frozenset(outputs),
                 behind={(numbers[id(s)], n) for s, n in values},
+                ahead={(numbers[id(s)], n) for s, n in ahead},
                 is_clipped=is_clipped,
+                count=len({entry.get("parameter") for _, entry in group}),
+                parameter=parameter,
+                axes=axes,
             )
         )
+    _set_levels(targets)
     return targets
+
+
+def _set_levels(targets: list[Target]) -> None:
+    """One above the gradients that are clipped on the way to it: a later step."""
+    for _ in targets:  # as many steps as there can be
+        for target in targets:
+            before = [t for t in targets if (target.scope, target.name) in t.ahead]
+            target.level = max((t.level + 1 for t in before if t is not target), default=0)
+
+
+def _parameter_of(
+    index: Index, sighting: Sighting, clip: clips.Clip, numbers: dict[int, int]
+) -> tuple[tuple[int, str, int] | None, tuple[int, ...] | None]:
+    found = sighting.parameter
+    if not clip.reads_parameter or found is None:
+        return None, None
+    axes = unit_axes(index, found)
+    dtype = found.type.dtype if found.type is not None else sighting.type.dtype
+    place = (numbers[id(found.frame.scope)], found.name, dtype)
+    return place, axes if isinstance(axes, tuple) else None
 
 
 def _sightings(index: Index, record: Record) -> tuple[Survey, list[Sighting]]:
@@ -139,7 +183,7 @@ def _sightings(index: Index, record: Record) -> tuple[Survey, list[Sighting]]:
     }
     found = []
     for entry in record.clips:
-        name, parameter, graph = (str(entry.get(about)) for about in _ABOUT[:3])
+        name, parameter, graph = (str(entry.get(about)) for about in _ABOUT)
         key = (name, parameter, graph)
         if key not in known:
             wanted = {name: None if parameter == name else parameter}
@@ -148,20 +192,6 @@ def _sightings(index: Index, record: Record) -> tuple[Survey, list[Sighting]]:
             known[key] = named.found[0]
         found.append(known[key])
     return seen, found
-
-
-def _clip_of(entry: dict[str, Any]) -> clips.Clip:
-    settings = {name: value for name, value in entry.items() if name not in _ABOUT}
-    kind = getattr(clips, str(entry.get("clip")), None)
-    try:
-        if not isinstance(kind, type) or not issubclass(kind, clips.Clip):
-            raise TypeError(f"there is no clip {entry.get('clip')!r}")
-        return kind(**settings)
-    except TypeError as error:
-        raise OnnxClipError(
-            f"the record holds a clip that this version does not know: {error}; use the version "
-            f"that wrote it"
-        ) from error
 
 
 def _is_backward(

@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto, numpy_helper
 
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Index, Read
 from onnx_clip_pass.record import Record, read_record, strip_if_clipped
 from onnx_clip_pass.runtime import Arrays, Provider, Session, make_feeds, open_session
 from onnx_clip_pass.verify import compare
+from onnx_clip_pass.verify.checks import Checks
 from onnx_clip_pass.verify.copies import Copy, Port
 from onnx_clip_pass.verify.declared import declared_faults
+from onnx_clip_pass.verify.formulas import Formulas, Setting
 from onnx_clip_pass.verify.report import GradientCheck, OutputCheck, Verification
 from onnx_clip_pass.verify.targets import Target, targets_of
 
@@ -103,7 +105,7 @@ _Ports = list[list[Port]]
 
 
 class _Trials:
-    """The runs with the feeds as they are, and with gradients scaled up and down."""
+    """The runs with the feeds as they are, with gradients scaled up and down, and so on."""
 
     def __init__(
         self,
@@ -119,13 +121,14 @@ class _Trials:
         self._targets = targets
         self._feeds = feeds
         self._provider = provider
-        self._norm_precision = getattr(record, "norm_precision", "plain")
+        self._record = record
+        self._formulas = Formulas(targets, record.norm_precision)
+        self._checks = Checks(targets, self._formulas, record, result)
         self._result = result
         self._names = [value.name for value in before[0].graph.output]
         clipped = {slot for target in targets for slot in target.outputs}
-        behind = {self._names[slot] for slot in clipped}
+        behind = {self._names[slot] for slot in clipped} if not record.measures_only else set()
         result.outputs = [OutputCheck(name, name in behind) for name in dict.fromkeys(self._names)]
-        self._raw: dict[int, list[NDArray[Any]]] = {}
 
     def run_all(self) -> None:
         checks = self._result.gradients
@@ -138,46 +141,77 @@ class _Trials:
             return
         self._run({}, "")
         for up in (True, False) * _TURNS:
-            factors = {}
-            for number, target in enumerate(self._targets):
-                seen = checks[number].acted if up else checks[number].passed
-                if seen or target.clip.is_identity or number not in self._raw:
-                    continue
-                factor = compare.pressing_factor(target.reference_of_one, self._raw[number], up)
-                if factor:
-                    factors[number] = factor
+            factors = self._pressing_factors(up)
             if factors:
                 self._run(factors, f"with gradients scaled {'up' if up else 'down'}: ")
+        thresholds = self._other_thresholds()
+        if thresholds:
+            self._run({}, "with other thresholds: ", thresholds)
         unseen = [c.gradient for c in checks if not c.acted and not c.clip.endswith("inf")]
-        if unseen:
+        if unseen and not self._record.measures_only:
             names = ", ".join(unseen[:5]) + (" …" if len(unseen) > 5 else "")
             self._result.notes.append(f"no clip could be seen acting, as for zeros: {names}")
 
+    def _pressing_factors(self, up: bool) -> dict[int, float]:
+        """By what to scale gradients so that clips are seen acting, or letting pass."""
+        checks, raw = self._result.gradients, self._checks.raw
+        factors: dict[int, float] = {}
+        for number, target in enumerate(self._targets):
+            seen = checks[number].acted if up else checks[number].passed
+            if seen or target.clip.is_identity or number not in raw or number in factors:
+                continue
+            members = [other for other in self._formulas.together(number) if other in raw]
+
+            def acts(margin: float, members: list[int] = members) -> list[bool]:
+                scaled = {
+                    other: [compare.wide(x) * margin for x in raw[other] if np.any(x)]
+                    for other in members
+                }
+                setting = self._checks.setting
+                return [any(each) for each in self._formulas.acting(scaled, setting).values()]
+
+            arrays = [x for other in members for x in raw[other]]
+            factor = compare.pressing_factor(acts, arrays, up)
+            if factor:
+                factors |= dict.fromkeys(members, factor)
+        return factors
+
+    def _other_thresholds(self) -> Arrays:
+        """A half of each default, to be fed."""
+        given = {port.name: port for port in self._after[0].graph.input}
+        defaults = {tensor.name: tensor for tensor in self._after[0].graph.initializer}
+        found: Arrays = {}
+        for name in self._record.inputs:
+            if name in given and name in defaults:
+                default = numpy_helper.to_array(defaults[name])
+                if np.isfinite(default):
+                    found[name] = np.asarray(default / 2, default.dtype)
+        return found
+
     # -- one trial -----------------------------------------------------------------------------
 
-    def _run(self, factors: dict[int, float], when: str) -> None:
+    def _run(self, factors: dict[int, float], when: str, thresholds: Arrays | None = None) -> None:
         session, ports = self._original(factors, fed=False)
         feeds = self._scaled(factors)
         plain, again = session.run(feeds), session.run(feeds)
         steady = {name for name in plain if compare.is_identical(plain[name], again[name])}
+        setting = self._setting(plain, thresholds or {})
         fed_session, fed_ports = self._original(factors, fed=True)
-        expected, values = self._settle(fed_session, fed_ports, feeds, plain, ports, 0.0)
-        moved, _ = self._settle(fed_session, fed_ports, feeds, plain, ports, 1.0)
+        expected, values = self._settle(fed_session, fed_ports, feeds, plain, ports, setting, 0.0)
+        moved, _ = self._settle(fed_session, fed_ports, feeds, plain, ports, setting, 1.0)
         try:
             rewritten, raw_ports, clipped_ports = self._rewritten(factors)
-            after = rewritten.run(feeds)
+            after = rewritten.run(feeds | (thresholds or {}))
         except OnnxClipError as error:
             self._result.faults.append(f"{when}the rewritten model does not run: {error}")
             return
-        for number, target in enumerate(self._targets):
-            self._check_gradient(
-                number, target, raw_ports[number], clipped_ports[number], after, when
-            )
-            self._check_raw(
-                number, fed_ports[number], raw_ports[number], expected, moved, after, steady, when
-            )
+        checks = self._checks
+        checks.setting = setting
+        checks.gradients(raw_ports, clipped_ports, after, when)
+        checks.raw_gradients(fed_ports, raw_ports, expected, moved, after, steady, when)
         own = {port.output: values[port.fed] for ports in fed_ports for port in ports}
-        self._check_outputs(plain, expected, moved, after, steady, own, when)
+        checks.outputs(plain, expected, moved, after, steady, own, when)
+        checks.emitted(raw_ports, after, when)
 
     def _original(self, factors: dict[int, float], *, fed: bool) -> tuple[Session, _Ports]:
         copy = Copy(self._before[0])
@@ -191,10 +225,36 @@ class _Trials:
             )
             for target in self._targets
         ]
+        if not fed:
+            self._bring_out_what_clips_read(copy)
         for number, factor in factors.items():
             target = self._targets[number]
             copy.scale(target.scope, target.name, factor, target.dtype)
         return self._open(copy.finish(), self._before[1]), ports
+
+    def _bring_out_what_clips_read(self, copy: Copy) -> None:
+        self._parameters = {
+            number: copy.bring_out(*target.parameter)
+            for number, target in enumerate(self._targets)
+            if target.parameter is not None
+        }
+        if isinstance(self._record.loss_scale, str):
+            copy.bring_out(0, self._record.loss_scale, int(TensorProto.FLOAT))
+
+    def _setting(self, plain: Arrays, thresholds: Arrays) -> Setting:
+        scale = self._record.loss_scale
+        if isinstance(scale, str):
+            scale = float(np.max(plain[scale]))
+        parameters = {
+            number: [
+                array
+                for port in ports
+                for array in compare.iterations(plain[port.output], port.loops)
+            ]
+            for number, ports in self._parameters.items()
+        }
+        fed = {name: float(array) for name, array in thresholds.items()}
+        return Setting(scale, fed, parameters)
 
     def _rewritten(self, factors: dict[int, float]) -> tuple[Session, _Ports, _Ports]:
         copy = Copy(self._after[0])
@@ -224,6 +284,7 @@ class _Trials:
         feeds: Arrays,
         plain: Arrays,
         ports: _Ports,
+        setting: Setting,
         move: float,
     ) -> tuple[Arrays, Arrays]:
         """Run the original on clipped gradients until they are those of the run itself.
@@ -233,153 +294,20 @@ class _Trials:
         their own tolerance.
         """
 
-        def clip(target: Target, raw: NDArray[Any], loops: int) -> NDArray[Any]:
-            clipped = target.reference(raw, loops)
-            longer = 1 + move * self._precision(target, raw, loops)
-            return clipped if not move else (clipped.astype(np.float64) * longer).astype(raw.dtype)
+        def clip(arrays: Arrays, of: _Ports) -> Arrays:
+            found = self._checks.clipped(arrays, of, setting, move)
+            return {
+                to.fed: found[number][at]
+                for number, group in enumerate(fed_ports)
+                for at, to in enumerate(group)
+            }
 
-        fed = {
-            to.fed: clip(target, plain[port.output], port.loops)
-            for target, group, to_group in zip(self._targets, ports, fed_ports, strict=True)
-            for port, to in zip(group, to_group, strict=True)
-        }
+        fed = clip(plain, ports)
         found = session.run(feeds | fed)
         for _ in range(_MOST_ROUNDS):
-            again = {
-                port.fed: clip(target, found[port.output], port.loops)
-                for target, group in zip(self._targets, fed_ports, strict=True)
-                for port in group
-            }
+            again = clip(found, fed_ports)
             if all(compare.is_identical(again[name], fed[name]) for name in fed):
                 break
             fed = again
             found = session.run(feeds | fed)
         return found, fed
-
-    def _precision(self, target: Target, raw: NDArray[Any], loops: int) -> float:
-        """The relative error that the clipped gradient may have: of its norm, and by rounding."""
-        size = int(np.prod(raw.shape[loops:], dtype=np.int64))
-        dtype = str(raw.dtype)
-        precision = compare.precision_of_norm(dtype, size, self._norm_precision)
-        return precision + compare.epsilon(dtype)
-
-    # -- what is compared ----------------------------------------------------------------------
-
-    def _check_gradient(
-        self,
-        number: int,
-        target: Target,
-        raw_ports: list[Port],
-        clipped_ports: list[Port],
-        after: Arrays,
-        when: str,
-    ) -> None:
-        check = self._result.gradients[number]
-        pairs = []
-        for raw_port, port in zip(raw_ports, clipped_ports, strict=True):
-            raw, clipped = after[raw_port.output], after[port.output]
-            if raw.shape != clipped.shape or raw.dtype != clipped.dtype:
-                check.faults.append(
-                    f"{when}the raw gradient is {raw.dtype} {list(raw.shape)}, the clipped one "
-                    f"{clipped.dtype} {list(clipped.shape)}"
-                )
-                return
-            own, of_clip = target.slices(raw, port.loops), target.slices(clipped, port.loops)
-            pairs += list(zip(own, of_clip, strict=True))
-        if not when:
-            self._raw[number] = [raw for raw, _ in pairs]
-        wanted = [target.reference_of_one(raw) for raw, _ in pairs]
-        if not when and pairs:
-            check.raw_norm = max(_norm(raw) for raw, _ in pairs)
-            check.clipped_norm = max(_norm(clipped) for _, clipped in pairs)
-            check.expected_norm = max(_norm(expected) for expected in wanted)
-        for (raw, clipped), expected in zip(pairs, wanted, strict=True):
-            precision = compare.precision_of_norm(str(raw.dtype), raw.size, self._norm_precision)
-            allowed = compare.allowed_ulps(str(raw.dtype), precision)
-            error = compare.ulps_apart(clipped, expected)
-            check.allowed_ulps = max(check.allowed_ulps, allowed)
-            check.error_ulps = max(check.error_ulps, error)
-            acts = not compare.is_identical(raw, expected)
-            check.acted |= acts
-            check.passed |= not acts
-            if error > allowed:
-                check.faults.append(
-                    f"{when}norm {_norm(clipped):.7g}, where {_norm(expected):.7g} is right (raw: "
-                    f"{_norm(raw):.7g}); {error:.3g} ulps off, where {allowed:.3g} are allowed"
-                )
-                return
-            larger = compare.wide(raw) * (1 + 4 * precision)
-            is_within = compare.is_identical(target.reference_of_one(larger), larger)
-            if is_within and not compare.is_identical(clipped, raw):
-                check.faults.append(f"{when}within the threshold, but not the same bit for bit")
-                return
-
-    def _check_raw(
-        self,
-        number: int,
-        fed_ports: list[Port],
-        raw_ports: list[Port],
-        expected: Arrays,
-        moved: Arrays,
-        after: Arrays,
-        steady: set[str],
-        when: str,
-    ) -> None:
-        """Whether the backward pass gives what it gives when it sees raw gradients."""
-        target, check = self._targets[number], self._result.gradients[number]
-        depends = any((target.scope, target.name) in other.behind for other in self._targets)
-        for port, raw_port in zip(fed_ports, raw_ports, strict=True):
-            wanted, actual = expected[port.output], after[raw_port.output]
-            if port.output not in steady:
-                continue
-            if depends:
-                fault = compare.output_fault(actual, wanted, moved[port.output])
-            else:
-                fault = "" if compare.is_identical(actual, wanted) else "it differs"
-            if fault:
-                check.faults.append(f"{when}the gradient before its clip is not right: {fault}")
-                return
-
-    def _check_outputs(
-        self,
-        plain: Arrays,
-        expected: Arrays,
-        moved: Arrays,
-        after: Arrays,
-        steady: set[str],
-        own: Arrays,
-        when: str,
-    ) -> None:
-        handed_out = {
-            target.name
-            for target in self._targets
-            if target.scope == 0 and any(s == 0 and node < 0 for s, node, _ in target.reads)
-        }
-        for check in self._result.outputs:
-            name = check.name
-            if name not in after:
-                fault = "the rewritten model has no such output"
-            elif name not in steady:
-                check.is_deterministic = False
-                same = (after[name].dtype, after[name].shape) == (
-                    plain[name].dtype,
-                    plain[name].shape,
-                )
-                fault = "" if same else "another dtype or shape"
-            elif not check.behind_clip:
-                same = compare.is_identical(after[name], plain[name])
-                fault = "" if same else "it differs, though no clipped gradient leads to it"
-            elif name in handed_out:
-                fault = compare.output_fault(after[name], own[name], self._longer(own[name]))
-            else:
-                fault = compare.output_fault(after[name], expected[name], moved[name])
-            if fault:
-                check.faults.append(when + fault)
-
-    def _longer(self, array: NDArray[Any]) -> NDArray[Any]:
-        precision = compare.precision_of_norm(str(array.dtype), array.size, self._norm_precision)
-        return np.asarray(compare.wide(array) * (1 + precision))
-
-
-def _norm(array: NDArray[Any]) -> float:
-    return float(np.linalg.norm(compare.wide(array).ravel()))

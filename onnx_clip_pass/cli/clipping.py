@@ -1,0 +1,252 @@
+"""The options that say what clipping means: a clip with its own options, or a file of rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from onnx_clip_pass.cli.showing import MODEL
+from onnx_clip_pass.clips import (
+    AdaptiveGradientClip,
+    Clip,
+    GradientClipByGlobalNorm,
+    GradientClipByNorm,
+    GradientClipByRMS,
+    GradientClipByValue,
+)
+from onnx_clip_pass.rewrite import ClipOrRules
+from onnx_clip_pass.rules import load_rules
+
+__all__ = ["ClipOptions", "clip_options"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_CLIPS: dict[str, tuple[type[Clip], dict[str, str]]] = {
+    "norm": (
+        GradientClipByNorm,
+        {
+            "clip_norm": "--clip-norm",
+            "ord": "--ord",
+            "axes": "--axes",
+            "per_sample": "--per-sample",
+        },
+    ),
+    "value": (GradientClipByValue, {"max": "--max", "min": "--min"}),
+    "global-norm": (
+        GradientClipByGlobalNorm,
+        {
+            "clip_norm": "--clip-norm",
+            "ord": "--ord",
+            "group_name": "--group-name",
+            "per_sample": "--per-sample",
+        },
+    ),
+    "rms": (GradientClipByRMS, {"threshold": "--threshold"}),
+    "adaptive": (
+        AdaptiveGradientClip,
+        {"clipping": "--clipping", "eps": "--eps", "axes": "--axes"},
+    ),
+}
+_REQUIRED = {"value": "max", "rms": "threshold", "adaptive": "clipping"}
+
+
+@dataclass(frozen=True, slots=True)
+class ClipOptions:
+    """What to do to which gradients: the values of the options of `clip_options`."""
+
+    kind: str | None
+    clip_norm: float | None
+    ord: float | None
+    axes: str | None
+    per_sample: bool
+    group_name: str | None
+    max: float | None
+    min: float | None
+    threshold: float | None
+    clipping: float | None
+    eps: float | None
+    rules: Path | None
+    need_clip: tuple[str, ...]
+    skip: tuple[str, ...]
+    norm_precision: Any
+    nonfinite: Any
+    threshold_input: str | None
+    loss_scale: str
+    emit: str | None
+    emit_as: Any
+    measure_only: bool
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> ClipOptions:
+        """Take them out of all options of a command."""
+        return cls(*(options[name] for name in cls.__slots__))
+
+    def clips(self) -> ClipOrRules:
+        """The clip, or the rules.
+
+        Raises:
+            click.UsageError: options that do not go together.
+            OnnxClipError: a setting, or the file of rules, is at fault.
+        """
+        values = {name: getattr(self, name) for name in _OPTIONS}
+        given: dict[str, Any] = {
+            name: value
+            for name, value in values.items()
+            if value is not None and value is not False  # 0 is given, and refused by the clip
+        }
+        if self.rules is not None:
+            extra = [_OPTIONS[name] for name in given]
+            extra += ["--clip"] if self.kind else []
+            extra += ["--need-clip"] if self.need_clip else []
+            if extra:
+                raise click.UsageError(f"--rules says it all: not with {', '.join(extra)}")
+            return load_rules(self.rules)
+        kind = self.kind or "norm"
+        made, own = _CLIPS[kind]
+        foreign = [_OPTIONS[name] for name in given if name not in own]
+        if foreign:
+            raise click.UsageError(
+                f"--clip {kind} takes {', '.join(own.values())}, not {', '.join(foreign)}"
+            )
+        if "clip_norm" in own:
+            given.setdefault("clip_norm", 1.0)
+        needed = _REQUIRED.get(kind)
+        if needed is not None and needed not in given:
+            raise click.UsageError(f"--clip {kind} needs {own[needed]}")
+        if "axes" in given:
+            given["axes"] = _axes(given["axes"])
+        return made(**given, need_clip=list(self.need_clip) or None)
+
+    def arguments(self) -> dict[str, Any]:
+        """The rest, as arguments of `clip_gradients_file`."""
+        return {
+            "skip": self.skip,
+            "norm_precision": self.norm_precision,
+            "nonfinite": self.nonfinite,
+            "threshold_input": self.threshold_input,
+            "loss_scale": _number_or_name(self.loss_scale),
+            "emit": [word.strip() for word in self.emit.split(",")] if self.emit else (),
+            "emit_as": self.emit_as,
+            "measure_only": self.measure_only,
+        }
+
+
+_OPTIONS = {name: option for _, own in _CLIPS.values() for name, option in own.items()}
+
+
+def _axes(text: str) -> Sequence[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise click.UsageError(f"--axes: expected axes such as 0 or 0,2, not {text!r}") from None
+
+
+def _number_or_name(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def clip_options(command: _Command) -> _Command:
+    """Add the options that say what is clipped, and how."""
+    for option in reversed(_DECLARED):
+        command = option(command)
+    return command
+
+
+_DECLARED = (
+    click.option(
+        "--clip",
+        "kind",
+        type=click.Choice(list(_CLIPS)),
+        help="norm: each gradient by its own norm. global-norm: all gradients by the one norm of "
+        "all together. value: each element. rms: each gradient by its root mean square. adaptive: "
+        "each unit against its parameter. [default: norm]",
+    ),
+    click.option(
+        "--clip-norm",
+        type=float,
+        help="norm, global-norm: the largest norm. [default: 1.0]",
+    ),
+    click.option(
+        "--ord", type=float, help="norm, global-norm: 1, 2, inf or any other. [default: 2]"
+    ),
+    click.option("--axes", metavar="AXES", help="norm, adaptive: one norm over these axes: 0,2"),
+    click.option(
+        "--per-sample",
+        is_flag=True,
+        help="norm, global-norm: the first axis is that of samples, each clipped on its own.",
+    ),
+    click.option(
+        "--group-name", metavar="NAME", help="global-norm: the group. [default: default_group]"
+    ),
+    click.option("--max", type=float, help="value: the largest element."),
+    click.option("--min", type=float, help="value: the smallest element. [default: -max]"),
+    click.option("--threshold", type=float, help="rms: the largest root mean square."),
+    click.option(
+        "--clipping", type=float, help="adaptive: the largest ratio of gradient to parameter."
+    ),
+    click.option(
+        "--eps", type=float, help="adaptive: the least that a parameter counts as. [default: 0.001]"
+    ),
+    click.option(
+        "--rules",
+        type=MODEL,
+        metavar="FILE",
+        help="A clip.toml with rules, of which the first that matches a gradient is taken.",
+    ),
+    click.option(
+        "--need-clip",
+        multiple=True,
+        metavar="PATTERN",
+        help="Clip only these: a glob on the parameter's or gradient's name, or re:REGEX. "
+        "Repeatable.",
+    ),
+    click.option("--skip", multiple=True, metavar="PATTERN", help="Leave these out. Repeatable."),
+    click.option(
+        "--norm-precision",
+        type=click.Choice(["auto", "plain", "wide"]),
+        default="auto",
+        show_default=True,
+        help="plain: one reduction. wide: all in float64. auto: plain where its error is below "
+        "1e-5.",
+    ),
+    click.option(
+        "--nonfinite",
+        type=click.Choice(["propagate", "zero", "keep"]),
+        default="propagate",
+        show_default=True,
+        help="A gradient with nan or inf: as the formula has it, all zeros, or as it is.",
+    ),
+    click.option(
+        "--threshold-input",
+        metavar="NAME",
+        help="Make the threshold an input of this name, with the number as its default.",
+    ),
+    click.option(
+        "--loss-scale",
+        metavar="VALUE",
+        default="1",
+        show_default=True,
+        help="What the gradients are multiplied by: a number, or the name of a value. Thresholds "
+        "are for the unscaled ones.",
+    ),
+    click.option(
+        "--emit",
+        metavar="WHAT",
+        help="Add outputs: norm (before clipping), scale, clipped, or several: norm,scale",
+    ),
+    click.option(
+        "--emit-as",
+        type=click.Choice(["each", "vector"]),
+        default="each",
+        show_default=True,
+        help="A scalar for each gradient, or one vector for all.",
+    ),
+    click.option("--measure-only", is_flag=True, help="Emit and clip nothing."),
+)

@@ -1,0 +1,163 @@
+"""Clipping each unit of a gradient by the norm of the same unit of its parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_clip_pass.clips.base import Case, positive
+from onnx_clip_pass.clips.emitter import Emitter
+from onnx_clip_pass.clips.norms import Norm, emit_norm, norm_of
+from onnx_clip_pass.clips.numerics import Numerics
+from onnx_clip_pass.clips.scaling import ScalingClip, check_axes, normal_axes, shared_fault
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.gradients import Gradient
+from onnx_clip_pass.selection import NeedClip
+
+__all__ = ["AdaptiveGradientClip"]
+
+
+class AdaptiveGradientClip(ScalingClip):
+    r"""Limit each unit of a gradient to a part of the norm of its parameter's unit.
+
+    .. math:: out_i = \begin{cases} g_i & \lVert g_i \rVert \le m_i \\
+                                    m_i \, g_i / \lVert g_i \rVert & \text{otherwise}\end{cases}
+              \qquad m_i = \lambda \max(\lVert w_i \rVert, \epsilon)
+
+    with L2 norms over unit i of the gradient g and of its parameter w, as it is before the step,
+    and lambda = `clipping`. optax and timm divide by max(norm(g_i), 1e-6), which is the same
+    wherever lambda * eps is 1e-6 or more.
+
+    A unit is what one output is computed from. In a graph it is read off the first node that takes
+    the parameter (through Transpose, Cast and Identity):
+
+    | node | weight | unit |
+    |---|---|---|
+    | MatMul, Gemm (right side) | (in, out); (out, in) with transB | a column; a row |
+    | MatMul, Gemm (left side) | (out, in); (in, out) with transA | a row; a column |
+    | Conv | (out, in / groups, ...) | all but the first axis |
+    | ConvTranspose | (in, out / groups, ...) | all but the second axis |
+    | Gather | (rows, ...) | one entry along its axis |
+    | RNN, GRU, LSTM | (directions, out, in) | the last axis |
+
+    A parameter with one axis longer than 1, or none, is one unit. For any other the rewrite asks
+    for `axes`; and `apply`, which sees no graph, for every parameter of rank 2 and more.
+
+    Args:
+        clipping: the largest ratio of the norms (the papers' lambda); positive.
+        eps: the smallest norm that a unit of a parameter counts as; positive.
+        need_clip: which parameters, see `GradientClipByNorm`; the papers leave out the last layer.
+        axes: the axes over which a unit reaches, instead of what the graph says.
+
+    Raises:
+        OnnxClipError: `clipping` or `eps` is not a positive number, `axes` are no integers, or
+            `need_clip` is no selection.
+
+    Example:
+        >>> import numpy as np
+        >>> clip = AdaptiveGradientClip(0.5)
+        >>> clip.apply({"b": np.array([3.0, 4.0])}, parameters={"b": np.array([0.0, 2.0])})
+        {'b': array([0.6, 0.8])}
+
+    References:
+        Brock, De, Smith, Simonyan: High-performance large-scale image recognition without
+        normalization (NFNets), 2021, https://arxiv.org/abs/2102.06171
+        optax, `adaptive_grad_clip`; timm, `adaptive_clip_grad`.
+    """
+
+    reads_parameter = True
+
+    def __init__(
+        self,
+        clipping: float,
+        eps: float = 1e-3,
+        need_clip: NeedClip = None,
+        axes: Sequence[int] | int | None = None,
+    ) -> None:
+        super().__init__(need_clip)
+        self.clipping = positive("clipping", clipping, why=", or inf for no clipping")
+        self.eps = positive("eps", eps)
+        self.axes = check_axes(axes)
+
+    @property
+    def label(self) -> str:
+        return f"unit norm <= {self.clipping:g} of its parameter's"
+
+    @property
+    def bounds(self) -> str:
+        return "each unit by its norm against that of its parameter"
+
+    @property
+    def threshold(self) -> float:
+        return self.clipping
+
+    def scaled(self, factor: float) -> AdaptiveGradientClip:
+        return AdaptiveGradientClip(self.clipping * factor, self.eps, self.need_clip, self.axes)
+
+    def settings(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"clipping": self.clipping, "eps": self.eps}
+        return found if self.axes is None else found | {"axes": list(self.axes)}
+
+    def fault(self, gradient: Gradient, opset: int, numerics: Numerics) -> str | None:
+        shape = gradient.shape
+        if shape is None:
+            return "its shape is unknown, and the norms of its units need its rank"
+        if self.axes is not None:
+            try:
+                normal_axes(self.axes, len(shape) - int(gradient.has_seeds))
+            except OnnxClipError as error:
+                return str(error)
+        work = self.work_dtype(gradient.dtype, numerics)
+        return shared_fault(gradient, opset, numerics, work, broadcasts=len(shape) > 0)
+
+    def emit_norm(self, to: Emitter, x: str, work: int) -> Norm:
+        shape = to.gradient.shape or ()
+        return emit_norm(to, x, work, 2.0, self._axes_at(to), shape=shape, keepdims=True)
+
+    def emit_limit(self, to: Emitter, norm: Norm) -> str:
+        if self.is_identity and not to.is_steered:
+            return ""
+        site, shape = to.parameter, to.gradient.shape or ()
+        assert site is not None
+        own = shape[: len(shape) - int(to.gradient.has_seeds)]
+        at = to.relabelled(f"{to.gradient.name}/parameter")
+        work = self.work_dtype(to.gradient.dtype, to.numerics)
+        w = at.cast(site.name, site.dtype, work, result="wide", shape=own)
+        length = emit_norm(at, w, work, 2.0, self._axes_at(to), shape=own, keepdims=True)
+        dtype, name, kept = norm.dtype, length.name, length.shape
+        name = at.cast(name, length.dtype, dtype, result="length", shape=kept)
+        sides = [name, to.constant(self.eps, dtype)]
+        name = at.node("Max", sides, result="at least", dtype=dtype, shape=kept)
+        if to.gradient.has_seeds:
+            kept = (*(kept or ()), 1)
+            name = at.unsqueeze(name, [len(own)], dtype=dtype, shape=kept)
+        sides = [name, to.limit(self.clipping, dtype)]
+        return at.node("Mul", sides, result="limit", dtype=dtype, shape=kept)
+
+    def norms_and_limits(
+        self, case: Case, wide: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        rank = wide.ndim - int(case.has_seeds)
+        axes = case.axes if self.axes is None else normal_axes(self.axes, rank)
+        if axes is None:
+            longer = [axis for axis in range(rank) if wide.shape[axis] != 1]
+            if len(longer) > 1:
+                raise OnnxClipError(
+                    f"AdaptiveGradientClip: a gradient of shape {list(wide.shape)} has units that "
+                    f"nothing tells here; pass axes=, those over which a unit reaches"
+                )
+            axes = tuple(range(rank))
+        lengths = norm_of(np.asarray(case.parameter).astype(np.float64), 2.0, axes)
+        if case.has_seeds:
+            lengths = lengths[..., None]
+        return norm_of(wide, 2.0, axes), self.clipping * np.maximum(lengths, self.eps)
+
+    def _axes_at(self, to: Emitter) -> tuple[int, ...]:
+        rank = len(to.gradient.shape or ()) - int(to.gradient.has_seeds)
+        if self.axes is not None:
+            return normal_axes(self.axes, rank)
+        assert to.parameter is not None
+        return tuple(range(rank)) if to.parameter.axes is None else to.parameter.axes

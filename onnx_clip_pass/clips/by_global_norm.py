@@ -1,0 +1,309 @@
+"""Clipping all gradients of a group by the one norm of all of them together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from onnx_clip_pass.clips.base import Case, Formula, plain, positive
+from onnx_clip_pass.clips.emitter import Emitter, Measured, Quantity
+from onnx_clip_pass.clips.norms import (
+    Norm,
+    check_ord,
+    emit_norm,
+    emit_nothing,
+    emit_root,
+    norm_of,
+    norm_word,
+)
+from onnx_clip_pass.clips.numerics import NonFinite, Numerics
+from onnx_clip_pass.clips.scaling import (
+    emit_product,
+    emit_scale,
+    own_axes,
+    scaled_down,
+    shared_fault,
+    widened,
+)
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.gradients import Gradient
+from onnx_clip_pass.selection import NeedClip
+
+__all__ = ["GradientClipByGlobalNorm"]
+
+_FLOAT, _DOUBLE = int(TensorProto.FLOAT), int(TensorProto.DOUBLE)
+_BOOL = int(TensorProto.BOOL)
+_MOST_SUMMED_IN_FLOAT32 = 64  # so many roundings keep the root of a sum of squares below 4e-6
+
+
+class GradientClipByGlobalNorm(Formula):
+    r"""Limit the norm of all gradients of a group together to `clip_norm`.
+
+    .. math:: N = \Big(\sum_k \lVert x_k \rVert_p^p\Big)^{1/p}, \qquad
+              out_k = \begin{cases} x_k & N \le c \\ c \, x_k / N & \text{otherwise}\end{cases}
+
+    with c = `clip_norm`, p = `ord`, and the sum over the gradients of the group (a maximum for
+    p = inf). All are multiplied by the same number, so the direction of the step stays. No
+    epsilon is added to the norm. A value that is the gradient of two parameters counts once for
+    each. Every clipped gradient waits for all gradients of the group; their readers, for no more.
+    Where a graph holds several steps, each has a norm of its own.
+
+    The sum is formed in float64 where a gradient is float64, where a norm needs it, or where there
+    are more than 64. A group with nan or inf in one of its gradients is treated as one gradient.
+
+    Args:
+        clip_norm: the largest norm, in the gradients' own unit; positive, or inf for no clipping.
+        need_clip: which parameters, see `GradientClipByNorm`; the others do not count.
+        group_name: gradients clipped under the same name have their norm in common.
+        ord: of the norm, any p > 0 or inf.
+        per_sample: the first axis of each gradient holds one gradient for each sample of a batch;
+            each sample has its norm over all gradients of the group.
+
+    Raises:
+        OnnxClipError: `clip_norm` or `ord` is not a positive number, `group_name` is no text, or
+            `need_clip` is no selection.
+
+    Example:
+        >>> import numpy as np
+        >>> GradientClipByGlobalNorm(1.0).apply({"w": np.array([3.0]), "b": np.array([4.0])})
+        {'w': array([0.6]), 'b': array([0.8])}
+
+    References:
+        PaddlePaddle, `paddle.nn.ClipGradByGlobalNorm`; PyTorch, `torch.nn.utils.clip_grad_norm_`;
+        TensorFlow, `tf.clip_by_global_norm`; optax, `clip_by_global_norm` and
+        `per_example_global_norm_clip`; Opacus.
+        Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks, 2013,
+        https://arxiv.org/abs/1211.5063
+    """
+
+    def __init__(
+        self,
+        clip_norm: float,
+        need_clip: NeedClip = None,
+        group_name: str = "default_group",
+        ord: float = 2.0,
+        per_sample: bool = False,
+    ) -> None:
+        super().__init__(need_clip)
+        self.clip_norm = positive("clip_norm", clip_norm, why=", or inf for no clipping")
+        self.group_name = _name(group_name)
+        self.ord = check_ord(ord)
+        self.per_sample = bool(per_sample)
+
+    @property
+    def group(self) -> str:
+        return self.group_name
+
+    @property
+    def label(self) -> str:
+        norm = "norm" if self.ord == 2 else norm_word(self.ord)
+        each = " per sample" if self.per_sample else ""
+        return f"global {norm}{each} <= {self.clip_norm:g} ({self.group_name})"
+
+    @property
+    def bounds(self) -> str:
+        each = "each sample" if self.per_sample else "all gradients"
+        return f"{each} of group {self.group_name!r} by one {norm_word(self.ord)} of all together"
+
+    @property
+    def threshold(self) -> float:
+        return self.clip_norm
+
+    def scaled(self, factor: float) -> GradientClipByGlobalNorm:
+        return GradientClipByGlobalNorm(
+            self.clip_norm * factor, self.need_clip, self.group_name, self.ord, self.per_sample
+        )
+
+    def settings(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"clip_norm": plain(self.clip_norm), "group_name": self.group_name}
+        if self.ord != 2:
+            found["ord"] = plain(self.ord)
+        if self.per_sample:
+            found["per_sample"] = True
+        return found
+
+    def fault(self, gradient: Gradient, opset: int, numerics: Numerics) -> str | None:
+        shape = gradient.shape
+        if self.per_sample and (shape is None or gradient.has_seeds or not shape):
+            return "per_sample needs a gradient of known rank whose first axis is that of samples"
+        work = self.work_dtype(gradient.dtype, numerics)
+        return shared_fault(gradient, opset, numerics, work, broadcasts=self.per_sample)
+
+    def reference(
+        self, cases: Sequence[Case], nonfinite: NonFinite = "propagate"
+    ) -> list[NDArray[Any]]:
+        norms, finite = [], []
+        for case in cases:
+            wide = case.gradient.astype(np.float64)
+            axes = own_axes(wide.ndim, has_seeds=case.has_seeds, per_sample=self.per_sample)
+            norms += [norm_of(wide, self.ord, axes).ravel()] * case.count
+            over = tuple(range(wide.ndim)) if axes is None else axes
+            finite.append(np.isfinite(wide).all(axis=over).ravel())
+        if not cases:
+            return []
+        total = norm_of(np.stack(norms), self.ord, (0,))[0]
+        is_finite = np.asarray(np.stack(finite).all(axis=0))
+        return [self._scaled_down(case, total, is_finite, nonfinite) for case in cases]
+
+    def _scaled_down(
+        self,
+        case: Case,
+        total: NDArray[np.float64],
+        is_finite: NDArray[np.bool_],
+        nonfinite: NonFinite,
+    ) -> NDArray[Any]:
+        rank = case.gradient.ndim
+        shape = (1,) * (rank - 1) + (-1,) if case.has_seeds else (-1,) + (1,) * (rank - 1)
+        shape = shape if rank else ()
+        limit = np.asarray(self.clip_norm)
+        return scaled_down(
+            case.gradient, total.reshape(shape), limit, nonfinite, is_finite.reshape(shape)
+        )
+
+    def emit(self, members: Sequence[Emitter]) -> Measured | None:
+        tensors, norms = [], []
+        for to in members:
+            x, work = widened(to, self)
+            tensors.append((to, x, work))
+            norms.append(self._emit_norm(to, x, work))
+        position = max(to.position for to in members)
+        for to in members:
+            to.position = position
+        at = members[0].relabelled(self.group_name)
+        is_steered = at.is_steered or not self.is_identity
+        total = self._emit_total(
+            at, [self._counted(to, n) for to, n in zip(members, norms, strict=True)]
+        )
+        limit = at.limit(self.clip_norm, total.dtype) if is_steered else ""
+        scale = emit_scale(at, total, limit)
+        finite = self._emit_finite(at, total, tensors, norms)
+        factors = _Shared(at, scale, finite)
+        for (to, x, work), norm in zip(tensors, norms, strict=True):
+            if to.watches:
+                own = emit_root(to, norm, self.ord)
+                to.measured = Measured(Quantity(own.name, own.dtype, own.shape), scale)
+            axes = len(to.gradient.shape or ()) - 1 if self.per_sample else 0
+            emit_product(to, x, work, factors.scale(work, axes), factors.finite(axes))
+        return Measured(Quantity(total.name, total.dtype, total.shape), scale)
+
+    def _emit_norm(self, to: Emitter, x: str, work: int) -> Norm:
+        shape, axes = to.gradient.shape, None
+        if shape is not None:
+            axes = own_axes(len(shape), has_seeds=to.gradient.has_seeds, per_sample=self.per_sample)
+        return emit_norm(to, x, work, self.ord, axes, shape=shape, is_power=True)
+
+    def _counted(self, to: Emitter, norm: Norm) -> Norm:
+        """The power once for each parameter that the value is the gradient of."""
+        if to.count == 1 or self.ord == math.inf:
+            return norm
+        sides = [norm.name, to.constant(float(to.count), norm.dtype)]
+        name = to.node("Mul", sides, result="counted", dtype=norm.dtype, shape=norm.shape)
+        return norm._replace(name=name)
+
+    def _emit_total(self, at: Emitter, norms: Sequence[Norm]) -> Norm:
+        """The norm of all together, from their powers."""
+        join = "Max" if self.ord == math.inf else "Sum"
+        shape = norms[0].shape
+        narrow = [norm.name for norm in norms if norm.dtype == _FLOAT]
+        parts = [norm.name for norm in norms if norm.dtype == _DOUBLE]
+        dtype = _FLOAT
+        if parts or len(narrow) > _MOST_SUMMED_IN_FLOAT32:
+            dtype = _DOUBLE
+            for begin in range(0, len(narrow), _MOST_SUMMED_IN_FLOAT32):
+                part = _join(
+                    at, join, narrow[begin : begin + _MOST_SUMMED_IN_FLOAT32], _FLOAT, shape
+                )
+                parts.append(at.cast(part, _FLOAT, _DOUBLE, result="part", shape=shape))
+            narrow = []
+        name = _join(at, join, parts or narrow, dtype, shape)
+        is_finite = all(norm.is_finite for norm in norms)
+        return emit_root(at, Norm(name, dtype, shape, is_finite, (), False), self.ord)
+
+    def _emit_finite(
+        self,
+        at: Emitter,
+        total: Norm,
+        tensors: Sequence[tuple[Emitter, str, int]],
+        norms: Sequence[Norm],
+    ) -> str:
+        """Whether all elements of all gradients are finite; "" if nobody asks.
+
+        The total tells if it cannot overflow; else 0 times every part of it, which is 0 or nan.
+        """
+        if at.numerics.nonfinite == "propagate":
+            return ""
+        name, dtype, limit = total.name, total.dtype, math.inf
+        if not total.is_finite:
+            zeros = []
+            for (to, x, work), norm in zip(tensors, norms, strict=True):
+                if norm.is_finite:
+                    sides = [norm.name, to.constant(0.0, norm.dtype)]
+                    zero = to.node("Mul", sides, result="zero", dtype=norm.dtype, shape=norm.shape)
+                    zeros.append(
+                        to.cast(zero, norm.dtype, _DOUBLE, result="zero", shape=norm.shape)
+                    )
+                else:
+                    zeros.append(emit_nothing(to, norm, x, work))
+            name, dtype, limit = _join(at, "Sum", zeros, _DOUBLE, total.shape), _DOUBLE, 1.0
+        sides = [name, at.constant(limit, dtype)]
+        return at.node("Less", sides, result="finite", dtype=_BOOL, shape=total.shape, takes=dtype)
+
+
+class _Shared:
+    """The factor of a group, and whether it is finite, once for each dtype and rank."""
+
+    def __init__(self, at: Emitter, scale: Quantity, finite: str) -> None:
+        self._at = at
+        self._scale = scale
+        self._finite = finite
+        self._made: dict[tuple[int, int], str] = {(scale.dtype, 0): scale.name, (_BOOL, 0): finite}
+
+    def scale(self, dtype: int, axes: int) -> Quantity:
+        """The factor in this dtype, with so many axes of size 1 behind that of the samples."""
+        _, own, shape = self._scale
+        if (dtype, 0) not in self._made:
+            cast = self._at.cast(self._scale.name, own, dtype, result="factor", shape=shape)
+            self._made[dtype, 0] = cast
+        return Quantity(self._behind(dtype, axes), dtype, self._shape(axes))
+
+    def finite(self, axes: int) -> str:
+        """The like for whether everything is finite; "" if nobody asks."""
+        return self._behind(_BOOL, axes) if self._finite else ""
+
+    def _behind(self, dtype: int, axes: int) -> str:
+        axes = axes if self._scale.shape else 0
+        if (dtype, axes) not in self._made:
+            self._made[dtype, axes] = self._at.unsqueeze(
+                self._made[dtype, 0],
+                list(range(1, axes + 1)),
+                dtype=dtype,
+                shape=self._shape(axes),
+            )
+        return self._made[dtype, axes]
+
+    def _shape(self, axes: int) -> tuple[int | str | None, ...]:
+        shape = self._scale.shape or ()
+        return (*shape, *(1 for _ in range(axes))) if shape else ()
+
+
+def _name(group_name: object) -> str:
+    if not isinstance(group_name, str) or not group_name:
+        raise OnnxClipError(f"group_name must be a name, not {group_name!r}")
+    return group_name
+
+
+def _join(
+    at: Emitter,
+    op_type: str,
+    names: list[str],
+    dtype: int,
+    shape: tuple[int | str | None, ...] | None,
+) -> str:
+    if len(names) == 1:
+        return names[0]
+    return at.node(op_type, names, result="together", dtype=dtype, shape=shape)

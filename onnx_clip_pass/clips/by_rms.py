@@ -1,0 +1,98 @@
+"""Clipping each gradient by its root mean square."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from onnx_clip_pass.clips.base import Case, plain, positive
+from onnx_clip_pass.clips.emitter import Emitter
+from onnx_clip_pass.clips.norms import Norm, emit_norm, norm_of
+from onnx_clip_pass.clips.scaling import ScalingClip, own_axes
+from onnx_clip_pass.selection import NeedClip
+
+__all__ = ["GradientClipByRMS"]
+
+_INT64 = int(TensorProto.INT64)
+
+
+class GradientClipByRMS(ScalingClip):
+    r"""Limit the root mean square of each gradient to `threshold`.
+
+    .. math:: out = \begin{cases} x & RMS(x) \le t \\ t \, x / RMS(x) & \text{otherwise}\end{cases}
+              \qquad RMS(x) = \lVert x \rVert_2 / \sqrt n
+
+    with t = `threshold` and n the number of elements; computed as the L2 norm against t * sqrt(n),
+    so a threshold that suits one tensor suits tensors of any size.
+
+    Args:
+        threshold: the largest root mean square, in the gradient's own unit; positive, or inf.
+        need_clip: which parameters, see `GradientClipByNorm`.
+
+    Raises:
+        OnnxClipError: `threshold` is not a positive number, or `need_clip` is no selection.
+
+    Example:
+        >>> import numpy as np
+        >>> GradientClipByRMS(1.0).apply({"w": np.array([2.0, -2.0, 2.0, -2.0])})
+        {'w': array([ 1., -1.,  1., -1.])}
+
+    References:
+        optax, `clip_by_block_rms`.
+        Shazeer, Stern: Adafactor, 2018, section 6, https://arxiv.org/abs/1804.04235
+    """
+
+    def __init__(self, threshold: float, need_clip: NeedClip = None) -> None:
+        super().__init__(need_clip)
+        self._threshold = positive("threshold", threshold, why=", or inf for no clipping")
+
+    @property
+    def label(self) -> str:
+        return f"RMS <= {self._threshold:g}"
+
+    @property
+    def bounds(self) -> str:
+        return "each gradient by its own root mean square"
+
+    @property
+    def threshold(self) -> float:
+        return self._threshold
+
+    def scaled(self, factor: float) -> GradientClipByRMS:
+        return GradientClipByRMS(self._threshold * factor, self.need_clip)
+
+    def settings(self) -> dict[str, Any]:
+        return {"threshold": plain(self._threshold)}
+
+    def emit_norm(self, to: Emitter, x: str, work: int) -> Norm:
+        shape = to.gradient.shape
+        axes = None if shape is None else _axes(len(shape), has_seeds=to.gradient.has_seeds)
+        return emit_norm(to, x, work, 2.0, axes, shape=shape, keepdims=axes is not None)
+
+    def emit_limit(self, to: Emitter, norm: Norm) -> str:
+        if self.is_identity and not to.is_steered:
+            return ""
+        summed = (to.gradient.shape or ())[: -1 if to.gradient.has_seeds else None]
+        sizes = [d for d in summed if isinstance(d, int)]
+        if to.gradient.shape is not None and len(sizes) == len(summed):
+            return to.limit(self._threshold, norm.dtype, math.sqrt(math.prod(sizes)))
+        size = to.node("Size", [to.source], result="size", dtype=_INT64, takes=to.dtype)
+        root = to.cast(size, _INT64, norm.dtype, result="elements", shape=())
+        root = to.node("Sqrt", [root], result="root of elements", dtype=norm.dtype)
+        limit = to.limit(self._threshold, norm.dtype)
+        return to.node("Mul", [limit, root], result="limit", dtype=norm.dtype)
+
+    def norms_and_limits(
+        self, case: Case, wide: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        norms = norm_of(wide, 2.0, _axes(wide.ndim, has_seeds=case.has_seeds))
+        count = wide.size // max(1, norms.size)
+        return norms, np.asarray(self._threshold * math.sqrt(count))
+
+
+def _axes(rank: int, *, has_seeds: bool) -> tuple[int, ...] | None:
+    return own_axes(rank, has_seeds=has_seeds, per_sample=False)

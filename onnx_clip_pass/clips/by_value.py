@@ -1,0 +1,196 @@
+"""Clipping each element of a gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_clip_pass.clips.base import Case, Formula, plain, positive
+from onnx_clip_pass.clips.emitter import Emitter, Measured, Quantity
+from onnx_clip_pass.clips.norms import Norm, emit_is_finite, emit_norm
+from onnx_clip_pass.clips.numerics import NonFinite, Numerics
+from onnx_clip_pass.clips.scaling import shared_fault, widened
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.gradients import Gradient
+from onnx_clip_pass.selection import NeedClip
+
+__all__ = ["GradientClipByValue"]
+
+_TINY = float(np.finfo(np.float32).tiny)
+_FIRST_BROADCASTING_MIN = 8
+
+
+class GradientClipByValue(Formula):
+    r"""Limit each element of a gradient to the range from `min` to `max`.
+
+    .. math:: out_i = \min(\max(x_i, min), max)
+
+    As nodes: `Min(Max(x, min), max)`, which hand nan on (ONNX's Clip does not promise that). An
+    infinite element becomes the bound. Half precision is clipped in float32, so the bound is
+    rounded once, to the gradient's dtype.
+
+    Args:
+        max: the largest value, in the gradient's own unit; inf for no bound.
+        min: the smallest value; `-max` if None.
+        need_clip: which parameters, see `GradientClipByNorm`.
+
+    Raises:
+        OnnxClipError: the bounds are no numbers, the wrong way round, or both zero.
+
+    Example:
+        >>> import numpy as np
+        >>> GradientClipByValue(0.5).apply({"w": np.array([-3.0, 0.25, 4.0])})
+        {'w': array([-0.5 ,  0.25,  0.5 ])}
+
+    References:
+        PaddlePaddle, `paddle.nn.ClipGradByValue`; PyTorch, `torch.nn.utils.clip_grad_value_`;
+        TensorFlow, `tf.clip_by_value`; Keras, `clipvalue`; optax, `clip`.
+    """
+
+    def __init__(self, max: float, min: float | None = None, need_clip: NeedClip = None) -> None:
+        super().__init__(need_clip)
+        if min is None:
+            max = positive("max", max, why=", or inf for no clipping, where min is not given")
+        self.max = _number("max", max)
+        self.min = -self.max if min is None else _number("min", min)
+        self._is_symmetric = min is None
+        if not self.min <= self.max or self.min == self.max == 0:
+            raise OnnxClipError(
+                f"expected min below max, and not both of them zero, not min={min!r} and "
+                f"max={max!r}"
+            )
+
+    @property
+    def label(self) -> str:
+        if self._is_symmetric:
+            return f"|element| <= {self.max:g}"
+        return f"{self.min:g} <= element <= {self.max:g}"
+
+    @property
+    def bounds(self) -> str:
+        return "each element by its value"
+
+    @property
+    def threshold(self) -> float | None:
+        return self.max if self._is_symmetric else None
+
+    @property
+    def scales(self) -> bool:
+        return self.min <= 0 <= self.max
+
+    @property
+    def is_identity(self) -> bool:
+        return self.max == math.inf and self.min == -math.inf
+
+    def scaled(self, factor: float) -> GradientClipByValue:
+        low = None if self._is_symmetric else self.min * factor
+        return GradientClipByValue(self.max * factor, low, self.need_clip)
+
+    def settings(self) -> dict[str, Any]:
+        if self._is_symmetric:
+            return {"max": plain(self.max)}
+        low = "-inf" if self.min == -math.inf else self.min
+        return {"max": plain(self.max), "min": low}
+
+    def reference(
+        self, cases: Sequence[Case], nonfinite: NonFinite = "propagate"
+    ) -> list[NDArray[Any]]:
+        return [self._reference_of(case, nonfinite) for case in cases]
+
+    def _reference_of(self, case: Case, nonfinite: NonFinite) -> NDArray[Any]:
+        x = case.gradient
+        wide = x.astype(np.float64)
+        clipped = np.minimum(np.maximum(wide, self.min), self.max).astype(x.dtype)
+        result = np.where((wide < self.min) | (wide > self.max), clipped, x)
+        if nonfinite == "propagate":
+            return np.asarray(result)
+        axes = tuple(range(wide.ndim - int(case.has_seeds)))
+        is_finite = np.isfinite(wide).all(axis=axes, keepdims=True)
+        return np.where(is_finite, result, np.zeros_like(x) if nonfinite == "zero" else x)
+
+    def fault(self, gradient: Gradient, opset: int, numerics: Numerics) -> str | None:
+        fault = shared_fault(gradient, opset, numerics, self.work_dtype(gradient.dtype, numerics))
+        if fault is None and opset < _FIRST_BROADCASTING_MIN:
+            return f"clipping by value needs opset 8 or later, where Min broadcasts, not {opset}"
+        return fault
+
+    def emit(self, members: Sequence[Emitter]) -> Measured | None:
+        for to in members:
+            self._emit(to)
+        return None
+
+    def _emit(self, to: Emitter) -> None:
+        x, work = widened(to, self)
+        shape = to.gradient.shape
+        low, high = self._limits(to, work)
+        if to.watches:
+            to.measured = self._measure(to, x, work, low, high)
+        if to.measures_only:
+            return
+        finite = self._finite(to, x, work)
+        is_cast = work != to.dtype
+        y = to.node("Max", [x, low], result="from below", dtype=work, shape=shape)
+        result = "clipped" if finite or is_cast else ""
+        y = to.node("Min", [y, high], result=result, dtype=work, shape=shape)
+        if finite:
+            other = x if to.numerics.nonfinite == "keep" else to.constant(0.0, work)
+            result = "chosen" if is_cast else ""
+            y = to.node("Where", [finite, y, other], result=result, dtype=work, shape=shape)
+        to.cast(y, work, to.dtype, result="", shape=shape)
+
+    def _limits(self, to: Emitter, dtype: int) -> tuple[str, str]:
+        """The bounds in the graph; each of them in its own right where there are two."""
+        low = to.limit(self.max, dtype, -1.0) if self._is_symmetric else to.limit(self.min, dtype)
+        return low, to.limit(self.max, dtype)
+
+    def _finite(self, to: Emitter, x: str, work: int) -> str:
+        """Whether all elements are finite; "" if nobody asks."""
+        if to.numerics.nonfinite == "propagate":
+            return ""
+        return emit_is_finite(to, self._largest(to, x, work), x, work)
+
+    def _largest(self, to: Emitter, x: str, work: int) -> Norm:
+        shape = to.gradient.shape
+        axes = tuple(range(len(shape) - 1)) if to.gradient.has_seeds and shape else None
+        return emit_norm(to, x, work, math.inf, axes, shape=shape, keepdims=axes is not None)
+
+    def _measure(self, to: Emitter, x: str, work: int, low: str, high: str) -> Measured:
+        """The largest magnitude, and the smallest factor that an element is multiplied by.
+
+        The factor is max / max(max, largest element) on the one side, the like on the other: 1
+        exactly where no element is beyond its bound. A bound of zero counts as the smallest float.
+        """
+        norm = self._largest(to, x, work)
+        dtype, shape = norm.dtype, norm.shape
+        sides = []
+        for reduction, bound, further, value in (
+            ("ReduceMax", high, "Max", self.max),
+            ("ReduceMin", low, "Min", self.min),
+        ):
+            if value == 0:
+                bound = to.constant(_TINY if further == "Max" else -_TINY, dtype)
+            end = x
+            if norm.axes != ():
+                axes = None if norm.axes is None else list(norm.axes)
+                keepdims = int(norm.keepdims)
+                end = to.reduce(
+                    reduction, x, axes, result="end", dtype=dtype, shape=shape, keepdims=keepdims
+                )
+            end = to.node(further, [end, bound], result="beyond", dtype=dtype, shape=shape)
+            sides.append(to.node("Div", [bound, end], result="side", dtype=dtype, shape=shape))
+        scale = to.node("Min", sides, result="scale", dtype=dtype, shape=shape)
+        return Measured(Quantity(norm.name, dtype, shape), Quantity(scale, dtype, shape))
+
+
+def _number(name: str, value: object) -> float:
+    try:
+        number = float(value)  # type: ignore[arg-type]  # whatever a caller hands in
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or math.isnan(number):
+        raise OnnxClipError(f"{name} must be a number, not {value!r}")
+    return number

@@ -1,0 +1,266 @@
+r"""The p-norm of a tensor, for any p > 0, as nodes and in float64.
+
+.. math:: \lVert x \rVert_p = \Big(\sum_i |x_i|^p\Big)^{1/p}, \qquad
+          \lVert x \rVert_\infty = \max_i |x_i|
+
+The norm of a tensor is the norm of the norms of its rows, and that of several tensors the norm of
+theirs; every form here rests on that.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from onnx_clip_pass.clips.emitter import Emitter
+from onnx_clip_pass.clips.numerics import Reduction
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.graph import Shape
+
+__all__ = [
+    "Norm",
+    "check_ord",
+    "emit_is_finite",
+    "emit_norm",
+    "emit_nothing",
+    "emit_root",
+    "norm_of",
+    "norm_word",
+]
+
+_DOUBLE, _BOOL = int(TensorProto.DOUBLE), int(TensorProto.BOOL)
+_FIRST_BROADCASTING_MIN = 8
+_FIRST_WITHOUT_CAST_ON_CUDA = 24  # nor Reshape
+
+
+class Norm(NamedTuple):
+    """A norm in the graph, or its p-th power.
+
+    `is_finite` if it cannot overflow where all elements are finite. `axes` were reduced (None for
+    all), and kept with size 1 if `keepdims`.
+    """
+
+    name: str
+    dtype: int
+    shape: Shape | None
+    is_finite: bool
+    axes: tuple[int, ...] | None
+    keepdims: bool
+
+
+def check_ord(ord: object) -> float:
+    """A norm's order as a number, or a refusal."""
+    try:
+        number = float(ord)  # type: ignore[arg-type]  # whatever a caller hands in
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(ord, bool) or not number > 0:
+        raise OnnxClipError(f"ord must be a positive number or inf, as 1, 2 or inf, not {ord!r}")
+    return number
+
+
+def norm_word(ord: float) -> str:
+    """How a norm is called: L2 norm."""
+    return f"L{ord:g} norm"
+
+
+def emit_norm(
+    to: Emitter,
+    x: str,
+    work: int,
+    ord: float,
+    axes: tuple[int, ...] | None = None,
+    *,
+    shape: Shape | None,
+    keepdims: bool = False,
+    is_power: bool = False,
+) -> Norm:
+    """The norm of `x`, of dtype `work` and this shape, over `axes` or all of it.
+
+    With `is_power` it is norm ** ord (the norm itself for L1 and L-infinity), to be added up with
+    that of other gradients, and then always has the rank that `axes` and `keepdims` say.
+
+    1. One element: Abs, since some CUDA kernels of ReduceL2 copy it, sign included. Where nobody
+       knows whether it is one, Abs comes behind, and at opset 7, whose Min wants rank 0.
+    2. Over some of the axes: in float64 where one reduction will not do.
+    3. Else by `Numerics.reduction`.
+    4. Where a policy asks whether all elements are finite, float32 elements are taken to float64,
+       so that the norm tells.
+    5. At opset 7, whose Min knows no float64, the norm comes back from there.
+    """
+    summed, left = _over(shape, axes), _left(shape, axes, keepdims=keepdims)
+    broadcasts = to.opset >= _FIRST_BROADCASTING_MIN or shape == ()
+    keeps_rank = axes is None or (keepdims and shape is not None)
+    if _is_single(summed) and broadcasts and keeps_rank and not is_power:
+        norm = to.node("Abs", [x], result="norm", dtype=work, shape=shape)  # rule 1
+        return Norm(norm, work, shape, True, axes=(), keepdims=True)
+    if axes == ():
+        norm = to.node("Abs", [x], result="norm", dtype=work, shape=shape)
+        if is_power and ord not in (1, math.inf):
+            exponent = to.constant(ord, work)
+            norm = to.node("Pow", [norm, exponent], result="power", dtype=work, shape=shape)
+        return Norm(norm, work, shape, True, axes, keepdims)
+    choice = to.numerics.reduction(
+        summed,
+        in_float64=work == _DOUBLE,
+        must_widen=to.numerics.nonfinite != "propagate",
+        can_cut=to.opset < _FIRST_WITHOUT_CAST_ON_CUDA,
+        ord=ord,
+    )
+    if axes is not None and choice.rows is not None:  # rule 2
+        choice = Reduction(widens=work != _DOUBLE)
+    dtype = _DOUBLE if choice.widens else work
+    x = to.cast(x, work, dtype, result="in float64", shape=shape)
+    if isinstance(choice.rows, tuple):  # rule 3
+        rest = tuple(d for axis, d in enumerate(shape or ()) if axis not in choice.rows)
+        x = _reduce(to, x, ord, list(choice.rows), result="row norms", dtype=dtype, shape=rest)
+    elif choice.rows is not None:
+        x = to.rows(x, choice.rows, dtype=dtype)
+        x = _reduce(to, x, ord, [1], result="row norms", dtype=dtype, shape=(None,))
+        x = to.cast(x, dtype, _DOUBLE, result="row norms in float64", shape=(None,))
+        dtype = _DOUBLE
+    over = None if axes is None else list(axes)
+    may_be_single = ord in (1, 2) and _may_be_single(summed)
+    norm = _reduce(
+        to,
+        x,
+        ord,
+        over,
+        result="norm",
+        dtype=dtype,
+        shape=left,
+        keepdims=int(keepdims),
+        is_power=is_power and not may_be_single,
+    )
+    if may_be_single and is_power and ord == 2:
+        norm = to.node("Mul", [norm, norm], result="square", dtype=dtype, shape=left)
+    elif may_be_single:
+        norm = to.node("Abs", [norm], result="length", dtype=dtype, shape=left)
+    if to.opset < _FIRST_BROADCASTING_MIN:  # rule 5
+        norm = to.cast(norm, dtype, work, result="norm in float32", shape=left)
+        dtype = work
+    is_finite = choice.widens or ord == math.inf
+    return Norm(norm, dtype, left, is_finite, axes, keepdims)
+
+
+def emit_root(to: Emitter, power: Norm, ord: float) -> Norm:
+    """The norm of which `power` is the power."""
+    if ord in (1, math.inf):
+        return power
+    name, dtype, shape, *_ = power
+    if ord == 2:
+        name = to.node("Sqrt", [name], result="norm", dtype=dtype, shape=shape)
+    else:
+        sides = [name, to.constant(1.0 / ord, dtype)]
+        name = to.node("Pow", sides, result="norm", dtype=dtype, shape=shape)
+    return power._replace(name=name)
+
+
+def emit_is_finite(to: Emitter, norm: Norm, x: str, work: int) -> str:
+    """Whether all elements are finite, as a bool for each norm; "" if nobody asks.
+
+    The norm tells if it cannot overflow. That of float64 elements may, but that of 0 * x is 0, or
+    nan.
+    """
+    if to.numerics.nonfinite == "propagate":
+        return ""
+    name, dtype, limit = norm.name, norm.dtype, math.inf
+    if not norm.is_finite and work == _DOUBLE:
+        name, dtype, limit = emit_nothing(to, norm, x, work), work, 1.0
+    sides = [name, to.constant(limit, dtype)]
+    return to.node("Less", sides, result="finite", dtype=_BOOL, shape=norm.shape, takes=dtype)
+
+
+def emit_nothing(to: Emitter, norm: Norm, x: str, work: int) -> str:
+    """In the shape of the norm of `x`: 0, or nan where some of its elements are not finite."""
+    zeros = [x, to.constant(0.0, work)]
+    nothing = to.node("Mul", zeros, result="nothing", dtype=work, shape=to.gradient.shape)
+    if norm.axes == ():
+        return nothing
+    axes = None if norm.axes is None else list(norm.axes)
+    keepdims = int(norm.keepdims)
+    return to.reduce(
+        "ReduceL2", nothing, axes, result="zero", dtype=work, shape=norm.shape, keepdims=keepdims
+    )
+
+
+def norm_of(
+    wide: NDArray[np.float64], ord: float = 2.0, axes: tuple[int, ...] | None = None
+) -> NDArray[np.float64]:
+    """The norm in float64, of elements of any magnitude; reduced axes are kept with size 1."""
+    sizes = np.abs(wide)
+    over = tuple(range(wide.ndim)) if axes is None else axes
+    largest = np.max(sizes, axis=over, keepdims=True, initial=0.0)
+    if ord == math.inf:
+        return np.asarray(largest)
+    unit = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
+    with np.errstate(over="ignore", under="ignore"):  # only where the norm is beyond float64
+        powers = np.sum((sizes / unit) ** ord, axis=over, keepdims=True)
+        return np.asarray(unit * powers ** (1.0 / ord))
+
+
+def _reduce(
+    to: Emitter,
+    x: str,
+    ord: float,
+    axes: list[int] | None,
+    *,
+    result: str,
+    dtype: int,
+    shape: Shape | None,
+    keepdims: int = 0,
+    is_power: bool = False,
+) -> str:
+    def reduce(op_type: str, value: str, result: str) -> str:
+        return to.reduce(
+            op_type, value, axes, result=result, dtype=dtype, shape=shape, keepdims=keepdims
+        )
+
+    if ord == 2:
+        return reduce("ReduceSumSquare" if is_power else "ReduceL2", x, result)
+    if ord == 1:
+        return reduce("ReduceL1", x, result)
+    sizes = to.node("Abs", [x], result="sizes", dtype=dtype, shape=None)
+    if ord == math.inf:  # ReduceMax passes over nan, and gives -inf for nothing; Min and Max do not
+        largest = reduce("ReduceMax", sizes, "largest")
+        length = reduce("ReduceL1", x, "length")
+        zero = to.constant(0.0, dtype)
+        guard = to.node("Min", [length, zero], result="zero or nan", dtype=dtype, shape=shape)
+        return to.node("Max", [largest, guard], result=result, dtype=dtype, shape=shape)
+    exponent = to.constant(ord, dtype)
+    powers = to.node("Pow", [sizes, exponent], result="powers", dtype=dtype, shape=None)
+    total = reduce("ReduceSum", powers, result if is_power else "sum of powers")
+    if is_power:
+        return total
+    root = to.constant(1.0 / ord, dtype)
+    return to.node("Pow", [total, root], result=result, dtype=dtype, shape=shape)
+
+
+def _over(shape: Shape | None, axes: tuple[int, ...] | None) -> Shape | None:
+    """The sizes of what is summed up for one norm."""
+    if shape is None or axes is None:
+        return shape
+    return tuple(shape[axis] for axis in axes)
+
+
+def _left(shape: Shape | None, axes: tuple[int, ...] | None, *, keepdims: bool) -> Shape | None:
+    if axes is None and not keepdims:
+        return ()
+    if shape is None:
+        return None
+    over = range(len(shape)) if axes is None else axes
+    if keepdims:
+        return tuple(1 if axis in over else d for axis, d in enumerate(shape))
+    return tuple(d for axis, d in enumerate(shape) if axis not in over)
+
+
+def _is_single(shape: Shape | None) -> bool:
+    return shape is not None and all(d == 1 for d in shape)
+
+
+def _may_be_single(shape: Shape | None) -> bool:
+    return shape is None or all(d == 1 or not isinstance(d, int) for d in shape)

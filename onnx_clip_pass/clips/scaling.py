@@ -1,0 +1,207 @@
+"""What the clips have in common that multiply a gradient by min(1, limit / norm)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from onnx_clip_pass.clips.base import DTYPES, Case, Formula
+from onnx_clip_pass.clips.emitter import Emitter, Measured, Quantity
+from onnx_clip_pass.clips.norms import Norm, emit_is_finite
+from onnx_clip_pass.clips.numerics import NonFinite, Numerics
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.gradients import Gradient
+
+__all__ = [
+    "ScalingClip",
+    "emit_product",
+    "emit_scale",
+    "normal_axes",
+    "scaled_down",
+    "shared_fault",
+    "widened",
+]
+
+_DOUBLE = int(TensorProto.DOUBLE)
+_FIRST_OPSET = 7  # Div and Mul broadcast from here on
+_FIRST_BROADCASTING_MIN = 8
+_FIRST_WHERE = 9
+_FIRST_BFLOAT16 = 13
+
+
+class ScalingClip(Formula):
+    """A clip that limits norms of each gradient on its own."""
+
+    def emit(self, members: Sequence[Emitter]) -> Measured | None:
+        for to in members:
+            x, work = widened(to, self)
+            norm = self.emit_norm(to, x, work)
+            limit = self.emit_limit(to, norm)
+            scale = emit_scale(to, norm, limit)
+            if to.watches:
+                to.measured = Measured(Quantity(norm.name, norm.dtype, norm.shape), scale)
+            emit_product(to, x, work, scale, emit_is_finite(to, norm, x, work))
+        return None
+
+    def reference(
+        self, cases: Sequence[Case], nonfinite: NonFinite = "propagate"
+    ) -> list[NDArray[Any]]:
+        return [self._reference_of(case, nonfinite) for case in cases]
+
+    @abstractmethod
+    def emit_norm(self, to: Emitter, x: str, work: int) -> Norm:
+        """The norms of `x`, which is the gradient in dtype `work`."""
+
+    def emit_limit(self, to: Emitter, norm: Norm) -> str:
+        """What the norms must not exceed, in their dtype; "" if there is no limit."""
+        if self.is_identity and not to.is_steered:
+            return ""
+        assert self.threshold is not None
+        return to.limit(self.threshold, norm.dtype)
+
+    @abstractmethod
+    def norms_and_limits(
+        self, case: Case, wide: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Norms and their limits in float64, both to be broadcast with the gradient."""
+
+    def _reference_of(self, case: Case, nonfinite: NonFinite) -> NDArray[Any]:
+        norms, limits = self.norms_and_limits(case, case.gradient.astype(np.float64))
+        return scaled_down(case.gradient, norms, limits, nonfinite)
+
+    def fault(self, gradient: Gradient, opset: int, numerics: Numerics) -> str | None:
+        return shared_fault(gradient, opset, numerics, self.work_dtype(gradient.dtype, numerics))
+
+
+def scaled_down(
+    gradient: NDArray[Any],
+    norms: NDArray[np.float64],
+    limits: NDArray[np.float64],
+    nonfinite: NonFinite,
+    is_finite: NDArray[np.bool_] | None = None,
+) -> NDArray[Any]:
+    """Where norm <= limit x itself, else x * (limit / norm), in float64 and rounded once.
+
+    `is_finite` says of each norm whether what it was taken of is finite, for the policy.
+    """
+    wide = gradient.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # inf / inf is nan
+        is_within = np.broadcast_to((norms <= limits) | (limits == np.inf), wide.shape)
+        clipped = np.asarray(wide * (limits / norms)).astype(gradient.dtype)
+    result = np.where(is_within, gradient, clipped)
+    if nonfinite == "propagate":
+        return np.asarray(result)
+    if is_finite is None:
+        is_finite = _all_finite(wide, norms.shape)
+    held = np.broadcast_to(is_finite, wide.shape)
+    return np.where(held, result, np.zeros_like(gradient) if nonfinite == "zero" else gradient)
+
+
+def own_axes(rank: int, *, has_seeds: bool, per_sample: bool) -> tuple[int, ...] | None:
+    """The axes that one norm reaches over: all (None) but those of samples and of seeds."""
+    if not has_seeds and not per_sample:
+        return None
+    return tuple(range(int(per_sample), rank - int(has_seeds)))
+
+
+def _all_finite(wide: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Of each norm of this shape, whether all the elements that it was taken of are finite."""
+    axes = tuple(axis for axis, size in enumerate(shape) if size == 1)
+    if wide.ndim == 0 or not shape:
+        return np.asarray(np.isfinite(wide).all())
+    return np.asarray(np.isfinite(wide).all(axis=axes, keepdims=True))
+
+
+def shared_fault(
+    gradient: Gradient, opset: int, numerics: Numerics, work: int, *, broadcasts: bool = False
+) -> str | None:
+    """Why no clip can serve this gradient at this opset, in dtype `work`; None if one can.
+
+    `broadcasts` says that the norm is no single number.
+    """
+    if gradient.dtype not in DTYPES:
+        return f"expected a floating tensor, but it is {gradient.dtype}"
+    if opset < _FIRST_OPSET:
+        return (
+            f"opset {opset} is too old: clipping needs {_FIRST_OPSET} or later, where Div and "
+            f"Mul broadcast; convert the model with onnx.version_converter first"
+        )
+    if opset < _FIRST_BROADCASTING_MIN:
+        if work == _DOUBLE:
+            return "float64 needs opset 8 or later: before, ONNX Runtime's CPU has no Min for it"
+        if gradient.has_seeds:
+            return "a seed dimension needs opset 8 or later, where Min broadcasts"
+        if broadcasts:
+            return "norms over some of the axes need opset 8 or later, where Min broadcasts"
+    if opset < _FIRST_BFLOAT16 and gradient.dtype == "bfloat16":
+        return f"bfloat16 needs opset {_FIRST_BFLOAT16} or later, not {opset}"
+    if opset < _FIRST_WHERE and numerics.nonfinite != "propagate":
+        return (
+            f"nonfinite={numerics.nonfinite!r} needs opset {_FIRST_WHERE} or later, where "
+            f"there is Where, not {opset}"
+        )
+    return None
+
+
+def widened(to: Emitter, clip: Formula) -> tuple[str, int]:
+    """The gradient in the dtype in which it is clipped, and that dtype."""
+    work = clip.work_dtype(to.gradient.dtype, to.numerics)
+    return to.cast(to.source, to.dtype, work, result="wide", shape=to.gradient.shape), work
+
+
+def emit_scale(to: Emitter, norm: Norm, limit: str) -> Quantity:
+    """min(limit / norm, 1) for each norm; 1 without a limit."""
+    dtype, shape = norm.dtype, norm.shape
+    one = to.constant(1.0, dtype)
+    if not limit:
+        return Quantity(one, dtype, ())
+    ratio = to.node("Div", [limit, norm.name], result="ratio", dtype=dtype, shape=shape)
+    scale = to.node("Min", [ratio, one], result="scale", dtype=dtype, shape=shape)
+    return Quantity(scale, dtype, shape)
+
+
+def emit_product(to: Emitter, x: str, work: int, scale: Quantity, finite: str) -> None:
+    """Put in x * scale, the clipped gradient, and what the policy makes of what is not finite."""
+    if to.measures_only:
+        return
+    name, dtype, shape = scale
+    if finite and to.numerics.nonfinite == "keep":
+        choices = [finite, name, to.constant(1.0, dtype)]
+        name = to.node("Where", choices, result="kept", dtype=dtype, shape=shape)
+    name = to.cast(name, dtype, work, result="factor", shape=shape)
+    is_zeroed = bool(finite) and to.numerics.nonfinite == "zero"
+    is_cast = work != to.dtype
+    result = "product" if is_zeroed or is_cast else ""
+    y = to.node("Mul", [x, name], result=result, dtype=work, shape=to.gradient.shape)
+    if is_zeroed:
+        choices = [finite, y, to.constant(0.0, work)]
+        result = "chosen" if is_cast else ""
+        y = to.node("Where", choices, result=result, dtype=work, shape=to.gradient.shape)
+    to.cast(y, work, to.dtype, result="", shape=to.gradient.shape)
+
+
+def check_axes(axes: Sequence[int] | int | None) -> tuple[int, ...] | None:
+    """Axes as a tuple of integers, one or more; None stays None."""
+    if axes is None:
+        return None
+    found: object = [axes] if isinstance(axes, int) else axes
+    if not isinstance(found, Sequence) or not found or any(type(axis) is not int for axis in found):
+        raise OnnxClipError(f"axes must be integers, one or more, not {axes!r}")
+    return tuple(found)
+
+
+def normal_axes(axes: Sequence[int], rank: int) -> tuple[int, ...]:
+    """Axes counted from 0, in order.
+
+    Raises:
+        OnnxClipError: an axis is beyond the rank, or twice there.
+    """
+    found = sorted(axis + rank if axis < 0 else axis for axis in axes)
+    if len(set(found)) < len(found) or any(not 0 <= axis < rank for axis in found):
+        raise OnnxClipError(f"axes {list(axes)} do not fit a gradient of rank {rank}")
+    return tuple(found)

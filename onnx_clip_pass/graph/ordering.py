@@ -1,0 +1,72 @@
+"""Topological order, with as few moves as it takes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
+
+from onnx import AttributeProto, GraphProto, NodeProto
+
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.graph.scopes import Scope, names_by_attribute
+
+__all__ = ["in_order"]
+
+
+def in_order(scope: Scope, nodes: Sequence[NodeProto]) -> list[NodeProto]:
+    """The nodes such that each stands behind those whose values it takes.
+
+    Of the nodes that can come next the first one does, so a node moves only to wait for what it
+    reads, itself or through another.
+
+    Raises:
+        OnnxClipError: some nodes wait for each other.
+    """
+    maker = {name: number for number, node in enumerate(nodes) for name in node.output if name}
+    waits: list[int] = []
+    waited_for: dict[int, list[int]] = defaultdict(list)
+    for number, node in enumerate(nodes):
+        needed = {maker[name] for name in _read_by(node) if name in maker}
+        waits.append(len(needed))
+        for other in needed:
+            waited_for[other].append(number)
+    ready = [number for number, count in enumerate(waits) if count == 0]  # sorted, so a heap
+    ordered: list[NodeProto] = []
+    while ready:
+        number = heappop(ready)
+        ordered.append(nodes[number])
+        for other in waited_for[number]:
+            waits[other] -= 1
+            if waits[other] == 0:
+                heappush(ready, other)
+    if len(ordered) < len(nodes):
+        stuck = next(node for node, count in zip(nodes, waits, strict=True) if count)
+        raise OnnxClipError(
+            f"{scope.path or 'the main graph'}: node {stuck.name or stuck.op_type!r} would have to "
+            f"wait for itself: a gradient of the group is computed from a clipped one; use another "
+            f"group for it"
+        )
+    return ordered
+
+
+def _read_by(node: NodeProto) -> Iterator[str]:
+    """The values that a node takes, those that its bodies take from around them included."""
+    yield from node.input
+    yield from names_by_attribute(node)
+    for attr in node.attribute:
+        if attr.type == AttributeProto.GRAPH:
+            yield from _captured(attr.g)
+        elif attr.type == AttributeProto.GRAPHS:
+            for graph in attr.graphs:
+                yield from _captured(graph)
+
+
+def _captured(graph: GraphProto) -> Iterator[str]:
+    own = {value.name for value in graph.input}
+    own.update(tensor.name for tensor in graph.initializer)
+    own.update(sparse.values.name for sparse in graph.sparse_initializer)
+    own.update(name for node in graph.node for name in node.output)
+    for node in graph.node:
+        yield from (name for name in _read_by(node) if name not in own)
+    yield from (value.name for value in graph.output if value.name not in own)

@@ -1,0 +1,132 @@
+"""Putting planned clips into a graph, stage by stage: a second clip acts on what the first made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from onnx_clip_pass.clips import Emitter, Formula, Measured, Numerics
+from onnx_clip_pass.graph import Editor
+from onnx_clip_pass.kernels import Need
+from onnx_clip_pass.rewrite.planning import Edit
+from onnx_clip_pass.rewrite.steering import Steering
+from onnx_clip_pass.rewrite.watching import Emitted, Sight, Watch
+
+__all__ = ["Made", "emit"]
+
+
+@dataclass(slots=True)
+class Made:
+    """What came of it: the kernels that the nodes need, and the outputs that were added."""
+
+    needs: set[Need] = field(default_factory=set)
+    emitted: tuple[Emitted, ...] = ()
+
+
+@dataclass(slots=True)
+class _Stream:
+    """A gradient on its way through its clips: `source` is what the next one takes."""
+
+    edit: Edit
+    formulas: tuple[Formula, ...]
+    source: str
+    target: str = ""
+    measured: list[Measured] = field(default_factory=list)
+    emitter: Emitter | None = None
+
+
+def emit(
+    editor: Editor, edits: Sequence[Edit], numerics: Numerics, steering: Steering, watch: Watch
+) -> Made:
+    """Put the clips of all edits in, and what is to be watched."""
+    chosen = [(sighting, edit.choice) for edit in edits for sighting in edit.sightings]
+    steering.open(editor, chosen, numerics)
+    streams = []
+    for edit in edits:
+        clip = edit.choice.clip
+        scaled = clip if steering.factor == 1 else clip.scaled(steering.factor)
+        streams.append(_Stream(edit, scaled.formulas, edit.name))
+    made = Made()
+    groups: list[tuple[str, Emitter, Measured, tuple[str, ...]]] = []
+    for stage in range(max((len(stream.formulas) for stream in streams), default=0)):
+        for members in _together(streams, stage):
+            group = _emit_stage(editor, members, stage, numerics, steering, watch, made)
+            if group is not None:
+                groups.append(group)
+    if watch:
+        end = len(editor.index.main.nodes)
+        sights = []
+        for stream in streams:
+            assert stream.emitter is not None
+            stream.emitter.position = end
+            sights.append(Sight(stream.edit.sightings[0].gradient, stream.emitter, stream.measured))
+        for _, at, _, _ in groups:
+            at.position = end
+        made.emitted = watch.hand_out(editor, steering, sights, groups)
+        emitters = {id(sight.emitter): sight.emitter for sight in sights}
+        emitters |= {id(at): at for _, at, _, _ in groups}
+        made.needs.update(*(emitter.needs for emitter in emitters.values()))
+    return made
+
+
+def _together(streams: Sequence[_Stream], stage: int) -> list[list[_Stream]]:
+    """The streams that have a formula at this stage: groups together, the others alone."""
+    found: dict[object, list[_Stream]] = {}
+    for stream in streams:
+        if stage < len(stream.formulas):
+            group = stream.formulas[stage].group
+            key = id(stream) if group is None else (group, id(stream.edit.scope), stream.edit.level)
+            found.setdefault(key, []).append(stream)
+    return list(found.values())
+
+
+def _emit_stage(
+    editor: Editor,
+    members: Sequence[_Stream],
+    stage: int,
+    numerics: Numerics,
+    steering: Steering,
+    watch: Watch,
+    made: Made,
+) -> tuple[str, Emitter, Measured, tuple[str, ...]] | None:
+    emitters = []
+    if stage == 0 and not watch.measures_only:
+        for stream in members:
+            stream.source, stream.target = stream.edit.open(editor)
+    for stream in members:
+        edit, sighting = stream.edit, stream.edit.sightings[0]
+        is_last = stage == len(stream.formulas) - 1
+        target = stream.target
+        if not is_last:
+            target = editor.fresh(f"clip/{edit.name}/stage {stage + 1}")
+            editor.declare(edit.scope, target, sighting.type)
+        emitter = Emitter(
+            editor,
+            edit.scope,
+            edit.position,
+            sighting.gradient,
+            stream.source,
+            target,
+            sighting.type.dtype,
+            numerics,
+            limit=steering.limit(editor, edit.scope, edit.choice),
+            is_steered=edit.choice.threshold_input is not None,
+            parameter=edit.site,
+            count=edit.count,
+            watches=bool(watch),
+            measures_only=watch.measures_only and is_last,
+        )
+        emitters.append(emitter)
+        stream.source, stream.emitter = target, emitter
+    formula = members[0].formulas[stage]
+    whole = formula.emit(emitters)
+    if len(members) > 1:
+        editor.unsettle(members[0].edit.scope)
+    for stream, emitter in zip(members, emitters, strict=True):
+        made.needs |= emitter.needs
+        if emitter.measured is not None:
+            stream.measured.append(emitter.measured)
+    if whole is None or formula.group is None or not watch:
+        return None
+    names = tuple(stream.edit.name for stream in members)
+    return formula.group, emitters[0].relabelled(formula.group), whole, names

@@ -1,0 +1,74 @@
+"""Steps of a graph that holds several: which gradients cannot have a norm in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from onnx_clip_pass.graph import Index, Read, Scope
+
+if TYPE_CHECKING:
+    from onnx_clip_pass.rewrite.planning import Edit
+
+__all__ = ["levels_of"]
+
+
+def levels_of(index: Index, edits: Sequence[Edit]) -> None:
+    """Give each gradient of a group its level.
+
+    One that is computed from a clipped gradient, as in the second step of an unrolled loop, is a
+    level above it: a norm that holds both would wait for itself.
+    """
+    grouped = [edit for edit in edits if any(f.group for f in edit.choice.clip.formulas)]
+    scopes = {id(edit.scope): edit.scope for edit in grouped}
+    for scope in scopes.values():
+        own = [edit for edit in grouped if edit.scope is scope]
+        if len(own) > 1:
+            _assign(index, scope, own)
+
+
+def _assign(index: Index, scope: Scope, edits: Sequence[Edit]) -> None:
+    by_name = {edit.name: edit for edit in edits}
+    clipped = {read for edit in edits for read in _clipped_reads(index, edit)}
+    level = dict.fromkeys(scope.names, 0)
+    captured = _captured_reads(index, scope)
+    for number, node in enumerate(scope.nodes):
+        reads = [(name, Read(scope, number, slot)) for slot, name in enumerate(node.input)]
+        reads += captured.get(number, [])
+        highest = max(
+            (level.get(name, 0) + int(name in by_name and read in clipped) for name, read in reads),
+            default=0,
+        )
+        for name in node.output:
+            if name:
+                level[name] = highest
+    for edit in edits:
+        edit.level = level.get(edit.name, 0)
+
+
+def _clipped_reads(index: Index, edit: Edit) -> Iterator[Read]:
+    if edit.redirected is not None:
+        yield from edit.redirected
+        return
+    raw = set(edit.raw_reads)
+    for read in index.readers_of(edit.scope, edit.name):
+        if read not in raw:
+            yield read
+
+
+def _captured_reads(index: Index, scope: Scope) -> dict[int, list[tuple[str, Read]]]:
+    """What the nodes of a scope read by the bodies in them, by number of the node."""
+    found: dict[int, list[tuple[str, Read]]] = {}
+    if not scope.bodies:
+        return found
+    for name in scope.names:
+        for read in index.readers_of(scope, name):
+            inner = read.scope
+            if inner is scope:
+                continue
+            while inner.outer is not None and inner.outer is not scope:
+                inner = inner.outer
+            for number, bodies in scope.bodies.items():
+                if inner in bodies.values():
+                    found.setdefault(number, []).append((name, read))
+    return found

@@ -1,0 +1,219 @@
+"""Thresholds as values of the graph: inputs that can be fed, and the loss scale.
+
+A threshold input is an input of rank 0 behind the others, with the threshold as its default: an
+initializer of the same name. A loss scale S makes gradients S times what they are; limiting
+their norm to c * S is then what limiting the unscaled norm to c would be, and the gradients need
+not be touched a second time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from onnx import TensorProto
+
+from onnx_clip_pass.clips import Limit, Numerics
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.gradients import Sighting
+from onnx_clip_pass.graph import Editor, Index, Scope, TensorType
+from onnx_clip_pass.rules import Choice
+
+__all__ = ["LossScale", "Steering"]
+
+LossScale = float | str
+"""A number, or the name of a value of the main graph with one element."""
+
+_FLOAT, _DOUBLE = int(TensorProto.FLOAT), int(TensorProto.DOUBLE)
+_FIRST_FREE_INITIALIZERS = 4
+
+
+class Steering:
+    """What thresholds are multiplied by, and where they come from."""
+
+    def __init__(self, loss_scale: LossScale = 1.0) -> None:
+        if not isinstance(loss_scale, str):
+            loss_scale = _scale(loss_scale)
+        self.loss_scale = loss_scale
+        self._dtypes: dict[str, int] = {}
+        self._made: dict[tuple[object, ...], str] = {}
+
+    @property
+    def factor(self) -> float:
+        """The loss scale as a number; 1 where it is a value of the graph."""
+        return 1.0 if isinstance(self.loss_scale, str) else self.loss_scale
+
+    @property
+    def is_value(self) -> bool:
+        """Whether the loss scale is a value of the graph."""
+        return isinstance(self.loss_scale, str)
+
+    def faults(self, index: Index, choices: Sequence[Choice]) -> list[str]:
+        """Why these thresholds and this loss scale cannot be had in this model."""
+        faults = []
+        defaults: dict[str, float] = {}
+        for choice in choices:
+            name, threshold = choice.threshold_input, choice.clip.threshold
+            if name is None:
+                continue
+            if threshold is None:
+                faults.append(
+                    f"threshold input {name!r}: {choice.clip!r} has no single threshold; only a "
+                    f"clip with one number can be steered"
+                )
+            elif defaults.setdefault(name, threshold) != threshold:
+                faults.append(
+                    f"threshold input {name!r} would have two defaults, {defaults[name]:g} and "
+                    f"{threshold:g}; give each rule an input of its own"
+                )
+        taken = index.all_names() if defaults else set()
+        faults += [
+            f"threshold input {name!r}: the model has a value of that name; choose another"
+            for name in defaults
+            if name in taken
+        ]
+        if defaults and index.model.ir_version < _FIRST_FREE_INITIALIZERS:
+            faults.append(
+                f"a threshold input needs IR version {_FIRST_FREE_INITIALIZERS} or later, where an "
+                f"input can have a default, and this model has {index.model.ir_version}"
+            )
+        if isinstance(self.loss_scale, str):
+            faults += _faults_of_scale(index, self.loss_scale)
+        return faults
+
+    def fault(self, scope: Scope, choice: Choice) -> str | None:
+        """Why a gradient of this scope cannot be steered; None if it can, or is not."""
+        what = "a threshold input" if choice.threshold_input is not None else "a loss scale by name"
+        if choice.threshold_input is None and not self.is_value:
+            return None
+        around: Scope | None = scope
+        while around is not None:
+            if around.is_function or around.path.startswith("training_info"):
+                return f"{what} is a value of the main graph, which {around.path} does not see"
+            around = around.outer
+        return None
+
+    def open(
+        self, editor: Editor, chosen: Sequence[tuple[Sighting, Choice]], numerics: Numerics
+    ) -> None:
+        """Add the threshold inputs: float64 if a gradient that they steer is computed so."""
+        thresholds: dict[str, float] = {}
+        for sighting, choice in chosen:
+            name, threshold = choice.threshold_input, choice.clip.threshold
+            if name is None or threshold is None:
+                continue
+            thresholds[name] = threshold
+            dtype = choice.clip.formulas[0].work_dtype(sighting.gradient.dtype, numerics)
+            if self._dtypes.setdefault(name, dtype) != dtype:
+                self._dtypes[name] = _DOUBLE
+        for name, threshold in thresholds.items():
+            editor.add_input(name, threshold, self._dtypes[name])
+        if isinstance(self.loss_scale, str) and self.loss_scale in editor.index.main.producers:
+            editor.unsettle(editor.index.main)
+
+    def limit(self, editor: Editor, scope: Scope, choice: Choice) -> Limit | None:
+        """How a clip in this scope gets at its threshold; None if it is a constant."""
+        name = choice.threshold_input
+        if name is None and not self.is_value:
+            return None
+
+        def limit(threshold: float, factor: float, dtype: int) -> str:
+            return self._product(editor, name, threshold, factor, dtype)
+
+        return limit
+
+    def unscaled(self, editor: Editor, value: str, dtype: int) -> tuple[str, str] | None:
+        """The operator and the operand that take the loss scale out of a norm; None if it is 1."""
+        if isinstance(self.loss_scale, str):
+            return "Div", self._scale_as(editor, dtype)
+        if self.loss_scale == 1.0:
+            return None
+        return "Div", editor.constant(editor.index.main, self.loss_scale, dtype)
+
+    def _product(
+        self, editor: Editor, name: str | None, threshold: float, factor: float, dtype: int
+    ) -> str:
+        """Threshold times factor times loss scale, in the main graph."""
+        key = (name or threshold, factor, dtype)
+        if key in self._made:
+            return self._made[key]
+        main = editor.index.main
+        if name is None:
+            result = editor.constant(main, threshold * factor, dtype)
+        else:
+            result = name
+            if self._dtypes[name] != dtype:
+                result = self._node(editor, "Cast", [name], name, dtype, to=dtype)
+            if factor * self.factor != 1.0:
+                sides = [result, editor.constant(main, factor * self.factor, dtype)]
+                result = self._node(editor, "Mul", sides, name, dtype)
+        if self.is_value:
+            sides = [result, self._scale_as(editor, dtype)]
+            result = self._node(editor, "Mul", sides, name or "limit", dtype)
+        self._made[key] = result
+        return result
+
+    def _scale_as(self, editor: Editor, dtype: int) -> str:
+        """The loss scale of the graph in this dtype, and of rank 0."""
+        assert isinstance(self.loss_scale, str)
+        key = (self.loss_scale, dtype)
+        if key not in self._made:
+            main, name = editor.index.main, self.loss_scale
+            declared = main.type_of(name) or TensorType()
+            if not declared.dtype:
+                declared = editor.index.inferred(main, name)
+            result = name
+            if declared.dtype != dtype:
+                result = self._node(editor, "Cast", [result], name, dtype, declared.shape, to=dtype)
+            if declared.shape != ():
+                result = self._node(editor, "ReduceMax", [result], name, dtype, keepdims=0)
+            self._made[key] = result
+        return self._made[key]
+
+    def _node(
+        self,
+        editor: Editor,
+        op_type: str,
+        inputs: list[str],
+        label: str,
+        dtype: int,
+        shape: tuple[int | str | None, ...] | None = (),
+        **attributes: int,
+    ) -> str:
+        main = editor.index.main
+        output = editor.fresh(f"clip/{label}/{op_type.lower()}")
+        position = 0
+        if isinstance(self.loss_scale, str) and self.loss_scale in main.producers:
+            position = main.producers[self.loss_scale][0] + 1
+        editor.insert(
+            main, position, op_type, inputs, output, f"clip/{label}/{op_type}", **attributes
+        )
+        editor.declare(main, output, TensorType(dtype, shape))
+        return output
+
+
+def _faults_of_scale(index: Index, name: str) -> list[str]:
+    main = index.main
+    if name not in main.names:
+        return [f"loss scale {name!r} is no value of the main graph; give its name, or a number"]
+    declared = main.type_of(name)
+    if declared is not None and not declared.dtype:
+        declared = index.inferred(main, name)
+    if declared is None or not declared.is_floating or not declared.dtype:
+        what = "no tensor" if declared is None else declared.dtype_name
+        return [f"loss scale {name!r}: expected a floating number, but it is {what}"]
+    if declared.shape is not None and any(size not in (1, None) for size in declared.shape):
+        return [f"loss scale {name!r}: expected one number, but its shape is {declared.shape}"]
+    return []
+
+
+def _scale(value: object) -> float:
+    try:
+        number = float(value)  # type: ignore[arg-type]  # whatever a caller hands in
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not 0 < number < math.inf:
+        raise OnnxClipError(
+            f"loss_scale must be a positive number, or the name of a value, not {value!r}"
+        )
+    return number

@@ -1,0 +1,7 @@
+"""Rules: which gradients get which clip, the first that matches; in Python or in a `clip.toml`."""
+
+from onnx_clip_pass.rules.assigning import assign
+from onnx_clip_pass.rules.loading import load_rules
+from onnx_clip_pass.rules.rule import Bounds, Choice, Rule
+
+__all__ = ["Bounds", "Choice", "Rule", "assign", "load_rules"]

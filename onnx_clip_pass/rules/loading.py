@@ -1,0 +1,253 @@
+"""Reading rules from a `clip.toml`; docs/rules.md says what stands in it.
+
+Nothing in the file is trusted or evaluated. All its faults are found before any is reported.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from onnx_clip_pass.clips import (
+    AdaptiveGradientClip,
+    Chain,
+    Clip,
+    GradientClipByGlobalNorm,
+    GradientClipByNorm,
+    GradientClipByRMS,
+    GradientClipByValue,
+)
+from onnx_clip_pass.clips.base import DTYPES
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.rules.rule import Bounds, Rule
+
+__all__ = ["load_rules"]
+
+_LARGEST = 4 << 20
+_CLIPS: dict[str, tuple[type[Clip], str, tuple[str, ...]]] = {
+    "norm": (GradientClipByNorm, "clip_norm", ("clip_norm", "ord", "axes", "per_sample")),
+    "value": (GradientClipByValue, "max", ("max", "min")),
+    "global-norm": (
+        GradientClipByGlobalNorm,
+        "clip_norm",
+        ("clip_norm", "ord", "group_name", "per_sample"),
+    ),
+    "rms": (GradientClipByRMS, "threshold", ("threshold",)),
+    "adaptive": (AdaptiveGradientClip, "clipping", ("clipping", "eps", "axes")),
+}
+_NUMBERS = {"clip_norm", "ord", "max", "min", "threshold", "clipping", "eps"}
+_SETTINGS = {setting for _, _, own in _CLIPS.values() for setting in own}
+_SELECTION = {
+    "parameters",
+    "dtype",
+    "rank",
+    "min_rank",
+    "max_rank",
+    "min_elements",
+    "max_elements",
+}
+_KEYS = _SELECTION | _SETTINGS | {"clip", "threshold_input"}
+
+
+def load_rules(path: str | os.PathLike[str]) -> list[Rule]:
+    """The rules of a `clip.toml`.
+
+    Args:
+        path: the file: an array of tables `[[rule]]`, see docs/rules.md.
+
+    Raises:
+        OnnxClipError: the file cannot be read, is no TOML, or its rules are at fault; each fault
+            names the file and the number of the rule.
+    """
+    path = Path(path)
+    text = _read(path)
+    try:
+        document = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise OnnxClipError(f"{str(path)!r} is no TOML: {error}") from error
+    tables = document.get("rule")
+    faults = [
+        f"{path.name}: unknown key {key!r}{_near(key, ['rule'])}"
+        for key in document
+        if key != "rule"
+    ]
+    if not isinstance(tables, list) or not tables:
+        faults.append(f"{path.name}: expected at least one table [[rule]]")
+        tables = []
+    rules: list[Rule] = []
+    for number, table in enumerate(tables, 1):
+        reader = _Reader(table, f"{path.name}, rule {number}")
+        rule = reader.rule()
+        faults += reader.faults
+        if rule is not None and not reader.faults:
+            faults += _shadowing(rule, rules)
+            rules.append(rule)
+    if faults:
+        raise OnnxClipError(f"the rules in {str(path)!r} cannot be used:", faults)
+    return rules
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise OnnxClipError(
+                f"{str(path)!r} has {path.stat().st_size:,} bytes, more than any rules need"
+            )
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise OnnxClipError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    except ValueError as error:  # no UTF-8, or a NUL in the path
+        raise OnnxClipError(f"cannot read {str(path)!r}: {error}") from error
+
+
+def _shadowing(rule: Rule, before: list[Rule]) -> list[str]:
+    """Why no gradient can ever get as far as this rule, whatever the model."""
+    for other in before:
+        takes_all = other.need_clip is None or other.need_clip == rule.need_clip
+        if takes_all and other.bounds in (Bounds(), rule.bounds):
+            return [f"{rule.where}: never matches, since {other.where} takes all of it before"]
+    return []
+
+
+class _Reader:
+    """Reads one table, and notes what is wrong with it."""
+
+    def __init__(self, table: object, where: str) -> None:
+        self.faults: list[str] = []
+        self._where = where
+        self._table: Mapping[str, Any] = table if isinstance(table, dict) else {}
+        if not isinstance(table, dict):
+            self._fault("expected a table")
+
+    def rule(self) -> Rule | None:
+        """The rule; None, or one not to be used, where there are faults."""
+        for key in self._table:
+            if key not in _KEYS:
+                self._fault(f"unknown key {key!r}{_near(key, sorted(_KEYS))}")
+        bounds, clip = self._bounds(), self._clip()
+        given = self._table.get("threshold_input")
+        if given is not None and (not isinstance(given, str) or not given):
+            self._fault(f"threshold_input must be a name, not {given!r}")
+        elif given is not None and (clip is None or clip.threshold is None):
+            self._fault(f"threshold_input {given!r} needs a clip with one threshold")
+        if self.faults:
+            return None
+        try:
+            return Rule(self._parameters(), clip, given, bounds, self._where)
+        except OnnxClipError as error:
+            self._fault(str(error))
+            return None
+
+    def _fault(self, text: str) -> None:
+        self.faults.append(f"{self._where}: {text}")
+
+    def _parameters(self) -> list[str] | None:
+        given = self._table.get("parameters")
+        if given is None:
+            return None
+        patterns = [given] if isinstance(given, str) else given
+        if (
+            not isinstance(patterns, list)
+            or not patterns
+            or not all(isinstance(pattern, str) for pattern in patterns)
+        ):
+            raise OnnxClipError(f"parameters must be a pattern, or a list of them, not {given!r}")
+        return patterns
+
+    def _bounds(self) -> Bounds:
+        dtypes = self._table.get("dtype", [])
+        dtypes = [dtypes] if isinstance(dtypes, str) else dtypes
+        if not isinstance(dtypes, list) or any(dtype not in DTYPES for dtype in dtypes):
+            self._fault(f"dtype must be one or more of {', '.join(sorted(DTYPES))}, not {dtypes!r}")
+            dtypes = []
+        counts = {key: self._count(key) for key in sorted(_SELECTION - {"parameters", "dtype"})}
+        rank, low, high = counts["rank"], counts["min_rank"], counts["max_rank"]
+        if rank is not None and (low is not None or high is not None):
+            self._fault("rank says it all: not with min_rank or max_rank")
+        low, high = (rank, rank) if rank is not None else (low, high)
+        fewest, most = counts["min_elements"], counts["max_elements"]
+        for what, least, largest in (("rank", low, high), ("elements", fewest, most)):
+            if least is not None and largest is not None and least > largest:
+                self._fault(f"can never match: min_{what} {least} is above max_{what} {largest}")
+        return Bounds(
+            tuple(dtypes),
+            low or 0,
+            math.inf if high is None else high,
+            fewest or 0,
+            math.inf if most is None else most,
+        )
+
+    def _count(self, key: str) -> int | None:
+        given = self._table.get(key)
+        if given is None or (type(given) is int and given >= 0):
+            return given
+        self._fault(f"{key} must be a whole number, 0 or more, not {given!r}")
+        return None
+
+    def _clip(self) -> Clip | None:
+        kind = self._table.get("clip")
+        settings = {key: value for key, value in self._table.items() if key in _SETTINGS}
+        if kind == "none":
+            if settings:
+                self._fault(f'clip = "none" takes no {", ".join(sorted(settings))}')
+            return None
+        if isinstance(kind, list):
+            if settings:
+                self._fault(f"say {', '.join(sorted(settings))} in the tables of the chain")
+            return self._chain(kind)
+        return self._one(kind, settings)
+
+    def _chain(self, tables: list[Any]) -> Clip | None:
+        clips = []
+        for table in tables:
+            if not isinstance(table, dict):
+                self._fault(f'a chain is a list of tables such as {{clip = "norm"}}, not {table!r}')
+                continue
+            settings = {key: value for key, value in table.items() if key != "clip"}
+            clip = self._one(table.get("clip"), settings)
+            if clip is not None:
+                clips.append(clip)
+        if not tables:
+            self._fault("a chain needs at least one clip")
+        return Chain(*clips) if clips else None
+
+    def _one(self, kind: object, settings: dict[str, Any]) -> Clip | None:
+        if not isinstance(kind, str) or kind not in _CLIPS:
+            names = ", ".join([*_CLIPS, "none"])
+            near = _near(kind, list(_CLIPS)) if isinstance(kind, str) else ""
+            what = "there is none" if kind is None else f"not {kind!r}"
+            self._fault(f"clip must be one of {names}; {what}{near}")
+            return None
+        made, needed, own = _CLIPS[kind]
+        before = len(self.faults)
+        for key in settings:
+            if key not in own:
+                self._fault(f'clip = "{kind}" takes {", ".join(own)}, not {key}')
+        if needed not in settings:
+            self._fault(f'clip = "{kind}" needs {needed}')
+        for key, value in settings.items():
+            if key in _NUMBERS and not _is_number(value):
+                self._fault(f"{key} must be a number, not {value!r}")
+            if key == "per_sample" and not isinstance(value, bool):
+                self._fault(f"per_sample must be true or false, not {value!r}")
+        if len(self.faults) > before:
+            return None
+        try:
+            return made(**settings)
+        except OnnxClipError as error:
+            self._fault(str(error))
+            return None
+
+
+def _is_number(value: object) -> bool:
+    return value == "inf" or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _near(key: str, known: list[str]) -> str:
+    found = get_close_matches(key, known, n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""

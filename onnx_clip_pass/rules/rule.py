@@ -1,0 +1,91 @@
+"""What a rule is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from onnx_clip_pass.clips import Clip
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.gradients import Parameter
+from onnx_clip_pass.selection import NeedClip, check_need_clip
+
+__all__ = ["Bounds", "Choice", "Rule"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a parameter must be like, besides its name: dtypes, and bounds that are included.
+
+    Of a parameter whose shape is not known no rank and no number of elements is within bounds; one
+    with unknown sizes has at least the elements that the known ones make.
+    """
+
+    dtypes: tuple[str, ...] = ()
+    min_rank: int = 0
+    max_rank: float = math.inf
+    min_elements: int = 0
+    max_elements: float = math.inf
+
+    def hold(self, parameter: Parameter) -> bool:
+        """Whether the parameter is within all of them."""
+        if self.dtypes and parameter.dtype not in self.dtypes:
+            return False
+        shape = parameter.shape
+        if shape is None:
+            return self == Bounds(self.dtypes)
+        if not self.min_rank <= len(shape) <= self.max_rank:
+            return False
+        sizes = [size for size in shape if isinstance(size, int)]
+        is_known = len(sizes) == len(shape)
+        elements = math.prod(sizes)
+        if elements < self.min_elements:
+            return False
+        return self.max_elements == math.inf or (is_known and elements <= self.max_elements)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A selection, and the clip for the gradients that no rule before it has taken.
+
+    Args:
+        need_clip: which parameters: a predicate on `Parameter`, a pattern, a list of patterns, or
+            None for all that are left.
+        clip: what to do; None to leave them alone.
+        threshold_input: the name of an input of the graph that becomes the clip's threshold.
+        bounds: what the parameters must be like besides.
+        where: where the rule stands, for messages: "clip.toml, rule 3".
+
+    Raises:
+        OnnxClipError: the selection is none, `clip` is no clip, or has a `need_clip` of its own.
+    """
+
+    need_clip: NeedClip
+    clip: Clip | None
+    threshold_input: str | None = None
+    bounds: Bounds = Bounds()
+    where: str = ""
+
+    def __post_init__(self) -> None:
+        check_need_clip(self.need_clip)
+        if self.clip is None:
+            return
+        if not isinstance(self.clip, Clip):
+            raise OnnxClipError(
+                f"expected a clip such as GradientClipByNorm(1.0), or None to leave alone, not "
+                f"{self.clip!r}"
+            )
+        if any(formula.need_clip is not None for formula in self.clip.formulas):
+            raise OnnxClipError(
+                f"say need_clip in the rule, not in its clip {self.clip!r} as well: the rule alone "
+                f"decides which gradients it takes"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What is to be done to a gradient; `rule` is the number of the rule that says so, from 1."""
+
+    clip: Clip
+    threshold_input: str | None = None
+    rule: int | None = None

@@ -1,0 +1,253 @@
+"""One norm over many gradients: what counts, who waits, and what cannot be."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from graphs import MODELS, run
+from onnx import TensorProto, helper
+
+from onnx_clip_pass import (
+    GradientClipByGlobalNorm,
+    GradientClipByNorm,
+    OnnxClipError,
+    Rule,
+    clip_gradients,
+    find_gradients,
+    strip,
+)
+from onnx_clip_pass.clips import Case
+
+ONE = GradientClipByGlobalNorm(1.0)
+KINDS = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16}
+
+
+def parse(body: str, opset: int = 17) -> onnx.ModelProto:
+    return onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> {body}')
+
+
+def handed_out(gradients: dict[str, np.ndarray]) -> onnx.ModelProto:
+    """A graph that hands its inputs x_<name> out as gradients <name>_grad."""
+    inputs, outputs, nodes = [], [], []
+    for name, array in gradients.items():
+        kind = (KINDS[array.dtype], array.shape)
+        inputs.append(helper.make_tensor_value_info(f"x_{name}", *kind))
+        outputs.append(helper.make_tensor_value_info(f"{name}_grad", *kind))
+        nodes.append(helper.make_node("Identity", [f"x_{name}"], [f"{name}_grad"]))
+    graph = helper.make_graph(nodes, "many", inputs, outputs)
+    opset = helper.make_opsetid("", 17)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=8)
+
+
+def clipped_by_graph(model, clip, gradients, **options):
+    named = {f"{name}_grad": name for name in gradients}
+    clipped = clip_gradients(model, clip, gradients=named, **options)
+    onnx.checker.check_model(clipped, full_check=True)
+    assert strip(clipped) == model
+    out = run(clipped, {f"x_{name}": array for name, array in gradients.items()})
+    return {name: out[f"{name}_grad"] for name in gradients}
+
+
+def test_500_gradients_of_mixed_sizes_and_two_dtypes():
+    """float16 results round once, to 1e-3; float32 ones within the stated 1e-5 of the norm."""
+    rng = np.random.default_rng(0)
+    gradients = {}
+    for number in range(500):
+        shape = [(), (7,), (3, 5), (64, 33), (1,)][number % 5]
+        dtype = np.float16 if number % 3 == 0 else np.float32
+        gradients[f"w{number}"] = np.asarray(rng.standard_normal(shape)).astype(dtype)
+    out = clipped_by_graph(handed_out(gradients), ONE, gradients)
+    wide = [x.astype(np.float64).ravel() for x in gradients.values()]
+    norm = np.linalg.norm(np.concatenate(wide))
+    assert norm > 1
+    for name, x in gradients.items():
+        rtol, atol = (2.0**-10, 2.0**-24) if x.dtype == np.float16 else (2e-5, 0)
+        expected = x.astype(np.float64) / norm
+        np.testing.assert_allclose(out[name].astype(np.float64), expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("ord", [1, 2, 3, np.inf])
+def test_the_order_of_the_norm_is_that_of_the_whole(ord: float):
+    gradients = {"a": np.float32([[1, -2], [3, 4]]), "b": np.float32(-7), "c": np.float32([5])}
+    out = clipped_by_graph(handed_out(gradients), GradientClipByGlobalNorm(1, ord=ord), gradients)
+    norm = np.linalg.norm([1, -2, 3, 4, -7, 5], ord=ord)
+    for name, x in gradients.items():
+        np.testing.assert_allclose(out[name], x / norm, rtol=1e-6)
+
+
+def test_two_groups_have_a_norm_each():
+    gradients = {
+        "a": np.float32([3]), "b": np.float32([4]), "c": np.float32([0.1]), "d": np.float32([0.2]),
+    }  # fmt: skip
+    rules = [
+        Rule(["a", "b"], GradientClipByGlobalNorm(1.0, group_name="first")),
+        Rule(None, GradientClipByGlobalNorm(1.0, group_name="second")),
+    ]
+    out = clipped_by_graph(handed_out(gradients), rules, gradients)
+    np.testing.assert_allclose([out["a"][0], out["b"][0]], [0.6, 0.8], rtol=5e-7)
+    assert out["c"].tobytes() == gradients["c"].tobytes()
+    assert out["d"].tobytes() == gradients["d"].tobytes()
+
+
+def test_a_predicate_that_picks_nothing_leaves_the_model_alone():
+    gradients = {"a": np.float32([3])}
+    model = handed_out(gradients)
+    clip = GradientClipByGlobalNorm(1.0, need_clip=lambda parameter: False)
+    assert clip_gradients(model, clip, gradients={"a_grad": "a"}) == model
+
+
+def test_within_the_bound_all_stay_bit_for_bit():
+    gradients = {"a": np.float32([0.3, -0.1]), "b": np.float16([0.7])}
+    out = clipped_by_graph(handed_out(gradients), ONE, gradients)
+    assert all(out[name].tobytes() == x.tobytes() for name, x in gradients.items())
+
+
+def test_nan_in_one_gradient_is_nan_in_all_or_zero_in_all_or_nothing():
+    gradients = {"a": np.float32([np.nan, 1]), "b": np.float32([2])}
+    model = handed_out(gradients)
+    assert np.isnan(clipped_by_graph(model, ONE, gradients)["b"]).all()
+    zero = clipped_by_graph(model, ONE, gradients, nonfinite="zero")
+    np.testing.assert_array_equal([*zero["a"], *zero["b"]], [0, 0, 0])
+    keep = clipped_by_graph(model, ONE, gradients, nonfinite="keep")
+    np.testing.assert_array_equal([*keep["a"], *keep["b"]], [np.nan, 1, 2])
+
+
+# -- what counts -------------------------------------------------------------------------------
+
+SUM_OF_PARAMETERS = MODELS / "in_graph" / "sum_of_parameters.onnx"  # C = S + T: one gradient
+
+
+def test_a_value_counts_once_for_each_parameter_that_it_is_the_gradient_of():
+    """As PyTorch counts it: two parameters with the gradient 3, 4 have the norm 5 * sqrt(2)."""
+    case = Case(np.array([3.0, 4.0]), count=2)
+    np.testing.assert_allclose(ONE.reference([case])[0], np.array([3, 4]) / 50**0.5)
+
+
+def test_in_a_graph_a_shared_value_counts_twice_and_any_other_once():
+    model = onnx.load(SUM_OF_PARAMETERS)
+    parameters: dict[str, int] = {}
+    for gradient in find_gradients(model):
+        parameters[gradient.name] = parameters.get(gradient.name, 0) + 1
+    assert sorted(parameters.values()) == [1, 2]
+    clipped = clip_gradients(model, ONE, emit=("norm",))
+    out = run(clipped, dict(np.load(SUM_OF_PARAMETERS.with_suffix(".inputs.npz"))))
+    squares = [count * float(out[f"{name}/norm"]) ** 2 for name, count in parameters.items()]
+    np.testing.assert_allclose(out["default_group/norm"], sum(squares) ** 0.5, rtol=1e-6)
+
+
+# -- who waits ---------------------------------------------------------------------------------
+
+EARLY_READERS = """
+    step (float[2] W, float[2] V, float[2] x, float lr)
+        => (float[2] W_new, float[2] V_new, float[2] aside) {
+        g = Neg(x)
+        step_W = Mul(lr, g)
+        W_new = Sub(W, step_W)
+        aside = Abs(x)
+        h = Add(x, x)
+        step_V = Mul(lr, h)
+        V_new = Sub(V, step_V)
+    }"""
+
+
+def test_readers_wait_for_the_last_gradient_and_nothing_else_moves():
+    model = parse(EARLY_READERS)
+    clipped = clip_gradients(model, ONE, gradients={"g": "W", "h": "V"})
+    onnx.checker.check_model(clipped, full_check=True)
+    order = [node.output[0] for node in clipped.graph.node if not node.name.startswith("clip/")]
+    assert order == [
+        "clip/g/raw", "aside", "clip/h/raw", "step_W", "W_new", "step_V", "V_new",
+    ]  # fmt: skip
+    assert strip(clipped) == model
+    assert [node.output[0] for node in strip(clipped).graph.node][:4] == [
+        "g", "step_W", "W_new", "aside",
+    ]  # fmt: skip
+
+
+def test_where_no_reader_comes_too_early_nothing_moves():
+    gradients = {"a": np.float32([3]), "b": np.float32([4])}
+    clipped = clip_gradients(handed_out(gradients), ONE, gradients=["a_grad", "b_grad"])
+    old = [node for node in clipped.graph.node if not node.name.startswith("clip/")]
+    assert [node.input[0] for node in old] == ["x_a", "x_b"]
+
+
+def test_an_if_that_takes_a_clipped_gradient_from_outside_waits_too():
+    model = parse(
+        """
+        step (float[2] x, bool yes) => (float[2] out, float[2] b_grad) {
+            a_grad = Neg(x)
+            out = If(yes) <
+                then_branch = t () => (float[2] p) { p = Abs(a_grad) },
+                else_branch = e () => (float[2] q) { q = Identity(a_grad) }>
+            b_grad = Add(x, x)
+        }"""
+    )
+    clipped = clip_gradients(model, ONE, gradients=["a_grad", "b_grad"])
+    onnx.checker.check_model(clipped, full_check=True)
+    assert [n.op_type for n in clipped.graph.node if not n.name.startswith("clip/")] == [
+        "Neg", "Add", "If",
+    ]  # fmt: skip
+    out = run(clipped, {"x": np.float32([3, 4]), "yes": np.array(False)})
+    np.testing.assert_allclose(out["out"], np.float32([-3, -4]) / 125**0.5, rtol=1e-6)
+    assert strip(clipped) == model
+
+
+TWO_STEPS = """
+    steps (float[2] W, float[2] V, float[2] x) => (float[2] W2, float[2] V2) {
+        W_grad1 = Mul(W, x)
+        W1 = Sub(W, W_grad1)
+        V_grad1 = Mul(V, x)
+        V1 = Sub(V, V_grad1)
+        W_grad2 = Mul(W1, x)
+        W2 = Sub(W1, W_grad2)
+        V_grad2 = Mul(V1, x)
+        V2 = Sub(V1, V_grad2)
+    }"""
+
+
+def test_each_step_of_an_unrolled_loop_has_a_norm_of_its_own():
+    model = parse(TWO_STEPS)
+    named = {f"{p}_grad{step}": p for p in "WV" for step in (1, 2)}
+    clipped = clip_gradients(model, ONE, gradients=named)
+    onnx.checker.check_model(clipped, full_check=True)
+    feeds = {"W": np.float32([1, 2]), "V": np.float32([3, 4]), "x": np.float32([2, 3])}
+    out = run(clipped, feeds)
+    w, v, x = (feeds[name].astype(np.float64) for name in "WVx")
+    for _ in range(2):
+        step = ONE.apply({"w": w * x, "v": v * x})
+        w, v = w - step["w"], v - step["v"]
+    np.testing.assert_allclose(out["W2"], w, rtol=1e-6)
+    np.testing.assert_allclose(out["V2"], v, rtol=1e-6)
+    assert strip(clipped) == model
+
+
+# -- what cannot be ----------------------------------------------------------------------------
+
+
+def test_gradients_of_different_graphs_are_refused():
+    model = parse(
+        """
+        step (float[2] x, bool yes) => (float[2] out, float[2] b_grad) {
+            b_grad = Add(x, x)
+            out = If(yes) <
+                then_branch = t () => (float[2] p) { a_grad = Neg(x) p = Abs(a_grad) },
+                else_branch = e () => (float[2] q) { q = Identity(x) }>
+        }"""
+    )
+    with pytest.raises(OnnxClipError, match="values of different graphs; give them groups"):
+        clip_gradients(model, ONE, gradients=["a_grad", "b_grad"])
+
+
+def test_one_group_with_two_thresholds_is_refused():
+    gradients = {"a": np.float32([3]), "b": np.float32([4])}
+    rules = [Rule("a_grad", ONE), Rule(None, GradientClipByGlobalNorm(2.0))]
+    with pytest.raises(OnnxClipError, match="cannot have one norm: they are clipped by"):
+        clip_gradients(handed_out(gradients), rules, gradients=["a_grad", "b_grad"])
+
+
+def test_rules_with_a_clip_each_and_none():
+    gradients = {"a": np.float32([3]), "b": np.float32([4]), "c": np.float32([5])}
+    rules = [Rule("a", None), Rule("b", GradientClipByNorm(2.0)), Rule(None, ONE)]
+    out = clipped_by_graph(handed_out(gradients), rules, gradients)
+    assert [float(out[name][0]) for name in "abc"] == [3, 2, 1]
