@@ -50,7 +50,9 @@ def ort_training(session: nox.Session) -> None:
         "pytest>=8",
     )
     session.install("--no-deps", "-e", ".")
-    session.run("python", "-m", "pytest", *(session.posargs or ["tests/training"]))
+    session.run(
+        "python", "-m", "pytest", *(session.posargs or ["tests/training", "tests/artifacts"])
+    )
 
 
 @nox.session

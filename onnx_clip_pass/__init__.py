@@ -9,6 +9,7 @@
 from typing import TYPE_CHECKING, Any
 
 from onnx_clip_pass._version import __version__
+from onnx_clip_pass.artifacts import clip_artifacts
 from onnx_clip_pass.clips import (
     AdaptiveGradientClip,
     Chain,
@@ -42,6 +43,7 @@ __all__ = [
     "Report",
     "Rule",
     "__version__",
+    "clip_artifacts",
     "clip_gradients",
     "clip_gradients_file",
     "find_gradients",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -237,7 +237,7 @@ def _is_read_by_others(model: ModelProto, record: Record) -> bool:
     nodes = set(record.nodes)
     removed, handed_out = set(record.initializers), set(record.outputs)
     read: set[str] = set()
-    for body in bodies_of(model):
+    for body in bodies_of(model, but_in=nodes):  # what is in an added node goes with it
         for node in body.node:
             if node.name in nodes:
                 removed.update(node.output)
@@ -251,8 +251,13 @@ def _is_read_by_others(model: ModelProto, record: Record) -> bool:
     return not read.isdisjoint(removed - kept)
 
 
-def bodies_of(model: ModelProto) -> Iterator[GraphProto | FunctionProto]:
-    """Every body of nodes in a model, an outer one before those in its nodes."""
+def bodies_of(
+    model: ModelProto, *, but_in: Collection[str] = ()
+) -> Iterator[GraphProto | FunctionProto]:
+    """Every body of nodes in a model, an outer one before those in its nodes.
+
+    Those in the nodes named in `but_in` are left out.
+    """
     todo: list[GraphProto | FunctionProto] = [model.graph]
     for info in model.training_info:
         todo += [info.initialization, info.algorithm]
@@ -260,7 +265,8 @@ def bodies_of(model: ModelProto) -> Iterator[GraphProto | FunctionProto]:
     for body in todo:  # grows while it is read
         yield body
         for node in body.node:
-            todo += _graphs_in(node)
+            if node.name not in but_in:
+                todo += _graphs_in(node)
 
 
 def _graphs_in(node: NodeProto) -> list[GraphProto]:

@@ -121,7 +121,7 @@ def norm_in_graph(x: Array, norm_precision: Any, declared: Any, opset: int = 17)
         gradients=["g"],
         norm_precision=norm_precision,
     )
-    last = [node for node in model.graph.node if node.op_type == "ReduceL2"][-1]
+    last = [node for node in model.graph.node if node.op_type in ("ReduceL2", "Sqrt")][-1]
     model.graph.output.append(onnx.ValueInfoProto(name=last.output[0]))
     session = open_session(model, optimize=False)
     return float(session.run([last.output[0]], {"x": x})[0])

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from onnx_clip_pass.cli.folders import inspect_folder, is_folder
 from onnx_clip_pass.cli.probing import ProbeOptions, probe_options
 from onnx_clip_pass.cli.showing import (
     MODEL,
@@ -15,11 +16,10 @@ from onnx_clip_pass.cli.showing import (
     escape_control,
     gradient_facts,
     print_json,
+    settings_in_words,
     show_gradients,
 )
 from onnx_clip_pass.cli.verifying import RunOptions, run_options
-from onnx_clip_pass.clips import clip_of
-from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import inspect_file
 from onnx_clip_pass.record import Record
 
@@ -36,8 +36,14 @@ def inspect(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Show the gradients of MODEL, how they are known, and what is clipped already."""
+    """Show the gradients of MODEL, how they are known, and what is clipped already.
+
+    MODEL is a file, or a folder of ONNX Runtime's training artifacts.
+    """
     probing = ProbeOptions.of(options)
+    if is_folder(model) and not probing.probes:
+        inspect_folder(model, as_json=as_json)
+        return
     found = inspect_file(model)
     if probing.probes:
         probed = probing.find(model, RunOptions.of(options))
@@ -59,7 +65,7 @@ def inspect(
     done = found.record.clips if found.record else []
     clips = {(clip.get("gradient"), clip.get("parameter")): clip for clip in done}
     show_gradients(
-        (gradient, _settings(clips.get((gradient.name, gradient.parameter.name))))
+        (gradient, settings_in_words(clips.get((gradient.name, gradient.parameter.name))))
         for gradient in found.gradients
     )
     click.echo(f"{count_gradients(len(found.gradients))} in {escape_control(model)}")
@@ -74,16 +80,6 @@ def inspect(
     )
     for line in _further(found.record) if found.record is not None else ():
         click.echo(line)
-
-
-def _settings(entry: dict[str, Any] | None) -> str:
-    """What a record says of one clip, in a few words."""
-    if entry is None:
-        return "-"
-    try:
-        return clip_of(entry).label
-    except OnnxClipError:  # written by another version: worth a look all the same
-        return str(entry.get("clip"))
 
 
 def _further(record: Record) -> list[str]:

@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
+from onnx_clip_pass.artifacts import Place
 from onnx_clip_pass.cli.clipping import ClipOptions, clip_options
+from onnx_clip_pass.cli.folders import AT, beside_folder, is_folder, rewrite_folder, strip_folder
 from onnx_clip_pass.cli.probing import ProbeOptions, probe_options
 from onnx_clip_pass.cli.showing import (
     MODEL,
@@ -53,6 +55,7 @@ EXTERNAL_DATA = click.option(
     metavar="FILE",
     help="JSON object, gradient name to parameter name; nothing is searched.",
 )
+@AT
 @EXTERNAL_DATA
 @click.option(
     "--verify", "verifies", is_flag=True, help="Then run both models and compare: see verify."
@@ -68,6 +71,7 @@ def rewrite(
     output: Path | None,
     names: tuple[str, ...],
     map_file: Path | None,
+    at: Place | None,
     external_data: HowToBring,
     verifies: bool,
     dry_run: bool,
@@ -78,6 +82,8 @@ def rewrite(
 ) -> None:
     """Clip the gradients of each MODEL: each by its own norm, unless --clip says otherwise.
 
+    MODEL is a file, or a folder of ONNX Runtime's training artifacts, which is rewritten as one.
+
     \b
     Examples:
       onnx-clip rewrite training_model.onnx
@@ -86,6 +92,7 @@ def rewrite(
       onnx-clip rewrite model.onnx --rules clip.toml --dry-run
       onnx-clip rewrite model.onnx --gradient t_9 --gradient view_1
       onnx-clip rewrite model.onnx --probe --feeds inputs.npz --loss mse_loss
+      onnx-clip rewrite artifacts/ -o clipped/ --at step
     """
     if in_place and output is not None:
         raise click.UsageError("--in-place and --output exclude each other")
@@ -96,6 +103,8 @@ def rewrite(
     probing = ProbeOptions.of(options)
     if probing.probes and (names or map_file is not None):
         raise click.UsageError("--probe finds the gradients: not with --gradient or --map")
+    if at is not None and not any(is_folder(model) for model in models):
+        raise click.UsageError("--at is for a folder of training artifacts: give that, not a file")
     if output is not None and len(models) > 1:
         raise click.UsageError("--output is for one model; several are written beside themselves")
     clipping = ClipOptions.of(options)
@@ -108,6 +117,15 @@ def rewrite(
         target = model if in_place else output or _beside(model, "clipped")
         facts: dict[str, Any] = {"model": str(model)}
         try:
+            if is_folder(model):
+                written = {"gradients": gradients, "external_data": external_data,
+                           "replace": in_place, "force": force, "dry_run": dry_run}  # fmt: skip
+                runs = probing.probes or verifies
+                facts |= rewrite_folder(
+                    model, target, clips, at=at, runs=runs, as_json=as_json, **written, **arguments
+                )
+                results.append(facts)
+                continue
             if probing.probes:
                 gradients = probing.names(model, run)
             with ProgressBar(f"writing {target.name}") as progress:
@@ -154,10 +172,13 @@ def rewrite(
 def strip(
     model: Path, output: Path | None, external_data: HowToBring, in_place: bool, force: bool
 ) -> None:
-    """Undo a rewrite: write MODEL as it was before it was clipped."""
+    """Undo a rewrite: write MODEL, a file or a folder, as it was before it was clipped."""
     if in_place and output is not None:
         raise click.UsageError("--in-place and --output exclude each other")
     target = model if in_place else output or _beside(model, "stripped")
+    if is_folder(model):
+        strip_folder(model, target, external_data=external_data, replace=in_place, force=force)
+        return
     with ProgressBar(f"writing {target.name}") as progress:
         strip_file(
             model,
@@ -172,4 +193,6 @@ def strip(
 
 def _beside(model: Path, word: str) -> Path:
     """The default output: model.onnx gives model.clipped.onnx."""
+    if is_folder(model):
+        return beside_folder(model, word)
     return model.parent / f"{model.stem}.{word}.onnx"

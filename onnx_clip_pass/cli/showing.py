@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from onnx_clip_pass.clips import clip_of
+from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.rewrite import Clipped, Report
 
@@ -22,14 +24,18 @@ __all__ = [
     "MODEL",
     "MOST_ROWS",
     "ProgressBar",
+    "bounds_in_words",
     "count_gradients",
+    "done_in_words",
     "escape_control",
     "gradient_facts",
     "print_json",
     "report_facts",
     "say",
+    "settings_in_words",
     "show_gradients",
     "show_table",
+    "tell_ports",
     "tell_rewrite",
 ]
 
@@ -84,12 +90,22 @@ def tell_rewrite(model: Path, target: Path | None, report: Report, *, as_json: b
     if as_json:
         return
     show_gradients((row.gradient, _done_to(row)) for row in report.rows)
-    done = "measured" if report.measured_only else "clipped"
-    if target is None:
-        done = "would measure" if report.measured_only else "would clip"
+    done = done_in_words(report, target)
     count = f"{len(report.clipped)} of {count_gradients(len(report.rows))}"
     written = "nothing was written" if target is None else f"wrote {escape_control(target)}"
-    click.echo(f"{done} {count} in {escape_control(model)}, {_bounds(report)}; {written}")
+    click.echo(f"{done} {count} in {escape_control(model)}, {bounds_in_words(report)}; {written}")
+    tell_ports(report)
+
+
+def done_in_words(report: Report, target: Path | None) -> str:
+    """What was done, or would be if there were a target."""
+    if target is None:
+        return "would measure" if report.measured_only else "would clip"
+    return "measured" if report.measured_only else "clipped"
+
+
+def tell_ports(report: Report) -> None:
+    """The inputs and outputs that were added."""
     for name in report.threshold_inputs:
         click.echo(f"input {escape_control(name)}: the threshold; not fed, it is as given here")
     for emitted in report.emitted[:_MOST_EMITTED]:
@@ -107,7 +123,7 @@ def _done_to(row: Clipped) -> str:
     return row.clip.label + (f" [rule {row.rule}]" if row.rule is not None else "")
 
 
-def _bounds(report: Report) -> str:
+def bounds_in_words(report: Report) -> str:
     """By what the gradients are bounded: there must be no doubt whether a norm is global."""
     found = list(dict.fromkeys(row.clip.bounds for row in report.clipped if row.clip))
     if not found:
@@ -210,3 +226,13 @@ def gradient_facts(gradient: Gradient) -> dict[str, Any]:
         "dtype": gradient.dtype,
         "evidence": gradient.evidence,
     }
+
+
+def settings_in_words(entry: dict[str, Any] | None) -> str:
+    """What a record says of one clip, in a few words."""
+    if entry is None:
+        return "-"
+    try:
+        return clip_of(entry).label
+    except OnnxClipError:  # written by another version: worth a look all the same
+        return str(entry.get("clip"))

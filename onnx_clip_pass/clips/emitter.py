@@ -16,6 +16,7 @@ from onnx_clip_pass.kernels import Need
 
 __all__ = ["Emitter", "Limit", "Measured", "ParameterSite", "Quantity"]
 
+_DOUBLE = int(TensorProto.DOUBLE)
 _FIRST_REDUCED_AXES_AS_INPUT = 18
 _FIRST_OTHER_AXES_AS_INPUT = 13
 
@@ -123,6 +124,8 @@ class Emitter:
 
     def limit(self, threshold: float, dtype: int, factor: float = 1.0) -> str:
         """The threshold times the factor, of rank 0: a constant, or what its input makes it."""
+        if self._limit is None and factor == 1:
+            return self.constant(threshold, dtype)
         if self._limit is None:  # multiplied in `dtype`, as where the threshold is an input
             kind = np.float64 if dtype == TensorProto.DOUBLE else np.float32
             return self.constant(float(kind(threshold) * kind(factor)), dtype)
@@ -186,7 +189,32 @@ class Emitter:
         shape: Shape | None,
         keepdims: int,
     ) -> str:
-        """A reduction over `axes`, or all of them; axes were an attribute before opset 18 (13)."""
+        """A reduction over `axes`, or all of them; axes were an attribute before opset 18 (13).
+
+        A norm in float64 of what is no float64 is made of a sum: ONNX Runtime 1.19, the last with
+        training, has no float64 ReduceL2 or ReduceL1 before opset 18, and the squares cannot
+        overflow.
+        """
+        is_norm = op_type in ("ReduceL1", "ReduceL2")
+        is_lacking = self.opset < _FIRST_REDUCED_AXES_AS_INPUT
+        if is_norm and is_lacking and dtype == _DOUBLE and self.dtype != _DOUBLE:
+            is_first = op_type == "ReduceL1"
+            step, inputs = ("Abs", [value]) if is_first else ("Mul", [value, value])
+            parts = self.node(
+                step, inputs, result="sizes" if is_first else "squares", dtype=dtype, shape=None
+            )
+            total = self.reduce(
+                "ReduceSum",
+                parts,
+                axes,
+                result=result if is_first else "sum of squares",
+                dtype=dtype,
+                shape=shape,
+                keepdims=keepdims,
+            )
+            if is_first:
+                return total
+            return self.node("Sqrt", [total], result=result, dtype=dtype, shape=shape)
         inputs = [value]
         attributes: dict[str, Any] = {"keepdims": keepdims}
         is_sum = op_type == "ReduceSum"

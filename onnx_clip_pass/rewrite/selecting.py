@@ -129,7 +129,8 @@ def nothing_found(seen: Survey) -> str:
     if ops & {"AdamWOptimizer", "SGDOptimizerV2"}:
         return (
             "this is an optimizer model of ONNX Runtime training: its gradients come as one "
-            "sequence without names; rewrite training_model.onnx of the same folder instead"
+            "sequence without names; rewrite training_model.onnx of the same folder instead, or "
+            "the folder, where all of them can be clipped alike"
         )
     outputs = ", ".join(repr(name) for name in scope.outputs[:5]) or "none"
     more = " and more" if len(scope.outputs) > 5 else ""

@@ -1,0 +1,332 @@
+"""A folder of ONNX Runtime's training artifacts, rewritten as one unit.
+
+The clip goes into one of its two models, the checkpoint and everything else come along untouched:
+
+- at the *step*: into the optimizer model, which gets the gradients when all micro-batches of a step
+  are added up, as PyTorch and Paddle clip; it gets them without names, so all are clipped alike.
+- at the *micro-batch*: into the training model, before its accumulators, by name and rule.
+
+With one micro-batch a step the two are the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from onnx_clip_pass.artifacts.layout import Layout, check_training_model, find_layout
+from onnx_clip_pass.artifacts.placing import building, check_target
+from onnx_clip_pass.artifacts.sequence import clip_sequence, find_optimizer
+from onnx_clip_pass.clips import Clip, NonFinite, NormPrecision, Numerics
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.files import Inspection, inspect_file
+from onnx_clip_pass.record import Record, read_record, undo
+from onnx_clip_pass.rewrite import (
+    ClipOrRules,
+    EmitAs,
+    GradientNames,
+    LossScale,
+    Report,
+    clip_in_place,
+)
+from onnx_clip_pass.storage import (
+    HowToBring,
+    Progress,
+    Structure,
+    data_files,
+    open_model,
+    write_structure,
+)
+from onnx_clip_pass.storage.external import bring_along
+
+__all__ = [
+    "ArtifactsInspection",
+    "Place",
+    "clip_artifacts",
+    "inspect_artifacts",
+    "strip_artifacts",
+]
+
+Quantity = Literal["norm", "scale", "clipped"]
+Place = Literal["step", "micro-batch"]
+"""Where a folder's gradients are clipped: after micro-batches are added up, or before."""
+
+_Path = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactsInspection:
+    """What a folder holds.
+
+    `training` is what the training model holds. `optimizer` is the op type of the optimizer node,
+    "" if there is none, for which `reason` then says why; `record` is that of the optimizer model.
+    """
+
+    training: Inspection
+    optimizer: str
+    record: Record | None
+    reason: str = ""
+
+
+def clip_artifacts(
+    folder: _Path,
+    target: _Path,
+    clip: ClipOrRules,
+    *,
+    at: Place = "step",
+    gradients: GradientNames = None,
+    skip: str | Sequence[str] = (),
+    norm_precision: NormPrecision = "auto",
+    nonfinite: NonFinite = "propagate",
+    loss_scale: LossScale = 1.0,
+    emit: Sequence[Quantity] = (),
+    emit_as: EmitAs = "each",
+    measure_only: bool = False,
+    external_data: HowToBring = "copy",
+    replace: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Clip the gradients of a folder of training artifacts; a clip that it has is replaced.
+
+    Args:
+        folder: what `generate_artifacts` of onnxruntime-training has written, under any prefix.
+        target: the folder to write. It appears whole or not at all.
+        clip: what to do, see `clip_gradients`; at the step one clip without `need_clip`.
+        at: "step", after all micro-batches of a step are added up, or "micro-batch", each before it
+            is added.
+        gradients: the gradients' names, see `clip_gradients`; not at the step.
+        skip: patterns of what to leave out; not at the step.
+        norm_precision: "auto", "plain" or "wide", see `clip_gradients`.
+        nonfinite: "propagate", "zero" or "keep", see `clip_gradients`.
+        loss_scale: see `clip_gradients`; not at the step.
+        emit: what to hand out of each gradient, see `clip_gradients`; not at the step. The runtime
+            returns it behind the loss, from every call of the module.
+        emit_as: "each" or "vector", see `clip_gradients`.
+        measure_only: hand out, and clip nothing; not at the step.
+        external_data: how what is not rewritten gets into the other folder: "copy" or "link" (hard
+            links: training that saves into the checkpoint then changes both).
+        replace: allow `target` to be `folder`, whose models are then replaced.
+        force: replace a target that onnx-clip did not write, or in which has been trained since.
+            Files that the artifacts have not are never removed.
+        dry_run: write nothing.
+        progress: is told how many bytes are written, and of how many.
+
+    Returns:
+        What was found and clipped. At the step it has one row for the whole sequence.
+
+    Raises:
+        OnnxClipError: it is no such folder, or of another version; the step is asked for by name,
+            or without an optimizer model; what `clip_gradients` refuses; and files that cannot be
+            read or written, or must not be replaced. Nothing is written then.
+    """
+    numerics = Numerics(norm_precision, nonfinite)
+    layout, target = find_layout(Path(folder)), Path(target)
+    wishes = {
+        "skip": bool(skip),
+        "gradients": gradients is not None,
+        "loss_scale": loss_scale != 1,
+        "emit": bool(emit),
+        "measure_only": measure_only,
+    }
+    uniform = _check_place(layout, clip, at, [name for name, given in wishes.items() if given])
+    chosen = layout.training if uniform is None else layout.optimizer
+    with _open_models(layout) as (structures, was_clipped):
+        model = structures[chosen].model
+        if uniform is not None:
+            report = clip_sequence(model, uniform, numerics, layout.shown(chosen))
+        else:
+            report = clip_in_place(
+                model,
+                clip,
+                gradients=gradients,
+                skip=skip,
+                numerics=numerics,
+                loss_scale=loss_scale,
+                emit=emit,
+                emit_as=emit_as,
+                measure_only=measure_only,
+            )
+        changed = {name: structures[name] for name in (*was_clipped, chosen)}
+        _check_written(layout, target, changed, in_place=replace, force=force)
+        if not dry_run:
+            _write(layout, target, changed, external_data, progress, in_place=replace)
+    return _with_notes(report, layout, chosen, replaced=bool(was_clipped))
+
+
+def strip_artifacts(
+    folder: _Path,
+    target: _Path,
+    *,
+    external_data: HowToBring = "copy",
+    replace: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Undo the rewrite of a folder; arguments and errors as for `clip_artifacts`.
+
+    Raises:
+        OnnxClipError: also if neither model is clipped.
+    """
+    layout, target = find_layout(Path(folder)), Path(target)
+    with _open_models(layout) as (structures, was_clipped):
+        if not was_clipped:
+            raise OnnxClipError(
+                f"the artifacts in {str(layout.folder)!r} are not clipped by onnx-clip: there is "
+                f"nothing to undo"
+            )
+        changed = {name: structures[name] for name in was_clipped}
+        _check_written(layout, target, changed, in_place=replace, force=force)
+        _write(layout, target, changed, external_data, progress, in_place=replace)
+
+
+def inspect_artifacts(folder: _Path) -> ArtifactsInspection:
+    """The gradients of a folder's training model, its optimizer, and what is clipped already.
+
+    Raises:
+        OnnxClipError: it is no folder of artifacts, or a model in it cannot be read.
+    """
+    layout = find_layout(Path(folder))
+    training = inspect_file(layout.folder / layout.training)
+    if not layout.optimizer:
+        return ArtifactsInspection(training, "", None, "there is no optimizer model")
+    with open_model(layout.folder / layout.optimizer) as structure:
+        record = read_record(structure.model)
+        try:
+            undo(structure.model)
+            optimizer = find_optimizer(structure.model, layout.shown(layout.optimizer))
+        except OnnxClipError as error:  # worth a look all the same
+            return ArtifactsInspection(training, "", record, str(error))
+    return ArtifactsInspection(training, optimizer.op_type, record)
+
+
+def _check_place(
+    layout: Layout,
+    clip: ClipOrRules,
+    at: str,
+    wishes: list[str],
+) -> Clip | None:
+    """The clip for all gradients alike at the step; None at the micro-batch.
+
+    `wishes` are the arguments that only the micro-batch can fulfil.
+    """
+    if at not in get_args(Place):
+        raise OnnxClipError(f"at must be one of {', '.join(get_args(Place))}, not {at!r}")
+    if at == "micro-batch":
+        return None
+    is_clip = isinstance(clip, Clip)
+    if not is_clip and not (isinstance(clip, Sequence) and not isinstance(clip, str)):
+        raise OnnxClipError(f"expected a clip such as GradientClipByNorm(1.0), not {clip!r}")
+    formulas = clip.formulas if isinstance(clip, Clip) else ()
+    named = [] if is_clip else ["rules"]
+    named += ["need_clip"] if any(each.need_clip is not None for each in formulas) else []
+    named += [wish for wish in wishes if wish in ("skip", "gradients")]
+    if named:
+        raise OnnxClipError(
+            f"--at step, which is the default for a folder, cannot pick by name "
+            f"({', '.join(named)}): the optimizer model gets all gradients as one sequence without "
+            f"names, in an order that the runtime does not promise. Clip all of them alike, or "
+            f"pass --at micro-batch (in Python at='micro-batch'): it clips the gradients of each "
+            f"micro-batch before they are added up, which is the same if a step has only one"
+        )
+    if wishes:
+        raise OnnxClipError(
+            f"--at step, which is the default for a folder, cannot have {', '.join(wishes)}: the "
+            f"runtime feeds and fetches its own inputs and outputs of the optimizer model alone; "
+            f"pass --at micro-batch"
+        )
+    if not layout.optimizer:
+        raise OnnxClipError(
+            f"{str(layout.folder)!r} has no {layout.prefix}optimizer_model.onnx, which --at step "
+            f"clips in: make the artifacts with optimizer=…, or pass --at micro-batch"
+        )
+    assert isinstance(clip, Clip)
+    return clip
+
+
+@contextmanager
+def _open_models(layout: Layout) -> Iterator[tuple[dict[str, Structure], list[str]]]:
+    """The models of a folder as they were before any rewrite, and which of them were rewritten."""
+    structures: dict[str, Structure] = {}
+    was_clipped: list[str] = []
+    with ExitStack() as stack:
+        for name in filter(None, (layout.training, layout.optimizer)):
+            structure = stack.enter_context(open_model(layout.folder / name))
+            structures[name] = structure
+            try:
+                if undo(structure.model):
+                    was_clipped.append(name)
+            except OnnxClipError as error:
+                raise OnnxClipError(f"{layout.shown(name)}: {error}") from error
+        check_training_model(structures[layout.training].model, layout.shown(layout.training))
+        yield structures, was_clipped
+
+
+def _check_written(
+    layout: Layout,
+    target: Path,
+    changed: Mapping[str, Structure],
+    *,
+    in_place: bool,
+    force: bool,
+) -> None:
+    """Refuse what `_write` must not do."""
+    if not in_place:
+        check_target(layout, target, force=force)
+    elif not (target.exists() and target.samefile(layout.folder)):
+        raise OnnxClipError(
+            f"expected {str(layout.folder)!r} as the target where it is to be replaced, not "
+            f"{str(target)!r}"
+        )
+    for structure in changed.values():
+        if structure.may_have_external_data:
+            data_files(structure.model, layout.folder)
+
+
+def _write(
+    layout: Layout,
+    target: Path,
+    changed: Mapping[str, Structure],
+    how: HowToBring,
+    progress: Progress | None,
+    *,
+    in_place: bool,
+) -> None:
+    """Write the folder with these models in place of its own."""
+    if in_place:  # each file is whole at any moment, and the folder is never clipped twice
+        for name, structure in changed.items():
+            write_structure(structure, (layout.folder / name).resolve(), progress=progress)
+        return
+    others = [file for name, file in layout.files.items() if name not in changed]
+    total = sum(file.size for file in layout.files.values())
+    done = 0
+
+    def count(copied: int) -> None:
+        nonlocal done
+        done += copied
+        if progress is not None:
+            progress(min(done, total), total)
+
+    with building(layout, target) as temporary:
+        for name in layout.folders:
+            (temporary / name).mkdir()
+        bring_along(others, temporary, how=how, may_replace=None, count=count)
+        for name, structure in changed.items():
+            write_structure(structure, temporary / name)
+            count(layout.files[name].size)
+
+
+def _with_notes(report: Report, layout: Layout, chosen: str, *, replaced: bool) -> Report:
+    notes = list(report.warnings)
+    converted = layout.in_ort_format(chosen)
+    if converted:
+        notes.append(
+            f"{converted} is the same model in ORT format and is not clipped: convert {chosen} "
+            f"again, with python -m onnxruntime.tools.convert_onnx_models_to_ort"
+        )
+    return replace(report, warnings=tuple(notes), replaced=replaced)

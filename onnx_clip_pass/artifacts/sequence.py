@@ -1,0 +1,202 @@
+"""Clipping in an optimizer model: after accumulation, in a sequence whose tensors have no names.
+
+The gradients come as one input, a sequence in an order that the runtime does not promise. What is
+put before the optimizer node does the same to each tensor, or to all by one norm:
+
+    clipped = []
+    for each in gradients: clipped.append(clip(each))
+
+as a Loop, since SequenceMap begins at opset 17 and artifacts have 15. The clip's nodes in the loop
+are those of an ordinary rewrite of the value `each`.
+
+ONNX Runtime's own InplaceClipGradNorm is not used: it divides by the norm plus 1e-6, and so
+shortens gradients whose norm is just within the threshold.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from onnx import ModelProto, TypeProto
+
+from onnx_clip_pass._version import __version__
+from onnx_clip_pass.artifacts.loops import insert_clip_by_global_norm, insert_clip_of_each
+from onnx_clip_pass.clips import Clip, GradientClipByGlobalNorm, Numerics, facts_of
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.gradients import Gradient, Parameter
+from onnx_clip_pass.graph import OUTPUT, Editor, Index, Read, TensorType
+from onnx_clip_pass.record import KEY, Record, digest_of, undo, write_record
+from onnx_clip_pass.rewrite import Clipped, Report, clip_in_place
+
+__all__ = ["GRADIENTS", "Optimizer", "clip_sequence", "find_optimizer"]
+
+GRADIENTS = "gradients"
+"""What the runtime calls the input that holds the gradients."""
+
+_PARAMETERS = "params"
+_SGD = ["learning_rate", "step", _PARAMETERS, GRADIENTS, "first_order_moments"]
+_INPUTS = {"SGDOptimizerV2": _SGD, "AdamWOptimizer": [*_SGD, "second_order_moments"]}
+_FIRST_CARRIED_SEQUENCE = 13  # the first Loop that hands a sequence from one turn to the next
+
+
+class Optimizer(NamedTuple):
+    """What an optimizer model does: its optimizer node's op type, and the gradients' dtype."""
+
+    op_type: str
+    dtype: int
+    clips_already: bool
+
+
+def find_optimizer(model: ModelProto, name: str) -> Optimizer:
+    """The optimizer of a model.
+
+    Args:
+        model: an optimizer model, not clipped.
+        name: what to call it in errors.
+
+    Raises:
+        OnnxClipError: it has no optimizer node of the training runtime, or other inputs.
+    """
+    by_op = {node.op_type: node for node in model.graph.node if node.domain == "com.microsoft"}
+    op_type = next((op for op in _INPUTS if op in by_op), None)
+    if op_type is None:
+        found = ", ".join(sorted({node.op_type for node in model.graph.node})) or "none"
+        raise OnnxClipError(
+            f"{name} is no optimizer model of ONNX Runtime training: expected a node "
+            f"{' or '.join(_INPUTS)}, found {found}"
+        )
+    inputs = {value.name: value.type for value in model.graph.input}
+    gradients = inputs.get(GRADIENTS, TypeProto())
+    dtype = gradients.sequence_type.elem_type.tensor_type.elem_type
+    if list(inputs) != _INPUTS[op_type] or not dtype:
+        raise OnnxClipError(
+            f"{name} is of another version: onnxruntime-training 1.19 gives {op_type} the inputs "
+            f"{', '.join(_INPUTS[op_type])}, the gradients as a sequence of tensors; here they are "
+            f"{', '.join(inputs) or 'none'}; make the artifacts again with that version, or clip "
+            f"before the accumulators with --at micro-batch"
+        )
+    return Optimizer(op_type, dtype, "InplaceClipGradNorm" in by_op)
+
+
+def clip_sequence(model: ModelProto, clip: Clip, numerics: Numerics, name: str) -> Report:
+    """Clip all gradients of an optimizer model, in place; if it raises, it may be left undone.
+
+    Args:
+        model: an optimizer model; if it is clipped already, that clip is replaced.
+        clip: without `need_clip`.
+        numerics: see `clip_gradients`.
+        name: what to call the model in errors.
+
+    Raises:
+        OnnxClipError: the clip picks by name, it is no optimizer model of a known version, or its
+            opset is too old.
+    """
+    replaced = undo(model)
+    optimizer = find_optimizer(model, name)
+    index = Index(model)
+    opset = index.main.opset or 0
+    reads = index.readers_of(index.main, GRADIENTS)
+    _check(reads, opset, name)
+    _check_clip(clip)
+    warnings: tuple[str, ...] = ()
+    editor = Editor(index)
+    renamed: dict[str, str] = {}
+    if not clip.is_identity or numerics.nonfinite == "zero":
+        clipped = editor.fresh(f"clip/{GRADIENTS}/clipped")
+        renamed = {clipped: GRADIENTS}
+        editor.redirect(reads, GRADIENTS, clipped)
+        warnings = _put(editor, clip, numerics, optimizer.dtype, clipped)
+    _write_record(editor, renamed, clip, numerics)
+    if optimizer.clips_already:
+        warnings += (
+            "the optimizer model clips by a global norm already (InplaceClipGradNorm); that stays, "
+            "and takes what is clipped here",
+        )
+    dtype = TensorType(optimizer.dtype).dtype_name
+    gradient = Gradient(
+        name=GRADIENTS,
+        parameter=Parameter(_PARAMETERS, None, dtype, GRADIENTS),
+        shape=None,
+        dtype=dtype,
+        evidence=f"each tensor of the sequence that {optimizer.op_type} takes",
+    )
+    return Report((Clipped(gradient, clip),), warnings, replaced)
+
+
+def _check(reads: list[Read], opset: int, name: str) -> None:
+    if opset < _FIRST_CARRIED_SEQUENCE:
+        raise OnnxClipError(
+            f"{name} has opset {opset}: clipping a sequence needs {_FIRST_CARRIED_SEQUENCE} or "
+            f"later, where Loop carries one; export the forward model with a later opset and make "
+            f"the artifacts again, or clip before the accumulators with --at micro-batch"
+        )
+    if any(read.node == OUTPUT for read in reads):
+        raise OnnxClipError(
+            f"{name} hands {GRADIENTS!r} out as it is: it can have only one value under that name"
+        )
+
+
+def _check_clip(clip: Clip) -> None:
+    """Refuse what cannot be done to tensors of which neither shape nor parameter is known."""
+    way_out = "pass --at micro-batch, or another clip"
+    if clip.reads_parameter:
+        raise OnnxClipError(
+            f"{type(clip).__name__} compares each gradient with its parameter, and at the step "
+            f"the order of neither is promised; {way_out}"
+        )
+    if isinstance(clip, GradientClipByGlobalNorm):
+        if clip.per_sample:
+            raise OnnxClipError(
+                f"per_sample needs gradients whose first axis is that of samples, which those of a "
+                f"step are not; {way_out}"
+            )
+    elif any(formula.group is not None for formula in clip.formulas):
+        raise OnnxClipError(
+            f"a global norm in a chain is not to be had at the step, alone it is; {way_out}"
+        )
+
+
+def _put(
+    editor: Editor, clip: Clip, numerics: Numerics, dtype: int, clipped: str
+) -> tuple[str, ...]:
+    """Put the clip between the sequence and its readers; what a user should know of it."""
+    if isinstance(clip, GradientClipByGlobalNorm):
+        insert_clip_by_global_norm(
+            editor, GRADIENTS, clipped, dtype,
+            clip_norm=clip.clip_norm, order=clip.ord, numerics=numerics,
+        )  # fmt: skip
+        editor.finish()
+        return ()
+    each = insert_clip_of_each(editor, GRADIENTS, clipped, dtype)
+    editor.finish()
+    report = clip_in_place(editor.model, clip, gradients={each: _PARAMETERS}, numerics=numerics)
+    _drop_record(editor.model)  # it is of the nodes in the loop, which go with the loop
+    return report.warnings
+
+
+def _drop_record(model: ModelProto) -> None:
+    kept = [entry for entry in model.metadata_props if entry.key != KEY]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+
+
+def _write_record(editor: Editor, renamed: dict[str, str], clip: Clip, numerics: Numerics) -> None:
+    """Note what was added to the main graph; what is in a loop goes with the loop."""
+    graph = editor.model.graph
+    names = {node.name for node in editor.added.nodes}
+    constants = {tensor.name for tensor in editor.added.initializers}
+    nodes = [node for node in graph.node if node.name in names]  # with what their loops hold now
+    initializers = [tensor for tensor in graph.initializer if tensor.name in constants]
+    entry = {"gradient": GRADIENTS, "parameter": _PARAMETERS, "graph": ""}
+    record = Record(
+        version=__version__,
+        clips=[entry | facts_of(clip)],
+        norm_precision=numerics.norm_precision,
+        nonfinite=numerics.nonfinite,
+        renamed=renamed,
+        nodes=[node.name for node in nodes],
+        initializers=[tensor.name for tensor in initializers],
+        values=editor.added.values,
+        digest=digest_of([*nodes, *initializers]),
+    )
+    write_record(editor.model, record)

@@ -1,0 +1,178 @@
+"""What the commands do with a folder of ONNX Runtime's training artifacts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnx_clip_pass.artifacts import (
+    Place,
+    clip_artifacts,
+    inspect_artifacts,
+    strip_artifacts,
+)
+from onnx_clip_pass.cli.showing import (
+    ProgressBar,
+    bounds_in_words,
+    count_gradients,
+    done_in_words,
+    escape_control,
+    gradient_facts,
+    print_json,
+    report_facts,
+    say,
+    settings_in_words,
+    show_gradients,
+    tell_ports,
+)
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.record import Record
+from onnx_clip_pass.rewrite import ClipOrRules, Report
+
+__all__ = ["AT", "beside_folder", "inspect_folder", "is_folder", "rewrite_folder", "strip_folder"]
+
+AT = click.option(
+    "--at",
+    type=click.Choice(["step", "micro-batch"]),
+    help="For a folder of training artifacts: clip once all micro-batches of a step are added up, "
+    "as PyTorch and Paddle do, or each before it is added.  [default: step]",
+)
+
+_WHEN = {
+    "step": "when the micro-batches of a step are added up, as in PyTorch and Paddle (--at step; "
+    "the other place is --at micro-batch)",
+    "micro-batch": "of each micro-batch before it is added up (--at micro-batch; if a step has "
+    "one, the same as --at step)",
+}
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder; a name that no file can have is none."""
+    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for a name that is too long
+
+
+def beside_folder(folder: Path, word: str) -> Path:
+    """The default output: artifacts gives artifacts.clipped."""
+    place = folder if folder.name not in ("", "..") else folder.resolve()
+    return place.with_name(f"{place.name}.{word}")
+
+
+def rewrite_folder(
+    folder: Path,
+    target: Path,
+    clip: ClipOrRules,
+    *,
+    at: Place | None,
+    runs: bool,
+    as_json: bool,
+    **options: Any,
+) -> dict[str, Any]:
+    """Rewrite a folder and tell of it.
+
+    Args:
+        folder: of artifacts.
+        target: where to write.
+        clip: what to do, or rules.
+        at: where, as far as the user says it.
+        runs: whether the user wants models run, as `--probe` and `--verify` do.
+        as_json: whether the report goes to standard output as JSON, which the caller prints.
+        options: of `clip_artifacts`, and those of `clip_gradients_file` that it has not.
+
+    Returns:
+        The report in the types of JSON.
+    """
+    if runs:
+        raise OnnxClipError(
+            f"--probe and --verify run one model, and {str(folder)!r} is a folder: name its "
+            f"training model, as in onnx-clip verify {folder.name}/training_model.onnx …"
+        )
+    if options.pop("threshold_input") is not None:
+        raise OnnxClipError(
+            "the training runtime feeds no input that it does not know, so a --threshold-input "
+            "would stay at its default; rewrite the folder again for another threshold"
+        )
+    place: Place = at or "step"
+    with ProgressBar(f"writing {target.name}") as progress:
+        report = clip_artifacts(folder, target, clip, at=place, progress=progress, **options)
+    is_written = not options["dry_run"]
+    _tell(folder, target if is_written else None, report, place, as_json=as_json)
+    return {"output": str(target) if is_written else None, "at": place} | report_facts(report)
+
+
+def strip_folder(folder: Path, target: Path, **options: Any) -> None:
+    """Undo the rewrite of a folder."""
+    with ProgressBar(f"writing {target.name}") as progress:
+        strip_artifacts(folder, target, progress=progress, **options)
+    click.echo(f"wrote {escape_control(target)}")
+
+
+def inspect_folder(folder: Path, *, as_json: bool) -> None:
+    """Show a folder's gradients, its optimizer, and what is clipped already."""
+    found = inspect_artifacts(folder)
+    training = found.training
+    if as_json:
+        print_json(
+            {
+                "folder": str(folder),
+                "gradients": [gradient_facts(gradient) for gradient in training.gradients],
+                "optimizer": found.optimizer or None,
+                "micro-batch": _record_facts(training.record),
+                "step": _record_facts(found.record),
+            }
+        )
+        return
+    done = training.record.clips if training.record else []
+    clips = {(clip.get("gradient"), clip.get("parameter")): clip for clip in done}
+    show_gradients(
+        (gradient, settings_in_words(clips.get((gradient.name, gradient.parameter.name))))
+        for gradient in training.gradients
+    )
+    click.echo(
+        f"{count_gradients(len(training.gradients))} in the training artifacts "
+        f"{escape_control(folder)}, optimizer: {found.optimizer or 'unknown'}"
+    )
+    for line in (*training.reason.splitlines(), *found.reason.splitlines()):
+        click.echo(escape_control(line))
+    click.echo(f"at the micro-batch: {_in_words(training.record)}")
+    click.echo(f"at the step: {_in_words(found.record)}")
+
+
+def _tell(
+    folder: Path, target: Path | None, report: Report, place: Place, *, as_json: bool
+) -> None:
+    for warning in report.warnings:
+        say(f"note: {warning}")
+    if report.replaced:
+        say("note: the folder was clipped already; the clips it had are replaced")
+    if as_json:
+        return
+    show_gradients((row.gradient, row.clip.label if row.clip else "-") for row in report.rows)
+    count = (
+        "all gradients"
+        if place == "step"
+        else f"{len(report.clipped)} of {count_gradients(len(report.rows))}"
+    )
+    click.echo(
+        f"{done_in_words(report, target)} {count} in {escape_control(folder)} "
+        f"{_WHEN[place]}, {bounds_in_words(report)}; "
+        + ("nothing was written" if target is None else f"wrote {escape_control(target)}")
+    )
+    tell_ports(report)
+
+
+def _record_facts(record: Record | None) -> dict[str, Any] | None:
+    return None if record is None else {"version": record.version, "clips": record.clips}
+
+
+def _in_words(record: Record | None) -> str:
+    if record is None:
+        return "not clipped"
+    done = {settings_in_words(clip) for clip in record.clips}
+    version = escape_control(record.version)
+    names = [str(clip.get("gradient")) for clip in record.clips]
+    count = "all gradients" if names == ["gradients"] else count_gradients(len(names))
+    verb = "measured" if record.measures_only else "clipped"
+    return f"{verb} by onnx-clip {version}: {count}, {escape_control('; '.join(sorted(done)))}"
