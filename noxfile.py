@@ -56,6 +56,13 @@ def ort_training(session: nox.Session) -> None:
 
 
 @nox.session
+def examples(session: nox.Session) -> None:
+    """Train the digits example in full; that of several workers is in ort_training."""
+    session.install("-e", ".[test,examples]")
+    session.run("python", "-m", "pytest", *(session.posargs or ["tests/examples"]))
+
+
+@nox.session
 def nightly(session: nox.Session) -> None:
     """Run what takes too long for every change: 100,000 hostile files, norms of 1e8 elements."""
     session.install("-e", ".[test]")

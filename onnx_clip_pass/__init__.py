@@ -19,6 +19,7 @@ from onnx_clip_pass.clips import (
     GradientClipByValue,
 )
 from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.extract import extract_clip, extract_clip_file
 from onnx_clip_pass.files import clip_gradients_file
 from onnx_clip_pass.gradients import Gradient, Parameter, find_gradients
 from onnx_clip_pass.record import strip
@@ -46,6 +47,8 @@ __all__ = [
     "clip_artifacts",
     "clip_gradients",
     "clip_gradients_file",
+    "extract_clip",
+    "extract_clip_file",
     "find_gradients",
     "load_rules",
     "probe_gradients",

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import click
 
 from onnx_clip_pass import __version__
+from onnx_clip_pass.cli.extracting import extract
 from onnx_clip_pass.cli.inspecting import inspect
 from onnx_clip_pass.cli.rewriting import rewrite, strip
 from onnx_clip_pass.cli.showing import say
@@ -57,5 +58,5 @@ def cli() -> None:
     """
 
 
-for command in (rewrite, inspect, verify, strip):
+for command in (rewrite, inspect, verify, strip, extract):
     cli.add_command(command)

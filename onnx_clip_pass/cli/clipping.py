@@ -18,10 +18,11 @@ from onnx_clip_pass.clips import (
     GradientClipByRMS,
     GradientClipByValue,
 )
-from onnx_clip_pass.rewrite import ClipOrRules
+from onnx_clip_pass.files import read_map
+from onnx_clip_pass.rewrite import ClipOrRules, GradientNames
 from onnx_clip_pass.rules import load_rules
 
-__all__ = ["ClipOptions", "clip_options"]
+__all__ = ["ClipOptions", "clip_options", "gradient_options", "named_gradients"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -150,6 +151,35 @@ def _number_or_name(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
+
+
+def gradient_options(command: _Command) -> _Command:
+    """Add the options that name gradients outright."""
+    for option in (
+        click.option(
+            "--map",
+            "map_file",
+            type=MODEL,
+            metavar="FILE",
+            help="JSON object, gradient name to parameter name; nothing is searched.",
+        ),
+        click.option(
+            "--gradient",
+            "names",
+            multiple=True,
+            metavar="NAME",
+            help="This value is a gradient; nothing is searched. Repeatable.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def named_gradients(names: Sequence[str], map_file: Path | None) -> GradientNames:
+    """What the options of `gradient_options` say; None if nothing."""
+    if names and map_file is not None:
+        raise click.UsageError("--gradient and --map exclude each other: put the names in the map")
+    return read_map(map_file) if map_file is not None else list(names) or None
 
 
 def clip_options(command: _Command) -> _Command:

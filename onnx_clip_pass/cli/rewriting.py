@@ -8,7 +8,12 @@ from typing import Any
 import click
 
 from onnx_clip_pass.artifacts import Place
-from onnx_clip_pass.cli.clipping import ClipOptions, clip_options
+from onnx_clip_pass.cli.clipping import (
+    ClipOptions,
+    clip_options,
+    gradient_options,
+    named_gradients,
+)
 from onnx_clip_pass.cli.folders import AT, beside_folder, is_folder, rewrite_folder, strip_folder
 from onnx_clip_pass.cli.probing import ProbeOptions, probe_options
 from onnx_clip_pass.cli.showing import (
@@ -22,7 +27,7 @@ from onnx_clip_pass.cli.showing import (
 )
 from onnx_clip_pass.cli.verifying import RunOptions, run_options, tell_verification
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.files import clip_gradients_file, read_map, strip_file
+from onnx_clip_pass.files import clip_gradients_file, strip_file
 from onnx_clip_pass.storage import HowToBring
 
 __all__ = ["rewrite", "strip"]
@@ -41,20 +46,7 @@ EXTERNAL_DATA = click.option(
 @click.argument("models", type=MODEL, nargs=-1, required=True, metavar="MODEL...")
 @click.option("-o", "--output", type=MODEL, help="Where to write. [default: MODEL.clipped.onnx]")
 @clip_options
-@click.option(
-    "--gradient",
-    "names",
-    multiple=True,
-    metavar="NAME",
-    help="This value is a gradient; nothing is searched. Repeatable.",
-)
-@click.option(
-    "--map",
-    "map_file",
-    type=MODEL,
-    metavar="FILE",
-    help="JSON object, gradient name to parameter name; nothing is searched.",
-)
+@gradient_options
 @AT
 @EXTERNAL_DATA
 @click.option(
@@ -98,8 +90,6 @@ def rewrite(
         raise click.UsageError("--in-place and --output exclude each other")
     if verifies and (in_place or dry_run):
         raise click.UsageError("--verify needs both models: not with --in-place or --dry-run")
-    if names and map_file is not None:
-        raise click.UsageError("--gradient and --map exclude each other: put the names in the map")
     probing = ProbeOptions.of(options)
     if probing.probes and (names or map_file is not None):
         raise click.UsageError("--probe finds the gradients: not with --gradient or --map")
@@ -109,7 +99,7 @@ def rewrite(
         raise click.UsageError("--output is for one model; several are written beside themselves")
     clipping = ClipOptions.of(options)
     clips, arguments = clipping.clips(), clipping.arguments()
-    gradients = read_map(map_file) if map_file is not None else list(names) or None
+    gradients = named_gradients(names, map_file)
     run = RunOptions.of(options)
     results = []
     failures = mismatches = 0

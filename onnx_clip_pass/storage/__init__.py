@@ -4,7 +4,7 @@ from onnx_clip_pass.storage.external import DataFile, HowToBring, data_files, lo
 from onnx_clip_pass.storage.moving import Progress
 from onnx_clip_pass.storage.source import Source
 from onnx_clip_pass.storage.structure import Structure, open_model
-from onnx_clip_pass.storage.writing import write_structure
+from onnx_clip_pass.storage.writing import write_bytes, write_structure
 
 __all__ = [
     "DataFile",
@@ -15,5 +15,6 @@ __all__ = [
     "data_files",
     "locations",
     "open_model",
+    "write_bytes",
     "write_structure",
 ]

@@ -20,7 +20,7 @@ from onnx_clip_pass.storage.moving import (
 from onnx_clip_pass.storage.source import Source
 from onnx_clip_pass.storage.structure import Piece, Structure
 
-__all__ = ["write_structure"]
+__all__ = ["write_bytes", "write_structure"]
 
 
 def write_structure(
@@ -66,6 +66,19 @@ def write_structure(
     with errors_name(target), replacing(target) as temporary:
         _write_pieces(pieces, structure.source, temporary, count)
         bring_along(files, target.parent, how=how, may_replace=may_replace, count=count)
+
+
+def write_bytes(target: Path, data: bytes) -> None:
+    """Write a small file whole or not at all.
+
+    Raises:
+        OnnxClipError: the folder cannot be written or the disk is full; `target` is as it was.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    with errors_name(target), replacing(target) as temporary:
+        temporary.write_bytes(data)
+        temporary.chmod(0o666 & ~mask)
 
 
 def _write_pieces(

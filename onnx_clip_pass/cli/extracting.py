@@ -1,0 +1,57 @@
+"""The command that writes the clip alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnx_clip_pass.cli.clipping import (
+    ClipOptions,
+    clip_options,
+    gradient_options,
+    named_gradients,
+)
+from onnx_clip_pass.cli.showing import MODEL, print_json, report_facts, tell_rewrite
+from onnx_clip_pass.extract import extract_clip_file
+
+__all__ = ["extract"]
+
+
+@click.command()
+@click.argument("model", type=MODEL)
+@click.option("-o", "--output", type=MODEL, help="Where to write. [default: MODEL.clip.onnx]")
+@clip_options
+@gradient_options
+@click.option("--force", is_flag=True, help="Replace an output that onnx-clip did not write.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+def extract(
+    model: Path,
+    output: Path | None,
+    names: tuple[str, ...],
+    map_file: Path | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Write the clip of MODEL alone: its gradients in, NAME.clipped out, in the same order.
+
+    For gradients that are averaged over workers, or kept outside of ONNX, before they are clipped.
+    """
+    clipping = ClipOptions.of(options)
+    arguments = clipping.arguments()
+    if arguments.pop("measure_only"):
+        raise click.UsageError("--measure-only clips nothing: there is no clip to extract")
+    target = output or model.with_name(f"{model.name.removesuffix('.onnx')}.clip.onnx")
+    report = extract_clip_file(
+        model,
+        target,
+        clipping.clips(),
+        gradients=named_gradients(names, map_file),
+        force=force,
+        **arguments,
+    )
+    tell_rewrite(model, target, report, as_json=as_json)
+    if as_json:
+        print_json({"model": str(model), "output": str(target)} | report_facts(report))

@@ -1,0 +1,285 @@
+"""The clip alone as a model: gradients in, clipped gradients out.
+
+For gradients that do not stay in one graph: averaged over workers, kept by a training loop, made by
+something else than ONNX. The nodes are those that a rewrite would put into the graph.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+
+from onnx_clip_pass.clips import NonFinite, NormPrecision, Numerics
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.gradients import Gradient
+from onnx_clip_pass.graph import Index, TensorType
+from onnx_clip_pass.record import Record, read_record
+from onnx_clip_pass.rewrite import (
+    ClipOrRules,
+    EmitAs,
+    GradientNames,
+    LossScale,
+    Report,
+    clip_in_place,
+)
+from onnx_clip_pass.storage import open_model, write_bytes
+
+__all__ = ["extract_clip", "extract_clip_file"]
+
+_Path = str | os.PathLike[str]
+_PRODUCER = "onnx_clip_pass.extract"
+_DTYPES = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+
+def extract_clip(
+    model: ModelProto,
+    clip: ClipOrRules,
+    *,
+    gradients: GradientNames = None,
+    skip: str | Sequence[str] = (),
+    norm_precision: NormPrecision = "auto",
+    nonfinite: NonFinite = "propagate",
+    threshold_input: str | None = None,
+    loss_scale: LossScale = 1.0,
+    emit: Sequence[Literal["norm", "scale", "clipped"]] = (),
+    emit_as: EmitAs = "each",
+) -> ModelProto:
+    """The clip of a training graph as a model of its own.
+
+    Args:
+        model: a training graph; it stays as it is.
+        clip: what to do, see `clip_gradients`, which has the other arguments as well.
+        gradients: the gradients' names, if they are not to be searched for.
+        skip: patterns of what to leave out.
+        norm_precision: see `clip_gradients`.
+        nonfinite: see `clip_gradients`.
+        threshold_input: see `clip_gradients`.
+        loss_scale: see `clip_gradients`; a value of the graph becomes an input.
+        emit: see `clip_gradients`.
+        emit_as: see `clip_gradients`.
+
+    Returns:
+        A model with an input for each gradient, of its name, shape and dtype, and an output
+        `<name>.clipped` for each, in the same order; those that are not clipped come out as they
+        went in. Behind them: inputs for parameters that a clip reads, for a named loss scale and
+        for thresholds, and outputs for what is emitted. It has `model`'s opset and IR version.
+
+    Raises:
+        OnnxClipError: what `clip_gradients` refuses, and gradients in nested graphs or functions,
+            or of which only one parameter's share is to be clipped.
+    """
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return _extract(
+        copy,
+        clip,
+        gradients,
+        skip,
+        Numerics(norm_precision, nonfinite),
+        threshold_input,
+        loss_scale,
+        emit,
+        emit_as,
+    )[0]
+
+
+def extract_clip_file(
+    source: _Path,
+    target: _Path,
+    clip: ClipOrRules,
+    *,
+    gradients: GradientNames = None,
+    skip: str | Sequence[str] = (),
+    norm_precision: NormPrecision = "auto",
+    nonfinite: NonFinite = "propagate",
+    threshold_input: str | None = None,
+    loss_scale: LossScale = 1.0,
+    emit: Sequence[str] = (),
+    emit_as: EmitAs = "each",
+    force: bool = False,
+) -> Report:
+    """`extract_clip` from file to file; the weights are not read.
+
+    Args:
+        source: a model file.
+        target: where to write the clip.
+        clip: what to do, see `extract_clip`, which has the other arguments as well.
+        gradients: the gradients' names, see `extract_clip`.
+        skip: patterns of what to leave out.
+        norm_precision: see `extract_clip`.
+        nonfinite: see `extract_clip`.
+        threshold_input: see `extract_clip`.
+        loss_scale: see `extract_clip`.
+        emit: see `extract_clip`.
+        emit_as: see `extract_clip`.
+        force: replace a target that is there.
+
+    Raises:
+        OnnxClipError: what `extract_clip` refuses, and files that cannot be read or written.
+    """
+    source, target = Path(source), Path(target)
+    _check_target(target, force=force)
+    with open_model(source) as structure:
+        numerics = Numerics(norm_precision, nonfinite)
+        extracted, report = _extract(
+            structure.model,
+            clip,
+            gradients,
+            skip,
+            numerics,
+            threshold_input,
+            loss_scale,
+            emit,
+            emit_as,
+        )
+    write_bytes(target, extracted.SerializeToString())
+    return report
+
+
+def _extract(
+    model: ModelProto,
+    clip: ClipOrRules,
+    gradients: GradientNames,
+    skip: str | Sequence[str],
+    numerics: Numerics,
+    threshold_input: str | None,
+    loss_scale: LossScale,
+    emit: Sequence[str],
+    emit_as: EmitAs,
+) -> tuple[ModelProto, Report]:
+    """The clip's own nodes, out of the rewritten model, which is used up."""
+    report = clip_in_place(
+        model,
+        clip,
+        gradients=gradients,
+        skip=skip,
+        numerics=numerics,
+        threshold_input=threshold_input,
+        loss_scale=loss_scale,
+        emit=emit,
+        emit_as=emit_as,
+    )
+    record = read_record(model)
+    if record is None:
+        raise OnnxClipError("nothing is clipped, so there is no clip to extract")
+    gradients_of = {
+        row.gradient.name: row.gradient for row in report.rows if not row.gradient.graph
+    }
+    _check(report)
+    added = set(record.nodes)
+    names = _names(model, record, added)
+    nodes = [_renamed(node, names) for node in model.graph.node if node.name in added]
+    made = {name for node in nodes for name in node.output}
+    for name in gradients_of:
+        if f"{name}.clipped" not in made:  # left alone
+            label = f"clip/{name}/Identity"
+            nodes.append(helper.make_node("Identity", [name], [f"{name}.clipped"], label))
+    kinds = {gradient.name: _kind_of(gradient) for gradient in gradients_of.values()}
+    initializers = [t for t in model.graph.initializer if t.name in set(record.initializers)]
+    known = {*made, *kinds, *({t.name for t in initializers} - set(record.inputs))}
+    read = dict.fromkeys(name for node in nodes for name in node.input)
+    further = [name for name in read if name not in known]  # parameters, loss scale, thresholds
+    index = Index(model)
+    graph = helper.make_graph(
+        nodes,
+        "clip",
+        [_port(name, kind) for name, kind in kinds.items()]
+        + [_port(name, _further_kind(index, name)) for name in further],
+        [_port(f"{name}.clipped", kind) for name, kind in kinds.items()]
+        + [port for port in model.graph.output if port.name in set(record.outputs)],
+        initializers,
+    )
+    values = set(record.values) - set(names)
+    graph.value_info.extend(value for value in model.graph.value_info if value.name in values)
+    opset = helper.make_opsetid("", index.main.opset or 1)
+    extracted = helper.make_model(
+        graph, opset_imports=[opset], ir_version=model.ir_version, producer_name=_PRODUCER
+    )
+    return extracted, report
+
+
+def _check(report: Report) -> None:
+    """Refuse a clip that cannot stand alone."""
+    faults = [
+        f"gradient {row.gradient.name!r} is in {row.gradient.graph}: only a clip of the main graph "
+        f"can stand alone"
+        for row in report.clipped
+        if row.gradient.graph
+    ]
+    clips: dict[str, set[int]] = {}
+    for row in report.rows:
+        clips.setdefault(row.gradient.name, set()).add(id(row.clip))
+    faults += [
+        f"gradient {name!r} belongs to several parameters that are clipped differently: it can "
+        f"come out in one way only"
+        for name, different in clips.items()
+        if len(different) > 1
+    ]
+    if faults:
+        raise OnnxClipError("the clip cannot be extracted:", dict.fromkeys(faults))
+
+
+def _names(model: ModelProto, record: Record, added: set[str]) -> dict[str, str]:
+    """What the values at both ends of the clips are called in the model of its own."""
+    results = {name for node in model.graph.node if node.name in added for name in node.output}
+    names: dict[str, str] = {}
+    for new, old in record.renamed.items():
+        if new in results:  # the readers were redirected to the clipped value
+            names[new] = f"{old}.clipped"
+        else:  # the gradient's maker was renamed
+            names |= {new: old, old: f"{old}.clipped"}
+    return names
+
+
+def _renamed(node: NodeProto, names: dict[str, str]) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    for ports in (copy.input, copy.output):
+        for slot, name in enumerate(ports):
+            ports[slot] = names.get(name, name)
+    return copy
+
+
+def _kind_of(gradient: Gradient) -> TensorType:
+    dtypes = {TensorType(dtype).dtype_name: dtype for dtype in _DTYPES}
+    if gradient.dtype not in dtypes:
+        raise OnnxClipError(
+            f"gradient {gradient.name!r}: expected a floating tensor, but it is {gradient.dtype}"
+        )
+    return TensorType(dtypes[gradient.dtype], gradient.shape)
+
+
+def _further_kind(index: Index, name: str) -> TensorType:
+    declared = index.main.type_of(name)
+    if declared is not None and not declared.dtype:
+        declared = index.inferred(index.main, name)
+    if declared is None or not declared.dtype:
+        raise OnnxClipError(f"{name!r} is read by the clip, and nothing tells its dtype")
+    return declared
+
+
+def _port(name: str, kind: TensorType) -> ValueInfoProto:
+    shape = None if kind.shape is None else list(kind.shape)
+    return helper.make_tensor_value_info(name, kind.dtype, shape)
+
+
+def _check_target(target: Path, *, force: bool) -> None:
+    """Refuse to replace what we did not write."""
+    if target.is_dir() or not target.parent.is_dir():
+        raise OnnxClipError(f"cannot write {str(target)!r}: give a file in a folder that exists")
+    if force or not target.exists():
+        return
+    try:
+        with open_model(target) as structure:
+            is_ours = structure.model.producer_name == _PRODUCER
+    except OnnxClipError:
+        is_ours = False
+    if not is_ours:
+        raise OnnxClipError(
+            f"{str(target)!r} exists and onnx-clip did not extract it; pass --force to replace it, "
+            f"or another --output"
+        )
