@@ -59,3 +59,12 @@ def nightly(session: nox.Session) -> None:
     session.install("-e", ".[test]")
     paths = session.posargs or ["tests/storage/test_hostile.py", "tests/test_precision.py"]
     session.run("python", "-m", "pytest", *paths, env={"ONNX_CLIP_NIGHTLY": "1"})
+
+
+@nox.session(python="3.11")
+def onnx_backend(session: nox.Session) -> None:
+    """Clip the official ONNX backend cases and count the outcomes, with the versions counted."""
+    folder = "tests/onnx_backend"
+    counted = nox.project.load_toml(f"{folder}/expected.toml")["versions"]
+    session.install("-e", ".[test]", *(f"{name}=={number}" for name, number in counted.items()))
+    session.run("python", "-m", "pytest", folder, *session.posargs, env={"ONNX_CLIP_BACKEND": "1"})
