@@ -68,3 +68,21 @@ def onnx_backend(session: nox.Session) -> None:
     counted = nox.project.load_toml(f"{folder}/expected.toml")["versions"]
     session.install("-e", ".[test]", *(f"{name}=={number}" for name, number in counted.items()))
     session.run("python", "-m", "pytest", folder, *session.posargs, env={"ONNX_CLIP_BACKEND": "1"})
+
+
+@nox.session(python="3.11")
+def readers(session: nox.Session) -> None:
+    """Hand rewritten models to other people's tools, in versions that have been tried."""
+    session.install(
+        "-e",
+        ".[test]",
+        "numpy==2.4.6",
+        "onnx==1.23.2",
+        "onnxruntime==1.32.0",
+        "onnx-graphsurgeon==0.6.1",
+        "onnx-ir==1.1.0",
+        "onnxsim==0.8.1",
+        "onnxslim==0.1.98",
+    )
+    path = "tests/test_other_readers.py"
+    session.run("python", "-m", "pytest", path, *session.posargs, env={"ONNX_CLIP_READERS": "1"})
