@@ -7,7 +7,15 @@ import nox
 nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "tests", "ort_training"]
+nox.options.sessions = [
+    "lint",
+    "types",
+    "tests",
+    "ort_training",
+    "examples",
+    "onnx_backend",
+    "readers",
+]
 
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 PINNED = {re.split("[<=>]", line)[0]: line for line in PROJECT["optional-dependencies"]["dev"]}
@@ -51,7 +59,10 @@ def ort_training(session: nox.Session) -> None:
     )
     session.install("--no-deps", "-e", ".")
     session.run(
-        "python", "-m", "pytest", *(session.posargs or ["tests/training", "tests/artifacts"])
+        "python",
+        "-m",
+        "pytest",
+        *(session.posargs or ["tests/training", "tests/artifacts", "tests/examples"]),
     )
 
 

@@ -149,7 +149,8 @@ def undo(model: ModelProto) -> bool:
             "joined with others by another tool since, so they cannot be undone; start from the "
             "original model"
         )
-    nodes, values = set(record.nodes), set(record.values)
+    nodes = set(record.nodes)
+    values = {*record.values, *record.initializers}  # other tools declare initializers too
     order = dict(record.order)
     bodies = list(enumerate(bodies_of(model)))
     for number, body in reversed(bodies):  # nested ones first: taking nodes out copies the others

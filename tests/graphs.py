@@ -94,7 +94,8 @@ def run(
     if not names:
         return {}  # the runtime would take an empty list for all outputs
     copies = {name: np.array(value) for name, value in feeds.items()}
-    return dict(zip(names, session.run(names, copies), strict=True))
+    found = [np.array(value) for value in session.run(names, copies)]  # a view of `copies` else
+    return dict(zip(names, found, strict=True))
 
 
 def open_session(model: onnx.ModelProto | Path, *, optimize: bool) -> Any:

@@ -205,7 +205,6 @@ def test_what_a_tool_made_is_undone_or_refused(subject: Subject, tool: str):
     assert is_expected
 
 
-@pytest.mark.xfail(strict=True, reason="declarations of removed initializers stay behind")
 def test_undoing_what_onnx_ir_wrote_gives_what_it_writes_of_the_original():
     """onnx_ir declares the types of initializers, ours as well."""
     subject = next(s for s in SUBJECTS if s.name == "float32 at opset 13")

@@ -10,6 +10,7 @@ from onnx_clip_pass.clips.chain import Chain
 from onnx_clip_pass.clips.emitter import Emitter, Limit, Measured, ParameterSite, Quantity
 from onnx_clip_pass.clips.facts import clip_of, facts_of
 from onnx_clip_pass.clips.numerics import NonFinite, NormPrecision, Numerics
+from onnx_clip_pass.clips.turns import shared_norms, turns
 
 __all__ = [
     "AdaptiveGradientClip",
@@ -31,4 +32,6 @@ __all__ = [
     "Quantity",
     "clip_of",
     "facts_of",
+    "shared_norms",
+    "turns",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_clip_pass.clips.base import Case, positive
+from onnx_clip_pass.clips.base import Case, plain, positive
 from onnx_clip_pass.clips.emitter import Emitter
 from onnx_clip_pass.clips.norms import Norm, emit_norm, norm_of
 from onnx_clip_pass.clips.numerics import Numerics
@@ -98,7 +98,7 @@ class AdaptiveGradientClip(ScalingClip):
         return AdaptiveGradientClip(self.clipping * factor, self.eps, self.need_clip, self.axes)
 
     def settings(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"clipping": self.clipping, "eps": self.eps}
+        found: dict[str, Any] = {"clipping": plain(self.clipping), "eps": self.eps}
         return found if self.axes is None else found | {"axes": list(self.axes)}
 
     def fault(self, gradient: Gradient, opset: int, numerics: Numerics) -> str | None:

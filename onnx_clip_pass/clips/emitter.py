@@ -191,30 +191,23 @@ class Emitter:
     ) -> str:
         """A reduction over `axes`, or all of them; axes were an attribute before opset 18 (13).
 
-        A norm in float64 of what is no float64 is made of a sum: ONNX Runtime 1.19, the last with
-        training, has no float64 ReduceL2 or ReduceL1 before opset 18, and the squares cannot
-        overflow.
+        In float64 a ReduceL2 is the root of a ReduceSumSquare, and a ReduceL1 the sum of Abs: ONNX
+        Runtime up to 1.19, the last with training, has them, and not all versions of the others.
         """
-        is_norm = op_type in ("ReduceL1", "ReduceL2")
-        is_lacking = self.opset < _FIRST_REDUCED_AXES_AS_INPUT
-        if is_norm and is_lacking and dtype == _DOUBLE and self.dtype != _DOUBLE:
-            is_first = op_type == "ReduceL1"
-            step, inputs = ("Abs", [value]) if is_first else ("Mul", [value, value])
-            parts = self.node(
-                step, inputs, result="sizes" if is_first else "squares", dtype=dtype, shape=None
-            )
-            total = self.reduce(
-                "ReduceSum",
-                parts,
+        if dtype == _DOUBLE and op_type == "ReduceL2":
+            squares = self.reduce(
+                "ReduceSumSquare",
+                value,
                 axes,
-                result=result if is_first else "sum of squares",
+                result="sum of squares",
                 dtype=dtype,
                 shape=shape,
                 keepdims=keepdims,
             )
-            if is_first:
-                return total
-            return self.node("Sqrt", [total], result=result, dtype=dtype, shape=shape)
+            return self.node("Sqrt", [squares], result=result, dtype=dtype, shape=shape)
+        if dtype == _DOUBLE and op_type == "ReduceL1":
+            op_type = "ReduceSum"
+            value = self.node("Abs", [value], result="sizes", dtype=dtype, shape=None)
         inputs = [value]
         attributes: dict[str, Any] = {"keepdims": keepdims}
         is_sum = op_type == "ReduceSum"

@@ -85,7 +85,8 @@ def emit_norm(
     that of other gradients, and then always has the rank that `axes` and `keepdims` say.
 
     1. One element: Abs, since some CUDA kernels of ReduceL2 copy it, sign included. Where nobody
-       knows whether it is one, Abs comes behind, and at opset 7, whose Min wants rank 0.
+       knows whether it is one, Abs comes behind, and at opset 7, whose Min wants rank 0; a sum of
+       squares is then one of products, which may be copied.
     2. Over some of the axes: in float64 where one reduction will not do.
     3. Else by `Numerics.reduction`.
     4. Where a policy asks whether all elements are finite, float32 elements are taken to float64,
@@ -125,21 +126,33 @@ def emit_norm(
         dtype = _DOUBLE
     over = None if axes is None else list(axes)
     may_be_single = ord in (1, 2) and _may_be_single(summed)
-    norm = _reduce(
-        to,
-        x,
-        ord,
-        over,
-        result="norm",
-        dtype=dtype,
-        shape=left,
-        keepdims=int(keepdims),
-        is_power=is_power and not may_be_single,
-    )
-    if may_be_single and is_power and ord == 2:
-        norm = to.node("Mul", [norm, norm], result="square", dtype=dtype, shape=left)
-    elif may_be_single:
-        norm = to.node("Abs", [norm], result="length", dtype=dtype, shape=left)
+    if may_be_single and ord == 2 and (is_power or dtype == _DOUBLE):  # rule 1
+        squares = to.node("Mul", [x, x], result="squares", dtype=dtype, shape=shape)
+        norm = to.reduce(
+            "ReduceSum",
+            squares,
+            over,
+            result="sum of squares",
+            dtype=dtype,
+            shape=left,
+            keepdims=int(keepdims),
+        )
+        if not is_power:
+            norm = to.node("Sqrt", [norm], result="norm", dtype=dtype, shape=left)
+    else:
+        norm = _reduce(
+            to,
+            x,
+            ord,
+            over,
+            result="norm",
+            dtype=dtype,
+            shape=left,
+            keepdims=int(keepdims),
+            is_power=is_power,
+        )
+        if may_be_single:
+            norm = to.node("Abs", [norm], result="length", dtype=dtype, shape=left)
     if to.opset < _FIRST_BROADCASTING_MIN:  # rule 5
         norm = to.cast(norm, dtype, work, result="norm in float32", shape=left)
         dtype = work

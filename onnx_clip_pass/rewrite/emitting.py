@@ -1,11 +1,11 @@
-"""Putting planned clips into a graph, stage by stage: a second clip acts on what the first made."""
+"""Putting planned clips into a graph: a second formula acts on what the first has made."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from onnx_clip_pass.clips import Emitter, Formula, Measured, Numerics
+from onnx_clip_pass.clips import Emitter, Formula, Measured, Numerics, turns
 from onnx_clip_pass.graph import Editor
 from onnx_clip_pass.kernels import Need
 from onnx_clip_pass.rewrite.planning import Edit
@@ -48,11 +48,13 @@ def emit(
         streams.append(_Stream(edit, scaled.formulas, edit.name))
     made = Made()
     groups: list[tuple[str, Emitter, Measured, tuple[str, ...]]] = []
-    for stage in range(max((len(stream.formulas) for stream in streams), default=0)):
-        for members in _together(streams, stage):
-            group = _emit_stage(editor, members, stage, numerics, steering, watch, made)
-            if group is not None:
-                groups.append(group)
+    chains = [stream.formulas for stream in streams]
+    apart = [(id(stream.edit.scope), stream.edit.level) for stream in streams]
+    for turn in turns(chains, apart):
+        members = [(streams[number], stage) for number, stage in turn]
+        group = _emit_together(editor, members, numerics, steering, watch, made)
+        if group is not None:
+            groups.append(group)
     if watch:
         end = len(editor.index.main.nodes)
         sights = []
@@ -69,31 +71,19 @@ def emit(
     return made
 
 
-def _together(streams: Sequence[_Stream], stage: int) -> list[list[_Stream]]:
-    """The streams that have a formula at this stage: groups together, the others alone."""
-    found: dict[object, list[_Stream]] = {}
-    for stream in streams:
-        if stage < len(stream.formulas):
-            group = stream.formulas[stage].group
-            key = id(stream) if group is None else (group, id(stream.edit.scope), stream.edit.level)
-            found.setdefault(key, []).append(stream)
-    return list(found.values())
-
-
-def _emit_stage(
+def _emit_together(
     editor: Editor,
-    members: Sequence[_Stream],
-    stage: int,
+    members: Sequence[tuple[_Stream, int]],
     numerics: Numerics,
     steering: Steering,
     watch: Watch,
     made: Made,
 ) -> tuple[str, Emitter, Measured, tuple[str, ...]] | None:
     emitters = []
-    if stage == 0 and not watch.measures_only:
-        for stream in members:
+    for stream, stage in members:
+        if stage == 0 and not watch.measures_only:
             stream.source, stream.target = stream.edit.open(editor)
-    for stream in members:
+    for stream, stage in members:
         edit, sighting = stream.edit, stream.edit.sightings[0]
         is_last = stage == len(stream.formulas) - 1
         target = stream.target
@@ -118,15 +108,16 @@ def _emit_stage(
         )
         emitters.append(emitter)
         stream.source, stream.emitter = target, emitter
-    formula = members[0].formulas[stage]
+    first, stage = members[0]
+    formula = first.formulas[stage]
     whole = formula.emit(emitters)
     if len(members) > 1:
-        editor.unsettle(members[0].edit.scope)
-    for stream, emitter in zip(members, emitters, strict=True):
+        editor.unsettle(first.edit.scope)
+    for (stream, _), emitter in zip(members, emitters, strict=True):
         made.needs |= emitter.needs
         if emitter.measured is not None:
             stream.measured.append(emitter.measured)
     if whole is None or formula.group is None or not watch:
         return None
-    names = tuple(stream.edit.name for stream in members)
+    names = tuple(stream.edit.name for stream, _ in members)
     return formula.group, emitters[0].relabelled(formula.group), whole, names

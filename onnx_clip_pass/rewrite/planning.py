@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from onnx_clip_pass.clips import Numerics, ParameterSite
+from onnx_clip_pass.clips import Formula, Numerics, ParameterSite, shared_norms, turns
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Sighting, Survey, unit_axes
 from onnx_clip_pass.graph import BY_NAME, OUTPUT, Editor, Index, Read, Scope, Value
@@ -116,6 +116,10 @@ def plan(
     if faults:
         raise OnnxClipError("this model cannot be clipped:", dict.fromkeys(faults))
     levels_of(index, edits)
+    turns(
+        [edit.choice.clip.formulas for edit in edits],
+        [(id(edit.scope), edit.level) for edit in edits],
+    )  # raises where groups wait for each other
     return edits
 
 
@@ -127,13 +131,13 @@ def _does_nothing(choice: Choice, numerics: Numerics) -> bool:
 
 def _check_groups(edits: list[Edit], faults: list[str]) -> None:
     """What gradients with a norm in common must have in common besides."""
-    first: dict[tuple[int, str, str], Edit] = {}
+    first: dict[object, tuple[Edit, Formula]] = {}
     for edit in edits:
-        for stage, formula in enumerate(edit.choice.clip.formulas):
-            if formula.group is None:
+        formulas = edit.choice.clip.formulas
+        for formula, key in zip(formulas, shared_norms(formulas, _run(edit.scope)), strict=True):
+            if key is None:
                 continue
-            other = first.setdefault((stage, formula.group, _run(edit.scope)), edit)
-            theirs = other.choice.clip.formulas[stage]
+            other, theirs = first.setdefault(key, (edit, formula))
             what = ""
             if other.scope is not edit.scope:
                 what = "they are values of different graphs"

@@ -82,7 +82,8 @@ class Session:
             found = self._inner.run(names, copies)
         except Exception as error:  # the runtime raises a dozen kinds
             raise OnnxClipError(f"ONNX Runtime failed to run the model: {_first(error)}") from error
-        return {name: np.asarray(value) for name, value in zip(names, found, strict=True)}
+        # copies: up to ONNX Runtime 1.25 an input that is an output comes back as the fed buffer
+        return {name: np.array(value) for name, value in zip(names, found, strict=True)}
 
     def _run_ort_values(self, feeds: Arrays, names: list[str]) -> Arrays:
         import onnxruntime as ort

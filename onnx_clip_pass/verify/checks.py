@@ -1,279 +1,261 @@
-"""What a run of the rewritten model is held against."""
+"""What one run of both models shows, gradient by gradient and output by output."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_clip_pass.clips import Case
 from onnx_clip_pass.record import Record
 from onnx_clip_pass.runtime import Arrays
 from onnx_clip_pass.verify import compare
-from onnx_clip_pass.verify.copies import Port
-from onnx_clip_pass.verify.formulas import Formulas, Setting, Slices, norm_that_is_bounded
-from onnx_clip_pass.verify.report import Verification
+from onnx_clip_pass.verify.clipping import Clipping, One
+from onnx_clip_pass.verify.expected import Outcome, enlarged
+from onnx_clip_pass.verify.report import OutputCheck, Verification
+from onnx_clip_pass.verify.runs import Opened
 from onnx_clip_pass.verify.targets import Target
 
-__all__ = ["Checks"]
+__all__ = ["Seen", "check_emitted", "check_gradients", "check_outputs", "check_raw"]
 
-_Ports = list[list[Port]]
+Array = NDArray[Any]
 
 
-class Checks:
-    """Compares, and notes what is wrong in the result.
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One run of the original and of the rewritten model.
 
-    `raw` are the gradients of the run with the feeds as they are; `setting` what the last run set.
+    `plain` is the original as it is, `expected` with clipped gradients fed to it, which are `fed`,
+    and `moved` with longer ones; `after` is the rewritten model. `steady` are those outputs of the
+    original that are the same in every run. `when` says what is particular, for messages.
     """
 
-    def __init__(
-        self, targets: list[Target], formulas: Formulas, record: Record, result: Verification
-    ) -> None:
-        self.raw: Slices = {}
-        self.setting = Setting()
-        self._targets = targets
-        self._formulas = formulas
-        self._record = record
-        self._result = result
-        self._last: dict[int, float] = {}  # the precision worked out last for each target
+    when: str
+    plain: Arrays
+    expected: Arrays
+    fed: Arrays
+    moved: Arrays
+    moved_fed: Arrays
+    after: Arrays
+    steady: set[str]
+    original: Opened
+    rewritten: Opened
+    clipping: Clipping
 
-    def clipped(
-        self, arrays: Arrays, ports: _Ports, setting: Setting, move: float
-    ) -> list[list[NDArray[Any]]]:
-        """What comes out of the ports, clipped, in its shape; longer by `move` tolerances."""
-        raw = self._slices(arrays, ports)
-        expected = self._expected(raw, setting)
-        found = []
-        for number, (target, group) in enumerate(zip(self._targets, ports, strict=True)):
-            precision = self._precision(number, raw)
-            slices = iter(expected[number])
-            joined = [target.joined(slices, arrays[port.output], port.loops) for port in group]
-            if move:
-                factors = [1 + move * (precision + compare.epsilon(str(x.dtype))) for x in joined]
-                joined = [
-                    (x.astype(np.float64) * longer).astype(x.dtype)
-                    for x, longer in zip(joined, factors, strict=True)
-                ]
-            found.append(joined)
-        return found
 
-    def gradients(self, raw_ports: _Ports, clipped_ports: _Ports, after: Arrays, when: str) -> None:
-        """Whether each clipped gradient is what the formula makes of the raw one beside it."""
-        for number, (raw_group, group) in enumerate(zip(raw_ports, clipped_ports, strict=True)):
-            for raw_port, port in zip(raw_group, group, strict=True):
-                raw, clipped = after[raw_port.output], after[port.output]
-                if (raw.shape, raw.dtype) != (clipped.shape, clipped.dtype):
-                    self._result.gradients[number].faults.append(
-                        f"{when}the raw gradient is {raw.dtype} {list(raw.shape)}, the clipped one "
-                        f"{clipped.dtype} {list(clipped.shape)}"
-                    )
-                    return
-        raw_slices = self._slices(after, raw_ports)
-        clipped_slices = self._slices(after, clipped_ports)
-        expected = self._expected(raw_slices, self.setting)
-        precisions = {number: self._precision(number, raw_slices) for number in raw_slices}
-        margin = 1 + 4 * max(precisions.values(), default=0.0)
-        larger = {n: [compare.wide(x) * margin for x in each] for n, each in raw_slices.items()}
-        acting = self._formulas.acting(larger, self.setting)
-        if not when:
-            self.raw = raw_slices
-        for number in raw_slices:
-            self._check_one(
-                number,
-                list(
-                    zip(
-                        raw_slices[number],
-                        clipped_slices[number],
-                        expected[number],
-                        acting[number],
-                        strict=True,
-                    )
-                ),
-                precisions[number],
-                when,
-            )
-
-    def _check_one(
-        self,
-        number: int,
-        rows: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any], bool]],
-        precision: float,
-        when: str,
-    ) -> None:
-        check = self._result.gradients[number]
-        if not when and rows:
-            check.raw_norm = max(_norm(raw) for raw, *_ in rows)
-            check.clipped_norm = max(_norm(clipped) for _, clipped, *_ in rows)
-            check.expected_norm = max(_norm(expected) for _, _, expected, _ in rows)
-        for raw, clipped, expected, would_act in rows:
-            stages = len(self._targets[number].formulas)
-            allowed = compare.allowed_ulps(str(raw.dtype), precision) * stages
-            error = compare.ulps_apart(clipped, expected)
-            check.allowed_ulps = max(check.allowed_ulps, allowed)
-            check.error_ulps = max(check.error_ulps, error)
-            acts = not compare.is_identical(raw, expected)
-            check.acted |= acts
-            check.passed |= not acts
-            if error > allowed:
-                check.faults.append(
-                    f"{when}norm {_norm(clipped):.7g}, where {_norm(expected):.7g} is right (raw: "
-                    f"{_norm(raw):.7g}); {error:.3g} ulps off, where {allowed:.3g} are allowed"
+def check_gradients(
+    seen: Seen, targets: Sequence[Target], record: Record, result: Verification
+) -> list[tuple[One, Outcome]]:
+    """Hold every clipped gradient to the formulas; what these give, of each."""
+    found: list[tuple[One, Outcome]] = []
+    faulty: set[int] = set()
+    for number, (raw, clipped) in enumerate(
+        zip(seen.rewritten.raw, seen.rewritten.clipped, strict=True)
+    ):
+        for port, other in zip(raw, clipped, strict=True):
+            left, right = seen.after[port.output], seen.after[other.output]
+            if left.shape != right.shape or left.dtype != right.dtype:
+                faulty.add(number)
+                result.gradients[number].faults.append(
+                    f"{seen.when}the raw gradient is {left.dtype} {list(left.shape)}, the clipped "
+                    f"one {right.dtype} {list(right.shape)}"
                 )
-                return
-            if not would_act and not compare.is_identical(clipped, raw):
-                check.faults.append(f"{when}within the threshold, but not the same bit for bit")
-                return
-
-    def raw_gradients(
-        self,
-        fed_ports: _Ports,
-        raw_ports: _Ports,
-        expected: Arrays,
-        moved: Arrays,
-        after: Arrays,
-        steady: set[str],
-        when: str,
-    ) -> None:
-        """Whether the backward pass gives what it gives when it sees raw gradients."""
-        for number, target in enumerate(self._targets):
-            check = self._result.gradients[number]
-            depends = any((target.scope, target.name) in other.behind for other in self._targets)
-            for port, raw_port in zip(fed_ports[number], raw_ports[number], strict=True):
-                wanted, actual = expected[port.output], after[raw_port.output]
-                if port.output not in steady:
-                    continue
-                if depends:
-                    fault = compare.output_fault(actual, wanted, moved[port.output])
-                else:
-                    fault = "" if compare.is_identical(actual, wanted) else "it differs"
-                if fault:
-                    check.faults.append(f"{when}the gradient before its clip is not right: {fault}")
-                    break
-
-    def outputs(
-        self,
-        plain: Arrays,
-        expected: Arrays,
-        moved: Arrays,
-        after: Arrays,
-        steady: set[str],
-        own: Arrays,
-        when: str,
-    ) -> None:
-        """Whether each output is what the original gives on clipped gradients."""
-        handed_out = {
-            target.name: number
-            for number, target in enumerate(self._targets)
-            if target.scope == 0 and any(s == 0 and node < 0 for s, node, _ in target.reads)
-        }
-        for check in self._result.outputs:
-            name = check.name
-            if name not in after:
-                fault = "the rewritten model has no such output"
-            elif name not in steady:
-                check.is_deterministic = False
-                same = (after[name].dtype, after[name].shape) == (
-                    plain[name].dtype,
-                    plain[name].shape,
-                )
-                fault = "" if same else "another dtype or shape"
-            elif not check.behind_clip:
-                same = compare.is_identical(after[name], plain[name])
-                fault = "" if same else "it differs, though no clipped gradient leads to it"
-            elif name in handed_out:
-                longer = compare.wide(own[name]) * (1 + self._last[handed_out[name]])
-                fault = compare.output_fault(after[name], own[name], longer)
-            else:
-                fault = compare.output_fault(after[name], expected[name], moved[name])
-            if fault:
-                check.faults.append(when + fault)
-
-    def emitted(self, raw_ports: _Ports, after: Arrays, when: str) -> None:
-        """Whether the outputs that hand out measures hold what they say."""
-        if not self._record.emitted:
-            return
-        raw = self._slices(after, raw_ports)
-        factors = self._formulas.factors(raw, self.setting)
-        by_name = {target.name: number for number, target in enumerate(self._targets)}
-        for output, quantity, names, group in self._record.emitted:
-            numbers = [by_name[name] for name in names if name in by_name]
-            if output not in after or len(numbers) != len(names):
-                self._result.faults.append(f"{when}there is no output {output!r} as recorded")
-                continue
-            if quantity == "norm":
-                if group:
-                    wanted = [self._norm_of_group(group, numbers, raw)]
-                else:
-                    wanted = [self._norm_of(number, 0, raw) for number in numbers]
-            else:
-                wanted = [factors[number] for number in numbers]
-            precision = max(self._last[number] for number in numbers)
-            eps = max(compare.epsilon(str(x.dtype)) for n in numbers for x in raw[n])
-            fault = _measure_fault(after[output], quantity, wanted, 2 * precision + 4 * eps)
-            if fault:
-                self._result.faults.append(f"{when}output {output!r}: {fault}")
-
-    def _norm_of(self, number: int, stage: int, values: Slices) -> float:
-        target = self._targets[number]
-        parameters = self.setting.parameters.get(number, [None])
-        cases = [
-            Case(x, parameters[at % len(parameters)], target.axes)
-            for at, x in enumerate(values[number])
+    for ones in seen.clipping.ones(seen.rewritten.raw, seen.after):
+        outcomes = seen.clipping.outcomes(ones)
+        margin = 1 + 4 * max(outcome.precision for outcome in outcomes)
+        larger = enlarged([one.member for one in ones], margin)
+        within = [
+            _unchanged(outcome.clipped, member.case.gradient)
+            for member, outcome in zip(larger, seen.clipping.outcomes_of(larger), strict=True)
         ]
-        norms = [norm_that_is_bounded(target.formulas[stage], case) for case in cases]
-        return max(norms) / self.setting.scale
-
-    def _norm_of_group(self, group: str, numbers: list[int], raw: Slices) -> float:
-        formulas = self._targets[numbers[0]].formulas
-        stage = next(at for at, formula in enumerate(formulas) if formula.group == group)
-        values = self._formulas.before(stage, raw, self.setting)
-        norms = [self._norm_of(number, stage, values) for number in numbers]
-        ord = float(getattr(formulas[stage], "ord", 2.0))
-        if ord == np.inf:
-            return max(norms)
-        counts = [self._targets[number].count for number in numbers]
-        powers = [count * norm**ord for count, norm in zip(counts, norms, strict=True)]
-        return float(sum(powers) ** (1 / ord))
-
-    def _expected(self, raw: Slices, setting: Setting) -> Slices:
-        if self._record.measures_only:
-            return raw
-        return self._formulas.clipped(raw, setting)
-
-    def _slices(self, arrays: Arrays, ports: _Ports) -> Slices:
-        return {
-            number: [x for port in group for x in target.slices(arrays[port.output], port.loops)]
-            for number, (target, group) in enumerate(zip(self._targets, ports, strict=True))
-        }
-
-    def _precision(self, number: int, raw: Slices) -> float:
-        sizes = {
-            other: (str(each[0].dtype), max(x.size for x in each))
-            for other, each in raw.items()
-            if each
-        }
-        found = self._formulas.precision(number, sizes) if number in sizes else 0.0
-        self._last[number] = found
-        return found
+        for one, outcome, is_within in zip(ones, outcomes, within, strict=True):
+            found.append((one, outcome))
+            if one.target in faulty:
+                continue
+            if record.measures_only:
+                wanted, allowed, is_within = one.raw, 0.0, np.ones(one.raw.shape, np.bool_)
+            else:
+                wanted = outcome.clipped
+                allowed = compare.allowed_ulps(str(one.raw.dtype), outcome.precision)
+            end = seen.rewritten.clipped[one.target][one.port]
+            made = np.asarray(seen.after[end.output][one.at])
+            _check_one(seen.when, one, outcome, made, wanted, allowed, is_within, result)
+            if result.gradients[one.target].faults:
+                faulty.add(one.target)
+    return found
 
 
-def _measure_fault(actual: NDArray[Any], quantity: str, wanted: list[float], allowed: float) -> str:
-    """Why a measure is not what it should be; empty if it is.
+def _check_one(
+    when: str,
+    one: One,
+    outcome: Outcome,
+    clipped: Array,
+    wanted: Array,
+    allowed: float,
+    is_within: NDArray[np.bool_],
+    result: Verification,
+) -> None:
+    check, raw = result.gradients[one.target], one.raw
+    has_seeds = one.member.case.has_seeds
+    if not when:
+        check.raw_norm = _larger(check.raw_norm, _norm(raw, has_seeds))
+        check.clipped_norm = _larger(check.clipped_norm, _norm(clipped, has_seeds))
+        check.expected_norm = _larger(check.expected_norm, _norm(wanted, has_seeds))
+    error = compare.ulps_apart(clipped, wanted)
+    check.allowed_ulps = max(check.allowed_ulps, allowed)
+    check.error_ulps = max(check.error_ulps, error)
+    check.acted |= any(outcome.acts)
+    check.passed |= not any(outcome.acts)
+    if error > allowed:
+        check.faults.append(
+            f"{when}norm {_norm(clipped, has_seeds):.7g}, where {_norm(wanted, has_seeds):.7g} is "
+            f"right (raw: {_norm(raw, has_seeds):.7g}); {error:.3g} ulps off, where {allowed:.3g} "
+            f"are allowed"
+        )
+    elif not compare.is_identical(clipped[is_within], raw[is_within]):
+        check.faults.append(f"{when}within the threshold, but not the same bit for bit")
 
-    Whether it is clipped is not held against a factor that rounding alone may move from 1.
-    """
-    found = [float(x) for x in np.ravel(actual)]
-    if len(found) != len(wanted):
-        return f"expected {len(wanted)} numbers, but there are {len(found)}"
-    for is_there, should_be in zip(found, wanted, strict=True):
-        if quantity == "clipped":
-            if bool(is_there) != (should_be < 1) and abs(should_be - 1) > allowed:
-                return f"{bool(is_there)}, where the factor is {should_be:.7g}"
-        elif np.isfinite(should_be) and not abs(is_there - should_be) <= allowed * abs(should_be):
-            return f"{is_there:.7g}, where {should_be:.7g} is right"
-    return ""
+
+def _unchanged(clipped: Array, raw: Array) -> NDArray[np.bool_]:
+    """Where the formula leaves an element as it is, its sign and nan too."""
+    same = (clipped == raw) & (np.signbit(clipped) == np.signbit(raw))
+    return np.asarray(same)
 
 
-def _norm(array: NDArray[Any]) -> float:
-    return float(np.linalg.norm(compare.wide(array).ravel()))
+def _larger(left: float, right: float) -> float:
+    return right if math.isnan(left) else max(left, right)
+
+
+def _norm(array: Array, has_seeds: bool) -> float:
+    wide = compare.wide(array)
+    if has_seeds:
+        columns = wide.reshape(-1, wide.shape[-1])
+        return float(np.max(np.linalg.norm(columns, axis=0), initial=0.0))
+    return float(np.linalg.norm(wide.ravel()))
+
+
+def check_raw(seen: Seen, targets: Sequence[Target], result: Verification) -> None:
+    """Whether the backward pass gives what it gives when it sees raw gradients."""
+    for number, target in enumerate(targets):
+        depends = any((target.scope, target.name) in other.behind for other in targets)
+        ports = zip(seen.original.raw[number], seen.rewritten.raw[number], strict=True)
+        for port, raw_port in ports:
+            wanted, actual = seen.expected[port.output], seen.after[raw_port.output]
+            if port.output not in seen.steady:
+                continue
+            if depends:
+                fault = compare.output_fault(actual, wanted, seen.moved[port.output])
+            else:
+                fault = "" if compare.is_identical(actual, wanted) else "it differs"
+            if fault:
+                result.gradients[number].faults.append(
+                    f"{seen.when}the gradient before its clip is not right: {fault}"
+                )
+                break
+
+
+def check_outputs(seen: Seen, targets: Sequence[Target], result: Verification) -> None:
+    """The outputs that both models have."""
+    handed_out = {
+        target.name: number
+        for number, target in enumerate(targets)
+        if target.scope == 0 and any(s == 0 and node < 0 for s, node, _ in target.reads)
+    }
+    for check in result.outputs:
+        if check.quantity:
+            continue
+        name = check.name
+        if name in handed_out and name in seen.after:
+            inputs = [port.fed for port in seen.original.raw[handed_out[name]]]
+            wanted, moved = seen.fed[inputs[0]], seen.moved_fed[inputs[0]]
+        elif name in seen.after:
+            wanted, moved = seen.expected[name], seen.moved[name]
+        else:
+            check.faults.append(f"{seen.when}the rewritten model has no such output")
+            continue
+        fault = _output_fault(seen, check, wanted, moved)
+        if fault:
+            check.faults.append(seen.when + fault)
+
+
+def _output_fault(seen: Seen, check: OutputCheck, wanted: Array, moved: Array) -> str:
+    actual, plain = seen.after[check.name], seen.plain[check.name]
+    if check.name not in seen.steady:
+        check.is_deterministic = False
+        is_alike = (actual.dtype, actual.shape) == (plain.dtype, plain.shape)
+        return "" if is_alike else "another dtype or shape"
+    if not check.behind_clip:
+        same = compare.is_identical(actual, plain)
+        return "" if same else "it differs, though no clipped gradient leads to it"
+    return compare.output_fault(actual, wanted, moved)
+
+
+def check_emitted(
+    seen: Seen,
+    targets: Sequence[Target],
+    record: Record,
+    found: Sequence[tuple[One, Outcome]],
+    result: Verification,
+) -> None:
+    """The measures that are handed out, with what the formulas say of the raw gradients."""
+    by_name = {
+        targets[one.target].name: outcome
+        for one, outcome in found
+        if targets[one.target].scope == 0
+    }
+    checks = {check.name: check for check in result.outputs if check.quantity}
+    for output, quantity, names, group in record.emitted:
+        check = checks[output]
+        missing = [name for name in names if name not in by_name]
+        if missing or output not in seen.after:
+            what = f"no gradient {missing[0]!r}" if missing else "no such output"
+            check.faults.append(f"{seen.when}the rewritten model has {what}")
+            continue
+        actual = seen.after[output]
+        outcomes = [by_name[name] for name in names]
+        if actual.size != (1 if group else len(names)) or actual.ndim > 1:
+            check.faults.append(
+                f"{seen.when}expected {len(names)} numbers, but it is {list(actual.shape)}"
+            )
+            continue
+        pairs = zip([outcomes[0]] if group else outcomes, actual.ravel(), strict=True)
+        for outcome, number in pairs:
+            fault = _measure_fault(seen, quantity, group, outcome, number, result)
+            if fault:
+                check.faults.append(seen.when + fault)
+                break
+
+
+def _measure_fault(
+    seen: Seen, quantity: str, group: str, outcome: Outcome, actual: Any, result: Verification
+) -> str:
+    rounding = 4 * compare.epsilon("float32")  # of the limit, the loss scale, and twice of itself
+    if quantity == "norm":
+        norm, precision = outcome.norm, outcome.norm_precision
+        if group:
+            norm, precision = outcome.totals[group]
+        wanted = norm / seen.clipping.loss_scale
+        allowed = (precision + rounding) * abs(wanted)
+    elif outcome.scale is None:
+        note = "what is handed out of gradients with nan or inf was not compared, but for norms"
+        if note not in result.notes:
+            result.notes.append(note)
+        return ""
+    else:
+        wanted, allowed = outcome.scale, outcome.precision + rounding
+    if quantity == "clipped":
+        if actual.dtype != np.bool_:
+            return f"expected a bool, but it is {actual.dtype}"
+        is_near = wanted < 1 and 1 - wanted <= allowed
+        is_right = is_near or bool(actual) == (wanted < 1)
+        return "" if is_right else f"it is {bool(actual)}, where the scale is {wanted:.7g}"
+    if not np.isfinite(wanted):
+        is_right = np.array_equal(float(actual), wanted, equal_nan=True)
+        return "" if is_right else f"it is {actual:.7g}, where {wanted} is right"
+    error = abs(float(actual) - wanted)
+    if error <= allowed:
+        return ""
+    return f"it is {actual:.7g}, where {wanted:.7g} is right, within {allowed:.3g}"

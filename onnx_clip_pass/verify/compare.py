@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,9 @@ __all__ = [
     "allowed_ulps",
     "epsilon",
     "is_identical",
-    "iterations",
+    "largest",
     "output_fault",
     "precision_of_norm",
-    "pressing_factor",
     "ulps_apart",
     "wide",
 ]
@@ -63,19 +62,27 @@ def ulps_apart(actual: Array, expected: Array) -> float:
     return float(np.max(differences / _ulp(right[finite], str(expected.dtype)), initial=0.0))
 
 
-def precision_of_norm(dtype: str, size: int, norm_precision: str) -> float:
-    """The relative error that the norm of `size` elements may have, for the stated precision.
+def precision_of_norm(dtype: str, size: int, norm_precision: str, ord: float = 2.0) -> float:
+    """The relative error that a clipped gradient may have by the norm of `size` elements.
 
-    Adding up n squares in any order is off by at most n units of rounding, their root by half of
-    that, and taking the root, dividing and multiplying by half a unit each. For large tensors the
-    precision that `clip_gradients` states is smaller: 1e-5, which one float32 ReduceL2 ("plain")
-    keeps up to 8192 elements only.
+    Adding up n powers in any order is off by at most n units of rounding, their p-th root by a p-th
+    of that, and taking the root, dividing and multiplying by half a unit each. For large tensors
+    the precision that `clip_gradients` states is smaller: 1e-5, which one float32 reduction
+    ("plain") keeps up to 8192 elements only (4096 for L1). Powers other than 1 and 2 have exponents
+    that are rounded too, by half a unit, which counts as often as the logarithm of what is raised
+    to them: below 90 in float32; all but "plain" form them in float64.
     """
     eps = 2.0**-52 if dtype == "float64" or norm_precision == "wide" else 2.0**-23
-    worst = (size / 4 + 4) * eps
+    if ord == math.inf:
+        return 4 * eps
+    if ord not in (1, 2):
+        powers = (size / 2 + 90) / ord + 90
+        return 4 * eps + powers * (eps if norm_precision == "plain" else 2.0**-52)
+    worst = (size / (2 * ord) + 4) * eps
     if eps == 2.0**-52:
         return worst
-    stated = _STATED * max(1.0, size / _SMALL) if norm_precision == "plain" else _STATED
+    limit = _SMALL * ord / 2
+    stated = _STATED * max(1.0, size / limit) if norm_precision == "plain" else _STATED
     return min(worst, stated)
 
 
@@ -135,27 +142,3 @@ def output_fault(
 
 def _is_floating(array: Array) -> bool:
     return str(array.dtype) in _HALVES or np.issubdtype(array.dtype, np.floating)
-
-
-def iterations(array: Array, loops: int) -> list[Array]:
-    """What a port in so many loops gave, one array an iteration."""
-    return [np.asarray(array[at]) for at in np.ndindex(array.shape[:loops])]
-
-
-def pressing_factor(acts: Callable[[float], list[bool]], slices: list[Array], up: bool) -> float:
-    """The power of two by which gradients are to be scaled so that all are clipped, or none.
-
-    `acts` says which are clipped when they are scaled by a number. 0 if there is no such power, as
-    for zeros.
-    """
-    raw = [wide(x) for x in slices if np.any(x) and np.isfinite(wide(x)).all()]
-    if not raw:
-        return 0.0
-    limits = np.finfo(np.float64) if slices[0].dtype == np.float64 else np.finfo(np.float32)
-    top = 65504.0 if slices[0].dtype == np.float16 else float(limits.max)
-    for power in range(120):
-        factor = 2.0 ** (power if up else -power)
-        found = acts(factor / 2 if up else factor * 2)
-        if all(found) if up else not any(found):
-            return factor if factor * max(map(largest, raw)) < top / 4 else 0.0
-    return 0.0

@@ -109,6 +109,11 @@ class Copy:
 
     def _climb(self, scope: Scope, name: str, fed: str, dtype: int) -> list[Port]:
         if scope is self.index.main:
+            if name not in scope.producers and name not in self._outputs:
+                # ONNX Runtime hands out the buffer of an input itself, which it may use again
+                out = self._editor.fresh(f"out/{name}")
+                self._append(scope, "Identity", [name], out)
+                name = out
             if name not in self._outputs:
                 self._outputs.add(name)
                 scope.proto.output.append(ValueInfoProto(name=name))  # type: ignore[arg-type]

@@ -21,15 +21,34 @@ def declared_faults(
     after_folder: Path | None,
     record: Record,
 ) -> list[str]:
-    """Inputs and outputs that are not the same ones in the same order, and weights that differ."""
+    """Inputs and outputs that are not the same ones in the same order, and weights that differ.
+
+    Behind the old ones there may be what the record names: threshold inputs, and measures.
+    """
     faults = []
+    steered = {entry["threshold_input"] for entry in record.clips if "threshold_input" in entry}
+    if steered != set(record.inputs):
+        faults.append(
+            f"the clips are steered by {_list(sorted(steered))}, but the inputs that were added "
+            f"are {_list(record.inputs)}"
+        )
+    measures = [output for output, *_ in record.emitted]
+    if measures != record.outputs:
+        faults.append(
+            f"the outputs that were added are {_list(record.outputs)}, but the measures handed out "
+            f"are {_list(measures)}"
+        )
     for kind, old, new, added in (
         ("inputs", before.graph.input, after.graph.input, record.inputs),
         ("outputs", before.graph.output, after.graph.output, record.outputs),
     ):
         names, new_names = [value.name for value in old], [value.name for value in new]
         if [*names, *added] != new_names:
-            faults.append(f"the {kind} were {_list(names)}, and are {_list(new_names)}")
+            behind = f" with {_list(added)} behind them" if added else ""
+            faults.append(
+                f"the {kind} were {_list(names)}, and are {_list(new_names)}"
+                + (f"; expected the old ones{behind}" if added else "")
+            )
         elif any(a.type != b.type for a, b in zip(old, new, strict=False)):
             faults.append(f"the {kind} have other types than in the original")
     for number, (scope, other) in enumerate(

@@ -38,7 +38,6 @@ def reach(
     *,
     stop: Collection[Place] = (),
     next_iterations: bool = True,
-    other_calls: bool = True,
 ) -> tuple[set[Place], set[int]]:
     """All values that these reads lead to.
 
@@ -47,7 +46,6 @@ def reach(
         reads: where to start.
         stop: values to note and not to follow.
         next_iterations: follow what a loop carries into its next iteration.
-        other_calls: follow what a function hands out, which may lead to another call of it.
 
     Returns:
         The values, and the numbers of the outputs of the main graph.
@@ -58,8 +56,6 @@ def reach(
     for read in todo:  # grows while it is read
         if read.node == OUTPUT and read.scope is places.index.main:
             outputs.add(read.slot)
-        if not other_calls and read.node == OUTPUT and read.scope.is_function:
-            continue
         for place in _step(places, read, next_iterations):
             if place in values:
                 continue

@@ -31,10 +31,14 @@ class GradientCheck:
 
 @dataclass(slots=True)
 class OutputCheck:
-    """One output; `behind_clip` tells whether a clipped gradient leads to it."""
+    """One output; `behind_clip` tells whether a clipped gradient leads to it.
+
+    `quantity` is what it hands out of gradients, for an output that the rewrite has added.
+    """
 
     name: str
     behind_clip: bool
+    quantity: str = ""
     is_deterministic: bool = True
     faults: list[str] = field(default_factory=list)
 

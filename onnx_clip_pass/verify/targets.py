@@ -6,15 +6,12 @@ worked out here from the original, by walking forward.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnx_clip_pass import clips
+from onnx_clip_pass.clips import Clip, clip_of
 from onnx_clip_pass.gradients import (
     Gradient,
     Sighting,
@@ -26,6 +23,7 @@ from onnx_clip_pass.gradients import (
 from onnx_clip_pass.graph import BY_NAME, Index, Read, Scope
 from onnx_clip_pass.record import Record
 from onnx_clip_pass.verify.reach import Places, reach
+from onnx_clip_pass.verify.steps import levels
 
 __all__ = ["Target", "targets_of"]
 
@@ -38,16 +36,17 @@ class Target:
 
     `scope` is the number of its body in both models; `name` is its name in the original, `raw` and
     `clipped` are the names in the rewritten model. `reads` are the reads of the original, as
-    (number of the scope, node, slot), that must see the clipped value; `behind` is what they
-    lead to, and `ahead` the part of it within an iteration and a call. `count` says of how many
-    parameters it is the gradient, `level` of which step; `parameter` is where the parameter is that
-    its clip reads, as (number of the scope, name, dtype), and `axes` those of a unit.
+    (number of the scope, node, slot), that must see the clipped value. `parameter` is the number of
+    its parameter's scope, its name and dtype, for a clip that reads it, and `axes` those of a unit;
+    `count` says of how many parameters it is the gradient, `level` of which step of its graph.
     """
 
     gradient: Gradient
-    clip: clips.Clip
+    clip: Clip
     threshold_input: str | None
-    nonfinite: Any
+    parameter: tuple[int, str, int] | None
+    axes: tuple[int, ...] | None
+    count: int
     dtype: int
     scope: int
     name: str
@@ -56,37 +55,7 @@ class Target:
     reads: list[tuple[int, int, int]]
     outputs: frozenset[int]
     behind: set[tuple[int, str]]
-    ahead: set[tuple[int, str]]
-    is_clipped: bool
-    count: int
-    parameter: tuple[int, str, int] | None
-    axes: tuple[int, ...] | None
     level: int = 0
-
-    @property
-    def formulas(self) -> tuple[clips.Formula, ...]:
-        """What is applied one after another."""
-        return self.clip.formulas
-
-    def slices(self, array: NDArray[Any], loops: int) -> list[NDArray[Any]]:
-        """The gradients in what came out: one an iteration, and one a seed."""
-        found = [array[at] for at in np.ndindex(array.shape[:loops])]
-        if self.gradient.has_seeds:
-            found = [np.asarray(x[..., s]) for x in found for s in range(x.shape[-1])]
-        return [np.asarray(x) for x in found]
-
-    def joined(
-        self, slices: Iterator[NDArray[Any]], like: NDArray[Any], loops: int
-    ) -> NDArray[Any]:
-        """The way back: as many of the slices as it takes in the shape of `like`."""
-        result = np.array(like)
-        for at in np.ndindex(like.shape[:loops]):
-            if not self.gradient.has_seeds:
-                result[at] = next(slices)
-                continue
-            for seed in range(like.shape[-1]):
-                result[(*at, ..., seed)] = next(slices)
-        return result
 
 
 def targets_of(before: Index, after: Index, record: Record) -> list[Target]:
@@ -106,6 +75,7 @@ def targets_of(before: Index, after: Index, record: Record) -> list[Target]:
         key = (sighting.value.frame.scope, sighting.value.name)
         groups.setdefault(key, []).append((sighting, entry))
     targets = []
+    grouped: dict[Scope, dict[str, list[Read]]] = {}
     for (scope, name), group in groups.items():
         first, entry = group[0]
         others = {
@@ -125,17 +95,21 @@ def targets_of(before: Index, after: Index, record: Record) -> list[Target]:
             own = {Read(k.frame.scope, k.node, k.slot) for s, _ in group for k in s.sinks}
             reads = [read for read in reads if _leads_to(places, read, own)]
         number = numbers[id(scope)]
-        raw, clipped, is_clipped = _names_after(after, number, name, record)
+        raw, clipped = _names_after(after, number, name, record)
+        clip = clip_of(entry)
+        if any(formula.group is not None for formula in clip.formulas):
+            grouped.setdefault(scope, {})[name] = reads
+        if record.measures_only:
+            reads = []
         values, outputs = reach(places, reads)
-        ahead, _ = reach(places, reads, next_iterations=False, other_calls=False)
-        clip = clips.clip_of(entry)
-        parameter, axes = _parameter_of(before, first, clip, numbers)
         targets.append(
             Target(
                 gradient=first.gradient,
                 clip=clip,
                 threshold_input=entry.get("threshold_input"),
-                nonfinite=record.nonfinite,
+                parameter=_parameter(seen, first, clip, numbers),
+                axes=_axes(before, first, clip),
+                count=len({sighting.gradient.parameter.name for sighting, _ in group}),
                 dtype=first.type.dtype or int(TensorProto.FLOAT),
                 scope=number,
                 name=name,
@@ -144,35 +118,31 @@ def targets_of(before: Index, after: Index, record: Record) -> list[Target]:
                 reads=[(numbers[id(r.scope)], r.node, r.slot) for r in reads],
                 outputs=frozenset(outputs),
                 behind={(numbers[id(s)], n) for s, n in values},
-                ahead={(numbers[id(s)], n) for s, n in ahead},
-                is_clipped=is_clipped,
-                count=len({entry.get("parameter") for _, entry in group}),
-                parameter=parameter,
-                axes=axes,
             )
         )
-    _set_levels(targets)
+    for scope, reads_of in grouped.items():
+        found = levels(before, scope, reads_of)
+        for target in targets:
+            if target.scope == numbers[id(scope)]:
+                target.level = found.get(target.name, 0)
     return targets
 
 
-def _set_levels(targets: list[Target]) -> None:
-    """One above the gradients that are clipped on the way to it: a later step."""
-    for _ in targets:  # as many steps as there can be
-        for target in targets:
-            before = [t for t in targets if (target.scope, target.name) in t.ahead]
-            target.level = max((t.level + 1 for t in before if t is not target), default=0)
+def _parameter(
+    seen: Survey, sighting: Sighting, clip: Clip, numbers: dict[int, int]
+) -> tuple[int, str, int] | None:
+    parameter = sighting.parameter
+    if parameter is None or not any(formula.reads_parameter for formula in clip.formulas):
+        return None
+    dtype = seen.flow.dtype(parameter) or sighting.type.dtype or int(TensorProto.FLOAT)
+    return numbers[id(parameter.frame.scope)], parameter.name, dtype
 
 
-def _parameter_of(
-    index: Index, sighting: Sighting, clip: clips.Clip, numbers: dict[int, int]
-) -> tuple[tuple[int, str, int] | None, tuple[int, ...] | None]:
-    found = sighting.parameter
-    if not clip.reads_parameter or found is None:
-        return None, None
-    axes = unit_axes(index, found)
-    dtype = found.type.dtype if found.type is not None else sighting.type.dtype
-    place = (numbers[id(found.frame.scope)], found.name, dtype)
-    return place, axes if isinstance(axes, tuple) else None
+def _axes(index: Index, sighting: Sighting, clip: Clip) -> tuple[int, ...] | None:
+    if sighting.parameter is None or not any(formula.reads_parameter for formula in clip.formulas):
+        return None
+    found = unit_axes(index, sighting.parameter)
+    return None if isinstance(found, str) else found
 
 
 def _sightings(index: Index, record: Record) -> tuple[Survey, list[Sighting]]:
@@ -213,13 +183,13 @@ def _leads_to(places: Places, read: Read, sinks: set[Read]) -> bool:
     )
 
 
-def _names_after(after: Index, number: int, name: str, record: Record) -> tuple[str, str, bool]:
-    """The names of the raw and the clipped value in the rewritten model; whether they differ."""
+def _names_after(after: Index, number: int, name: str, record: Record) -> tuple[str, str]:
+    """The names of the raw and the clipped value in the rewritten model."""
     scope = after.scopes[number]
     added = set(record.nodes)
     for new, old in record.renamed.items():
         if old == name and new in scope.names:
             node = scope.producer(new)
             is_result = node is not None and node.name in added
-            return (name, new, True) if is_result else (new, name, True)
-    return name, name, False
+            return (name, new) if is_result else (new, name)
+    return name, name

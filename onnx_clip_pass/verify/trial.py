@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, helper
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.graph import Index, Read
+from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record, read_record, strip_if_clipped
-from onnx_clip_pass.runtime import Arrays, Provider, Session, make_feeds, open_session
-from onnx_clip_pass.verify import compare
-from onnx_clip_pass.verify.checks import Checks
-from onnx_clip_pass.verify.copies import Copy, Port
+from onnx_clip_pass.runtime import Arrays, Provider, make_feeds
+from onnx_clip_pass.verify import checks, compare
+from onnx_clip_pass.verify.clipping import Clipping
 from onnx_clip_pass.verify.declared import declared_faults
-from onnx_clip_pass.verify.formulas import Formulas, Setting
+from onnx_clip_pass.verify.expected import Member, pressing_factor
 from onnx_clip_pass.verify.report import GradientCheck, OutputCheck, Verification
+from onnx_clip_pass.verify.runs import Opened, Runs
+from onnx_clip_pass.verify.steps import components
 from onnx_clip_pass.verify.targets import Target, targets_of
 
 __all__ = ["verify"]
@@ -81,10 +82,16 @@ def verify(
         GradientCheck(t.gradient.name, t.gradient.parameter.name, t.gradient.graph, t.clip.label)
         for t in targets
     ]
-    trials = _Trials(
-        (before, before_folder), (after, after_folder), targets, given, provider, record, result
-    )
-    trials.run_all()
+    names = [value.name for value in before.graph.output]
+    behind = {names[slot] for target in targets for slot in target.outputs}
+    result.outputs = [OutputCheck(name, name in behind) for name in dict.fromkeys(names)]
+    result.outputs += [
+        OutputCheck(output, bool(gradients), quantity)
+        for output, quantity, gradients, _ in record.emitted
+    ]
+    sources = (before, before_folder), (after, after_folder)
+    runs = Runs(*sources, targets, given, provider, record.loss_scale)
+    _Trials(runs, targets, record, after, result).run_all()
     return result
 
 
@@ -100,214 +107,170 @@ def _load(source: _Model) -> tuple[ModelProto, Path | None]:
         raise OnnxClipError(f"{str(path)!r} is no ONNX model: {error}") from error
 
 
-_Where = tuple[ModelProto, Path | None]
-_Ports = list[list[Port]]
-
-
 class _Trials:
-    """The runs with the feeds as they are, with gradients scaled up and down, and so on."""
+    """The runs with the feeds as they are, with gradients scaled, and with other thresholds."""
 
     def __init__(
         self,
-        before: _Where,
-        after: _Where,
+        runs: Runs,
         targets: list[Target],
-        feeds: Arrays,
-        provider: Provider,
         record: Record,
+        after: ModelProto,
         result: Verification,
     ) -> None:
-        self._before, self._after = before, after
+        self._runs = runs
         self._targets = targets
-        self._feeds = feeds
-        self._provider = provider
         self._record = record
-        self._formulas = Formulas(targets, record.norm_precision)
-        self._checks = Checks(targets, self._formulas, record, result)
         self._result = result
-        self._names = [value.name for value in before[0].graph.output]
-        clipped = {slot for target in targets for slot in target.outputs}
-        behind = {self._names[slot] for slot in clipped} if not record.measures_only else set()
-        result.outputs = [OutputCheck(name, name in behind) for name in dict.fromkeys(self._names)]
+        self._inputs = {
+            value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            for value in after.graph.input
+            if value.name in record.inputs
+        }
+        self._together = components([(t.clip, t.scope, t.level) for t in targets])
+        self._all_acted = [False] * len(targets)
+        self._members: list[dict[tuple[Any, ...], Member]] = [{} for _ in targets]
 
     def run_all(self) -> None:
-        checks = self._result.gradients
+        checks_ = self._result.gradients
         for number, target in enumerate(self._targets):
             if "training_info" in target.gradient.graph:
-                checks[number].faults.append(
+                checks_[number].faults.append(
                     "not checked: ONNX Runtime does not execute training_info"
                 )
-        if any(check.faults for check in checks):
+        if any(check.faults for check in checks_):
             return
         self._run({}, "")
         for up in (True, False) * _TURNS:
-            factors = self._pressing_factors(up)
+            factors = self._factors(up)
             if factors:
                 self._run(factors, f"with gradients scaled {'up' if up else 'down'}: ")
-        thresholds = self._other_thresholds()
-        if thresholds:
-            self._run({}, "with other thresholds: ", thresholds)
-        unseen = [c.gradient for c in checks if not c.acted and not c.clip.endswith("inf")]
-        if unseen and not self._record.measures_only:
+        if self._inputs:
+            self._press_thresholds()
+        unseen = [c.gradient for c in checks_ if not c.acted and not c.clip.endswith("inf")]
+        if unseen:
             names = ", ".join(unseen[:5]) + (" …" if len(unseen) > 5 else "")
             self._result.notes.append(f"no clip could be seen acting, as for zeros: {names}")
 
-    def _pressing_factors(self, up: bool) -> dict[int, float]:
-        """By what to scale gradients so that clips are seen acting, or letting pass."""
-        checks, raw = self._result.gradients, self._checks.raw
+    def _factors(self, up: bool) -> dict[int, float]:
+        """By what to scale those gradients that have not been seen clipped, or passing."""
         factors: dict[int, float] = {}
-        for number, target in enumerate(self._targets):
-            seen = checks[number].acted if up else checks[number].passed
-            if seen or target.clip.is_identity or number not in raw or number in factors:
+        for numbers in self._together:
+            seen = self._all_acted if up else [check.passed for check in self._result.gradients]
+            if all(seen[number] for number in numbers):
                 continue
-            members = [other for other in self._formulas.together(number) if other in raw]
-
-            def acts(margin: float, members: list[int] = members) -> list[bool]:
-                scaled = {
-                    other: [compare.wide(x) * margin for x in raw[other] if np.any(x)]
-                    for other in members
-                }
-                setting = self._checks.setting
-                return [any(each) for each in self._formulas.acting(scaled, setting).values()]
-
-            arrays = [x for other in members for x in raw[other]]
-            factor = compare.pressing_factor(acts, arrays, up)
-            if factor:
-                factors |= dict.fromkeys(members, factor)
+            targets = [self._targets[number] for number in numbers]
+            if all(t.clip.is_identity and t.threshold_input is None for t in targets):
+                continue
+            # one factor for all that share norms, in every iteration
+            members = [m for number in numbers for m in self._members[number].values()]
+            if members and all(self._members[number] for number in numbers):
+                factor = self._factor(numbers, up)
+                if factor:
+                    factors |= dict.fromkeys(numbers, factor)
         return factors
 
-    def _other_thresholds(self) -> Arrays:
-        """A half of each default, to be fed."""
-        given = {port.name: port for port in self._after[0].graph.input}
-        defaults = {tensor.name: tensor for tensor in self._after[0].graph.initializer}
-        found: Arrays = {}
-        for name in self._record.inputs:
-            if name in given and name in defaults:
-                default = numpy_helper.to_array(defaults[name])
-                if np.isfinite(default):
-                    found[name] = np.asarray(default / 2, default.dtype)
-        return found
+    def _factor(self, numbers: list[int], up: bool) -> float:
+        """The largest that any iteration asks for; the smallest, to let everything pass."""
+        keys = dict.fromkeys(key for number in numbers for key in self._members[number])
+        found = []
+        for key in keys:
+            members = [self._members[n][key] for n in numbers if key in self._members[n]]
+            nonfinite: Any = self._record.nonfinite
+            found.append(pressing_factor(members, nonfinite, up=up))
+        found = [factor for factor in found if factor]
+        return (max(found) if up else min(found)) if found else 0.0
 
-    # -- one trial -----------------------------------------------------------------------------
+    def _press_thresholds(self) -> None:
+        """Once more with half of every threshold, and gradients that are beyond it."""
+        halves = {}
+        for target in self._targets:
+            name, threshold = target.threshold_input, target.clip.threshold
+            if name is not None and threshold is not None:
+                half = threshold / 2 if np.isfinite(threshold) else 1.0
+                halves[name] = float(self._inputs[name].type(half))
+        self._run({}, "with half the threshold fed: ", halves)
+        self._all_acted = [False] * len(self._targets)
+        factors = self._factors(True)
+        if factors:
+            self._run(factors, "with half the threshold fed and gradients scaled up: ", halves)
 
-    def _run(self, factors: dict[int, float], when: str, thresholds: Arrays | None = None) -> None:
-        session, ports = self._original(factors, fed=False)
-        feeds = self._scaled(factors)
-        plain, again = session.run(feeds), session.run(feeds)
+    def _run(
+        self,
+        factors: dict[int, float],
+        when: str,
+        thresholds: Mapping[str, float] | None = None,
+    ) -> None:
+        """One trial: run both models and compare."""
+        first = self._runs.original(factors, fed=False)
+        feeds = self._runs.feeds(factors)
+        plain, again = first.session.run(feeds), first.session.run(feeds)
         steady = {name for name in plain if compare.is_identical(plain[name], again[name])}
-        setting = self._setting(plain, thresholds or {})
-        fed_session, fed_ports = self._original(factors, fed=True)
-        expected, values = self._settle(fed_session, fed_ports, feeds, plain, ports, setting, 0.0)
-        moved, _ = self._settle(fed_session, fed_ports, feeds, plain, ports, setting, 1.0)
+        original = self._runs.original(factors, fed=True)
+        thresholds = thresholds or {}
+        expected, fed, _ = self._settle(original, first, feeds, plain, thresholds, 0.0)
+        moved, moved_fed, clipping = self._settle(original, first, feeds, plain, thresholds, 1.0)
+        given = {name: np.array(value, self._inputs[name]) for name, value in thresholds.items()}
         try:
-            rewritten, raw_ports, clipped_ports = self._rewritten(factors)
-            after = rewritten.run(feeds | (thresholds or {}))
+            rewritten = self._runs.rewritten(factors)
+            after = rewritten.session.run(feeds | given)
         except OnnxClipError as error:
             self._result.faults.append(f"{when}the rewritten model does not run: {error}")
             return
-        checks = self._checks
-        checks.setting = setting
-        checks.gradients(raw_ports, clipped_ports, after, when)
-        checks.raw_gradients(fed_ports, raw_ports, expected, moved, after, steady, when)
-        own = {port.output: values[port.fed] for ports in fed_ports for port in ports}
-        checks.outputs(plain, expected, moved, after, steady, own, when)
-        checks.emitted(raw_ports, after, when)
-
-    def _original(self, factors: dict[int, float], *, fed: bool) -> tuple[Session, _Ports]:
-        copy = Copy(self._before[0])
-        scopes = copy.index.scopes
-        ports = [
-            copy.bring_out(
-                target.scope,
-                target.name,
-                target.dtype,
-                [Read(scopes[s], node, slot) for s, node, slot in target.reads] if fed else None,
-            )
-            for target in self._targets
-        ]
-        if not fed:
-            self._bring_out_what_clips_read(copy)
-        for number, factor in factors.items():
-            target = self._targets[number]
-            copy.scale(target.scope, target.name, factor, target.dtype)
-        return self._open(copy.finish(), self._before[1]), ports
-
-    def _bring_out_what_clips_read(self, copy: Copy) -> None:
-        self._parameters = {
-            number: copy.bring_out(*target.parameter)
-            for number, target in enumerate(self._targets)
-            if target.parameter is not None
-        }
-        if isinstance(self._record.loss_scale, str):
-            copy.bring_out(0, self._record.loss_scale, int(TensorProto.FLOAT))
-
-    def _setting(self, plain: Arrays, thresholds: Arrays) -> Setting:
-        scale = self._record.loss_scale
-        if isinstance(scale, str):
-            scale = float(np.max(plain[scale]))
-        parameters = {
-            number: [
-                array
-                for port in ports
-                for array in compare.iterations(plain[port.output], port.loops)
-            ]
-            for number, ports in self._parameters.items()
-        }
-        fed = {name: float(array) for name, array in thresholds.items()}
-        return Setting(scale, fed, parameters)
-
-    def _rewritten(self, factors: dict[int, float]) -> tuple[Session, _Ports, _Ports]:
-        copy = Copy(self._after[0])
-        raw = [copy.bring_out(t.scope, t.raw, t.dtype) for t in self._targets]
-        clipped = [copy.bring_out(t.scope, t.clipped, t.dtype) for t in self._targets]
-        for number, factor in factors.items():
-            target = self._targets[number]
-            copy.scale(target.scope, target.raw, factor, target.dtype)
-        return self._open(copy.finish(), self._after[1]), raw, clipped
-
-    def _open(self, model: ModelProto, folder: Path | None) -> Session:
-        return open_session(model, provider=self._provider, optimize=False, folder=folder)
-
-    def _scaled(self, factors: dict[int, float]) -> Arrays:
-        """The feeds, with gradients that are inputs scaled."""
-        feeds = dict(self._feeds)
-        for number, factor in factors.items():
-            target = self._targets[number]
-            if target.scope == 0 and target.name in feeds:
-                feeds[target.name] = (feeds[target.name] * factor).astype(feeds[target.name].dtype)
-        return feeds
+        clipping = Clipping(self._targets, self._record, original, expected, thresholds)
+        seen = checks.Seen(
+            when,
+            plain,
+            expected,
+            fed,
+            moved,
+            moved_fed,
+            after,
+            steady,
+            original,
+            rewritten,
+            clipping,
+        )
+        found = checks.check_gradients(seen, self._targets, self._record, self._result)
+        for one, outcome in found:
+            self._all_acted[one.target] |= all(outcome.acts)
+            if not factors:
+                self._members[one.target][one.port, one.at] = one.member
+        checks.check_raw(seen, self._targets, self._result)
+        checks.check_outputs(seen, self._targets, self._result)
+        checks.check_emitted(seen, self._targets, self._record, found, self._result)
 
     def _settle(
         self,
-        session: Session,
-        fed_ports: _Ports,
+        original: Opened,
+        first: Opened,
         feeds: Arrays,
         plain: Arrays,
-        ports: _Ports,
-        setting: Setting,
+        thresholds: Mapping[str, float],
         move: float,
-    ) -> tuple[Arrays, Arrays]:
+    ) -> tuple[Arrays, Arrays, Clipping]:
         """Run the original on clipped gradients until they are those of the run itself.
 
         A gradient of a second step depends on the clipped one of the first: each round settles at
         least one step more. With `move` all clipped gradients are made longer by so many times
         their own tolerance.
         """
-
-        def clip(arrays: Arrays, of: _Ports) -> Arrays:
-            found = self._checks.clipped(arrays, of, setting, move)
-            return {
-                to.fed: found[number][at]
-                for number, group in enumerate(fed_ports)
-                for at, to in enumerate(group)
+        clipping = Clipping(self._targets, self._record, first, plain, thresholds)
+        fed = clipping.fed(first.raw, plain, original.raw, move)
+        if self._record.measures_only:
+            fed = {
+                to.fed: plain[port.output]
+                for group, into in zip(first.raw, original.raw, strict=True)
+                for port, to in zip(group, into, strict=True)
             }
-
-        fed = clip(plain, ports)
-        found = session.run(feeds | fed)
+        found = original.session.run(feeds | fed)
+        if self._record.measures_only:
+            return found, fed, clipping
         for _ in range(_MOST_ROUNDS):
-            again = clip(found, fed_ports)
+            clipping = Clipping(self._targets, self._record, original, found, thresholds)
+            again = clipping.fed(original.raw, found, original.raw, move)
             if all(compare.is_identical(again[name], fed[name]) for name in fed):
                 break
             fed = again
-            found = session.run(feeds | fed)
-        return found, fed
+            found = original.session.run(feeds | fed)
+        return found, fed, clipping

@@ -9,8 +9,10 @@ from graphs import MODELS, run
 from onnx import TensorProto, helper
 
 from onnx_clip_pass import (
+    Chain,
     GradientClipByGlobalNorm,
     GradientClipByNorm,
+    GradientClipByValue,
     OnnxClipError,
     Rule,
     clip_gradients,
@@ -251,3 +253,21 @@ def test_rules_with_a_clip_each_and_none():
     rules = [Rule("a", None), Rule("b", GradientClipByNorm(2.0)), Rule(None, ONE)]
     out = clipped_by_graph(handed_out(gradients), rules, gradients)
     assert [float(out[name][0]) for name in "abc"] == [3, 2, 1]
+
+
+def test_a_chain_that_one_gradient_enters_later_has_one_norm_all_the_same():
+    """a: 30 to 3 by its value, then with b the norm 5; b is no part of the first clip."""
+    gradients = {"a": np.float32([30]), "b": np.float32([4])}
+    clip = Chain(GradientClipByValue(3.0, need_clip="a"), ONE)
+    out = clipped_by_graph(handed_out(gradients), clip, gradients)
+    np.testing.assert_allclose([out["a"][0], out["b"][0]], [0.6, 0.8], rtol=5e-7)
+    eager = clip.apply(gradients)
+    np.testing.assert_allclose([eager["a"][0], eager["b"][0]], [0.6, 0.8], rtol=5e-7)
+
+
+def test_groups_that_wait_for_each_other_are_refused():
+    first, second = (GradientClipByGlobalNorm(1.0, group_name=name) for name in ("x", "y"))
+    rules = [Rule("a", Chain(first, second)), Rule("b", Chain(second, first))]
+    gradients = {"a": np.float32([3]), "b": np.float32([4])}
+    with pytest.raises(OnnxClipError, match="'x' and 'y' wait for each other"):
+        clip_gradients(handed_out(gradients), rules, gradients={"a_grad": "a", "b_grad": "b"})

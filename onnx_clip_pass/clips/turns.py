@@ -1,0 +1,71 @@
+"""In which order the formulas of several gradients act, where some have norms in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnx_clip_pass.clips.base import Formula
+from onnx_clip_pass.errors import OnnxClipError
+
+__all__ = ["shared_norms", "turns"]
+
+Key = tuple[str, int, object]
+
+
+def shared_norms(formulas: Sequence[Formula], apart: object) -> list[Key | None]:
+    """For each formula of a gradient what the gradients with that norm in common share.
+
+    Where a chain has two norms of one group, the first of one gradient goes with the first of
+    another. `apart` differs where gradients cannot have a norm in common, as in another step.
+    """
+    keys: list[Key | None] = []
+    for formula in formulas:
+        group = formula.group
+        before = sum(key is not None and key[0] == group for key in keys)
+        keys.append(None if group is None else (group, before, apart))
+    return keys
+
+
+def turns(
+    chains: Sequence[Sequence[Formula]], apart: Sequence[object]
+) -> list[list[tuple[int, int]]]:
+    """Who acts when: lists of (number of the gradient, number of its formula) that act together.
+
+    A formula of one gradient alone acts when those before it have; a norm that several gradients
+    share, when all of them have got there.
+
+    Raises:
+        OnnxClipError: two groups wait for each other.
+    """
+    keys = [shared_norms(chain, each) for chain, each in zip(chains, apart, strict=True)]
+    members: dict[Key, int] = {}
+    for own in keys:
+        for key in own:
+            if key is not None:
+                members[key] = members.get(key, 0) + 1
+    at = [0] * len(chains)
+    found: list[list[tuple[int, int]]] = []
+    waiting: dict[Key, list[tuple[int, int]]] = {}
+    ready = list(range(len(chains)))
+    for number in ready:  # grows while it is read
+        while at[number] < len(keys[number]) and keys[number][at[number]] is None:
+            found.append([(number, at[number])])
+            at[number] += 1
+        if at[number] == len(keys[number]):
+            continue
+        key = keys[number][at[number]]
+        assert key is not None
+        together = waiting.setdefault(key, [])
+        together.append((number, at[number]))
+        if len(together) == members[key]:
+            found.append(waiting.pop(key))
+            for other, _ in together:
+                at[other] += 1
+                ready.append(other)
+    if waiting:
+        names = " and ".join(sorted({repr(group) for group, _, _ in waiting}))
+        raise OnnxClipError(
+            f"the groups {names} wait for each other: chains have them in different orders; give "
+            f"them one order"
+        )
+    return found

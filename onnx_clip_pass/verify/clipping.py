@@ -1,0 +1,160 @@
+"""The recorded clips on the arrays of one run: body by body, iteration by iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_clip_pass.clips import Case, Clip
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.record import Record
+from onnx_clip_pass.runtime import Arrays
+from onnx_clip_pass.verify import compare
+from onnx_clip_pass.verify.copies import Port
+from onnx_clip_pass.verify.expected import Member, Outcome, clip_together, with_threshold
+from onnx_clip_pass.verify.runs import Opened
+from onnx_clip_pass.verify.targets import Target
+
+__all__ = ["Clipping", "One"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class One:
+    """A gradient of one iteration and call: which target's, where in which port's array."""
+
+    target: int
+    port: int
+    at: tuple[int, ...]
+    member: Member
+
+    @property
+    def raw(self) -> Array:
+        """Before clipping."""
+        return self.member.case.gradient
+
+
+class Clipping:
+    """The clips with the thresholds and the loss scale of one run, and the parameters in it.
+
+    Raises:
+        OnnxClipError: the loss scale is no positive number in this run.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        record: Record,
+        opened: Opened,
+        run: Arrays,
+        thresholds: Mapping[str, float],
+    ) -> None:
+        self._targets = targets
+        self._record = record
+        self._parameters = [[run[port.output] for port in ports] for ports in opened.parameters]
+        self._parameter_ports = opened.parameters
+        self.loss_scale = (
+            float(np.asarray(run[opened.loss_scale]).astype(np.float64).ravel()[0])
+            if isinstance(record.loss_scale, str)
+            else float(record.loss_scale)
+        )
+        if not 0 < self.loss_scale < np.inf:
+            raise OnnxClipError(
+                f"expected a positive number as the loss scale {record.loss_scale!r}, but it is "
+                f"{self.loss_scale:g} in this run; feed another"
+            )
+        self._clips = [self._clip_of(target, thresholds) for target in targets]
+        self._is_steered = [
+            target.threshold_input is not None or self.loss_scale != 1 for target in targets
+        ]
+
+    def ones(self, ports: Sequence[Sequence[Port]], run: Arrays) -> Iterator[list[One]]:
+        """The gradients in a run, those of one iteration of one body together."""
+        scopes: dict[int, list[int]] = {}
+        for number, target in enumerate(self._targets):
+            scopes.setdefault(target.scope, []).append(number)
+        for numbers in scopes.values():
+            for port, first in enumerate(ports[numbers[0]]):
+                shape = run[first.output].shape[: first.loops]
+                for at in np.ndindex(shape):
+                    found = [
+                        One(n, port, at, self._member(n, run[ports[n][port].output][at], port, at))
+                        for n in numbers
+                        if not self._is_not_taken(n, run[ports[n][port].output][at])
+                    ]
+                    if found:
+                        yield found
+
+    def outcomes(self, ones: Sequence[One]) -> list[Outcome]:
+        """What the formulas make of them."""
+        return self.outcomes_of([one.member for one in ones])
+
+    def outcomes_of(self, members: Sequence[Member]) -> list[Outcome]:
+        """The same of members that may be scaled."""
+        nonfinite: Any = self._record.nonfinite
+        return clip_together(members, nonfinite, self._record.norm_precision)
+
+    def fed(
+        self,
+        ports: Sequence[Sequence[Port]],
+        run: Arrays,
+        to: Sequence[Sequence[Port]],
+        move: float,
+    ) -> Arrays:
+        """The clipped gradients of a run by the inputs that they are fed to.
+
+        With `move` all are made longer by so many times their own tolerance.
+        """
+        found = {
+            into.fed: np.array(run[port.output])
+            for group, into_group in zip(ports, to, strict=True)
+            for port, into in zip(group, into_group, strict=True)
+        }
+        for ones in self.ones(ports, run):
+            for one, outcome in zip(ones, self.outcomes(ones), strict=True):
+                array = found[to[one.target][one.port].fed]
+                clipped = outcome.clipped
+                if move:
+                    precision = outcome.precision + _rounding(clipped)
+                    clipped = clipped.astype(np.float64) * (1 + move * precision)
+                array[one.at] = clipped.astype(array.dtype)
+        return found
+
+    def _clip_of(self, target: Target, thresholds: Mapping[str, float]) -> Clip:
+        clip = target.clip
+        if target.threshold_input is not None and target.threshold_input in thresholds:
+            clip = with_threshold(clip, thresholds[target.threshold_input])
+        return clip if self.loss_scale == 1 else clip.scaled(self.loss_scale)
+
+    def _member(self, number: int, array: Array, port: int, at: tuple[int, ...]) -> Member:
+        target = self._targets[number]
+        case = Case(
+            np.asarray(array),
+            self._parameter(number, port, at),
+            target.axes,
+            target.count,
+            target.gradient.has_seeds and np.ndim(array) > 0,
+        )
+        return Member(self._clips[number].formulas, case, target.level, self._is_steered[number])
+
+    def _parameter(self, number: int, port: int, at: tuple[int, ...]) -> Array | None:
+        arrays = self._parameters[number]
+        if not arrays:
+            return None
+        which = port if len(arrays) > 1 else 0
+        return np.asarray(arrays[which][at[: self._parameter_ports[number][which].loops]])
+
+    def _is_not_taken(self, number: int, array: Array) -> bool:
+        """Whether it stands for the gradient of a branch that was not taken."""
+        shape = self._targets[number].gradient.shape
+        return np.ndim(array) == 0 and bool(shape)
+
+
+def _rounding(array: Array) -> float:
+
+    return compare.epsilon(str(array.dtype))

@@ -1,0 +1,213 @@
+"""What the recorded clips make of gradients, in float64, and how far off a graph may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_clip_pass.clips import (
+    Case,
+    Clip,
+    Formula,
+    GradientClipByGlobalNorm,
+    GradientClipByValue,
+    NonFinite,
+    clip_of,
+    facts_of,
+    turns,
+)
+from onnx_clip_pass.clips.norms import norm_of
+from onnx_clip_pass.clips.scaling import ScalingClip, own_axes
+from onnx_clip_pass.verify import compare
+
+__all__ = ["Member", "Outcome", "clip_together", "enlarged", "pressing_factor", "with_threshold"]
+
+_THRESHOLDS = ("clip_norm", "threshold", "max", "clipping")
+_MOST_SUMMED_IN_FLOAT32 = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A gradient among those of its step: its formulas, thresholds times the loss scale."""
+
+    formulas: tuple[Formula, ...]
+    case: Case
+    level: int
+    is_steered: bool
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What the formulas make of a gradient.
+
+    `acts` says of each of them whether it changed the gradient. `norm` is the largest that the
+    first limits, still times the loss scale, and `scale` the least factor, None if something is not
+    finite. `totals` are the norms of whole groups. Precisions are relative errors.
+    """
+
+    clipped: NDArray[Any]
+    acts: list[bool] = field(default_factory=list)
+    norm: float = math.nan
+    norm_precision: float = 0.0
+    scale: float | None = 1.0
+    precision: float = 0.0
+    totals: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+def with_threshold(clip: Clip, value: float) -> Clip:
+    """The same clip with another threshold."""
+    facts = facts_of(clip)
+    name = next(name for name in _THRESHOLDS if name in facts)
+    return clip_of(facts | {name: value})
+
+
+def clip_together(
+    members: Sequence[Member], nonfinite: NonFinite, norm_precision: str
+) -> list[Outcome]:
+    """Clip gradients of one body and one iteration, formula after formula."""
+    found = [Outcome(member.case.gradient) for member in members]
+    chains = [member.formulas for member in members]
+    for turn in turns(chains, [member.level for member in members]):
+        _clip_stage(
+            [members[number] for number, _ in turn],
+            [found[number] for number, _ in turn],
+            [stage for _, stage in turn],
+            nonfinite,
+            norm_precision,
+        )
+    return found
+
+
+def enlarged(members: Sequence[Member], factor: float) -> list[Member]:
+    """The members with their gradients multiplied, in float64."""
+    return [
+        replace(m, case=replace(m.case, gradient=compare.wide(m.case.gradient) * factor))
+        for m in members
+    ]
+
+
+def pressing_factor(members: Sequence[Member], nonfinite: NonFinite, *, up: bool) -> float:
+    """The power of two by which gradients are to be scaled so that all are clipped, or none.
+
+    Where a gradient has several clips, all of them act if there is such a factor. 0 if there is
+    none at all, as for zeros.
+    """
+    arrays = [member.case.gradient for member in members]
+    taking = [bool(np.any(x)) and bool(np.isfinite(compare.wide(x)).all()) for x in arrays]
+    if not any(taking) or not all(np.isfinite(compare.wide(x)).all() for x in arrays):
+        return 0.0
+    top = min(_top(x) for x in arrays) / 4
+    largest = max(map(compare.largest, arrays))
+    weaker = 0.0
+    for power in range(120):
+        factor = 2.0 ** (power if up else -power)
+        if factor * largest >= top:
+            break
+        margin = factor / 2 if up else factor * 2
+        outcomes = clip_together(enlarged(members, margin), nonfinite, "wide")
+        acts = [found.acts for found, is_one in zip(outcomes, taking, strict=True) if is_one]
+        if not up:
+            if not any(map(any, acts)):
+                return factor
+        elif all(map(all, acts)):
+            return factor
+        elif not weaker and all(map(any, acts)):
+            weaker = factor
+    return weaker
+
+
+def _top(array: NDArray[Any]) -> float:
+    if array.dtype == np.float16:
+        return 65504.0
+    return float((np.finfo(np.float64) if array.dtype == np.float64 else np.finfo(np.float32)).max)
+
+
+def _clip_stage(
+    members: list[Member],
+    found: list[Outcome],
+    stages: list[int],
+    nonfinite: NonFinite,
+    norm_precision: str,
+) -> None:
+    formula = members[0].formulas[stages[0]]
+    cases = [replace(m.case, gradient=f.clipped) for m, f in zip(members, found, strict=True)]
+    wide = [replace(case, gradient=compare.wide(case.gradient)) for case in cases]
+    clipped = formula.reference(cases, nonfinite)
+    is_finite = all(np.isfinite(case.gradient).all() for case in wide)
+    scale = _least_scale(wide, formula.reference(wide, "propagate")) if is_finite else None
+    norms = [_norms(formula, case) for case in wide]
+    own = [
+        _precision(formula, str(case.gradient.dtype), case.gradient.size // norm.size, rule)
+        for case, norm in zip(cases, norms, strict=True)
+        if norm.size
+        for rule in (norm_precision,)
+    ] or [0.0]
+    earlier = max(outcome.precision for outcome in found)
+    precision = max(own)
+    if formula.group is not None:
+        precision += _precision_of_sum(formula, cases, norm_precision)
+        joined = np.stack(
+            [n.ravel() for n, c in zip(norms, cases, strict=True) for _ in range(c.count)]
+        )
+        total = float(norm_of(joined, _ord(formula), (0,)).max(initial=0.0))
+        for outcome in found:
+            outcome.totals[formula.group] = (total, precision + earlier)
+    if any(member.is_steered for member in members):
+        precision += 2 * 2.0**-23
+    for number, (case, outcome) in enumerate(zip(cases, found, strict=True)):
+        if stages[number] == 0:
+            outcome.norm = float(norms[number].max(initial=0.0))
+            outcome.norm_precision = own[min(number, len(own) - 1)]
+        if outcome.scale is not None:
+            outcome.scale = None if scale is None else outcome.scale * scale
+        outcome.acts.append(not compare.is_identical(clipped[number], case.gradient))
+        rounding = 0.0 if stages[number] == 0 else compare.epsilon(str(case.gradient.dtype))
+        # an error of the gradient comes back in its norm, hence twice
+        outcome.precision = 2 * (earlier + rounding) + precision
+        outcome.clipped = clipped[number]
+
+
+def _least_scale(cases: Sequence[Case], clipped: Sequence[NDArray[Any]]) -> float:
+    least = 1.0
+    for case, array in zip(cases, clipped, strict=True):
+        taken = case.gradient != 0
+        least = min(least, float(np.min(array[taken] / case.gradient[taken], initial=1.0)))
+    return least
+
+
+def _norms(formula: Formula, case: Case) -> NDArray[np.float64]:
+    """What the formula limits, before it does."""
+    wide = case.gradient
+    if isinstance(formula, ScalingClip):
+        with np.errstate(over="ignore"):
+            return np.asarray(formula.norms_and_limits(case, wide)[0])
+    if isinstance(formula, GradientClipByGlobalNorm):
+        axes = own_axes(wide.ndim, has_seeds=case.has_seeds, per_sample=formula.per_sample)
+        return norm_of(wide, formula.ord, axes)
+    return norm_of(wide, math.inf)
+
+
+def _ord(formula: Formula) -> float:
+    return float(getattr(formula, "ord", 2.0))
+
+
+def _precision(formula: Formula, dtype: str, size: int, norm_precision: str) -> float:
+    if isinstance(formula, GradientClipByValue):
+        return 0.0
+    found = compare.precision_of_norm(dtype, size, norm_precision, _ord(formula))
+    return 2 * found if formula.reads_parameter else found
+
+
+def _precision_of_sum(formula: Formula, cases: Sequence[Case], norm_precision: str) -> float:
+    """Of adding up the powers of norms: in float32 no more than so many."""
+    if _ord(formula) == math.inf:
+        return 0.0
+    is_wide = norm_precision == "wide" or all(c.gradient.dtype == np.float64 for c in cases)
+    eps = 2.0**-52 if is_wide else 2.0**-23
+    count = len(cases) if is_wide else min(len(cases), _MOST_SUMMED_IN_FLOAT32)
+    return eps * (count + 2) / (2 * _ord(formula))

@@ -1,0 +1,89 @@
+"""Which gradients are clipped together: those of a group that belong to the same step.
+
+Worked out from the original by walking forward, apart from what a rewrite does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from onnx_clip_pass.clips import Clip, shared_norms
+from onnx_clip_pass.graph import OUTPUT, Index, Read, Scope
+
+__all__ = ["components", "levels"]
+
+
+def levels(index: Index, scope: Scope, reads: Mapping[str, Sequence[Read]]) -> dict[str, int]:
+    """The step of each gradient of a scope, from 0.
+
+    Args:
+        index: the original.
+        scope: where they are values.
+        reads: of each gradient that has a norm in common with others, those that see it clipped.
+
+    Returns:
+        0 for those that are computed from no clipped gradient, else one more than the highest of
+        those from whose clipped values they are computed.
+    """
+    behind = {name: _behind(index, scope, own) for name, own in reads.items()}
+    found = dict.fromkeys(reads, 0)
+    for _ in reads:  # a path has no more gradients than there are
+        again = {
+            name: max((found[other] + 1 for other in reads if name in behind[other]), default=0)
+            for name in reads
+        }
+        if again == found:
+            break
+        found = again
+    return found
+
+
+def _behind(index: Index, scope: Scope, reads: Iterable[Read]) -> set[str]:
+    """The values of a scope that these reads lead to within one run of it."""
+    todo = list(reads)
+    values: set[str] = set()
+    for read in todo:  # grows while it is read
+        number = _number_in(scope, read)
+        if number == OUTPUT:
+            continue
+        for name in scope.nodes[number].output:
+            if name and name not in values:
+                values.add(name)
+                todo += index.readers_of(scope, name)
+    return values
+
+
+def _number_in(scope: Scope, read: Read) -> int:
+    """The node of the scope that reads, itself or by a body in it."""
+    inner = read.scope
+    if inner is scope:
+        return read.node
+    while inner.outer is not None and inner.outer is not scope:
+        inner = inner.outer
+    return next(
+        (number for number, bodies in scope.bodies.items() if inner in bodies.values()), OUTPUT
+    )
+
+
+def components(clips: Sequence[tuple[Clip, int, int]]) -> list[list[int]]:
+    """The numbers of gradients that share norms, directly or through others.
+
+    Args:
+        clips: of each gradient its clip, the number of its scope, and its step.
+    """
+    owner: dict[object, int] = {}
+    root = list(range(len(clips)))
+
+    def find(number: int) -> int:
+        while root[number] != number:
+            number = root[number]
+        return number
+
+    for number, (clip, scope, level) in enumerate(clips):
+        for key in shared_norms(clip.formulas, (scope, level)):
+            if key is not None:
+                root[find(number)] = find(owner.setdefault(key, number))
+    found: dict[int, list[int]] = {}
+    for number in range(len(clips)):
+        found.setdefault(find(number), []).append(number)
+    return list(found.values())
