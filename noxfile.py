@@ -75,9 +75,13 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def nightly(session: nox.Session) -> None:
-    """Run what takes too long for every change: 100,000 hostile files, norms of 1e8 elements."""
+    """Run what takes too long for every change: hostile files, random graphs, long norms."""
     session.install("-e", ".[test]")
-    paths = session.posargs or ["tests/storage/test_hostile.py", "tests/test_precision.py"]
+    paths = session.posargs or [
+        "tests/storage/test_hostile.py",
+        "tests/test_precision.py",
+        "tests/test_properties.py",
+    ]
     session.run("python", "-m", "pytest", *paths, env={"ONNX_CLIP_NIGHTLY": "1"})
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -12,7 +14,19 @@ from hypothesis import HealthCheck, given, settings
 from onnx.reference import ReferenceEvaluator
 from random_graphs import Plan, plans
 
-from onnx_clip_pass import GradientClipByNorm, clip_gradients, find_gradients, strip
+from onnx_clip_pass import (
+    Chain,
+    GradientClipByGlobalNorm,
+    GradientClipByNorm,
+    GradientClipByRMS,
+    GradientClipByValue,
+    OnnxClipError,
+    Rule,
+    clip_gradients,
+    find_gradients,
+    strip,
+)
+from onnx_clip_pass.verify import verify
 
 settings.register_profile("here", max_examples=100, deadline=None)
 settings.register_profile(
@@ -22,7 +36,10 @@ settings.register_profile(
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.load_profile("ci" if os.environ.get("CI") else "here")
+settings.register_profile("nightly", parent=settings.get_profile("ci"), max_examples=10_000)
+settings.load_profile(
+    "nightly" if os.environ.get("ONNX_CLIP_NIGHTLY") else "ci" if os.environ.get("CI") else "here"
+)
 
 
 def clip(model: onnx.ModelProto, plan: Plan, clip_norm: float, **need: object) -> onnx.ModelProto:
@@ -89,3 +106,43 @@ def test_gradients_are_clipped_but_for_the_backward_pass(
         # The evaluator stacks the numbers that a Loop collects in a column.
         wanted = np.reshape(wanted, clipped[name].shape)
         np.testing.assert_allclose(clipped[name], wanted, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+CLIPS = [
+    lambda c: GradientClipByNorm(c, ord=1),
+    lambda c: GradientClipByNorm(c, ord=math.inf),
+    GradientClipByValue,
+    GradientClipByRMS,
+    GradientClipByGlobalNorm,
+    lambda c: GradientClipByGlobalNorm(c, ord=1),
+    lambda c: Chain(GradientClipByValue(2 * c), GradientClipByGlobalNorm(c)),
+    lambda c: [
+        Rule(lambda p: hash(p.name) % 2 == 0, GradientClipByGlobalNorm(c)),
+        Rule(None, GradientClipByGlobalNorm(2 * c, group_name="others")),
+    ],
+]
+
+
+@settings(max_examples=max(20, settings().max_examples // 5))
+@given(plans(), norms, st.sampled_from(CLIPS), st.sampled_from([(), ("norm", "clipped")]))
+def test_every_clip_is_right_valid_and_undone(plan: Plan, clip_norm: float, make: Any, emit: Any):
+    """`verify` runs both models; gradients of several graphs cannot share a norm."""
+    model = plan.write()
+    names = list(dict.fromkeys(name for name, _, _ in sorted(plan.truth)))
+    refused: tuple[str, ...] = ()
+    try:
+        clipped = clip_gradients(model, make(clip_norm), gradients=names, emit=emit)
+    except OnnxClipError as error:
+        refused = error.faults or (str(error),)
+    if refused:
+        assert all(map(_cannot_be, refused)), refused
+        return
+    onnx.checker.check_model(clipped)
+    assert strip(clipped) == model
+    found = verify(model, clipped, feeds=plan.feeds)
+    rows = [*found.gradients, *found.outputs]
+    assert found.ok, [*found.faults, *(fault for row in rows for fault in row.faults)]
+
+
+def _cannot_be(fault: str) -> bool:
+    return "values of different graphs" in fault or "cannot be handed out" in fault

@@ -78,10 +78,13 @@ def targets_of(before: Index, after: Index, record: Record) -> list[Target]:
     grouped: dict[Scope, dict[str, list[Read]]] = {}
     for (scope, name), group in groups.items():
         first, entry = group[0]
+        # named outright, without a parameter: it is clipped for whoever reads it
+        is_whole = any(each.get("parameter") == name for _, each in group)
         others = {
             sink
             for s in seen.found
-            if (s.value.frame.scope, s.value.name) == (scope, name)
+            if not is_whole
+            and (s.value.frame.scope, s.value.name) == (scope, name)
             and all(s.gradient.parameter != taken.gradient.parameter for taken, _ in group)
             for sink in s.sinks
         }

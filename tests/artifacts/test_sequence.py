@@ -171,8 +171,6 @@ def test_names_that_are_taken_are_not_given_again():
 @pytest.mark.parametrize("clip", [GradientClipByNorm(1.0), GradientClipByGlobalNorm(1.0)], ids=repr)
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
 def test_gradients_of_other_dtypes_keep_theirs(dtype, clip):
-    if dtype == "float64" and hasattr(pytest.importorskip("onnxruntime"), "training"):
-        pytest.skip("ONNX Runtime 1.19 has no ReduceL2 for gradients that are float64 themselves")
     model = optimizer_model()
     for value in model.graph.input[2:]:
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
