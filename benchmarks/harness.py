@@ -34,7 +34,15 @@ __all__ = [
 
 CONSOLE = Console(width=None if sys.stdout.isatty() else 110)
 HERE = Path(__file__).parent
-PACKAGES = ("onnx-clip-pass", "onnx", "protobuf", "numpy", "onnx-ir", "onnx-graphsurgeon")
+PACKAGES = (
+    "onnx-clip-pass",
+    "onnx",
+    "onnxruntime",
+    "protobuf",
+    "numpy",
+    "onnx-ir",
+    "onnx-graphsurgeon",
+)
 
 
 @dataclass(slots=True)
