@@ -127,36 +127,39 @@ class Chooser:
     """
 
     def __init__(self, parameters: Sequence[Parameter], also: Sequence[Parameter] = ()) -> None:
-        self._by_name: dict[str, list[Parameter]] = {}
-        for parameter in (*parameters, *also):
-            for name in {parameter.name, parameter.gradient}:
-                self._by_name.setdefault(name, []).append(parameter)
+        everything = (*parameters, *also)
+        self._names = {p.name for p in everything} | {p.gradient for p in everything}
         self._only_by_name = set(also)
 
     def choose(self, need_clip: NeedClip, among: Sequence[Parameter]) -> list[Parameter]:
         """Those of `among` that a selection picks; a pattern may match nothing."""
         if need_clip is None:
-            return [parameter for parameter in among if parameter not in self._only_by_name]
+            return self._open(among)
         if callable(need_clip):
-            asked = [parameter for parameter in among if parameter not in self._only_by_name]
-            return [parameter for parameter in asked if _ask(need_clip, parameter)]
+            return [parameter for parameter in self._open(among) if _ask(need_clip, parameter)]
+        patterns = _patterns(need_clip, "need_clip")
+        if len(patterns) == 1:
+            return self.matching(patterns[0], among)
         picked: set[Parameter] = set()
-        for pattern in _patterns(need_clip, "need_clip"):
+        for pattern in patterns:
             picked.update(self.matching(pattern, among))
-        return [parameter for parameter in among if parameter in picked]
+        return [parameter for parameter in among if parameter in picked] if picked else []
 
     def matching(self, pattern: str, among: Sequence[Parameter]) -> list[Parameter]:
         """Those of `among` that one pattern matches; a very name wins over its other readings."""
-        named = self._by_name.get(pattern)
-        if named is not None:
-            return [parameter for parameter in named if parameter in set(among)]
+        if pattern in self._names:
+            return [p for p in among if pattern in (p.name, p.gradient)]
+        part = _literal_of(pattern)  # sorts most of them out, ten times as fast
+        if part:
+            among = [p for p in among if part in p.name or part in p.gradient]
         fits = _reader_of(pattern)
-        return [
-            parameter
-            for parameter in among
-            if (fits(parameter.name) or fits(parameter.gradient))
-            and parameter not in self._only_by_name
-        ]
+        return self._open([p for p in among if fits(p.name) or fits(p.gradient)])
+
+    def _open(self, parameters: Sequence[Parameter]) -> list[Parameter]:
+        """Those that need not be named outright."""
+        if not self._only_by_name:
+            return list(parameters)
+        return [parameter for parameter in parameters if parameter not in self._only_by_name]
 
 
 @lru_cache(maxsize=1024)
@@ -165,6 +168,14 @@ def _reader_of(pattern: str) -> Callable[[str], object]:
     if pattern.startswith("re:"):
         return _compile(pattern).search
     return re.compile(translate(pattern)).match
+
+
+@lru_cache(maxsize=1024)
+def _literal_of(pattern: str) -> str:
+    """Text that is in every name that fits a glob; "" if there is none, or it is no glob."""
+    if pattern.startswith("re:"):
+        return ""
+    return max(re.split("[*?]", pattern.partition("[")[0]), key=len)
 
 
 def _compile(pattern: str) -> re.Pattern[str]:

@@ -290,7 +290,7 @@ def test_the_command_line_shows_which_rule_took_each_gradient(tmp_path: Path, ca
 
 
 def test_thirty_rules_over_a_thousand_parameters_are_planned_within_50_ms(tmp_path: Path):
-    """The best of five runs: other work on the machine only makes it longer."""
+    """The best of five runs by the processor's clock: other work only makes it longer."""
     kinds = ['"layer{0}.*"', '["*.{0}.bias", "block{0}.*.weight"]', '"re:(^|\\\\.)h{0}\\\\."']
     text = ""
     for number in range(30):
@@ -309,8 +309,8 @@ def test_thirty_rules_over_a_thousand_parameters_are_planned_within_50_ms(tmp_pa
     assert len(net) == 1000
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         choices, _ = assign(load_rules(path), net)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     assert len(choices) > 100
     assert min(times) < 0.05

@@ -1,12 +1,15 @@
 """`need_clip`: predicates, globs, regular expressions, names, and what to skip."""
 
 import re
+from fnmatch import fnmatchcase
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from onnx_clip_pass import OnnxClipError, Parameter
-from onnx_clip_pass.selection import check_need_clip, select
+from onnx_clip_pass.selection import Chooser, check_need_clip, select
 
 
 def parameter(name: str) -> Parameter:
@@ -128,3 +131,14 @@ def test_what_is_no_selection_is_refused_when_it_is_given(need_clip, message):
 )
 def test_a_selection_is_accepted_when_it_is_given(need_clip):
     check_need_clip(need_clip)
+
+
+WORDS = st.text("ab[]!-?*.", max_size=6)
+
+
+@given(names=st.lists(WORDS, unique=True, max_size=5), pattern=WORDS)
+def test_a_glob_matches_what_the_standard_library_says(names: list[str], pattern: str):
+    """But for a very name, which means that one."""
+    known = [Parameter(name, (), "float32", name) for name in names]
+    expected = [n for n in names if (n == pattern if pattern in names else fnmatchcase(n, pattern))]
+    assert [p.name for p in Chooser(known).matching(pattern, known)] == expected

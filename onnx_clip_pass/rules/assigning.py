@@ -35,23 +35,24 @@ def assign(
             to clip although rules with clips match.
     """
     chooser = Chooser(parameters, also)
-    left = dict.fromkeys([*parameters, *also])
+    left = list(dict.fromkeys([*parameters, *also]))
     if skip:
-        kept = set(select([*parameters, *also], None, skip))
-        left = {parameter: None for parameter in left if parameter in kept}
+        kept = set(select(left, None, skip))
+        left = [parameter for parameter in left if parameter in kept]
     taken: dict[Parameter, Choice] = {}
     warnings: list[str] = []
     owner: dict[Parameter, int] = {}
     for number, rule in enumerate(rules, 1):
-        picked = [p for p in chooser.choose(rule.need_clip, list(left)) if rule.bounds.hold(p)]
+        picked = [p for p in chooser.choose(rule.need_clip, left) if rule.bounds.hold(p)]
         if not picked:
             warnings.append(_why_idle(rule, number, chooser, owner, [*parameters, *also]))
         choice = None if rule.clip is None else Choice(rule.clip, rule.threshold_input, number)
         for parameter in picked:
-            del left[parameter]
             owner[parameter] = number
             if choice is not None:
                 taken[parameter] = choice
+        gone = set(map(id, picked))  # hashing a Parameter takes longer than matching it
+        left = [parameter for parameter in left if id(parameter) not in gone]
     if parameters and not taken and not any(callable(rule.need_clip) for rule in rules):
         raise OnnxClipError(
             "nothing is left to clip: no rule with a clip takes any gradient", warnings
