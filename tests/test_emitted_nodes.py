@@ -274,3 +274,15 @@ def test_each_seed_of_a_packed_gradient_has_a_norm_of_its_own():
     adj = np.array([[3, 0.3], [4, 0.4]], np.float32)
     out = run(clipped, {"W": np.zeros((1, 1, 2), np.float32), "adj": adj})["adj_W"]
     np.testing.assert_allclose(out, [[0.6, 0.3], [0.8, 0.4]], rtol=1e-6)
+
+
+def test_a_gradient_named_outright_has_the_shape_that_inference_finds():
+    """Its shape is declared nowhere and no parameter is known; unknown, it would be float64."""
+    model = parse(
+        "s (float[768, 64] x) => (float[64, 768] y) {"
+        "  g = Transpose <perm = [1, 0]> (x) y = Neg(g) }"
+    )
+    clipped = clip_gradients(model, ONE, gradients=["g"])
+    assert ops(clipped)[1:-1] == [
+        "Mul", "ReduceSum", "ReduceSum", "Sqrt", "Div", "Min", "Mul",
+    ]  # fmt: skip

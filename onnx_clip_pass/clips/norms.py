@@ -34,7 +34,6 @@ __all__ = [
 
 _DOUBLE, _BOOL = int(TensorProto.DOUBLE), int(TensorProto.BOOL)
 _FIRST_BROADCASTING_MIN = 8
-_FIRST_WITHOUT_CAST_ON_CUDA = 24  # nor Reshape
 
 
 class Norm(NamedTuple):
@@ -109,35 +108,18 @@ def emit_norm(
         summed,
         in_float64=work == _DOUBLE,
         must_widen=to.numerics.nonfinite != "propagate",
-        can_cut=to.opset < _FIRST_WITHOUT_CAST_ON_CUDA,
         ord=ord,
     )
     if axes is not None and choice.rows is not None:  # rule 2
         choice = Reduction(widens=work != _DOUBLE)
     dtype = _DOUBLE if choice.widens else work
     x = to.cast(x, work, dtype, result="in float64", shape=shape)
-    if isinstance(choice.rows, tuple):  # rule 3
-        rest = tuple(d for axis, d in enumerate(shape or ()) if axis not in choice.rows)
-        x = _reduce(to, x, ord, list(choice.rows), result="row norms", dtype=dtype, shape=rest)
-    elif choice.rows is not None:
-        x = to.rows(x, choice.rows, dtype=dtype)
-        x = _reduce(to, x, ord, [1], result="row norms", dtype=dtype, shape=(None,))
-        x = to.cast(x, dtype, _DOUBLE, result="row norms in float64", shape=(None,))
-        dtype = _DOUBLE
     over = None if axes is None else list(axes)
     may_be_single = ord in (1, 2) and _may_be_single(summed)
-    if may_be_single and ord == 2 and (is_power or dtype == _DOUBLE):  # rule 1
-        squares = to.node("Mul", [x, x], result="squares", dtype=dtype, shape=shape)
-        norm = to.reduce(
-            "ReduceSum",
-            squares,
-            over,
-            result="sum of squares",
-            dtype=dtype,
-            shape=left,
-            keepdims=int(keepdims),
-        )
-        if not is_power:
+    is_squared = may_be_single and ord == 2 and (is_power or dtype == _DOUBLE)  # rule 1
+    if choice.rows is not None or is_squared:  # rule 3
+        norm, dtype = _add_up(to, x, ord, over, choice, dtype, shape, left, keepdims=int(keepdims))
+        if ord == 2 and not is_power:
             norm = to.node("Sqrt", [norm], result="norm", dtype=dtype, shape=left)
     else:
         norm = _reduce(
@@ -214,6 +196,46 @@ def norm_of(
     with np.errstate(over="ignore", under="ignore"):  # only where the norm is beyond float64
         powers = np.sum((sizes / unit) ** ord, axis=over, keepdims=True)
         return np.asarray(unit * powers ** (1.0 / ord))
+
+
+def _add_up(
+    to: Emitter,
+    x: str,
+    ord: float,
+    axes: list[int] | None,
+    choice: Reduction,
+    dtype: int,
+    shape: Shape | None,
+    left: Shape | None,
+    *,
+    keepdims: int,
+) -> tuple[str, int]:
+    """The sum of |x| ** ord, for L1 and L2, by rows if the reduction has them; and its dtype.
+
+    ReduceL2 and ReduceL1 would not need the powers as a tensor, but ONNX Runtime's CPU provider
+    adds up their rows element by element, and those of ReduceSum by vector instructions.
+    """
+    if ord == 1:
+        powers = to.node("Abs", [x], result="sizes", dtype=dtype, shape=shape)
+    else:
+        powers = to.node("Mul", [x, x], result="squares", dtype=dtype, shape=shape)
+    rows = choice.rows
+    if rows is not None:
+        rest: Shape = (None,)
+        if isinstance(rows, int):
+            powers, rows = to.rows(powers, rows, dtype=dtype), (1,)
+        else:
+            rest = tuple(d for axis, d in enumerate(shape or ()) if axis not in rows)
+        powers = to.reduce(
+            "ReduceSum", powers, list(rows), result="sums", dtype=dtype, shape=rest, keepdims=0
+        )
+        if choice.joins_in_float64:
+            powers = to.cast(powers, dtype, _DOUBLE, result="sums in float64", shape=rest)
+            dtype = _DOUBLE
+    total = to.reduce(
+        "ReduceSum", powers, axes, result="total", dtype=dtype, shape=left, keepdims=keepdims
+    )
+    return total, dtype
 
 
 def _reduce(

@@ -1,10 +1,11 @@
 """How exactly a norm is computed, and what becomes of gradients that are not finite.
 
 Errors of the norm against exact arithmetic, for the worst data tried, which are those with all
-elements equal (ONNX Runtime's CPU provider, whose ReduceL2 adds up in the dtype it is given;
-`benchmarks/bench_norms.py`). In float32: 8e-6 at 8192 elements in one go, 4e-4 at half a million,
-always too low for large tensors, so that the clipped gradient would be too long; 4e-6 for rows of
-512. In float64: 6e-11 at 2e7 elements in one go; below 1e-12 for rows of 4096 and then their norms.
+elements equal (ONNX Runtime's CPU provider, which adds up in the dtype it is given;
+`benchmarks/norms.py`). In float32: 8e-6 at 8192 elements in one go, or in two (sums of n, then the
+sum of 8192 - n sums); 4e-4 at half a million, always too low for large tensors, so that the
+clipped gradient would be too long. In float64: 6e-11 at 2e7 elements in one go; below 1e-12 for
+sums of 4096 and then of those.
 """
 
 from __future__ import annotations
@@ -23,29 +24,30 @@ __all__ = ["NonFinite", "NormPrecision", "Numerics", "Reduction"]
 
 NormPrecision = Literal["auto", "plain", "wide"]
 """plain: one ReduceL2 in float32 (float64 for float64). wide: everything in float64, error below
-1e-12. auto: plain where its error stays below 1e-5, else rows in float32 and their norms in
-float64, or all in float64 where there is no cutting into rows."""
+1e-12. auto: plain where its error stays below 1e-5, else sums of squares by rows, which are added
+up in float64 where they are many; all in float64 where there is no cutting into rows."""
 
 NonFinite = Literal["propagate", "zero", "keep"]
 """What becomes of a gradient with nan or inf in it. propagate: what the formula gives, as Paddle
 and PyTorch do. zero: zeros, all of it. keep: it stays as it is."""
 
-_PLAIN_LIMIT = 8192
-_ROW_LIMIT, _ROW_LIMIT_IN_FLOAT64 = 512, 4096
-_SHORTEST_ROW = 16
+_ADDED_LIMIT = 8192  # in one go, or in two together
+_LONGEST_ROW, _SHORTEST_ROW = 4096, 16
 
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
     """How to get from a tensor to its norm.
 
-    `widens` says that the elements are taken to float64 first. `rows` is None for one ReduceL2 over
-    everything; the length of rows, to which the tensor is cut and which are reduced first, their
-    norms then in float64; or axes of the tensor, which are reduced first, all in one dtype.
+    `widens` says that the elements are taken to float64 first. `rows` is None for one reduction
+    over everything; else the powers of the elements are added up by rows, and then the rows' sums,
+    in float64 if `joins_in_float64`. Rows are axes of the tensor, or have a length to which the
+    tensor is cut.
     """
 
     widens: bool = False
     rows: int | tuple[int, ...] | None = None
+    joins_in_float64: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,6 @@ class Numerics:
         *,
         in_float64: bool,
         must_widen: bool,
-        can_cut: bool,
         ord: float = 2.0,
     ) -> Reduction:
         """The cheapest reduction over a whole tensor that keeps the stated precision.
@@ -91,7 +92,6 @@ class Numerics:
             shape: of the tensor, as far as it is known.
             in_float64: whether its elements are float64 already; else they are float32.
             must_widen: whether the norm must not overflow for finite float32 elements.
-            can_cut: whether every provider has Reshape and Cast; else axes are preferred.
             ord: of the norm. L-infinity rounds nothing. An L1 sum has twice the relative error of
                 the root of a sum of squares, so half of everything. Other powers leave the range of
                 float32 early.
@@ -105,27 +105,28 @@ class Numerics:
         share = 2 if ord == 1 else 1
         dims = [d for d in shape or () if isinstance(d, int)]
         size = math.prod(dims) if shape is not None and len(dims) == len(shape) else None
-        is_short = size is not None and size <= _PLAIN_LIMIT // share
+        is_short = size is not None and size <= _ADDED_LIMIT // share
         if self.norm_precision == "plain" or is_short or (in_float64 and not is_wide):
             return Reduction(widens=not in_float64 and (must_widen or is_wide))
         widens = not in_float64 and (must_widen or is_wide)
-        axes = None if widens or size is None or can_cut or ord == 1 else _own_axes(dims)
-        if axes is not None:
-            return Reduction(rows=axes)
+        limit = _ADDED_LIMIT // share
+        rows = None if size is None else _own_axes(dims, limit)
+        if rows is not None:
+            return Reduction(widens, rows)
         known = math.prod(dims)  # divides the size, whatever the other dimensions are
-        limit = _ROW_LIMIT_IN_FLOAT64 if widens or in_float64 else _ROW_LIMIT // share
-        rows = next((d for d in range(limit, _SHORTEST_ROW - 1, -1) if known % d == 0), None)
-        if known == 0 or rows is None:
+        longest = _LONGEST_ROW // share
+        cut = next((d for d in range(longest, _SHORTEST_ROW - 1, -1) if known % d == 0), None)
+        if known == 0 or cut is None:
             return Reduction(widens=not in_float64)
-        return Reduction(widens, rows)
+        are_few = size is not None and cut + size // cut <= limit
+        return Reduction(widens, cut, joins_in_float64=not are_few)
 
 
-def _own_axes(dims: list[int]) -> tuple[int, ...] | None:
-    """Last or first axes such that reducing them and then the rest keeps 1e-5 in float32."""
-    size, rank = math.prod(dims), len(dims)
-    for at in range(1, rank):
-        for axes in (range(at, rank), range(at)):
-            length = math.prod(dims[axis] for axis in axes)
-            if length / (2 * _ROW_LIMIT) + size / length / _PLAIN_LIMIT <= 1.125:
-                return tuple(axes)
+def _own_axes(dims: list[int], limit: int) -> tuple[int, ...] | None:
+    """Last axes that can serve as rows: adding up over them and then the rest is short enough."""
+    size = math.prod(dims)
+    for at in range(1, len(dims)):
+        length = math.prod(dims[at:])
+        if length >= _SHORTEST_ROW and length + size // length <= limit:
+            return tuple(range(at, len(dims)))
     return None

@@ -187,8 +187,10 @@ def _sighting(flow: Flow, finds: list[Found]) -> Sighting:
         tensor = TensorType(flow.dtype(value) or parameter_type.dtype, tensor.shape)
     if declared is not None and tensor.shape is None and first.parameter is not None:
         tensor = tensor._replace(shape=parameter_type.shape)
-    if declared is not None and not tensor.dtype:
-        tensor = flow.index.inferred(value.frame.scope, value.name)
+    if declared is not None and (not tensor.dtype or tensor.shape is None):
+        inferred = flow.index.inferred(value.frame.scope, value.name)
+        shape = inferred.shape if tensor.shape is None else tensor.shape
+        tensor = TensorType(tensor.dtype or inferred.dtype, shape)
     dtype = "not a tensor" if declared is None else tensor.dtype_name
     return Sighting(
         Gradient(
