@@ -1,4 +1,7 @@
-"""Every check of this project: `nox` runs them all, `nox -s tests` one of them."""
+"""Every check of this project: `nox` runs them all, `nox -s tests` one of them.
+
+Continuous integration runs the tests by the README's command, and the sessions tagged "ci" here.
+"""
 
 import re
 
@@ -7,21 +10,11 @@ import nox
 nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = [
-    "lint",
-    "types",
-    "tests",
-    "ort_training",
-    "examples",
-    "onnx_backend",
-    "readers",
-]
-
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 PINNED = {re.split("[<=>]", line)[0]: line for line in PROJECT["optional-dependencies"]["dev"]}
 
 
-@nox.session
+@nox.session(tags=["ci"])
 def lint(session: nox.Session) -> None:
     """Check style and format with ruff."""
     session.install(PINNED["ruff"])
@@ -29,7 +22,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check")
 
 
-@nox.session
+@nox.session(tags=["ci"])
 def types(session: nox.Session) -> None:
     """Check the types of the package with mypy."""
     session.install(".", PINNED["mypy"], PINNED["types-protobuf"])
@@ -40,11 +33,10 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests and the examples in docstrings, and measure what they cover."""
     session.install("-e", ".[test]")
-    args = session.posargs or ["--cov", "--doctest-modules", "onnx_clip_pass", "tests"]
-    session.run("python", "-m", "pytest", *args)
+    session.run("python", "-m", "pytest", *(session.posargs or ["--cov"]))
 
 
-@nox.session(python="3.11")
+@nox.session(python="3.11", tags=["ci"])
 def ort_training(session: nox.Session) -> None:
     """Run the tests that need onnxruntime-training, beside the versions it was built for."""
     session.install(
@@ -66,14 +58,14 @@ def ort_training(session: nox.Session) -> None:
     )
 
 
-@nox.session
+@nox.session(tags=["ci"])
 def examples(session: nox.Session) -> None:
     """Train the digits example in full; that of several workers is in ort_training."""
     session.install("-e", ".[test,examples]")
     session.run("python", "-m", "pytest", *(session.posargs or ["tests/examples"]))
 
 
-@nox.session
+@nox.session(default=False)
 def nightly(session: nox.Session) -> None:
     """Run what takes too long for every change: hostile files, random graphs, long norms."""
     session.install("-e", ".[test]")
@@ -85,7 +77,7 @@ def nightly(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", *paths, env={"ONNX_CLIP_NIGHTLY": "1"})
 
 
-@nox.session(python="3.11")
+@nox.session(python="3.11", tags=["ci"])
 def onnx_backend(session: nox.Session) -> None:
     """Clip the official ONNX backend cases and count the outcomes, with the versions counted."""
     folder = "tests/onnx_backend"
@@ -94,7 +86,7 @@ def onnx_backend(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", folder, *session.posargs, env={"ONNX_CLIP_BACKEND": "1"})
 
 
-@nox.session(python="3.11")
+@nox.session(python="3.11", tags=["ci"])
 def readers(session: nox.Session) -> None:
     """Hand rewritten models to other people's tools, in versions that have been tried."""
     session.install(
@@ -110,6 +102,15 @@ def readers(session: nox.Session) -> None:
     )
     path = "tests/test_other_readers.py"
     session.run("python", "-m", "pytest", path, *session.posargs, env={"ONNX_CLIP_READERS": "1"})
+
+
+@nox.session(default=False)
+def benchmarks(session: nox.Session) -> None:
+    """Run the benchmarks; without arguments only to see that they work."""
+    session.install(
+        "-e", ".[test]", "psutil", "onnx-graphsurgeon==0.6.1", "onnx-ir==1.1.0", "onnxscript==0.7.2"
+    )
+    session.run("python", "benchmarks/run.py", *(session.posargs or ["--quick"]))
 
 
 # Why the oldest of all is not held to every test. docs/versions.md says what that means for users.
@@ -160,7 +161,7 @@ VERSIONS = {
 }
 
 
-@nox.session(python="3.11")
+@nox.session(python="3.11", default=False)
 @nox.parametrize("which", list(VERSIONS), ids=list(VERSIONS))
 def versions(session: nox.Session, which: str) -> None:
     """Run the tests with the oldest versions supported, the oldest that pass all, the newest."""

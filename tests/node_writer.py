@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,17 @@ def function(
 ) -> onnx.FunctionProto:
     made = [helper.make_node(op, taken.split(), [given]) for op, taken, given in nodes]
     return helper.make_function("local", name, inputs, outputs, made, opsets)
+
+
+def entitle(nodes: Iterable[onnx.NodeProto], name: str) -> None:
+    """Name the nodes by number, those in nested graphs by the same numbers again; "" for no names.
+
+    ONNX Runtime refuses two nodes of one name in one graph.
+    """
+    for number, node in enumerate(nodes, 1):
+        node.name = name and f"{name}{number}"
+        for attribute in node.attribute:
+            entitle(attribute.g.node, name)
 
 
 def rename_inputs(node: onnx.NodeProto, names: dict[str, str]) -> None:

@@ -18,6 +18,9 @@ The layers, with d the derivative of the loss by a layer's result y and e that b
     left out   as function, but the call leaves out the first of its two outputs, e
     captured   as add, and e = d * 2 in a branch of an If that captures the gradient
     loop       as add, and e comes from a Loop that starts from the gradient
+    bounded    as add, and e comes from a Clip whose lower bound is left out
+
+Names are shadowed only where ONNX allows it: a function uses names of the main graph.
 """
 
 from __future__ import annotations
@@ -28,15 +31,16 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import onnx
-from node_writer import Body, function, rename_inputs, typed
+from node_writer import Body, entitle, function, rename_inputs, typed
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 DENSE = ("dense", "branch", "function", "left out")
-LAYERS = (*DENSE, "tanh", "bias", "add", "add two", "captured", "loop")
+LAYERS = (*DENSE, "tanh", "bias", "add", "add two", "captured", "loop", "bounded")
 UPDATES = ("descent", "momentum", "decay")
 REPORTS = ("output", "norm", "norm in a branch", "norm by a function", "listed twice")
 PLACES = {"main graph": "", "function": "function local::step", "loop": "Loop[1].body"}
+TITLES = ("", "node", "clip/g0/Mul#")  # of nodes: none, or the same in each body, with a number
 STYLES = ("{}", "/net/{}", "{} 1", "∂{}?", "{}@GRAD@0", "{}::0")
 
 
@@ -61,6 +65,7 @@ class Plan:
     place: str
     opset: int
     style: str
+    title: str
     hostile: bool  # other values bear the names that a clip would like to use
     early: bool  # updates stand beside their gradients, not at the end
     held: bool  # parameters are initializers, not inputs
@@ -109,6 +114,7 @@ def plans(draw: st.DrawFn) -> Plan:
         place=place,
         opset=draw(st.sampled_from([13, 17, 18, 21])),
         style=draw(st.sampled_from(STYLES)),
+        title=draw(st.sampled_from(TITLES)),
         hostile=draw(st.booleans()),
         early=draw(st.booleans()),
         held=draw(st.booleans()),
@@ -206,6 +212,8 @@ class _Writer(Body):
             return d, _Slope(below)
         if layer.kind == "loop":
             return d, _Slope(self.doubled_by_loop(d.raw))
+        if layer.kind == "bounded":
+            return d, _Slope(self.put("Clip", d.raw, "", self.constant(np.array(1e30))))
         return d, d  # add, add two
 
     # -- what is done with gradients -----------------------------------------------------------
@@ -288,8 +296,8 @@ class _Writer(Body):
         opsets = [helper.make_opsetid("", plan.opset), helper.make_opsetid("local", 1)]
         functions = [
             function("back", ["a", "d", "w"], ["e", "g"], opsets,
-                      ("Transpose", "a", "across"), ("MatMul", "across d", "g"),
-                      ("Transpose", "w", "turned"), ("MatMul", "d turned", "e")),
+                      ("Transpose", "a", "t"), ("MatMul", "t d", "g"),
+                      ("Transpose", "w", "x"), ("MatMul", "d x", "e")),
             function("length", ["g"], ["n"], opsets, ("ReduceL2", "g", "n")),
         ]  # fmt: skip
         functions[1].node[0].attribute.append(helper.make_attribute("keepdims", 0))
@@ -312,6 +320,8 @@ class _Writer(Body):
         inputs = fixed if plan.held else fixed + kept
         graph = helper.make_graph(main, "plan", inputs, outputs, initializers)
         used = [function for function in functions if self._calls(function.name)]
+        for body in (graph, *used):
+            entitle(body.node, plan.title)
         return helper.make_model(graph, opset_imports=opsets, functions=used, ir_version=8)
 
     def _calls(self, name: str) -> bool:

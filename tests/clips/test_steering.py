@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -306,15 +304,3 @@ def test_what_is_measured_in_a_nested_graph_cannot_be_handed_out():
     model = onnx.parser.parse_model(CALLED)
     with pytest.raises(OnnxClipError, match="cannot be handed out of the model"):
         clip_gradients(model, GradientClipByNorm(1), gradients=["g"], emit=("norm",))
-
-
-def test_the_page_runs_as_it_stands(tmp_path, monkeypatch):
-    """The Python blocks of docs/steering.md, one after another."""
-    root = Path(__file__).parents[2]
-    page = (root / "docs" / "steering.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) >= 3
-    monkeypatch.chdir(root)
-    space: dict[str, Any] = {}
-    for block in blocks:
-        exec(compile(block, "docs/steering.md", "exec"), space)

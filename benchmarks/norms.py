@@ -1,0 +1,142 @@
+"""How exact is each way to a norm, and what does it cost beside one ReduceL2?
+
+First the clip as `clip_gradients` emits it, norm and product; then candidates for the norm alone.
+Errors are those of the norm, relative, for standard normal data and for the worst of several
+constants.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from harness import Sheet, Values, by_turns, ours, scaled, thread_word
+from onnx import parser
+from sessions import open_session
+
+from onnx_clip_pass import GradientClipByNorm, clip_gradients
+
+SHAPES: tuple[tuple[int, ...], ...] = (
+    (768,),
+    (768, 768),
+    (3072, 768),
+    (30522, 768),
+    (4096, 4096),
+    (512, 512, 3, 3),
+    (16777216,),
+)
+CONSTANTS = (0.1, 1 / 3, 0.7, 0.98, 1.1, 1.9)
+THREADS = (1, 2)
+
+
+def sheets(*, quick: bool, turns: int) -> Iterator[Sheet]:
+    """The modes for each shape; the candidates for three."""
+    for shape in SHAPES[1:2] if quick else SHAPES:
+        yield measure(f"clip of {shape}", modes(shape), "onnx-clip, plain", shape, turns)
+    for shape in SHAPES[1:2] if quick else (SHAPES[1], SHAPES[4], SHAPES[6]):
+        yield measure(f"norm of {shape}", candidates(shape), "ReduceL2", shape, turns)
+
+
+def modes(shape: tuple[int, ...]) -> dict[str, onnx.ModelProto]:
+    """The whole clip behind an Identity, which the runtime removes."""
+    dims = ",".join(map(str, shape))
+    model = _parse(f"s (float[{dims}] x) => (float[{dims}] g) {{ g = Identity(x) }}")
+    return {
+        f"onnx-clip, {name}": clip_gradients(
+            model, GradientClipByNorm(1.0), gradients=["g"], norm_precision=name
+        )
+        for name in ("plain", "auto", "wide")
+    }
+
+
+def candidates(shape: tuple[int, ...]) -> dict[str, onnx.ModelProto]:
+    """Ways to the norm alone; rows of the greatest length that divides the size, up to 4096."""
+    size = math.prod(shape)
+    row = next(d for d in range(4096, 0, -1) if size % d == 0)
+    wide = "w = Cast <to = 11>"
+    squares = "m = Mul(x, x) q = Reshape(m, s) r = ReduceSum <keepdims = 0> (q, last)"
+    norms = "q = Reshape(x, s) r = ReduceL2 <keepdims = 0, axes = [1]> (q)"
+    root = "t = ReduceSum <keepdims = 0> ({}) norm = Sqrt(t)"
+    length = "norm = ReduceL2 <keepdims = 0> ({})"
+    bodies = {
+        "ReduceL2": ("float", length.format("x")),
+        "MatMul of rows with themselves": (
+            "float",
+            "a = Reshape(x, across) b = Reshape(x, down) r = MatMul(a, b) " + root.format("r"),
+        ),
+        "Mul, one ReduceSum": ("float", "m = Mul(x, x) " + root.format("m")),
+        "Mul, ReduceSum of rows, ReduceSum": ("float", f"{squares} {root.format('r')}"),
+        "Mul, ReduceSum of rows, in float64": (
+            "double",
+            f"{squares} {wide} (r) {root.format('w')}",
+        ),
+        "ReduceL2 of rows, ReduceL2": ("float", f"{norms} {length.format('r')}"),
+        "ReduceL2 of rows, in float64": ("double", f"{norms} {wide} (r) {length.format('w')}"),
+        "float64, ReduceL2": ("double", f"{wide} (x) {length.format('w')}"),
+        "float64, Mul, ReduceSum of rows, ReduceSum": (
+            "double",
+            f"{wide} (x) m = Mul(w, w) q = Reshape(m, s) r = ReduceSum <keepdims = 0> (q, last) "
+            + root.format("r"),
+        ),
+    }
+    dims = ",".join(map(str, shape))
+    held = (
+        f"<int64[2] s = {{-1, {row}}}, int64[1] last = {{1}}, "
+        f"int64[3] across = {{-1, 1, {row}}}, int64[3] down = {{-1, {row}, 1}}>"
+    )
+    return {
+        name: _parse(f"s (float[{dims}] x) => ({dtype} norm) {held} {{ {body} }}")
+        for name, (dtype, body) in bodies.items()
+    }
+
+
+def measure(
+    title: str, models: dict[str, onnx.ModelProto], base: str, shape: tuple[int, ...], turns: int
+) -> Sheet:
+    """Times by turns, each turn long enough to take a while; then errors."""
+    normal = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    value = ort.OrtValue.ortvalue_from_numpy(normal)
+    times = max(1, min(2000, 4_000_000 // normal.size))
+    columns: dict[str, Values] = {}
+    for threads in THREADS:
+        works = {}
+        for name, model in models.items():
+            session = open_session(model, threads)
+            outputs = [session.get_outputs()[0].name]
+            works[name] = partial(session.run_with_ort_values, outputs, {"x": value})
+        seconds = by_turns(works, turns, times)
+        columns[f"µs, {thread_word(threads)}"] = scaled(seconds, 1e6)
+    timed = tuple(columns)
+    columns |= {"error, normal data": {}, "error, worst constant": {}}
+    for name, model in models.items():
+        session = open_session(_with_output(model), 2)
+        flat = max(_error(session, np.full(shape, c, np.float32)) for c in CONSTANTS)
+        columns["error, normal data"][name] = [_error(session, normal)]
+        columns["error, worst constant"][name] = [flat]
+    return Sheet(title, base, columns, compared=timed, ours=ours(models))
+
+
+def _parse(text: str) -> onnx.ModelProto:
+    return parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
+
+
+def _with_output(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the norm, wherever it has it, as its one output."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    names = ["norm", "clip/g/norm"]
+    found = next(o for node in model.graph.node for o in node.output if o in names)
+    del copy.graph.output[:]
+    copy.graph.output.append(onnx.ValueInfoProto(name=found))
+    return copy
+
+
+def _error(session: ort.InferenceSession, x: np.ndarray) -> float:
+    parts = np.array_split(x.ravel(), max(1, x.size // 4_000_000))
+    exact = np.sqrt(sum(np.sum(part.astype(np.longdouble) ** 2) for part in parts))
+    (norm,) = session.run(None, {"x": x})
+    return float(abs(np.longdouble(norm) - exact) / exact)

@@ -1,0 +1,39 @@
+"""The Python and TOML of README and docs, as they stand there, page by page from top to bottom.
+
+That of docs/artifacts.md is in `artifacts/test_docs.py`, with its commands.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onnx_clip_pass import load_rules
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/rules.md", "docs/steering.md"])
+def test_the_python_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("onnxruntime", reason="some of it runs a graph")
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {}
+    found = blocks(page, "python")
+    assert found
+    for block in found:
+        exec(compile(block, page, "exec"), space)
+
+
+def test_the_rules_of_the_page_load(tmp_path: Path):
+    (block,) = blocks("docs/rules.md", "toml")
+    (tmp_path / "clip.toml").write_text(block, encoding="utf-8")
+    assert len(load_rules(tmp_path / "clip.toml")) == 3
