@@ -101,6 +101,15 @@ def entitle(nodes: Iterable[onnx.NodeProto], name: str) -> None:
             entitle(attribute.g.node, name)
 
 
+def name_outputs_left_out(nodes: Iterable[onnx.NodeProto]) -> None:
+    """Name outputs that nobody wants: onnx's evaluator hands them to inputs that are left out."""
+    for node in nodes:
+        for slot, name in enumerate(node.output):
+            node.output[slot] = name or f"unused output {slot} of {node.output[1 - slot]}"
+        for attribute in node.attribute:
+            name_outputs_left_out(attribute.g.node)
+
+
 def rename_inputs(node: onnx.NodeProto, names: dict[str, str]) -> None:
     """Rename what a node reads, in the graphs nested in it too."""
     for slot, name in enumerate(node.input):
