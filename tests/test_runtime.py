@@ -156,6 +156,24 @@ def test_all_faults_are_named_at_once() -> None:
         assert part in text
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"given": "x.npz"}, "feeds must be a mapping of input names to arrays, not 'x.npz'"),
+        ({"dims": ["n"]}, r"dims must be a mapping of names to sizes, not \['n'\]"),
+        ({"dims": {"n": -1}}, "dimension 'n' must be a whole number, 0 or more, not -1"),
+        ({"dims": {"n": 1.5}}, "dimension 'n' must be a whole number, 0 or more, not 1.5"),
+        ({"seed": -1}, "seed must be a whole number, 0 or more, not -1"),
+        ({"seed": True}, "seed must be a whole number, 0 or more, not True"),
+        ({"dims": {"n": 1 << 60}}, "'x' would have the shape .* too large to be made up"),
+    ],
+)
+def test_arguments_of_another_kind_say_what_was_expected(wrong: dict, words: str) -> None:
+    model = parse("g (float[n] x) => (float[n] y) { y = Neg(x) }")
+    with pytest.raises(OnnxClipError, match=words):
+        make_feeds(model, **wrong)
+
+
 def test_feeds_come_from_several_files(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=_ones(1), y=_ones(2))
     np.savez(tmp_path / "b.npz", y=_ones(3))

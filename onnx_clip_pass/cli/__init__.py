@@ -1,13 +1,17 @@
 """The command line: words, tables and exit codes. All work is done elsewhere.
 
-Exit codes: 0 done, 1 a check failed, 2 bad usage or bad input. Results go to standard output,
-with `--json` one JSON object and nothing else; tables, progress and warnings go to standard error.
+Exit codes: 0 done, 1 a check failed, 2 bad usage or bad input, 3 a fault of onnx-clip itself, 130
+interrupted. Results go to standard output, with `--json` one JSON object and nothing else;
+progress, warnings and the table of what `rewrite` did go to standard error.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
@@ -32,20 +36,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     try:
-        code = cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+        code = cli.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="onnx-clip",
+            standalone_mode=False,
+        )
     except click.ClickException as error:
         error.show()
         return 2
-    except click.Abort:
-        say("interrupted; the model that was being written is as it was")
+    except (click.Abort, KeyboardInterrupt):
+        say("interrupted; no file is half written")
         return 130
     except OnnxClipError as error:
         say(f"error: {error}")
         return 2
-    except BrokenPipeError:
-        sys.stderr.close()
+    except SystemExit as left:  # click's: the reader of the output has gone, or completion is done
+        return 2 if left.code else 0
+    except MemoryError:
+        say("error: there is not enough memory for this")
         return 2
+    except OSError as error:
+        where = "standard output" if error.filename is None else repr(error.filename)
+        _let_go_of_output()
+        say(f"error: cannot write to {where}: {error.strerror}")
+        return 2
+    except Exception:
+        traceback.print_exc()
+        say("error: this is a fault of onnx-clip itself; please report it with the lines above")
+        return 3
     return code if isinstance(code, int) else 0
+
+
+def _let_go_of_output() -> None:
+    """Spare the end of the process from writing what standard output did not take."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

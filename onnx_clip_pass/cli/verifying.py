@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["RunOptions", "run_options", "tell_verification", "verify"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_MOST_DIGITS = 18  # of a size that 64 bits hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class RunOptions:
     """How the models are run: the values of the options of `run_options`."""
 
     feeds: tuple[Path, ...]
-    dims: tuple[str, ...]
+    dims: dict[str, int]
     provider: Any
     seed: int
 
@@ -53,23 +54,37 @@ class RunOptions:
 
         return {
             "feeds": load_feeds(self.feeds),
-            "dims": dict(map(_dim, self.dims)),
+            "dims": self.dims,
             "provider": self.provider,
             "seed": self.seed,
         }
 
 
-def _dim(text: str) -> tuple[str, int]:
-    name, _, size = text.rpartition("=")
-    if not name or not size.isdecimal():
-        raise click.UsageError(f"--dim: expected NAME=SIZE such as batch=4, not {text!r}")
-    return name, int(size)
+def _sizes(
+    _context: click.Context, _option: click.Parameter, texts: Sequence[str]
+) -> dict[str, int]:
+    """The sizes of dimensions by their names."""
+    sizes: dict[str, int] = {}
+    for text in texts:
+        name, _, size = text.rpartition("=")
+        if not name or not size.isdecimal() or len(size) > _MOST_DIGITS:
+            raise click.BadParameter(f"expected NAME=SIZE such as batch=4, not {text[:60]!r}")
+        if name in sizes:
+            raise click.BadParameter(f"{name!r} is named twice")
+        sizes[name] = int(size)
+    return sizes
 
 
 def run_options(command: _Command) -> _Command:
     """Add the options that say how models are run."""
     for option in (
-        click.option("--seed", type=int, default=0, show_default=True, help="For made-up inputs."),
+        click.option(
+            "--seed",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="For made-up inputs.",
+        ),
         click.option(
             "--provider",
             type=click.Choice(["cpu", "cuda"]),
@@ -80,6 +95,7 @@ def run_options(command: _Command) -> _Command:
         click.option(
             "--dim",
             "dims",
+            callback=_sizes,
             multiple=True,
             metavar="NAME=SIZE",
             help="The size of a symbolic dimension of made-up inputs. [default: 2] Repeatable.",

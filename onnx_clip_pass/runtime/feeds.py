@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -68,10 +69,12 @@ def make_feeds(
         seed: of the generator.
 
     Raises:
-        OnnxClipError: a given name or symbol is not there, a given array has another dtype or
-            shape than its input, or an input is a sequence, a map or a string. All at once.
+        OnnxClipError: an argument is of the wrong kind; a given name or symbol is not there, a
+            given array has another dtype or shape than its input, or an input is a sequence, a map,
+            a string or too large. All at once.
     """
     given, dims = given or {}, dims or {}
+    _check(given, dims, seed)
     maker = _Maker(model, given, dims, seed)
     feeds: Arrays = {}
     faults = list(maker.faults)
@@ -88,6 +91,21 @@ def make_feeds(
     return feeds
 
 
+def _check(given: Any, dims: Any, seed: Any) -> None:
+    """Refuse arguments of the wrong kind."""
+    if not isinstance(given, Mapping):
+        raise OnnxClipError(
+            f"feeds must be a mapping of input names to arrays, not {given!r}; an .npz file is "
+            f"read by numpy.load"
+        )
+    if not isinstance(dims, Mapping):
+        raise OnnxClipError(f"dims must be a mapping of names to sizes, not {dims!r}")
+    sizes = [(f"the dimension {name!r}", size) for name, size in dims.items()]
+    for what, number in (*sizes, ("seed", seed)):
+        if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 0:
+            raise OnnxClipError(f"{what} must be a whole number, 0 or more, not {number!r}")
+
+
 _SHAPING = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 _SCALING = {"Add", "Div", "Identity", "Mul", "Sum", "Unsqueeze"}
 _LABELS = {
@@ -98,6 +116,7 @@ _LABELS = {
 _UNKNOWN_SIZE = 2
 _SPREAD = 0.5
 _TRIPS = 2
+_MOST_ELEMENTS = 1 << 30  # 8 GB while they are made
 
 
 class _Maker:
@@ -128,9 +147,6 @@ class _Maker:
             f"{', '.join(sorted(map(repr, symbols))) or 'none'}"
             for name in dims
             if name not in symbols
-        ]
-        self.faults += [
-            f"dimension {n!r}: {size} is no size" for n, size in dims.items() if size < 0
         ]
         for name, array in given.items():
             if name in inputs:
@@ -179,6 +195,11 @@ class _Maker:
             for dim in kind.shape or ()
         )
         dtype = helper.tensor_dtype_to_np_dtype(kind.dtype)
+        if math.prod(shape) > _MOST_ELEMENTS:
+            raise OnnxClipError(
+                f"input {value.name!r} would have the shape {list(shape)}, which is too large to "
+                f"be made up; give it as a feed, or smaller dims (--dim)"
+            )
         if kind.dtype == TensorProto.BOOL:
             return np.ones(shape, np.bool_)
         if np.issubdtype(dtype, np.integer):
