@@ -71,6 +71,32 @@ def test_json_of_an_infinite_threshold_is_valid_json(seed, capsys):
     json.loads(capsys.readouterr().out, parse_constant=refuse)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["rewrite", "none.onnx"],
+        ["inspect", "none.onnx"],
+        ["verify", "none.onnx", "none.onnx"],
+        ["extract", "none.onnx"],
+    ],
+)
+def test_json_of_a_failure_is_one_object_with_the_error_of_the_message(arguments, capsys):
+    pytest.importorskip("onnxruntime", reason="verify runs the model")
+    assert main([*arguments, "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert f"error: {json.loads(out)['error']}\n" == err
+
+
+def test_json_of_bad_usage_is_an_object_too(seed, capsys):
+    assert main(["rewrite", str(seed), "--in-place", "-o", "x", "--json"]) == 2
+    assert "exclude each other" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_json_of_a_failure_lists_each_fault(seed, capsys):
+    assert main(["rewrite", str(seed), "--skip", "x", "--skip", "y", "--json"]) == 2
+    assert len(json.loads(capsys.readouterr().out)["faults"]) == 2
+
+
 def test_in_place_replaces_the_model_and_a_second_run_replaces_the_clip(seed):
     assert main(["rewrite", str(seed), "--in-place"]) == 0
     assert main(["rewrite", str(seed), "--in-place", "--clip-norm", "2"]) == 0

@@ -13,7 +13,7 @@ from onnx_clip_pass.cli.clipping import (
     gradient_options,
     named_gradients,
 )
-from onnx_clip_pass.cli.showing import MODEL, print_json, report_facts, tell_rewrite
+from onnx_clip_pass.cli.showing import MODEL, json_option, print_json, report_facts, tell_rewrite
 from onnx_clip_pass.extract import extract_clip_file
 
 __all__ = ["extract"]
@@ -25,7 +25,7 @@ __all__ = ["extract"]
 @clip_options
 @gradient_options
 @click.option("--force", is_flag=True, help="Replace an output that onnx-clip did not write.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@json_option
 def extract(
     model: Path,
     output: Path | None,

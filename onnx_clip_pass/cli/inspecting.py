@@ -15,6 +15,7 @@ from onnx_clip_pass.cli.showing import (
     count_gradients,
     escape_control,
     gradient_facts,
+    json_option,
     print_json,
     settings_in_words,
     show_gradients,
@@ -30,7 +31,7 @@ __all__ = ["inspect"]
 @click.argument("model", type=MODEL)
 @probe_options
 @run_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@json_option
 def inspect(
     model: Path,
     as_json: bool,

@@ -19,7 +19,9 @@ from onnx_clip_pass.cli.probing import ProbeOptions, probe_options
 from onnx_clip_pass.cli.showing import (
     MODEL,
     ProgressBar,
+    error_facts,
     escape_control,
+    json_option,
     print_json,
     report_facts,
     say,
@@ -57,7 +59,7 @@ EXTERNAL_DATA = click.option(
 @click.option("--dry-run", is_flag=True, help="Show what would be clipped, write nothing.")
 @click.option("--in-place", is_flag=True, help="Replace MODEL itself.")
 @click.option("--force", is_flag=True, help="Replace an output that onnx-clip did not write.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@json_option
 def rewrite(
     models: tuple[Path, ...],
     output: Path | None,
@@ -116,6 +118,8 @@ def rewrite(
                 )
                 results.append(facts)
                 continue
+            if verifies:
+                run.rehearse(model)  # what cannot be run is not written either
             if probing.probes:
                 gradients = probing.names(model, run)
             with ProgressBar(f"writing {target.name}") as progress:
@@ -138,16 +142,15 @@ def rewrite(
                 facts["verification"] = tell_verification(target, found, as_json=as_json)
                 mismatches += not found.ok
         except OnnxClipError as error:
-            if len(models) == 1:
-                raise
             failures += 1
-            say(f"error: {model}: {error}")
-            facts["error"] = str(error)
+            say(f"error: {error}" if len(models) == 1 else f"error: {model}: {error}")
+            facts |= error_facts(error)
         results.append(facts)
     if as_json:
         print_json(results[0] if len(models) == 1 else {"models": results})
     if failures:
-        say(f"{failures} of {len(models)} models failed")
+        if len(models) > 1:
+            say(f"{failures} of {len(models)} models failed")
         raise click.exceptions.Exit(2)
     if mismatches:
         raise click.exceptions.Exit(1)

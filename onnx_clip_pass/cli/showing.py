@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import click
 from rich.console import Console
@@ -27,8 +28,10 @@ __all__ = [
     "bounds_in_words",
     "count_gradients",
     "done_in_words",
+    "error_facts",
     "escape_control",
     "gradient_facts",
+    "json_option",
     "print_json",
     "report_facts",
     "say",
@@ -38,6 +41,8 @@ __all__ = [
     "tell_ports",
     "tell_rewrite",
 ]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 MOST_ROWS = 40
 """From here on a table gives way to counts."""
@@ -144,6 +149,30 @@ def say(message: str) -> None:
 def print_json(facts: dict[str, Any]) -> None:
     """One JSON object on standard output."""
     click.echo(json.dumps(facts, indent=2, ensure_ascii=True))
+
+
+def json_option(command: _Command) -> _Command:
+    """Add `--json` to a command; its object then says what went wrong, as the message does."""
+
+    @wraps(command)
+    def telling(*arguments: Any, as_json: bool, **options: Any) -> Any:
+        try:
+            return command(*arguments, as_json=as_json, **options)
+        except (OnnxClipError, click.ClickException) as error:
+            if as_json:
+                print_json(error_facts(error))
+            raise
+
+    add = click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
+    )
+    return cast(_Command, add(telling))
+
+
+def error_facts(error: Exception) -> dict[str, Any]:
+    """What went wrong, in the types of JSON; all faults, where there are several."""
+    faults = getattr(error, "faults", ())
+    return {"error": str(error)} | ({"faults": list(faults)} if faults else {})
 
 
 def count_gradients(number: int) -> str:

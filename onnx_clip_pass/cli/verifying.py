@@ -14,6 +14,7 @@ from onnx_clip_pass.cli.showing import (
     MODEL,
     MOST_ROWS,
     escape_control,
+    json_option,
     print_json,
     say,
     show_table,
@@ -41,6 +42,12 @@ class RunOptions:
     def of(cls, options: Mapping[str, Any]) -> RunOptions:
         """Take them out of all options of a command."""
         return cls(*(options[name] for name in cls.__slots__))
+
+    def rehearse(self, model: Path) -> None:
+        """Refuse a model that cannot be run here with these options, before another is written."""
+        from onnx_clip_pass.runtime import rehearse
+
+        rehearse(model, **self.as_arguments())
 
     def verify(self, original: Path, rewritten: Path) -> Verification:
         """Verify with these options; the modules that run models are imported only here."""
@@ -116,7 +123,7 @@ def run_options(command: _Command) -> _Command:
 @click.argument("original", type=MODEL)
 @click.argument("rewritten", type=MODEL)
 @run_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@json_option
 def verify(
     original: Path,
     rewritten: Path,
