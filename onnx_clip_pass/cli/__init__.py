@@ -19,8 +19,8 @@ from onnx_clip_pass import __version__
 from onnx_clip_pass.cli.extracting import extract
 from onnx_clip_pass.cli.inspecting import inspect
 from onnx_clip_pass.cli.rewriting import rewrite, strip
-from onnx_clip_pass.cli.showing import say
 from onnx_clip_pass.cli.verifying import verify
+from onnx_clip_pass.cli.words import say
 from onnx_clip_pass.errors import OnnxClipError
 
 __all__ = ["main"]

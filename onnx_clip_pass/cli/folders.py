@@ -17,17 +17,14 @@ from onnx_clip_pass.artifacts import (
 from onnx_clip_pass.cli.showing import (
     ProgressBar,
     bounds_in_words,
-    count_gradients,
     done_in_words,
-    escape_control,
     gradient_facts,
-    print_json,
     report_facts,
-    say,
     settings_in_words,
-    show_gradients,
     tell_ports,
 )
+from onnx_clip_pass.cli.tables import show_gradients
+from onnx_clip_pass.cli.words import count_gradients, escape_control, print_json, say
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.record import Record
 from onnx_clip_pass.rewrite import ClipOrRules, Report
@@ -127,8 +124,11 @@ def inspect_folder(folder: Path, *, as_json: bool) -> None:
     done = training.record.clips if training.record else []
     clips = {(clip.get("gradient"), clip.get("parameter")): clip for clip in done}
     show_gradients(
-        (gradient, settings_in_words(clips.get((gradient.name, gradient.parameter.name))))
-        for gradient in training.gradients
+        (
+            (gradient, settings_in_words(clips.get((gradient.name, gradient.parameter.name))))
+            for gradient in training.gradients
+        ),
+        is_result=True,
     )
     click.echo(
         f"{count_gradients(len(training.gradients))} in the training artifacts "
@@ -149,7 +149,8 @@ def _tell(
         say("note: the folder was clipped already; the clips it had are replaced")
     if as_json:
         return
-    show_gradients((row.gradient, row.clip.label if row.clip else "-") for row in report.rows)
+    rows = ((row.gradient, row.clip.label if row.clip else "-") for row in report.rows)
+    show_gradients(rows, is_result=False)
     count = (
         "all gradients"
         if place == "step"

@@ -10,17 +10,10 @@ import click
 
 from onnx_clip_pass.cli.folders import inspect_folder, is_folder
 from onnx_clip_pass.cli.probing import ProbeOptions, probe_options
-from onnx_clip_pass.cli.showing import (
-    MODEL,
-    count_gradients,
-    escape_control,
-    gradient_facts,
-    json_option,
-    print_json,
-    settings_in_words,
-    show_gradients,
-)
+from onnx_clip_pass.cli.showing import MODEL, gradient_facts, json_option, settings_in_words
+from onnx_clip_pass.cli.tables import show_gradients
 from onnx_clip_pass.cli.verifying import RunOptions, run_options
+from onnx_clip_pass.cli.words import count_gradients, escape_control, print_json
 from onnx_clip_pass.files import inspect_file
 from onnx_clip_pass.record import Record
 
@@ -66,8 +59,11 @@ def inspect(
     done = found.record.clips if found.record else []
     clips = {(clip.get("gradient"), clip.get("parameter")): clip for clip in done}
     show_gradients(
-        (gradient, settings_in_words(clips.get((gradient.name, gradient.parameter.name))))
-        for gradient in found.gradients
+        (
+            (gradient, settings_in_words(clips.get((gradient.name, gradient.parameter.name))))
+            for gradient in found.gradients
+        ),
+        is_result=True,
     )
     click.echo(f"{count_gradients(len(found.gradients))} in {escape_control(model)}")
     for line in found.reason.splitlines():

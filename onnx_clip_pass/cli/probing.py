@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from onnx_clip_pass.cli.showing import ProgressBar, say
+from onnx_clip_pass.cli.showing import ProgressBar
 from onnx_clip_pass.cli.verifying import RunOptions
+from onnx_clip_pass.cli.words import say
 from onnx_clip_pass.errors import OnnxClipError
 
 if TYPE_CHECKING:

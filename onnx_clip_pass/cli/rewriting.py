@@ -20,14 +20,12 @@ from onnx_clip_pass.cli.showing import (
     MODEL,
     ProgressBar,
     error_facts,
-    escape_control,
     json_option,
-    print_json,
     report_facts,
-    say,
     tell_rewrite,
 )
 from onnx_clip_pass.cli.verifying import RunOptions, run_options, tell_verification
+from onnx_clip_pass.cli.words import escape_control, print_json, say
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import clip_gradients_file, strip_file
 from onnx_clip_pass.storage import HowToBring
@@ -139,7 +137,9 @@ def rewrite(
             tell_rewrite(model, None if dry_run else target, report, as_json=as_json)
             if verifies:
                 found = run.verify(model, target)
-                facts["verification"] = tell_verification(target, found, as_json=as_json)
+                facts["verification"] = tell_verification(
+                    target, found, as_json=as_json, is_result=False
+                )
                 mismatches += not found.ok
         except OnnxClipError as error:
             failures += 1

@@ -10,15 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from onnx_clip_pass.cli.showing import (
-    MODEL,
-    MOST_ROWS,
-    escape_control,
-    json_option,
-    print_json,
-    say,
-    show_table,
-)
+from onnx_clip_pass.cli.showing import MODEL, json_option
+from onnx_clip_pass.cli.tables import MOST_ROWS, show_table
+from onnx_clip_pass.cli.words import escape_control, print_json, say
 
 if TYPE_CHECKING:
     from onnx_clip_pass.verify import Verification
@@ -136,15 +130,27 @@ def verify(
     these gradients, and the same bit for bit where no clipped gradient leads. Exit code 1 if not.
     """
     found = RunOptions.of(options).verify(original, rewritten)
-    facts = tell_verification(rewritten, found, as_json=as_json)
+    facts = tell_verification(rewritten, found, as_json=as_json, is_result=True)
     if as_json:
         print_json({"original": str(original), "rewritten": str(rewritten)} | facts)
     if not found.ok:
         raise click.exceptions.Exit(1)
 
 
-def tell_verification(model: Path, found: Verification, *, as_json: bool) -> dict[str, Any]:
-    """Say what was found, unless it is told as JSON; the facts for that."""
+def tell_verification(
+    model: Path, found: Verification, *, as_json: bool, is_result: bool
+) -> dict[str, Any]:
+    """Say what was found, unless it is told as JSON.
+
+    Args:
+        model: the rewritten model.
+        found: what was found.
+        as_json: whether it is told as JSON, which the caller prints.
+        is_result: whether all of it goes to standard output, being what was asked for.
+
+    Returns:
+        The facts in the types of JSON.
+    """
     for note in found.notes:
         say(f"note: {note}")
     faults = [*found.faults]
@@ -153,9 +159,9 @@ def tell_verification(model: Path, found: Verification, *, as_json: bool) -> dic
     ]
     faults += [f"output {row.name}: {fault}" for row in found.outputs for fault in row.faults]
     if not as_json:
-        _show(found)
+        _show(found, is_result=is_result)
         for fault in faults:
-            say(f"wrong: {fault}")
+            click.echo(escape_control(f"wrong: {fault}"), err=not is_result)
         verdict = "is what its original and the formula say" if found.ok else "is WRONG"
         click.echo(
             f"{escape_control(model)} {verdict}: {len(found.gradients)} clipped gradients and "
@@ -178,13 +184,11 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _show(found: Verification) -> None:
+def _show(found: Verification, *, is_result: bool) -> None:
     if len(found.gradients) > MOST_ROWS:
         rows = [row for row in found.gradients if row.faults][:MOST_ROWS]
     else:
         rows = found.gradients
-    if not rows:
-        return
     headings = ("gradient", "clip", "raw norm", "clipped", "expected", "error (ulps)", "verdict")
     show_table(
         headings,
@@ -192,12 +196,13 @@ def _show(found: Verification) -> None:
             (
                 row.gradient,
                 row.clip,
-                f"{row.raw_norm:.6g}",
-                f"{row.clipped_norm:.6g}",
-                f"{row.expected_norm:.6g}",
+                f"{row.raw_norm:.4g}",
+                f"{row.clipped_norm:.4g}",
+                f"{row.expected_norm:.4g}",
                 f"{row.error_ulps:.3g} of {row.allowed_ulps:.3g}",
                 "wrong" if row.faults else "right" if row.acted else "right, but zero",
             )
             for row in rows
         ],
+        is_result=is_result,
     )
