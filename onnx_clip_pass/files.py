@@ -149,7 +149,9 @@ def inspect_file(source: _Path) -> Inspection:
             return Inspection((), record, str(error))
         seen = survey(Index(structure.model))
         gradients = tuple(sighting.gradient for sighting in seen.found)
-        return Inspection(gradients, record, "" if gradients else nothing_found(seen))
+        return Inspection(
+            gradients, record, "" if gradients else nothing_found(seen, can_name=False)
+        )
 
 
 def read_map(path: _Path) -> dict[str, str]:

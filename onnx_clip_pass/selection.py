@@ -15,15 +15,13 @@ from functools import lru_cache
 
 import numpy as np
 
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.gradients.found import Parameter
 
 __all__ = ["Chooser", "NeedClip", "check_need_clip", "select"]
 
 NeedClip = Callable[[Parameter], bool] | str | Sequence[str] | None
 """A predicate, a pattern, several patterns (any of them), or None for all parameters."""
-
-_SHOWN = 10
 
 
 def check_need_clip(need_clip: object) -> None:
@@ -186,6 +184,4 @@ def _compile(pattern: str) -> re.Pattern[str]:
 
 
 def _listed(parameters: Sequence[Parameter]) -> str:
-    names = [repr(parameter.name) for parameter in parameters[:_SHOWN]]
-    more = len(parameters) - len(names)
-    return ", ".join(names) + (f" and {more} more" if more > 0 else "")
+    return listed([repr(parameter.name) for parameter in parameters])

@@ -368,6 +368,39 @@ def test_an_unwritable_folder_is_refused(seed, monkeypatch, capsys):
     assert "Permission denied" in capsys.readouterr().err
 
 
+def test_no_gradients_names_the_next_step_that_the_command_has(tmp_path, capsys):
+    plain = save(tmp_path / "plain.onnx", "y = Relu(x)", inputs="float[2] x", outputs="float[2] y")
+    assert main(["rewrite", str(plain)]) == 2
+    err = capsys.readouterr().err
+    assert "--probe" in err
+    assert "probe_gradients" in err
+    assert "--gradient (in Python: gradients=[…]) names them" in err
+    assert main(["inspect", str(plain)]) == 0
+    out = capsys.readouterr().out
+    assert "--probe" in out
+    assert "--gradient" not in out
+
+
+def test_of_many_faults_the_first_ten_are_shown_and_all_are_kept(tmp_path, capsys):
+    from onnx_clip_pass import GradientClipByNorm, clip_gradients
+
+    count = 400
+    path = save(
+        tmp_path / "wide.onnx",
+        *(f"W{i}_grad = Neg(W{i})" for i in range(count)),
+        inputs=", ".join(f"float[2] W{i}" for i in range(count)),
+        outputs=", ".join(f"float[2] W{i}_grad" for i in range(count)),
+    )
+    assert main(["rewrite", str(path), "--axes", "5", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert len(err.splitlines()) == 12
+    assert err.endswith("  and 390 more\n")
+    assert len(json.loads(out)["faults"]) == count
+    with pytest.raises(OnnxClipError) as caught:
+        clip_gradients(onnx.load(path), GradientClipByNorm(1.0, axes=5))
+    assert len(caught.value.faults) == count
+
+
 def test_python_raises_what_the_command_line_prints(tmp_path):
     from onnx_clip_pass import GradientClipByNorm, clip_gradients_file
 

@@ -15,7 +15,7 @@ from onnx_clip_pass.cli.clipping import (
     named_gradients,
 )
 from onnx_clip_pass.cli.folders import AT, beside_folder, is_folder, rewrite_folder, strip_folder
-from onnx_clip_pass.cli.probing import ProbeOptions, probe_options
+from onnx_clip_pass.cli.probing import ProbeOptions, probe_options, with_evidence
 from onnx_clip_pass.cli.showing import (
     MODEL,
     ProgressBar,
@@ -118,8 +118,9 @@ def rewrite(
                 continue
             if verifies:
                 run.rehearse(model)  # what cannot be run is not written either
-            if probing.probes:
-                gradients = probing.names(model, run)
+            probed = probing.gradients(model, run) if probing.probes else ()
+            if probed:
+                gradients = {each.name: each.parameter.name for each in probed}
             with ProgressBar(f"writing {target.name}") as progress:
                 report = clip_gradients_file(
                     model,
@@ -133,6 +134,7 @@ def rewrite(
                     dry_run=dry_run,
                     progress=progress,
                 )
+            report = with_evidence(report, probed)
             facts |= {"output": None if dry_run else str(target)} | report_facts(report)
             tell_rewrite(model, None if dry_run else target, report, as_json=as_json)
             if verifies:

@@ -24,7 +24,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.gradients.found import Gradient
 from onnx_clip_pass.probe.bench import Bench, is_float
 from onnx_clip_pass.probe.pairing import Undecided
@@ -135,14 +135,12 @@ def _one_seed(model: ModelProto) -> dict[str, int]:
 def _find_loss(model: ModelProto, outputs: Arrays, wanted: str | None) -> str:
     main = {name for node in model.graph.node for name in node.output}
     scalars = [name for name, array in outputs.items() if is_float(array) and array.size == 1]
-    listed = ", ".join(f"{name!r} {list(array.shape)}" for name, array in outputs.items())
+    there = listed([f"{name!r} {list(array.shape)}" for name, array in outputs.items()])
     if wanted is not None:
         if wanted not in main:
-            raise OnnxClipError(f"no node computes the loss {wanted!r}; the outputs are: {listed}")
+            raise OnnxClipError(f"no node computes the loss {wanted!r}; the outputs are: {there}")
         if wanted in outputs and wanted not in scalars:
-            raise OnnxClipError(
-                f"the loss {wanted!r} is no float scalar; the outputs are: {listed}"
-            )
+            raise OnnxClipError(f"the loss {wanted!r} is no float scalar; the outputs are: {there}")
         return wanted
     for chosen in (
         scalars,
@@ -154,5 +152,5 @@ def _find_loss(model: ModelProto, outputs: Arrays, wanted: str | None) -> str:
     count = "several outputs are" if scalars else "no output is"
     raise OnnxClipError(
         f"which output is the loss? {count} a float scalar; name it with loss= (--loss). "
-        f"The outputs are: {listed or 'none'}"
+        f"The outputs are: {there}"
     )

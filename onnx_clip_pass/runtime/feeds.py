@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.graph import Index, Scope, TensorType
 from onnx_clip_pass.runtime.session import Arrays
 
@@ -136,7 +136,7 @@ class _Maker:
         self.initialized |= {sparse.values.name for sparse in model.graph.sparse_initializer}
         inputs = {value.name: value for value in model.graph.input}
         self.faults = [
-            f"no input is called {name!r}; the inputs are {', '.join(map(repr, inputs)) or 'none'}"
+            f"no input is called {name!r}; the inputs are {listed([*map(repr, inputs)])}"
             for name in given
             if name not in inputs
         ]
@@ -144,7 +144,7 @@ class _Maker:
         symbols.discard("")
         self.faults += [
             f"no dimension of an input is called {name!r}; there are "
-            f"{', '.join(sorted(map(repr, symbols))) or 'none'}"
+            f"{listed(sorted(map(repr, symbols)))}"
             for name in dims
             if name not in symbols
         ]
