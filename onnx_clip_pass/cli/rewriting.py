@@ -110,10 +110,10 @@ def rewrite(
             if is_folder(model):
                 written = {"gradients": gradients, "external_data": external_data,
                            "replace": in_place, "force": force, "dry_run": dry_run}  # fmt: skip
-                runs = probing.probes or verifies
                 facts |= rewrite_folder(
-                    model, target, clips, at=at, runs=runs, as_json=as_json, **written, **arguments
-                )
+                    model, target, clips, at=at, probes=probing.probes, verifies=verifies,
+                    as_json=as_json, **written, **arguments,
+                )  # fmt: skip
                 results.append(facts)
                 continue
             if verifies:

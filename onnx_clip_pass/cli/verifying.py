@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from onnx_clip_pass.cli.folders import is_folder, refuse_to_verify
 from onnx_clip_pass.cli.showing import MODEL, json_option
 from onnx_clip_pass.cli.tables import MOST_ROWS, show_table
 from onnx_clip_pass.cli.words import escape_control, print_json, say
@@ -128,7 +129,10 @@ def verify(
 
     Every clipped gradient must be what the formula gives, every output what ORIGINAL gives with
     these gradients, and the same bit for bit where no clipped gradient leads. Exit code 1 if not.
+    Both are model files; of a folder of training artifacts name the training models.
     """
+    if is_folder(original):
+        refuse_to_verify(original, rewritten)
     found = RunOptions.of(options).verify(original, rewritten)
     facts = tell_verification(rewritten, found, as_json=as_json, is_result=True)
     if as_json:
