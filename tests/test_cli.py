@@ -359,6 +359,20 @@ def test_each_bad_input_is_one_message_and_exit_code_2_and_writes_nothing(tmp_pa
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
+@pytest.mark.parametrize("options", [[], ["--in-place"], ["--dry-run"]])
+def test_two_models_for_one_place_are_refused_before_anything_is_written(options, seed, capsys):
+    twin = seed.with_name("step")
+    twin.write_bytes(SEED.read_bytes())
+    before = sorted(path.name for path in seed.parent.iterdir())
+    same = [[str(seed), f"{seed.parent}/./step.onnx"]]
+    same += [[str(seed), str(twin)]] if not options else []
+    for models in same:
+        assert main(["rewrite", *models, *options]) == 2
+        assert "would both be written to" in capsys.readouterr().err
+    assert sorted(path.name for path in seed.parent.iterdir()) == before
+    assert seed.read_bytes() == SEED.read_bytes()
+
+
 def test_an_unwritable_folder_is_refused(seed, monkeypatch, capsys):
     def refuse(*_args, **_kwargs):  # root writes anywhere, so permissions alone prove nothing
         raise PermissionError(13, "Permission denied")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +103,11 @@ def rewrite(
     clips, arguments = clipping.clips(), clipping.arguments()
     gradients = named_gradients(names, map_file)
     run = RunOptions.of(options)
+    targets = [model if in_place else output or _beside(model, "clipped") for model in models]
+    _refuse_same(models, targets)
     results = []
     failures = mismatches = 0
-    for model in models:
-        target = model if in_place else output or _beside(model, "clipped")
+    for model, target in zip(models, targets, strict=True):
         facts: dict[str, Any] = {"model": str(model)}
         try:
             if is_folder(model):
@@ -184,6 +187,19 @@ def strip(
             progress=progress,
         )
     click.echo(f"wrote {escape_control(target)}")
+
+
+def _refuse_same(models: Sequence[Path], targets: Sequence[Path]) -> None:
+    """Refuse two models that would be written to one place, of which the last would win."""
+    taken: dict[str, Path] = {}
+    for model, target in zip(models, targets, strict=True):
+        place = os.path.realpath(target)
+        if place in taken:
+            raise click.UsageError(
+                f"{str(taken[place])!r} and {str(model)!r} would both be written to "
+                f"{str(target)!r}: name each model once, or give one an --output of its own"
+            )
+        taken[place] = model
 
 
 def _beside(model: Path, word: str) -> Path:
