@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 import sys
 import tempfile
 from dataclasses import asdict
@@ -23,8 +22,13 @@ from harness import Sheet, cells, machine
 from rich.console import Console
 from rich.table import Table
 
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+
+from marked import put  # noqa: E402
+
 BENCHMARKS = ("files", "rewriting", "norms", "running", "sessions")
-PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+PAGE = ROOT / "docs" / "benchmarks.md"
 
 
 @click.command()
@@ -87,11 +91,7 @@ def _write(name: str, facts: dict[str, str], sheets: list[Sheet]) -> None:
         rule = "|".join(["---", *["---:"] * (len(headings) - 1)])
         rows = [f"| {' | '.join(line)} |" for line in (headings, *lines)]
         parts += [f"**{sheet.title}**", "\n".join([rows[0], f"|{rule}|", *rows[1:]])]
-    begin, end = f"<!-- {name}: made by benchmarks/run.py -->", "<!-- end -->"
-    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    text = PAGE.read_text(encoding="utf-8")
-    made = "\n\n".join([begin, *parts, end])
-    PAGE.write_text(pattern.sub(lambda _: made, text, count=1), encoding="utf-8")
+    put(PAGE, f"<!-- {name}: made by benchmarks/run.py -->", "\n\n".join(parts))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ What the other libraries gave is recorded in tests/recorded.
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
@@ -16,10 +15,11 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from forms import Case  # noqa: E402
+from marked import put  # noqa: E402
 from test_parity_of_forms import CASES  # noqa: E402
 
 PAGE = ROOT / "docs" / "parity.md"
-BEGIN, END = "<!-- parity table: made by docs/make_parity_table.py -->", "<!-- end -->"
+MARK = "<!-- parity table: made by docs/make_parity_table.py -->"
 FORMS = {
     "norm": "norm of each tensor",
     "value": "value of each element",
@@ -45,12 +45,6 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def written() -> str:
-    """The table as it stands in the page."""
-    text = PAGE.read_text(encoding="utf-8")
-    return text.split(BEGIN)[1].split(END)[0].strip()
-
-
 def _ours(case: Case) -> str:
     return case.ours.replace(", group_name='default_group'", "")
 
@@ -59,7 +53,4 @@ if __name__ == "__main__":
     made = table()
     print(made)
     if "--write" in sys.argv[1:]:
-        old = PAGE.read_text(encoding="utf-8")
-        pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-        new = pattern.sub(lambda _: f"{BEGIN}\n\n{made}\n\n{END}", old)
-        PAGE.write_text(new, encoding="utf-8")
+        put(PAGE, MARK, made)

@@ -9,7 +9,6 @@ all kernels is what the report of the rewrite says.
 
 from __future__ import annotations
 
-import re
 import sys
 from itertools import groupby
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+from marked import put  # noqa: E402
 from single import DTYPES, NEWEST_OPSET, by_apply, by_graph, single  # noqa: E402
 
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError  # noqa: E402
@@ -26,7 +26,7 @@ from onnx_clip_pass.clips import Numerics  # noqa: E402
 from onnx_clip_pass.rewrite import clip_in_place  # noqa: E402
 
 PAGE = ROOT / "docs" / "numerics.md"
-BEGIN, END = "<!-- support table: made by docs/make_support_table.py -->", "<!-- end -->"
+MARK = "<!-- support table: made by docs/make_support_table.py -->"
 FORMS = {
     "plain": ("plain", "propagate"),
     "auto": ("auto", "propagate"),
@@ -65,12 +65,6 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def written() -> str:
-    """The table as it stands in the page."""
-    text = PAGE.read_text(encoding="utf-8")
-    return text.split(BEGIN)[1].split(END)[0].strip()
-
-
 def _span(opsets: list[int]) -> str:
     return str(opsets[0]) if len(opsets) == 1 else f"{opsets[0]}-{opsets[-1]}"
 
@@ -79,6 +73,4 @@ if __name__ == "__main__":
     made = table()
     print(made)
     if "--write" in sys.argv[1:]:
-        old = PAGE.read_text(encoding="utf-8")
-        pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-        PAGE.write_text(pattern.sub(f"{BEGIN}\n\n{made}\n\n{END}", old), encoding="utf-8")
+        put(PAGE, MARK, made)

@@ -210,9 +210,9 @@ def _check(report: Report) -> None:
         for row in report.clipped
         if row.gradient.graph
     ]
-    clips: dict[str, set[int]] = {}
+    clips: dict[str, set[str]] = {}
     for row in report.rows:
-        clips.setdefault(row.gradient.name, set()).add(id(row.clip))
+        clips.setdefault(row.gradient.name, set()).add(repr(row.clip))
     faults += [
         f"gradient {name!r} belongs to several parameters that are clipped differently: it can "
         f"come out in one way only"

@@ -18,7 +18,7 @@ The layers, with d the derivative of the loss by a layer's result y and e that b
     left out   as function, but the call leaves out the first of its two outputs, e
     captured   as add, and e = d * 2 in a branch of an If that captures the gradient
     loop       as add, and e comes from a Loop that starts from the gradient
-    bounded    as add, and e comes from a Clip whose lower bound is left out
+    sliced     as add, and e comes from a Slice whose axes are left out
 
 Names are shadowed only where ONNX allows it: a function uses names of the main graph.
 """
@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 DENSE = ("dense", "branch", "function", "left out")
-LAYERS = (*DENSE, "tanh", "bias", "add", "add two", "captured", "loop", "bounded")
+LAYERS = (*DENSE, "tanh", "bias", "add", "add two", "captured", "loop", "sliced")
 UPDATES = ("descent", "momentum", "decay")
 REPORTS = ("output", "norm", "norm in a branch", "norm by a function", "listed twice")
 PLACES = {"main graph": "", "function": "function local::step", "loop": "Loop[1].body"}
@@ -212,8 +212,9 @@ class _Writer(Body):
             return d, _Slope(below)
         if layer.kind == "loop":
             return d, _Slope(self.doubled_by_loop(d.raw))
-        if layer.kind == "bounded":
-            return d, _Slope(self.put("Clip", d.raw, "", self.constant(np.array(1e30))))
+        if layer.kind == "sliced":
+            start, end, step = (self.constant(np.array([n, n])) for n in (0, 2, 1))
+            return d, _Slope(self.put("Slice", d.raw, start, end, "", step))
         return d, d  # add, add two
 
     # -- what is done with gradients -----------------------------------------------------------

@@ -224,6 +224,17 @@ def test_constants_are_nodes_below_ir_version_4():
     assert strip(clipped) == model
 
 
+def test_integers_are_cast_from_floats_before_opset_9_where_constants_are_nodes():
+    """Constant gives floating tensors only; the shape of the rows is int64."""
+    model = negate(shape="[5, 8192]", opset=8, ir=3)
+    clipped = clip_gradients(model, ONE, gradients=["g"])
+    onnx.checker.check_model(clipped, full_check=True)
+    assert {"Reshape", "Constant", "Cast"} <= set(ops(clipped))
+    x = np.full((5, 8192), 3, np.float32)
+    np.testing.assert_allclose(run(clipped, {"x": x})["g"], -x / (3 * 40960**0.5), rtol=1e-5)
+    assert strip(clipped) == model
+
+
 def test_an_input_that_is_a_gradient_below_ir_version_4_is_clipped_behind_its_constants():
     model = parse("s (float[2] g) => (float[2] y) { y = Neg(g) }", opset=8, ir=3)
     clipped = clip_gradients(model, ONE, gradients=["g"])

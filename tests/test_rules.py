@@ -18,6 +18,7 @@ from onnx_clip_pass import (
     OnnxClipError,
     Parameter,
     Rule,
+    clip_gradients,
     load_rules,
 )
 from onnx_clip_pass.cli import main
@@ -152,6 +153,14 @@ def test_a_rule_that_takes_nothing_is_told_with_the_reason():
         "rule 2 takes nothing: rule 1 before it takes all that it matches; put it first",
         "rule 3 takes nothing: no parameter of this model is like it says",
     ]
+
+
+def test_rules_that_say_the_same_agree_on_a_value_that_two_parameters_share():
+    path = ROOT / "models" / "in_graph" / "sum_of_parameters.onnx"
+    model = onnx.load(path)
+    apart = clip_gradients(model, [Rule("S", ONE), Rule(None, GradientClipByNorm(1.0))])
+    together = clip_gradients(model, ONE)
+    assert apart.graph.node == together.graph.node
 
 
 def test_a_rule_cannot_hold_a_clip_that_selects_for_itself():

@@ -117,14 +117,13 @@ class AdaptiveGradientClip(ScalingClip):
         shape = to.gradient.shape or ()
         return emit_norm(to, x, work, 2.0, self._axes_at(to), shape=shape, keepdims=True)
 
-    def emit_limit(self, to: Emitter, norm: Norm) -> str:
+    def emit_limit(self, to: Emitter, norm: Norm, x: str, work: int) -> str:
         if self.is_identity and not to.is_steered:
             return ""
         site, shape = to.parameter, to.gradient.shape or ()
         assert site is not None
         own = shape[: len(shape) - int(to.gradient.has_seeds)]
         at = to.relabelled(f"{to.gradient.name}/parameter")
-        work = self.work_dtype(to.gradient.dtype, to.numerics)
         w = at.cast(site.name, site.dtype, work, result="wide", shape=own)
         length = emit_norm(at, w, work, 2.0, self._axes_at(to), shape=own, keepdims=True)
         dtype, name, kept = norm.dtype, length.name, length.shape

@@ -152,6 +152,10 @@ class Formula(Clip):
         """What the gradients with a norm in common share; None if each is clipped on its own."""
         return None
 
+    def clash(self, one: Gradient, other: Gradient) -> str | None:
+        """Why these two cannot have their norm in common; None if they can."""
+        return None
+
     @property
     def scales(self) -> bool:
         """Whether what it does to an element is to multiply it by a number from 0 to 1."""

@@ -136,6 +136,15 @@ class GradientClipByGlobalNorm(Formula):
         work = self.work_dtype(gradient.dtype, numerics)
         return shared_fault(gradient, opset, numerics, work, broadcasts=self.per_sample)
 
+    def clash(self, one: Gradient, other: Gradient) -> str | None:
+        if one.has_seeds != other.has_seeds:
+            return "one has a seed dimension and the other has none"
+        if self.per_sample and one.shape and other.shape:
+            sizes = {size for size in (one.shape[0], other.shape[0]) if isinstance(size, int)}
+            if len(sizes) > 1:
+                return f"they have {' and '.join(map(str, sorted(sizes)))} samples"
+        return None
+
     def reference(
         self, cases: Sequence[Case], nonfinite: NonFinite = "propagate"
     ) -> list[NDArray[Any]]:
@@ -183,14 +192,16 @@ class GradientClipByGlobalNorm(Formula):
         )
         limit = at.limit(self.clip_norm, total.dtype) if is_steered else ""
         scale = emit_scale(at, total, limit)
+        factors = _Shared(at, scale)
         finite = self._emit_finite(at, total, tensors, norms)
-        factors = _Shared(at, scale, finite)
+        held = None if finite is None else _Shared(at, finite)
         for (to, x, work), norm in zip(tensors, norms, strict=True):
             if to.watches:
                 own = emit_root(to, norm, self.ord)
                 to.measured = Measured(Quantity(own.name, own.dtype, own.shape), scale)
             axes = len(to.gradient.shape or ()) - 1 if self.per_sample else 0
-            emit_product(to, x, work, factors.scale(work, axes), factors.finite(axes))
+            is_held = None if held is None else held.behind(_BOOL, axes)
+            emit_product(to, x, work, factors.behind(work, axes), is_held)
         return Measured(Quantity(total.name, total.dtype, total.shape), scale)
 
     def _emit_norm(self, to: Emitter, x: str, work: int) -> Norm:
@@ -232,13 +243,13 @@ class GradientClipByGlobalNorm(Formula):
         total: Norm,
         tensors: Sequence[tuple[Emitter, str, int]],
         norms: Sequence[Norm],
-    ) -> str:
-        """Whether all elements of all gradients are finite; "" if nobody asks.
+    ) -> Quantity | None:
+        """Whether all elements of all gradients are finite; None if nobody asks.
 
         The total tells if it cannot overflow; else 0 times every part of it, which is 0 or nan.
         """
         if at.numerics.nonfinite == "propagate":
-            return ""
+            return None
         name, dtype, limit = total.name, total.dtype, math.inf
         if not total.is_finite:
             zeros = []
@@ -253,44 +264,32 @@ class GradientClipByGlobalNorm(Formula):
                     zeros.append(emit_nothing(to, norm, x, work))
             name, dtype, limit = _join(at, "Sum", zeros, _DOUBLE, total.shape), _DOUBLE, 1.0
         sides = [name, at.constant(limit, dtype)]
-        return at.node("Less", sides, result="finite", dtype=_BOOL, shape=total.shape, takes=dtype)
+        less = at.node("Less", sides, result="finite", dtype=_BOOL, shape=total.shape, takes=dtype)
+        return Quantity(less, _BOOL, total.shape)
 
 
 class _Shared:
-    """The factor of a group, and whether it is finite, once for each dtype and rank."""
+    """What a group has in common, once for each dtype and rank that it meets."""
 
-    def __init__(self, at: Emitter, scale: Quantity, finite: str) -> None:
+    def __init__(self, at: Emitter, value: Quantity) -> None:
         self._at = at
-        self._scale = scale
-        self._finite = finite
-        self._made: dict[tuple[int, int], str] = {(scale.dtype, 0): scale.name, (_BOOL, 0): finite}
+        self._value = value
+        self._made: dict[tuple[int, int], Quantity] = {}
 
-    def scale(self, dtype: int, axes: int) -> Quantity:
-        """The factor in this dtype, with so many axes of size 1 behind that of the samples."""
-        _, own, shape = self._scale
-        if (dtype, 0) not in self._made:
-            cast = self._at.cast(self._scale.name, own, dtype, result="factor", shape=shape)
-            self._made[dtype, 0] = cast
-        return Quantity(self._behind(dtype, axes), dtype, self._shape(axes))
-
-    def finite(self, axes: int) -> str:
-        """The like for whether everything is finite; "" if nobody asks."""
-        return self._behind(_BOOL, axes) if self._finite else ""
-
-    def _behind(self, dtype: int, axes: int) -> str:
-        axes = axes if self._scale.shape else 0
+    def behind(self, dtype: int, axes: int) -> Quantity:
+        """The value in this dtype, with so many axes of size 1 behind that of the samples."""
+        name, own, shape = self._value
+        axes = axes if shape else 0
         if (dtype, axes) not in self._made:
-            self._made[dtype, axes] = self._at.unsqueeze(
-                self._made[dtype, 0],
-                list(range(1, axes + 1)),
-                dtype=dtype,
-                shape=self._shape(axes),
-            )
+            if axes == 0:
+                name = self._at.cast(name, own, dtype, result="factor", shape=shape)
+            else:
+                name = self.behind(dtype, 0).name
+                shape = (*(shape or ()), *[1] * axes)
+                over = list(range(1, axes + 1))
+                name = self._at.unsqueeze(name, over, dtype=dtype, shape=shape)
+            self._made[dtype, axes] = Quantity(name, dtype, shape)
         return self._made[dtype, axes]
-
-    def _shape(self, axes: int) -> tuple[int | str | None, ...]:
-        shape = self._scale.shape or ()
-        return (*shape, *(1 for _ in range(axes))) if shape else ()
 
 
 def _name(group_name: object) -> str:

@@ -73,14 +73,17 @@ class GradientClipByRMS(ScalingClip):
         axes = None if shape is None else _axes(len(shape), has_seeds=to.gradient.has_seeds)
         return emit_norm(to, x, work, 2.0, axes, shape=shape, keepdims=axes is not None)
 
-    def emit_limit(self, to: Emitter, norm: Norm) -> str:
+    def emit_limit(self, to: Emitter, norm: Norm, x: str, work: int) -> str:
         if self.is_identity and not to.is_steered:
             return ""
         summed = (to.gradient.shape or ())[: -1 if to.gradient.has_seeds else None]
         sizes = [d for d in summed if isinstance(d, int)]
         if to.gradient.shape is not None and len(sizes) == len(summed):
             return to.limit(self._threshold, norm.dtype, math.sqrt(math.prod(sizes)))
-        size = to.node("Size", [to.source], result="size", dtype=_INT64, takes=to.dtype)
+        size = to.node("Size", [x], result="size", dtype=_INT64, takes=work)
+        if to.gradient.has_seeds:
+            seeds = to.node("Size", [norm.name], result="seeds", dtype=_INT64, takes=norm.dtype)
+            size = to.node("Div", [size, seeds], result="size of one", dtype=_INT64)
         root = to.cast(size, _INT64, norm.dtype, result="elements", shape=())
         root = to.node("Sqrt", [root], result="root of elements", dtype=norm.dtype)
         limit = to.limit(self._threshold, norm.dtype)

@@ -134,12 +134,12 @@ class GradientClipByValue(Formula):
         finite = self._finite(to, x, work)
         is_cast = work != to.dtype
         y = to.node("Max", [x, low], result="from below", dtype=work, shape=shape)
-        result = "clipped" if finite or is_cast else ""
+        result = "clipped" if finite is not None or is_cast else ""
         y = to.node("Min", [y, high], result=result, dtype=work, shape=shape)
-        if finite:
+        if finite is not None:
             other = x if to.numerics.nonfinite == "keep" else to.constant(0.0, work)
             result = "chosen" if is_cast else ""
-            y = to.node("Where", [finite, y, other], result=result, dtype=work, shape=shape)
+            y = to.node("Where", [finite.name, y, other], result=result, dtype=work, shape=shape)
         to.cast(y, work, to.dtype, result="", shape=shape)
 
     def _limits(self, to: Emitter, dtype: int) -> tuple[str, str]:
@@ -147,10 +147,10 @@ class GradientClipByValue(Formula):
         low = to.limit(self.max, dtype, -1.0) if self._is_symmetric else to.limit(self.min, dtype)
         return low, to.limit(self.max, dtype)
 
-    def _finite(self, to: Emitter, x: str, work: int) -> str:
-        """Whether all elements are finite; "" if nobody asks."""
+    def _finite(self, to: Emitter, x: str, work: int) -> Quantity | None:
+        """Whether all elements are finite; None if nobody asks."""
         if to.numerics.nonfinite == "propagate":
-            return ""
+            return None
         return emit_is_finite(to, self._largest(to, x, work), x, work)
 
     def _largest(self, to: Emitter, x: str, work: int) -> Norm:
@@ -161,18 +161,17 @@ class GradientClipByValue(Formula):
     def _measure(self, to: Emitter, x: str, work: int, low: str, high: str) -> Measured:
         """The largest magnitude, and the smallest factor that an element is multiplied by.
 
-        The factor is max / max(max, largest element) on the one side, the like on the other: 1
-        exactly where no element is beyond its bound. A bound of zero counts as the smallest float.
+        The factor is min(1, max / largest element) on the one side, the like on the other. Where no
+        element is on a side, and for a bound of zero, the smallest float stands in.
         """
         norm = self._largest(to, x, work)
         dtype, shape = norm.dtype, norm.shape
-        sides = []
-        for reduction, bound, further, value in (
-            ("ReduceMax", high, "Max", self.max),
-            ("ReduceMin", low, "Min", self.min),
+        factors = [to.constant(1.0, dtype)]
+        for reduction, bound, further, value, tiny in (
+            ("ReduceMax", high, "Max", self.max, _TINY),
+            ("ReduceMin", low, "Min", self.min, -_TINY),
         ):
-            if value == 0:
-                bound = to.constant(_TINY if further == "Max" else -_TINY, dtype)
+            least = to.constant(tiny, dtype)
             end = x
             if norm.axes != ():
                 axes = None if norm.axes is None else list(norm.axes)
@@ -180,9 +179,10 @@ class GradientClipByValue(Formula):
                 end = to.reduce(
                     reduction, x, axes, result="end", dtype=dtype, shape=shape, keepdims=keepdims
                 )
-            end = to.node(further, [end, bound], result="beyond", dtype=dtype, shape=shape)
-            sides.append(to.node("Div", [bound, end], result="side", dtype=dtype, shape=shape))
-        scale = to.node("Min", sides, result="scale", dtype=dtype, shape=shape)
+            end = to.node(further, [end, least], result="beyond", dtype=dtype, shape=shape)
+            sides = [bound if value else least, end]
+            factors.append(to.node("Div", sides, result="side", dtype=dtype, shape=shape))
+        scale = to.node("Min", factors, result="scale", dtype=dtype, shape=shape)
         return Measured(Quantity(norm.name, dtype, shape), Quantity(scale, dtype, shape))
 
 

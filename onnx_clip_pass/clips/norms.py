@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnx_clip_pass.clips.emitter import Emitter
+from onnx_clip_pass.clips.emitter import Emitter, Quantity
 from onnx_clip_pass.clips.numerics import Reduction
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Shape
@@ -34,6 +34,7 @@ __all__ = [
 
 _DOUBLE, _BOOL = int(TensorProto.DOUBLE), int(TensorProto.BOOL)
 _FIRST_BROADCASTING_MIN = 8
+_HIGHEST_HELD_POWER = 8  # of any float32 in float64
 
 
 class Norm(NamedTuple):
@@ -98,11 +99,8 @@ def emit_norm(
     if _is_single(summed) and broadcasts and keeps_rank and not is_power:
         norm = to.node("Abs", [x], result="norm", dtype=work, shape=shape)  # rule 1
         return Norm(norm, work, shape, True, axes=(), keepdims=True)
-    if axes == ():
+    if axes == () and not (is_power and ord not in (1, math.inf)):
         norm = to.node("Abs", [x], result="norm", dtype=work, shape=shape)
-        if is_power and ord not in (1, math.inf):
-            exponent = to.constant(ord, work)
-            norm = to.node("Pow", [norm, exponent], result="power", dtype=work, shape=shape)
         return Norm(norm, work, shape, True, axes, keepdims)
     choice = to.numerics.reduction(
         summed,
@@ -114,6 +112,12 @@ def emit_norm(
         choice = Reduction(widens=work != _DOUBLE)
     dtype = _DOUBLE if choice.widens else work
     x = to.cast(x, work, dtype, result="in float64", shape=shape)
+    cannot_overflow = ord == math.inf or (choice.widens and ord <= _HIGHEST_HELD_POWER)
+    if axes == ():
+        sizes = to.node("Abs", [x], result="sizes", dtype=dtype, shape=shape)
+        sides = [sizes, to.constant(ord, dtype)]
+        norm = to.node("Pow", sides, result="power", dtype=dtype, shape=shape)
+        return Norm(norm, dtype, shape, cannot_overflow, axes, keepdims)
     over = None if axes is None else list(axes)
     may_be_single = ord in (1, 2) and _may_be_single(summed)
     is_squared = may_be_single and ord == 2 and (is_power or dtype == _DOUBLE)  # rule 1
@@ -138,8 +142,7 @@ def emit_norm(
     if to.opset < _FIRST_BROADCASTING_MIN:  # rule 5
         norm = to.cast(norm, dtype, work, result="norm in float32", shape=left)
         dtype = work
-    is_finite = choice.widens or ord == math.inf
-    return Norm(norm, dtype, left, is_finite, axes, keepdims)
+    return Norm(norm, dtype, left, cannot_overflow, axes, keepdims)
 
 
 def emit_root(to: Emitter, power: Norm, ord: float) -> Norm:
@@ -155,19 +158,20 @@ def emit_root(to: Emitter, power: Norm, ord: float) -> Norm:
     return power._replace(name=name)
 
 
-def emit_is_finite(to: Emitter, norm: Norm, x: str, work: int) -> str:
-    """Whether all elements are finite, as a bool for each norm; "" if nobody asks.
+def emit_is_finite(to: Emitter, norm: Norm, x: str, work: int) -> Quantity | None:
+    """Whether all elements are finite, as a bool for each norm; None if nobody asks.
 
     The norm tells if it cannot overflow. That of float64 elements may, but that of 0 * x is 0, or
     nan.
     """
     if to.numerics.nonfinite == "propagate":
-        return ""
+        return None
     name, dtype, limit = norm.name, norm.dtype, math.inf
-    if not norm.is_finite and work == _DOUBLE:
+    if not norm.is_finite:
         name, dtype, limit = emit_nothing(to, norm, x, work), work, 1.0
     sides = [name, to.constant(limit, dtype)]
-    return to.node("Less", sides, result="finite", dtype=_BOOL, shape=norm.shape, takes=dtype)
+    less = to.node("Less", sides, result="finite", dtype=_BOOL, shape=norm.shape, takes=dtype)
+    return Quantity(less, _BOOL, norm.shape)
 
 
 def emit_nothing(to: Emitter, norm: Norm, x: str, work: int) -> str:

@@ -41,7 +41,7 @@ class ScalingClip(Formula):
         for to in members:
             x, work = widened(to, self)
             norm = self.emit_norm(to, x, work)
-            limit = self.emit_limit(to, norm)
+            limit = self.emit_limit(to, norm, x, work)
             scale = emit_scale(to, norm, limit)
             if to.watches:
                 to.measured = Measured(Quantity(norm.name, norm.dtype, norm.shape), scale)
@@ -57,8 +57,8 @@ class ScalingClip(Formula):
     def emit_norm(self, to: Emitter, x: str, work: int) -> Norm:
         """The norms of `x`, which is the gradient in dtype `work`."""
 
-    def emit_limit(self, to: Emitter, norm: Norm) -> str:
-        """What the norms must not exceed, in their dtype; "" if there is no limit."""
+    def emit_limit(self, to: Emitter, norm: Norm, x: str, work: int) -> str:
+        """What the norms of `x` must not exceed, in their dtype; "" if there is no limit."""
         if self.is_identity and not to.is_steered:
             return ""
         assert self.threshold is not None
@@ -165,21 +165,21 @@ def emit_scale(to: Emitter, norm: Norm, limit: str) -> Quantity:
     return Quantity(scale, dtype, shape)
 
 
-def emit_product(to: Emitter, x: str, work: int, scale: Quantity, finite: str) -> None:
+def emit_product(to: Emitter, x: str, work: int, scale: Quantity, finite: Quantity | None) -> None:
     """Put in x * scale, the clipped gradient, and what the policy makes of what is not finite."""
     if to.measures_only:
         return
     name, dtype, shape = scale
-    if finite and to.numerics.nonfinite == "keep":
-        choices = [finite, name, to.constant(1.0, dtype)]
+    if finite is not None and to.numerics.nonfinite == "keep":
+        choices, shape = [finite.name, name, to.constant(1.0, dtype)], finite.shape
         name = to.node("Where", choices, result="kept", dtype=dtype, shape=shape)
     name = to.cast(name, dtype, work, result="factor", shape=shape)
-    is_zeroed = bool(finite) and to.numerics.nonfinite == "zero"
+    is_zeroed = finite is not None and to.numerics.nonfinite == "zero"
     is_cast = work != to.dtype
     result = "product" if is_zeroed or is_cast else ""
     y = to.node("Mul", [x, name], result=result, dtype=work, shape=to.gradient.shape)
-    if is_zeroed:
-        choices = [finite, y, to.constant(0.0, work)]
+    if finite is not None and is_zeroed:
+        choices = [finite.name, y, to.constant(0.0, work)]
         result = "chosen" if is_cast else ""
         y = to.node("Where", choices, result=result, dtype=work, shape=to.gradient.shape)
     to.cast(y, work, to.dtype, result="", shape=to.gradient.shape)

@@ -28,6 +28,7 @@ _STORAGE: dict[int, np.dtype[Any]] = {
 }
 _FREE_INITIALIZERS = 4  # the first IR version in which an initializer need not be an input
 _FUNCTION_TYPES = 10  # the first in which a function declares the types of its values
+_FIRST_CONSTANT_INTEGERS = 9  # opset; before, Constant gives floating tensors only
 
 
 @dataclass(slots=True)
@@ -118,6 +119,11 @@ class Editor:
             tensor.name = name
             scope.proto.initializer.append(tensor)
             self.added.initializers.append(tensor)
+        elif dtype == TensorProto.INT64 and (scope.opset or 0) < _FIRST_CONSTANT_INTEGERS:
+            number = self._add_constant(
+                scope, f"{label}:float32", array.astype("<f4"), TensorProto.FLOAT
+            )
+            self.insert(scope, 0, "Cast", [number], name, f"{name}/Cast", to=dtype)
         else:
             self.insert(scope, 0, "Constant", [], name, f"{name}/Constant", value=tensor)
         return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,12 @@ __all__ = ["levels_of"]
 
 
 def levels_of(index: Index, edits: Sequence[Edit]) -> None:
-    """Give each gradient of a group its level.
+    """Give each gradient of a group its level: the number of its step, from 0.
 
-    One that is computed from a clipped gradient, as in the second step of an unrolled loop, is a
-    level above it: a norm that holds both would wait for itself.
+    1. One that is computed from a clipped gradient, as in the second step of an unrolled loop, is a
+       level above it: a norm that holds both would wait for itself.
+    2. The second gradient of a parameter belongs to the second step, even if nothing clipped leads
+       to it, as where the loss is linear in the parameter.
     """
     grouped = [edit for edit in edits if any(f.group for f in edit.choice.clip.formulas)]
     scopes = {id(edit.scope): edit.scope for edit in grouped}
@@ -42,8 +45,11 @@ def _assign(index: Index, scope: Scope, edits: Sequence[Edit]) -> None:
         for name in node.output:
             if name:
                 level[name] = highest
-    for edit in edits:
-        edit.level = level.get(edit.name, 0)
+    earlier: Counter[str] = Counter()
+    for edit in sorted(edits, key=lambda edit: edit.position):
+        own = {sighting.gradient.parameter.name for sighting in edit.sightings}
+        edit.level = max(level.get(edit.name, 0), *(earlier[name] for name in own))  # rules 1 and 2
+        earlier.update(own)
 
 
 def _clipped_reads(index: Index, edit: Edit) -> Iterator[Read]:

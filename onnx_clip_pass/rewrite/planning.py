@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from onnx_clip_pass.clips import Formula, Numerics, ParameterSite, shared_norms, turns
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.gradients import Sighting, Survey, unit_axes
+from onnx_clip_pass.gradients import Gradient, Sighting, Survey, unit_axes
 from onnx_clip_pass.graph import BY_NAME, OUTPUT, Editor, Index, Read, Scope, Value
 from onnx_clip_pass.rewrite.levels import levels_of
 from onnx_clip_pass.rewrite.selecting import Chosen
@@ -94,7 +94,7 @@ def plan(
     edits: list[Edit] = []
     faults = steering.faults(index, [choice for _, choice in sightings if choice is not None])
     for group in groups.values():
-        choices = {id(choice): choice for _, choice in group}
+        choices = {_meaning(choice): choice for _, choice in group}
         wanted = [choice for choice in choices.values() if choice is not None]
         if not wanted:
             continue
@@ -123,6 +123,14 @@ def plan(
     return edits
 
 
+_Meaning = tuple[str, str | None] | None
+
+
+def _meaning(choice: Choice | None) -> _Meaning:
+    """What a choice does, whichever rule makes it."""
+    return None if choice is None else (repr(choice.clip), choice.threshold_input)
+
+
 def _does_nothing(choice: Choice, numerics: Numerics) -> bool:
     return (
         choice.clip.is_identity and choice.threshold_input is None and numerics.nonfinite != "zero"
@@ -138,7 +146,7 @@ def _check_groups(edits: list[Edit], faults: list[str]) -> None:
             if key is None:
                 continue
             other, theirs = first.setdefault(key, (edit, formula))
-            what = ""
+            what: str | None
             if other.scope is not edit.scope:
                 what = "they are values of different graphs"
             elif (theirs.settings(), other.choice.threshold_input) != (
@@ -146,8 +154,8 @@ def _check_groups(edits: list[Edit], faults: list[str]) -> None:
                 edit.choice.threshold_input,
             ):
                 what = f"they are clipped by {theirs.label} and by {formula.label}"
-            elif _has_seeds(other) != _has_seeds(edit):
-                what = "one has a seed dimension and the other has none"
+            else:
+                what = formula.clash(_gradient(other), _gradient(edit))
             if what:
                 faults.append(
                     f"gradients {other.name!r} and {edit.name!r} of group {formula.group!r} cannot "
@@ -161,8 +169,8 @@ def _run(scope: Scope) -> str:
     return first if first.startswith("training_info") else ""
 
 
-def _has_seeds(edit: Edit) -> bool:
-    return edit.sightings[0].gradient.has_seeds
+def _gradient(edit: Edit) -> Gradient:
+    return edit.sightings[0].gradient
 
 
 def _parameter_site(
@@ -263,10 +271,10 @@ def _edits_for_some(
     faults: list[str],
 ) -> list[Edit]:
     ways = [_way_to_sinks(seen, sighting) for sighting, _ in group]
-    edits: dict[int, Edit] = {}
+    edits: dict[_Meaning, Edit] = {}
     for read in others:
         takers = [pair for pair, way in zip(group, ways, strict=True) if read in way] or group
-        choices = {id(choice): choice for _, choice in takers}
+        choices = {_meaning(choice): choice for _, choice in takers}
         if len(choices) > 1:
             names = " and ".join(repr(sighting.gradient.parameter.name) for sighting, _ in group)
             place = "an output" if read.node == OUTPUT else "a node"
@@ -277,7 +285,7 @@ def _edits_for_some(
             continue
         ((key, choice),) = choices.items()
         if choice is not None:
-            sightings = [sighting for sighting, chosen in group if chosen is choice]
+            sightings = [sighting for sighting, other in group if _meaning(other) == key]
             scope, name = sightings[0].value.frame.scope, sightings[0].value.name
             edit = edits.setdefault(key, Edit(scope, name, choice, sightings, [], []))
             assert edit.redirected is not None

@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-from single import by_apply, by_graph
+from graphs import run
+from single import DTYPES, by_apply, by_graph, single
 
 from onnx_clip_pass import (
     AdaptiveGradientClip,
@@ -21,6 +23,7 @@ from onnx_clip_pass import (
     GradientClipByRMS,
     GradientClipByValue,
     OnnxClipError,
+    clip_gradients,
 )
 
 INF, NAN = float("inf"), float("nan")
@@ -178,3 +181,49 @@ def test_adaptive_asks_for_what_it_cannot_know():
         clip.apply({"w": x})
     with pytest.raises(OnnxClipError, match=r"shape \[2, 2\] has units that nothing tells"):
         clip.apply({"w": x}, parameters={"w": x})
+
+
+@pytest.mark.parametrize("nonfinite", ["propagate", "zero", "keep"])
+def test_a_power_beyond_float64_is_not_taken_for_an_infinite_element(nonfinite: Any):
+    """(1e30) ** 12 overflows; the elements are finite, so no policy keeps them as they are."""
+    out = by_graph(GradientClipByNorm(1, ord=12), np.float32([1e30, 1e30]), nonfinite=nonfinite)
+    np.testing.assert_array_equal(out, [0, 0])
+
+
+def test_the_mean_square_of_each_seed_counts_its_own_elements():
+    """Two seeds of 2 elements whose sizes nobody knows: root mean squares 5 and 0.5."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        s (float[N] w, float[N, S] x) => (float[N, S] w_grad) { w_grad = Identity(x) }"""
+    )
+    clipped = clip_gradients(model, GradientClipByRMS(1.0), gradients={"w_grad": "w"})
+    x = np.float32([[3, 0.3], [41**0.5, 0.41**0.5]])
+    out = run(clipped, {"w": np.zeros(2, np.float32), "x": x})["w_grad"]
+    np.testing.assert_allclose(out[:, 0], x[:, 0] / 5, rtol=5e-7)
+    assert out[:, 1].tobytes() == x[:, 1].tobytes()
+
+
+def test_half_precision_of_unknown_size_is_clipped_by_its_mean_square():
+    x = np.array([6, 8], DTYPES["bfloat16"])  # ONNX Runtime knows no Size of it
+    out = by_graph(GradientClipByRMS(0.5**0.5), x, shape=None)
+    np.testing.assert_allclose(out.astype(float), [0.6, 0.8], rtol=2**-8)
+
+
+MEASURED = {
+    "a bound on one side": (GradientClipByValue(1.0, min=-INF), [3, -4, 0.5], 1 / 3, True),
+    "a bound on the other": (GradientClipByValue(INF, min=-2), [3, -4, 0.5], 0.5, True),
+    "nothing beyond": (GradientClipByValue(5), [3, -4, 0.5], 1, False),
+    "no negative element, and none allowed": (GradientClipByValue(5, min=0), [3, 4], 1, False),
+    "a negative element, and none allowed": (GradientClipByValue(5, min=0), [3, -4], 0, True),
+}
+
+
+@pytest.mark.parametrize(("clip", "x", "scale", "is_clipped"), MEASURED.values(), ids=MEASURED)
+def test_what_a_bound_on_values_multiplies_by_at_most(
+    clip: GradientClipByValue, x: list[float], scale: float, is_clipped: bool
+):
+    model = single("float32", [len(x)])
+    clipped = clip_gradients(model, clip, gradients=["g"], emit=("scale", "clipped"))
+    out = run(clipped, {"x": np.float32(x)})
+    assert out["g/scale"] == pytest.approx(scale, rel=1e-6, abs=1e-30)
+    assert out["g/clipped"] == is_clipped

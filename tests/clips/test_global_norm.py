@@ -271,3 +271,49 @@ def test_groups_that_wait_for_each_other_are_refused():
     gradients = {"a": np.float32([3]), "b": np.float32([4])}
     with pytest.raises(OnnxClipError, match="'x' and 'y' wait for each other"):
         clip_gradients(handed_out(gradients), rules, gradients={"a_grad": "a", "b_grad": "b"})
+
+
+def test_samples_that_are_not_equally_many_are_refused():
+    gradients = {"a": np.ones((3, 2), np.float32), "b": np.ones((4, 2), np.float32)}
+    clip = GradientClipByGlobalNorm(1.0, per_sample=True)
+    with pytest.raises(OnnxClipError, match="they have 3 and 4 samples"):
+        clipped_by_graph(handed_out(gradients), clip, gradients)
+
+
+def test_a_sample_that_is_not_finite_is_zeroed_alone_where_there_is_no_bound():
+    gradients = {"a": np.float32([np.nan, 1, 2]), "b": np.arange(1, 10, dtype=np.float32)}
+    gradients["b"] = gradients["b"].reshape(3, 3)
+    clip = GradientClipByGlobalNorm(np.inf, per_sample=True)
+    out = clipped_by_graph(handed_out(gradients), clip, gradients, nonfinite="zero")
+    np.testing.assert_array_equal(out["a"], [0, 1, 2])
+    np.testing.assert_array_equal(out["b"], [[0, 0, 0], [4, 5, 6], [7, 8, 9]])
+
+
+@pytest.mark.parametrize("nonfinite", ["zero", "keep"])
+def test_a_sample_of_one_element_is_finite_though_its_square_overflows(nonfinite: str):
+    """1e20 is finite, and its square beyond float32: it is clipped to 1 as any other."""
+    gradients = {"a": np.float32([1e20, 0.1]), "b": np.zeros((2, 2), np.float32)}
+    clip = GradientClipByGlobalNorm(1.0, per_sample=True)
+    out = clipped_by_graph(handed_out(gradients), clip, gradients, nonfinite=nonfinite)
+    np.testing.assert_allclose(out["a"], [1, 0.1], rtol=1e-6)
+
+
+def test_the_second_gradient_of_a_parameter_belongs_to_the_second_step():
+    """The loss is linear in b: no clipped gradient leads to b's gradient of the second step.
+
+    Each step has the gradients 3 and 4, and a norm of 5.
+    """
+    model = parse(
+        """
+        s (float[1] a, float[1] b) => (float[1] a2, float[1] b2) <float[1] three = {3}> {
+          zero = Sub(a, a) a_grad = Add(zero, three)
+          one = Exp(zero) b_grad = Add(one, three)
+          a1 = Sub(a, a_grad) b1 = Sub(b, b_grad)
+          zero1 = Sub(a1, a1) a1_grad = Add(zero1, three)
+          one1 = Exp(zero) b1_grad = Add(one1, three)
+          a2 = Sub(a1, a1_grad) b2 = Sub(b1, b1_grad)
+        }"""
+    )
+    named = {"a_grad": "a", "b_grad": "b", "a1_grad": "a", "b1_grad": "b"}
+    out = run(clip_gradients(model, ONE, gradients=named), dict.fromkeys("ab", np.float32([0])))
+    np.testing.assert_allclose([*out["a2"], *out["b2"]], [-1.2, -1.6], rtol=1e-6)

@@ -13,10 +13,15 @@ from pathlib import Path
 
 from parity import CASES, STEPS, Case, Result, measure
 
-__all__ = ["PAGE", "place_in", "rows_of"]
+ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "artifacts.md"
-BEGIN, END = "<!-- made by tests/training/parity_table.py -->\n", "<!-- end -->\n"
+from marked import put  # noqa: E402
+
+__all__ = ["PAGE", "rows_of"]
+
+PAGE = ROOT / "docs" / "artifacts.md"
+MARK = "<!-- made by tests/training/parity_table.py -->"
 _HEAD = """\
 | folder | optimizer | micro-batches a step | clip_norm | at the step | global norm at the step | need_clip | at the micro-batch | unclipped |
 |---|---|---|---|---|---|---|---|---|
@@ -50,13 +55,6 @@ def rows_of(results: Iterable[tuple[Case, Result]]) -> list[str]:
     return rows
 
 
-def place_in(page: str, table: str) -> str:
-    """The page with the table between its marks."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
-
-
 def main() -> None:
     packages = ("onnxruntime-training-cpu", "torch", "numpy")
     made_with = ", ".join(f"{package} {version(package)}" for package in packages)
@@ -66,7 +64,7 @@ def main() -> None:
     scale = f"With and without clipping, runs end {min(apart):.0%} to {max(apart):.0%} apart."
     table = f"{head}\n{scale}\n\n{_HEAD}{''.join(rows_of(results))}"
     if "--write" in sys.argv[1:]:
-        PAGE.write_text(place_in(PAGE.read_text(encoding="utf-8"), table), encoding="utf-8")
+        put(PAGE, MARK, table.rstrip())
     else:
         print(table)
 
