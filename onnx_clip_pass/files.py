@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnx_clip_pass.arguments import check_choice, check_flags
 from onnx_clip_pass.clips import NonFinite, NormPrecision, Numerics
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient, survey
@@ -96,6 +97,8 @@ def clip_gradients_file(
         OnnxClipError: what `clip_gradients` refuses, and files that cannot be read or written, or
             must not be replaced.
     """
+    check_flags(replace=replace, force=force, dry_run=dry_run)
+    check_choice("external_data", external_data, HowToBring)
     source, target = Path(source), _resolved(Path(target), replace=replace)
     with open_model(source) as structure:
         may_replace = _check_target(source, target, replace=replace, force=force)
@@ -206,14 +209,15 @@ def _replaceable(source: Path, target: Path, *, replace: bool, force: bool) -> s
     if target.samefile(source):
         if not replace:
             raise OnnxClipError(
-                f"the output {str(target)!r} is the model itself; pass --in-place to replace it"
+                f"the output {str(target)!r} is the model itself; pass --in-place (in Python: "
+                f"replace=True) to replace it"
             )
         return None if force else set()
     owned = None if force else _owned_by(target)
     if not force and owned is None:
         raise OnnxClipError(
-            f"{str(target)!r} exists and onnx-clip did not write it; pass --force to replace it, "
-            f"or another --output"
+            f"{str(target)!r} exists and bears no record of onnx-clip; pass --force (in Python: "
+            f"force=True) to replace it, or give another output"
         )
     return owned
 

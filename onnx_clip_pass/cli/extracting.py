@@ -25,7 +25,7 @@ __all__ = ["extract"]
 @click.option("-o", "--output", type=MODEL, help="Where to write. [default: MODEL.clip.onnx]")
 @clip_options
 @gradient_options
-@click.option("--force", is_flag=True, help="Replace an output that onnx-clip did not write.")
+@click.option("--force", is_flag=True, help="Replace an output that extract did not write.")
 @json_option
 def extract(
     model: Path,

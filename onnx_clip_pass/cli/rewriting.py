@@ -58,7 +58,7 @@ EXTERNAL_DATA = click.option(
 @run_options
 @click.option("--dry-run", is_flag=True, help="Show what would be clipped, write nothing.")
 @click.option("--in-place", is_flag=True, help="Replace MODEL itself.")
-@click.option("--force", is_flag=True, help="Replace an output that onnx-clip did not write.")
+@click.option("--force", is_flag=True, help="Replace an output without a record of onnx-clip.")
 @json_option
 def rewrite(
     models: tuple[Path, ...],
@@ -166,7 +166,7 @@ def rewrite(
 @click.option("-o", "--output", type=MODEL, help="Where to write. [default: MODEL.stripped.onnx]")
 @EXTERNAL_DATA
 @click.option("--in-place", is_flag=True, help="Replace MODEL itself.")
-@click.option("--force", is_flag=True, help="Replace an output that onnx-clip did not write.")
+@click.option("--force", is_flag=True, help="Replace an output without a record of onnx-clip.")
 def strip(
     model: Path, output: Path | None, external_data: HowToBring, in_place: bool, force: bool
 ) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from onnx_clip_pass.arguments import check_flags
 from onnx_clip_pass.clips.base import Case, Formula, plain, positive
 from onnx_clip_pass.clips.emitter import Emitter, Measured, Quantity
 from onnx_clip_pass.clips.norms import (
@@ -94,6 +95,7 @@ class GradientClipByGlobalNorm(Formula):
         self.clip_norm = positive("clip_norm", clip_norm, why=", or inf for no clipping")
         self.group_name = _name(group_name)
         self.ord = check_ord(ord)
+        check_flags(per_sample=per_sample)
         self.per_sample = bool(per_sample)
 
     @property

@@ -17,7 +17,7 @@ from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.graph import Index, Scope, TensorType
 from onnx_clip_pass.runtime.session import Arrays
 
-__all__ = ["load_feeds", "make_feeds"]
+__all__ = ["check_run", "load_feeds", "make_feeds"]
 
 
 def load_feeds(
@@ -73,8 +73,8 @@ def make_feeds(
             given array has another dtype or shape than its input, or an input is a sequence, a map,
             a string or too large. All at once.
     """
+    check_run(given, dims, seed)
     given, dims = given or {}, dims or {}
-    _check(given, dims, seed)
     maker = _Maker(model, given, dims, seed)
     feeds: Arrays = {}
     faults = list(maker.faults)
@@ -91,16 +91,20 @@ def make_feeds(
     return feeds
 
 
-def _check(given: Any, dims: Any, seed: Any) -> None:
-    """Refuse arguments of the wrong kind."""
-    if not isinstance(given, Mapping):
+def check_run(feeds: Any, dims: Any, seed: Any) -> None:
+    """Refuse feeds, sizes of dimensions and a seed that are of another kind.
+
+    Raises:
+        OnnxClipError: what was expected, and what arrived.
+    """
+    if feeds is not None and not isinstance(feeds, Mapping):
         raise OnnxClipError(
-            f"feeds must be a mapping of input names to arrays, not {given!r}; an .npz file is "
+            f"feeds must be a mapping of input names to arrays, not {feeds!r}; an .npz file is "
             f"read by numpy.load"
         )
-    if not isinstance(dims, Mapping):
+    if dims is not None and not isinstance(dims, Mapping):
         raise OnnxClipError(f"dims must be a mapping of names to sizes, not {dims!r}")
-    sizes = [(f"the dimension {name!r}", size) for name, size in dims.items()]
+    sizes = [(f"the dimension {name!r}", size) for name, size in (dims or {}).items()]
     for what, number in (*sizes, ("seed", seed)):
         if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 0:
             raise OnnxClipError(f"{what} must be a whole number, 0 or more, not {number!r}")
