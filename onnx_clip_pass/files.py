@@ -189,7 +189,8 @@ def _check_target(source: Path, target: Path, *, replace: bool, force: bool) -> 
     try:
         return _replaceable(source, target, replace=replace, force=force)
     except (OSError, ValueError) as error:  # a path that is too long, or holds a NUL
-        raise OnnxClipError(f"cannot write {str(target)!r}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise OnnxClipError(f"cannot write {str(target)!r}: {reason}") from error
 
 
 def _replaceable(source: Path, target: Path, *, replace: bool, force: bool) -> set[str] | None:

@@ -297,10 +297,25 @@ def _bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
         "truncated file": (["rewrite", str(folder / "cut.onnx")], "truncated"),
         "a folder": (["rewrite", str(folder)], "is a folder"),
         "this very folder": (["rewrite", "."], "is a folder"),
-        "no name": (["rewrite", ""], "is a folder"),
+        "no name": (["rewrite", ""], "expected a path, not an empty text"),
+        "no output": (["rewrite", path, "-o", ""], "expected a path, not an empty text"),
+        "feeds and no run": (["rewrite", path, "--feeds", "x.npz"], "add --verify or --probe"),
+        "a seed and no run": (["inspect", path, "--seed", "0"], "--seed: how to run a model"),
+        "sizes and no run": (
+            ["rewrite", path, "--dim", "N=2", "--provider", "cpu"],
+            "--dim, --provider: how to run a model, and none is run",
+        ),
+        "a size twice": (
+            ["rewrite", path, "--verify", "--dim", "N=3", "--dim", "N=4"],
+            "'N' is named twice",
+        ),
         "nothing left": (["rewrite", path, "--skip", "*"], "nothing is left to clip"),
         "missing file": (["rewrite", str(folder / "none.onnx")], "No such file"),
         "no gradients": (["rewrite", str(plain)], "no gradients found"),
+        "patterns without match": (
+            ["rewrite", path, "--need-clip", "x*", "--skip", "y*"],
+            "2 patterns match nothing",
+        ),
         "pattern without match": (["rewrite", path, "--need-clip", "x*"], "'x*' matches no"),
         "skip without match": (["rewrite", path, "--skip", "x*"], "'x*' matches no"),
         "bad regular expression": (["rewrite", path, "--skip", "re:("], "no regular expression"),
@@ -371,6 +386,17 @@ def test_two_models_for_one_place_are_refused_before_anything_is_written(options
         assert "would both be written to" in capsys.readouterr().err
     assert sorted(path.name for path in seed.parent.iterdir()) == before
     assert seed.read_bytes() == SEED.read_bytes()
+
+
+def test_what_cannot_be_reached_is_named_once(seed, monkeypatch, capsys):
+    def refuse(path, *_args, **_kwargs):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.exists", refuse)
+    assert main(["rewrite", str(seed), "-o", str(seed.with_name("out.onnx"))]) == 2
+    err = capsys.readouterr().err
+    assert err.count("out.onnx") == 1
+    assert err.endswith(": Permission denied\n")
 
 
 def test_an_unwritable_folder_is_refused(seed, monkeypatch, capsys):

@@ -95,6 +95,19 @@ def test_numbers_have_four_digits(clipped, capsys):
     assert "0.0837  " in capsys.readouterr().out
 
 
+def test_one_is_not_many(tmp_path, capsys):
+    pytest.importorskip("onnxruntime", reason="verify runs the model")
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[2] W) => (float[2] W_grad) {
+        W_grad = Neg(W)
+    }"""
+    model, target = str(tmp_path / "m.onnx"), str(tmp_path / "c.onnx")
+    onnx.save(onnx.parser.parse_model(text), model)
+    assert main(["rewrite", model, "-o", target]) == 0
+    assert "clipped 1 of 1 gradient in" in capsys.readouterr().out
+    assert main(["verify", model, target]) == 0
+    assert "1 clipped gradient and 1 output compared, 0 faults" in capsys.readouterr().out
+
+
 def test_the_only_group_needs_no_name(clipped, tmp_path, capsys):
     assert main(["inspect", str(clipped)]) == 0
     assert "default_group" not in capsys.readouterr().out

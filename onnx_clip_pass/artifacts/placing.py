@@ -58,7 +58,8 @@ def check_target(layout: Layout, target: Path, *, force: bool) -> None:
             raise OnnxClipError(f"cannot write {shown}: it is there and is no folder")
         _check_contents(layout, target, force=force)
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
-        raise OnnxClipError(f"cannot write {shown}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise OnnxClipError(f"cannot write {shown}: {reason}") from error
 
 
 @contextmanager

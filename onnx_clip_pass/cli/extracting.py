@@ -13,7 +13,8 @@ from onnx_clip_pass.cli.clipping import (
     gradient_options,
     named_gradients,
 )
-from onnx_clip_pass.cli.showing import MODEL, json_option, report_facts, tell_rewrite
+from onnx_clip_pass.cli.options import MODEL, json_option
+from onnx_clip_pass.cli.showing import report_facts, tell_rewrite
 from onnx_clip_pass.cli.words import print_json
 from onnx_clip_pass.extract import extract_clip_file
 

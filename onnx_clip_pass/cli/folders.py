@@ -25,7 +25,7 @@ from onnx_clip_pass.cli.showing import (
     tell_ports,
 )
 from onnx_clip_pass.cli.tables import show_gradients
-from onnx_clip_pass.cli.words import count_gradients, escape_control, print_json, say
+from onnx_clip_pass.cli.words import counted, escape_control, print_json, say
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.record import Record
 from onnx_clip_pass.rewrite import ClipOrRules, Report
@@ -159,7 +159,7 @@ def inspect_folder(folder: Path, *, as_json: bool) -> None:
         is_result=True,
     )
     click.echo(
-        f"{count_gradients(len(training.gradients))} in the training artifacts "
+        f"{counted(len(training.gradients))} in the training artifacts "
         f"{escape_control(folder)}, optimizer: {found.optimizer or 'unknown'}"
     )
     for line in (*training.reason.splitlines(), *found.reason.splitlines()):
@@ -182,7 +182,7 @@ def _tell(
     count = (
         "all gradients"
         if place == "step"
-        else f"{len(report.clipped)} of {count_gradients(len(report.rows))}"
+        else f"{len(report.clipped)} of {counted(len(report.rows))}"
     )
     click.echo(
         f"{done_in_words(report, target)} {count} in {escape_control(folder)} "
@@ -202,6 +202,6 @@ def _in_words(record: Record | None) -> str:
     done = {settings_in_words(clip) for clip in record.clips}
     version = escape_control(record.version)
     names = [str(clip.get("gradient")) for clip in record.clips]
-    count = "all gradients" if names == ["gradients"] else count_gradients(len(names))
+    count = "all gradients" if names == ["gradients"] else counted(len(names))
     verb = "measured" if record.measures_only else "clipped"
     return f"{verb} by onnx-clip {version}: {count}, {escape_control('; '.join(sorted(done)))}"

@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 from onnx_clip_pass.cli.folders import inspect_folder, is_folder
+from onnx_clip_pass.cli.options import MODEL, json_option
 from onnx_clip_pass.cli.probing import ProbeOptions, probe_options
-from onnx_clip_pass.cli.showing import MODEL, gradient_facts, json_option, settings_in_words
+from onnx_clip_pass.cli.showing import gradient_facts, settings_in_words
 from onnx_clip_pass.cli.tables import show_gradients
 from onnx_clip_pass.cli.verifying import RunOptions, run_options
-from onnx_clip_pass.cli.words import count_gradients, escape_control, print_json
+from onnx_clip_pass.cli.words import counted, escape_control, print_json
 from onnx_clip_pass.files import inspect_file
 from onnx_clip_pass.record import Record
 
@@ -34,13 +35,15 @@ def inspect(
 
     MODEL is a file, or a folder of ONNX Runtime's training artifacts.
     """
-    probing = ProbeOptions.of(options)
+    probing, run = ProbeOptions.of(options), RunOptions.of(options)
+    if not probing.probes:
+        run.refuse_without("--probe")
     if is_folder(model) and not probing.probes:
         inspect_folder(model, as_json=as_json)
         return
     found = inspect_file(model)
     if probing.probes:
-        probed = probing.find(model, RunOptions.of(options))
+        probed = probing.find(model, run)
         reason = "\n".join(f"{entry.parameter}: {entry.reason}" for entry in probed.undecided)
         found = replace(found, gradients=probed.gradients, reason=reason)
     if as_json:
@@ -65,7 +68,7 @@ def inspect(
         ),
         is_result=True,
     )
-    click.echo(f"{count_gradients(len(found.gradients))} in {escape_control(model)}")
+    click.echo(f"{counted(len(found.gradients))} in {escape_control(model)}")
     for line in found.reason.splitlines():
         click.echo(escape_control(line))
     click.echo(

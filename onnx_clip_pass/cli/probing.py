@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from onnx_clip_pass.cli.options import given_options
 from onnx_clip_pass.cli.showing import ProgressBar
 from onnx_clip_pass.cli.verifying import RunOptions
 from onnx_clip_pass.cli.words import say
@@ -39,8 +40,9 @@ class ProbeOptions:
         return cls(*(options[name] for name in cls.__slots__))
 
     def __post_init__(self) -> None:
-        if (self.loss or self.inner or self.data) and not self.probes:
-            raise click.UsageError("--loss, --inner and --data say how to probe: add --probe")
+        idle = given_options("loss", "inner", "data")
+        if idle and not self.probes:
+            raise click.UsageError(f"{', '.join(idle)}: how to probe, and nothing is; add --probe")
 
     def find(self, model: Path, run: RunOptions) -> Probing:
         """Probe a model; the modules that run models are imported only here."""

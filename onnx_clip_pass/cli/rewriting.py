@@ -17,17 +17,11 @@ from onnx_clip_pass.cli.clipping import (
     named_gradients,
 )
 from onnx_clip_pass.cli.folders import AT, beside_folder, is_folder, rewrite_folder, strip_folder
+from onnx_clip_pass.cli.options import MODEL, json_option
 from onnx_clip_pass.cli.probing import ProbeOptions, probe_options, with_evidence
-from onnx_clip_pass.cli.showing import (
-    MODEL,
-    ProgressBar,
-    error_facts,
-    json_option,
-    report_facts,
-    tell_rewrite,
-)
+from onnx_clip_pass.cli.showing import ProgressBar, report_facts, tell_rewrite
 from onnx_clip_pass.cli.verifying import RunOptions, run_options, tell_verification
-from onnx_clip_pass.cli.words import escape_control, print_json, say
+from onnx_clip_pass.cli.words import error_facts, escape_control, print_json, say
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import clip_gradients_file, strip_file
 from onnx_clip_pass.storage import HowToBring
@@ -103,6 +97,8 @@ def rewrite(
     clips, arguments = clipping.clips(), clipping.arguments()
     gradients = named_gradients(names, map_file)
     run = RunOptions.of(options)
+    if not (probing.probes or verifies):
+        run.refuse_without("--verify", "--probe")
     targets = [model if in_place else output or _beside(model, "clipped") for model in models]
     _refuse_same(models, targets)
     results = []

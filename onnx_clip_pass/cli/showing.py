@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import click
 from rich.console import Console
 
 from onnx_clip_pass.cli.tables import show_gradients
-from onnx_clip_pass.cli.words import count_gradients, escape_control, print_json, say
+from onnx_clip_pass.cli.words import counted, escape_control, say
 from onnx_clip_pass.clips import clip_of
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.rewrite import Clipped, Report
 
 __all__ = [
-    "MODEL",
     "ProgressBar",
     "bounds_in_words",
     "done_in_words",
-    "error_facts",
     "gradient_facts",
-    "json_option",
     "report_facts",
     "settings_in_words",
     "tell_ports",
     "tell_rewrite",
 ]
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
 _MOST_EMITTED = 10
-MODEL = click.Path(path_type=Path)
-"""The type of an argument that is a model."""
 
 
 class ProgressBar:
@@ -85,7 +76,7 @@ def tell_rewrite(model: Path, target: Path | None, report: Report, *, as_json: b
         return
     show_gradients(((row.gradient, _done_to(row)) for row in report.rows), is_result=False)
     done = done_in_words(report, target)
-    count = f"{len(report.clipped)} of {count_gradients(len(report.rows))}"
+    count = f"{len(report.clipped)} of {counted(len(report.rows))}"
     written = "nothing was written" if target is None else f"wrote {escape_control(target)}"
     click.echo(f"{done} {count} in {escape_control(model)}, {bounds_in_words(report)}; {written}")
     tell_ports(report)
@@ -104,7 +95,7 @@ def tell_ports(report: Report) -> None:
         click.echo(f"input {escape_control(name)}: the threshold; not fed, it is as given here")
     for emitted in report.emitted[:_MOST_EMITTED]:
         of = emitted.group or ", ".join(emitted.gradients)
-        of = of if len(of) < 60 else count_gradients(len(emitted.gradients))
+        of = of if len(of) < 60 else counted(len(emitted.gradients))
         click.echo(f"output {escape_control(emitted.output)}: {emitted.quantity} of "
                    f"{escape_control(of)}")  # fmt: skip
     if len(report.emitted) > _MOST_EMITTED:
@@ -123,30 +114,6 @@ def bounds_in_words(report: Report) -> str:
     if not found:
         return "none of them"
     return "; ".join(found[:3]) + (f"; and in {len(found) - 3} other ways" if found[3:] else "")
-
-
-def json_option(command: _Command) -> _Command:
-    """Add `--json` to a command; its object then says what went wrong, as the message does."""
-
-    @wraps(command)
-    def telling(*arguments: Any, as_json: bool, **options: Any) -> Any:
-        try:
-            return command(*arguments, as_json=as_json, **options)
-        except (OnnxClipError, click.ClickException) as error:
-            if as_json:
-                print_json(error_facts(error))
-            raise
-
-    add = click.option(
-        "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
-    )
-    return cast(_Command, add(telling))
-
-
-def error_facts(error: Exception) -> dict[str, Any]:
-    """What went wrong, in the types of JSON; all faults, where there are several."""
-    faults = getattr(error, "faults", ())
-    return {"error": str(error)} | ({"faults": list(faults)} if faults else {})
 
 
 def report_facts(report: Report) -> dict[str, Any]:

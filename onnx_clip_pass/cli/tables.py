@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnx_clip_pass.cli.words import count_gradients, escape_control
+from onnx_clip_pass.cli.words import counted, escape_control
 from onnx_clip_pass.gradients import Gradient
 
 __all__ = ["MOST_ROWS", "show_gradients", "show_table"]
@@ -40,7 +40,7 @@ def show_gradients(gradients: Iterable[tuple[Gradient, str]], *, is_result: bool
     if len(rows) > MOST_ROWS:
         counts = Counter((clip, gradient.dtype) for gradient, clip in rows)
         lines = [
-            f"{count_gradients(count)}, {dtype}: {clip if clip != '-' else 'not clipped'}"
+            f"{counted(count)}, {dtype}: {clip if clip != '-' else 'not clipped'}"
             for (clip, dtype), count in counts.items()
         ]
         for line in (*lines, "(--json lists them)"):

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from onnx_clip_pass.cli.folders import is_folder, refuse_to_verify
-from onnx_clip_pass.cli.showing import MODEL, json_option
+from onnx_clip_pass.cli.options import MODEL, given_options, json_option
 from onnx_clip_pass.cli.tables import MOST_ROWS, show_table
-from onnx_clip_pass.cli.words import escape_control, print_json, say
+from onnx_clip_pass.cli.words import counted, escape_control, print_json, say
 
 if TYPE_CHECKING:
     from onnx_clip_pass.verify import Verification
@@ -37,6 +37,19 @@ class RunOptions:
     def of(cls, options: Mapping[str, Any]) -> RunOptions:
         """Take them out of all options of a command."""
         return cls(*(options[name] for name in cls.__slots__))
+
+    @staticmethod
+    def refuse_without(*runs: str) -> None:
+        """Refuse options that say how to run where nothing is run.
+
+        Args:
+            runs: the options by which something would be.
+        """
+        idle = given_options(*RunOptions.__slots__)
+        if idle:
+            raise click.UsageError(
+                f"{', '.join(idle)}: how to run a model, and none is run; add {' or '.join(runs)}"
+            )
 
     def rehearse(self, model: Path) -> None:
         """Refuse a model that cannot be run here with these options, before another is written."""
@@ -167,9 +180,11 @@ def tell_verification(
         for fault in faults:
             click.echo(escape_control(f"wrong: {fault}"), err=not is_result)
         verdict = "is what its original and the formula say" if found.ok else "is WRONG"
+        gradients = counted(len(found.gradients), "clipped gradient")
+        outputs = counted(len(found.outputs), "output")
         click.echo(
-            f"{escape_control(model)} {verdict}: {len(found.gradients)} clipped gradients and "
-            f"{len(found.outputs)} outputs compared, {len(faults)} faults"
+            f"{escape_control(model)} {verdict}: {gradients} and {outputs} compared, "
+            f"{counted(len(faults), 'fault')}"
         )
     return {
         "ok": found.ok,

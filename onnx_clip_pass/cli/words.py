@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-__all__ = ["count_gradients", "escape_control", "print_json", "say"]
+__all__ = ["counted", "error_facts", "escape_control", "print_json", "say"]
 
 
 def escape_control(text: object) -> str:
@@ -25,6 +25,12 @@ def print_json(facts: dict[str, Any]) -> None:
     click.echo(json.dumps(facts, indent=2, ensure_ascii=True))
 
 
-def count_gradients(number: int) -> str:
-    """How many gradients, in words."""
-    return f"{number} gradient" + ("s" if number != 1 else "")
+def error_facts(error: Exception) -> dict[str, Any]:
+    """What went wrong, in the types of JSON; all faults, where there are several."""
+    faults = getattr(error, "faults", ())
+    return {"error": str(error)} | ({"faults": list(faults)} if faults else {})
+
+
+def counted(number: int, noun: str = "gradient") -> str:
+    """How many of something, in words: 1 gradient, 2 gradients."""
+    return f"{number} {noun}" + ("s" if number != 1 else "")
