@@ -24,6 +24,8 @@ from onnx_clip_pass.cli.verifying import RunOptions, run_options, tell_verificat
 from onnx_clip_pass.cli.words import error_facts, escape_control, print_json, say
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import clip_gradients_file, strip_file
+from onnx_clip_pass.gradients import Gradient
+from onnx_clip_pass.rewrite import ClipOrRules
 from onnx_clip_pass.storage import HowToBring
 
 __all__ = ["rewrite", "strip"]
@@ -95,53 +97,41 @@ def rewrite(
         raise click.UsageError("--output is for one model; several are written beside themselves")
     clipping = ClipOptions.of(options)
     clips, arguments = clipping.clips(), clipping.arguments()
-    gradients = named_gradients(names, map_file)
     run = RunOptions.of(options)
     if not (probing.probes or verifies):
         run.refuse_without("--verify", "--probe")
     targets = [model if in_place else output or _beside(model, "clipped") for model in models]
     _refuse_same(models, targets)
+    written = {
+        "gradients": named_gradients(names, map_file),
+        "external_data": external_data,
+        "replace": in_place,
+        "force": force,
+        "dry_run": dry_run,
+    }
     results = []
     failures = mismatches = 0
     for model, target in zip(models, targets, strict=True):
         facts: dict[str, Any] = {"model": str(model)}
         try:
             if is_folder(model):
-                written = {"gradients": gradients, "external_data": external_data,
-                           "replace": in_place, "force": force, "dry_run": dry_run}  # fmt: skip
                 facts |= rewrite_folder(
                     model, target, clips, at=at, probes=probing.probes, verifies=verifies,
                     as_json=as_json, **written, **arguments,
                 )  # fmt: skip
-                results.append(facts)
-                continue
-            if verifies:
-                run.rehearse(model)  # what cannot be run is not written either
-            probed = probing.gradients(model, run) if probing.probes else ()
-            if probed:
-                gradients = {each.name: each.parameter.name for each in probed}
-            with ProgressBar(f"writing {target.name}") as progress:
-                report = clip_gradients_file(
-                    model,
-                    target,
-                    clips,
-                    gradients=gradients,
-                    **arguments,
-                    external_data=external_data,
-                    replace=in_place,
-                    force=force,
-                    dry_run=dry_run,
-                    progress=progress,
+            else:
+                if verifies:
+                    run.rehearse(model)  # what cannot be run is not written either
+                probed = probing.gradients(model, run) if probing.probes else None
+                facts |= _rewrite_file(
+                    model, target, clips, probed, as_json=as_json, **written, **arguments
                 )
-            report = with_evidence(report, probed)
-            facts |= {"output": None if dry_run else str(target)} | report_facts(report)
-            tell_rewrite(model, None if dry_run else target, report, as_json=as_json)
-            if verifies:
-                found = run.verify(model, target)
-                facts["verification"] = tell_verification(
-                    target, found, as_json=as_json, is_result=False
-                )
-                mismatches += not found.ok
+                if verifies:
+                    found = run.verify(model, target)
+                    facts["verification"] = tell_verification(
+                        target, found, as_json=as_json, is_result=False
+                    )
+                    mismatches += not found.ok
         except OnnxClipError as error:
             failures += 1
             say(f"error: {error}" if len(models) == 1 else f"error: {model}: {error}")
@@ -183,6 +173,39 @@ def strip(
             progress=progress,
         )
     click.echo(f"wrote {escape_control(target)}")
+
+
+def _rewrite_file(
+    model: Path,
+    target: Path,
+    clip: ClipOrRules,
+    probed: Sequence[Gradient] | None,
+    *,
+    as_json: bool,
+    **options: Any,
+) -> dict[str, Any]:
+    """Rewrite a file and tell of it.
+
+    Args:
+        model: the file.
+        target: where to write.
+        clip: what to do, or rules.
+        probed: the gradients, where they were found by a probe.
+        as_json: whether the report goes to standard output as JSON, which the caller prints.
+        options: of `clip_gradients_file`.
+
+    Returns:
+        The report in the types of JSON.
+    """
+    if probed is not None:
+        options["gradients"] = {each.name: each.parameter.name for each in probed}
+    with ProgressBar(f"writing {target.name}") as progress:
+        report = clip_gradients_file(model, target, clip, progress=progress, **options)
+    if probed is not None:
+        report = with_evidence(report, probed)
+    is_written = not options["dry_run"]
+    tell_rewrite(model, target if is_written else None, report, as_json=as_json)
+    return {"output": str(target) if is_written else None} | report_facts(report)
 
 
 def _refuse_same(models: Sequence[Path], targets: Sequence[Path]) -> None:
