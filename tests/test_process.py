@@ -93,6 +93,16 @@ def test_output_that_cannot_be_written_is_one_message(arguments):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_messages_that_cannot_be_written_do_not_look_like_a_failed_check(tmp_path):
+    for arguments in (["rewrite", str(SEED), "-o", str(tmp_path / "o.onnx")], ["rewrite", "none"]):
+        command = [sys.executable, "-m", "onnx_clip_pass", *arguments]
+        with Path("/dev/full").open("w") as full:
+            assert subprocess.run(command, stdout=full, stderr=full).returncode == 2
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=full)
+            assert done.returncode == 2
+
+
 def test_a_reader_that_has_gone_does_not_look_like_a_failed_check():
     code = (
         "import os, sys; read, write = os.pipe(); os.close(read); os.dup2(write, 1)\n"
@@ -111,7 +121,7 @@ def test_a_fault_of_our_own_has_an_exit_code_of_its_own(monkeypatch, capsys):
     assert cli.main(["inspect", str(SEED)]) == 3
     err = capsys.readouterr().err
     assert "ZeroDivisionError: unthought of" in err
-    assert "fault of onnx-clip itself; please report it" in err
+    assert "fault of onnx-clip itself; please report it with these lines" in err
 
 
 def test_a_lack_of_memory_is_told(monkeypatch, capsys):
@@ -153,3 +163,8 @@ def test_a_dimension_that_no_array_can_have_is_one_message(command, size, tmp_pa
 def test_a_negative_seed_is_refused(arguments, capsys):
     assert cli.main([*arguments, "--seed", "-5"]) == 2
     assert "-5 is not in the range x>=0" in capsys.readouterr().err
+
+
+def test_the_help_says_what_each_command_does_in_whole_words(capsys):
+    assert cli.main(["--help"]) == 0
+    assert "..." not in capsys.readouterr().out.split("Commands:")[1]

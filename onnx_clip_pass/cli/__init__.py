@@ -35,6 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    code, message = _outcome(arguments)
+    if message:
+        with suppress(OSError):  # the code says it where standard error does not take it
+            say(message)
+    return code
+
+
+def _outcome(arguments: Sequence[str] | None) -> tuple[int, str]:
+    """The exit code, and what is to be said last; "" if all is said."""
     try:
         code = cli.main(
             args=None if arguments is None else list(arguments),
@@ -42,35 +51,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
             standalone_mode=False,
         )
     except click.ClickException as error:
-        error.show()
-        return 2
+        with suppress(OSError):
+            error.show()
+        return 2, ""
     except (click.Abort, KeyboardInterrupt):
-        say("interrupted; no file is half written")
-        return 130
+        return 130, "interrupted; no file is half written"
     except OnnxClipError as error:
-        say(f"error: {error}")
-        return 2
+        return 2, f"error: {error}"
     except SystemExit as left:  # click's: the reader of the output has gone, or completion is done
-        return 2 if left.code else 0
+        return (2 if left.code else 0), ""
     except MemoryError:
-        say("error: there is not enough memory for this")
-        return 2
+        return 2, "error: there is not enough memory for this"
     except OSError as error:
         where = "standard output" if error.filename is None else repr(error.filename)
-        _let_go_of_output()
-        say(f"error: cannot write to {where}: {error.strerror}")
-        return 2
+        _let_go_of_streams()
+        return 2, f"error: cannot write to {where}: {error.strerror}"
     except Exception:
-        traceback.print_exc()
-        say("error: this is a fault of onnx-clip itself; please report it with the lines above")
-        return 3
-    return code if isinstance(code, int) else 0
+        fault = "error: this is a fault of onnx-clip itself; please report it with these lines"
+        return 3, f"{traceback.format_exc()}{fault}"
+    return (code if isinstance(code, int) else 0), ""
 
 
-def _let_go_of_output() -> None:
-    """Spare the end of the process from writing what standard output did not take."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _let_go_of_streams() -> None:
+    """Spare the end of the process from writing what one of them did not take."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # closed, they are None
+        try:
+            stream.flush()
+        except OSError:
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

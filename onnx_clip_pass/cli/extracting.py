@@ -21,7 +21,7 @@ from onnx_clip_pass.extract import extract_clip_file
 __all__ = ["extract"]
 
 
-@click.command()
+@click.command(short_help="Write the clip of a model alone.")
 @click.argument("model", type=MODEL)
 @click.option("-o", "--output", type=MODEL, help="Where to write. [default: MODEL.clip.onnx]")
 @clip_options

@@ -21,7 +21,7 @@ from onnx_clip_pass.record import Record
 __all__ = ["inspect"]
 
 
-@click.command()
+@click.command(short_help="Show gradients, and what is clipped.")
 @click.argument("model", type=MODEL)
 @probe_options
 @run_options

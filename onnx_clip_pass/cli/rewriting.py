@@ -40,7 +40,7 @@ EXTERNAL_DATA = click.option(
 )
 
 
-@click.command()
+@click.command(short_help="Clip the gradients of models.")
 @click.argument("models", type=MODEL, nargs=-1, required=True, metavar="MODEL...")
 @click.option("-o", "--output", type=MODEL, help="Where to write. [default: MODEL.clipped.onnx]")
 @clip_options
@@ -147,7 +147,7 @@ def rewrite(
         raise click.exceptions.Exit(1)
 
 
-@click.command()
+@click.command(short_help="Undo a rewrite.")
 @click.argument("model", type=MODEL)
 @click.option("-o", "--output", type=MODEL, help="Where to write. [default: MODEL.stripped.onnx]")
 @EXTERNAL_DATA

@@ -127,7 +127,7 @@ def run_options(command: _Command) -> _Command:
     return command
 
 
-@click.command()
+@click.command(short_help="Run a rewrite beside its original.")
 @click.argument("original", type=MODEL)
 @click.argument("rewritten", type=MODEL)
 @run_options
