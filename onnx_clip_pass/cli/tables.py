@@ -10,12 +10,11 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnx_clip_pass.cli.words import counted, escape_control
+from onnx_clip_pass.cli.words import counted, escape_control, say
 from onnx_clip_pass.gradients import Gradient
 
 __all__ = ["MOST_ROWS", "show_gradients", "show_table"]
@@ -39,12 +38,10 @@ def show_gradients(gradients: Iterable[tuple[Gradient, str]], *, is_result: bool
     rows = list(gradients)
     if len(rows) > MOST_ROWS:
         counts = Counter((clip, gradient.dtype) for gradient, clip in rows)
-        lines = [
-            f"{counted(count)}, {dtype}: {clip if clip != '-' else 'not clipped'}"
-            for (clip, dtype), count in counts.items()
-        ]
-        for line in (*lines, "(--json lists them)"):
-            click.echo(escape_control(line), err=not is_result)
+        for (clip, dtype), count in counts.items():
+            done = clip if clip != "-" else "not clipped"
+            say(f"{counted(count)}, {dtype}: {done}", is_result=is_result)
+        say("(--json lists them)", is_result=is_result)
         return
     show_table(
         ("gradient", "parameter", "shape", "dtype", "clip", "evidence"),

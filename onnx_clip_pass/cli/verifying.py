@@ -178,7 +178,7 @@ def tell_verification(
     if not as_json:
         _show(found, is_result=is_result)
         for fault in faults:
-            click.echo(escape_control(f"wrong: {fault}"), err=not is_result)
+            say(f"wrong: {fault}", is_result=is_result)
         verdict = "is what its original and the formula say" if found.ok else "is WRONG"
         gradients = counted(len(found.gradients), "clipped gradient")
         outputs = counted(len(found.outputs), "output")

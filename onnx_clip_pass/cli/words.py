@@ -15,9 +15,10 @@ def escape_control(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
-def say(message: str) -> None:
-    """A message on standard error."""
-    click.echo("\n".join(escape_control(line) for line in message.split("\n")), err=True)
+def say(message: str, *, is_result: bool = False) -> None:
+    """A message, on standard error unless it is what was asked for."""
+    lines = [escape_control(line) for line in message.split("\n")]
+    click.echo("\n".join(lines), err=not is_result)
 
 
 def print_json(facts: dict[str, Any]) -> None:
