@@ -102,7 +102,7 @@ def _patterns(given: object, what: str) -> list[str]:
 
 
 def _is_empty(patterns: object) -> bool:
-    return isinstance(patterns, Sized) and len(patterns) == 0
+    return patterns is None or (isinstance(patterns, Sized) and len(patterns) == 0)
 
 
 def _matches(

@@ -69,10 +69,10 @@ def _bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
         "no name": (["rewrite", ""], "expected a path, not an empty text"),
         "no output": (["rewrite", path, "-o", ""], "expected a path, not an empty text"),
         "feeds and no run": (["rewrite", path, "--feeds", "x.npz"], "add --verify or --probe"),
-        "a seed and no run": (["inspect", path, "--seed", "0"], "--seed: how to run a model"),
+        "a seed and no run": (["inspect", path, "--seed", "0"], "--seed say how to run a model"),
         "sizes and no run": (
             ["rewrite", path, "--dim", "N=2", "--provider", "cpu"],
-            "--dim, --provider: how to run a model, and none is run",
+            "--dim, --provider say how to run a model, and none is run",
         ),
         "a size twice": (
             ["rewrite", path, "--verify", "--dim", "N=3", "--dim", "N=4"],

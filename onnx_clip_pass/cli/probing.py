@@ -42,7 +42,7 @@ class ProbeOptions:
     def __post_init__(self) -> None:
         idle = given_options("loss", "inner", "data")
         if idle and not self.probes:
-            raise click.UsageError(f"{', '.join(idle)}: how to probe, and nothing is; add --probe")
+            raise click.UsageError(f"{', '.join(idle)} say how to probe: add --probe")
 
     def find(self, model: Path, run: RunOptions) -> Probing:
         """Probe a model; the modules that run models are imported only here."""

@@ -48,7 +48,8 @@ class RunOptions:
         idle = given_options(*RunOptions.__slots__)
         if idle:
             raise click.UsageError(
-                f"{', '.join(idle)}: how to run a model, and none is run; add {' or '.join(runs)}"
+                f"{', '.join(idle)} say how to run a model, and none is run: add "
+                f"{' or '.join(runs)}"
             )
 
     def rehearse(self, model: Path) -> None:

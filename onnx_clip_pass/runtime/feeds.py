@@ -69,9 +69,9 @@ def make_feeds(
         seed: of the generator.
 
     Raises:
-        OnnxClipError: an argument is of the wrong kind; a given name or symbol is not there, a
-            given array has another dtype or shape than its input, or an input is a sequence, a map,
-            a string or too large. All at once.
+        OnnxClipError: an argument is of the wrong kind. Or, all at once: a given name or symbol is
+            not there, a given array has another dtype or shape than its input, or an input is a
+            sequence, a map, a string or too large.
     """
     check_run(given, dims, seed)
     given, dims = given or {}, dims or {}
