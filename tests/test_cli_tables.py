@@ -56,14 +56,37 @@ def test_what_verify_finds_wrong_is_its_result(clipped, capsys):
     assert "wrong: gradient fc_0.w_0@GRAD" in capsys.readouterr().out
 
 
-def test_counts_in_place_of_a_long_table_are_the_result_of_inspect(tmp_path, capsys):
+@pytest.fixture
+def wide(tmp_path):
+    """A model of 41 gradients."""
     grads = "\n".join(f"W{i}_grad = Neg(W{i})" for i in range(41))
     inputs = ", ".join(f"float[2] W{i}" for i in range(41))
     outputs = ", ".join(f"float[2] W{i}_grad" for i in range(41))
     text = f'<ir_version: 8, opset_import: ["" : 17]> g ({inputs}) => ({outputs}) {{ {grads} }}'
-    onnx.save(onnx.parser.parse_model(text), tmp_path / "wide.onnx")
-    assert main(["inspect", str(tmp_path / "wide.onnx")]) == 0
+    path = tmp_path / "wide.onnx"
+    onnx.save(onnx.parser.parse_model(text), path)
+    return path
+
+
+def test_counts_in_place_of_a_long_table_are_the_result_of_inspect(wide, capsys):
+    assert main(["inspect", str(wide)]) == 0
     assert capsys.readouterr().out.startswith("41 gradients, float32: not clipped\n")
+
+
+def test_of_very_many_wrong_gradients_the_first_are_told(wide, capsys):
+    pytest.importorskip("onnxruntime", reason="verify runs the model")
+    target = wide.with_name("clipped.onnx")
+    assert main(["rewrite", str(wide), "-o", str(target)]) == 0
+    model = onnx.load(target)
+    for node in model.graph.node:
+        if node.op_type == "Min":
+            node.op_type = "Max"
+    onnx.save(model, target)
+    capsys.readouterr()
+    assert main(["verify", str(wide), str(target)]) == 1
+    out = capsys.readouterr().out
+    assert out.count("wrong: ") == 40
+    assert " more (--json lists them)" in out
 
 
 def test_in_a_file_each_row_is_one_line_however_long(monkeypatch, capsys):

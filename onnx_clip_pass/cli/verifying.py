@@ -178,8 +178,11 @@ def tell_verification(
     faults += [f"output {row.name}: {fault}" for row in found.outputs for fault in row.faults]
     if not as_json:
         _show(found, is_result=is_result)
-        for fault in faults:
+        for fault in faults[:MOST_ROWS]:
             say(f"wrong: {fault}", is_result=is_result)
+        if faults[MOST_ROWS:]:
+            more = counted(len(faults) - MOST_ROWS, "fault")
+            say(f"and {more} more (--json lists them)", is_result=is_result)
         verdict = "is what its original and the formula say" if found.ok else "is WRONG"
         gradients = counted(len(found.gradients), "clipped gradient")
         outputs = counted(len(found.outputs), "output")
