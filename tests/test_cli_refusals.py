@@ -188,6 +188,8 @@ def test_no_gradients_names_the_next_step_that_the_command_has(tmp_path, capsys)
     out = capsys.readouterr().out
     assert "--probe" in out
     assert "--gradient" not in out
+    assert main(["inspect", str(plain), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["reason"] in out
 
 
 def test_of_many_faults_the_first_ten_are_shown_and_all_are_kept(tmp_path, capsys):

@@ -143,6 +143,7 @@ def inspect_folder(folder: Path, *, as_json: bool) -> None:
             {
                 "folder": str(folder),
                 "gradients": [gradient_facts(gradient) for gradient in training.gradients],
+                "reason": training.reason or None,
                 "optimizer": found.optimizer or None,
                 "micro-batch": _record_facts(training.record),
                 "step": _record_facts(found.record),

@@ -51,6 +51,7 @@ def inspect(
             {
                 "model": str(model),
                 "gradients": [gradient_facts(gradient) for gradient in found.gradients],
+                "reason": found.reason or None,
                 "record": found.record
                 and {
                     "version": found.record.version,
