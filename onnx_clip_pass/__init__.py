@@ -4,30 +4,34 @@
 >>> from onnx_clip_pass import GradientClipByNorm, clip_gradients
 >>> model = onnx.load("models/seed/train_step.onnx")
 >>> clipped = clip_gradients(model, GradientClipByNorm(clip_norm=1.0))
+
+What is named here is imported when it is asked for. Until then nothing is, so that the command line
+can catch an interrupt from the first moment on.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from onnx_clip_pass._version import __version__
-from onnx_clip_pass.artifacts import clip_artifacts
-from onnx_clip_pass.clips import (
-    AdaptiveGradientClip,
-    Chain,
-    GradientClipByGlobalNorm,
-    GradientClipByNorm,
-    GradientClipByRMS,
-    GradientClipByValue,
-)
-from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.extract import extract_clip, extract_clip_file
-from onnx_clip_pass.files import clip_gradients_file
-from onnx_clip_pass.gradients import Gradient, Parameter, find_gradients
-from onnx_clip_pass.record import strip
-from onnx_clip_pass.rewrite import Clipped, Emitted, Report, clip_gradients
-from onnx_clip_pass.rules import Rule, load_rules
 
 if TYPE_CHECKING:
+    from onnx_clip_pass.artifacts import clip_artifacts
+    from onnx_clip_pass.clips import (
+        AdaptiveGradientClip,
+        Chain,
+        GradientClipByGlobalNorm,
+        GradientClipByNorm,
+        GradientClipByRMS,
+        GradientClipByValue,
+    )
+    from onnx_clip_pass.errors import OnnxClipError
+    from onnx_clip_pass.extract import extract_clip, extract_clip_file
+    from onnx_clip_pass.files import clip_gradients_file
+    from onnx_clip_pass.gradients import Gradient, Parameter, find_gradients
     from onnx_clip_pass.probe import probe_gradients
+    from onnx_clip_pass.record import strip
+    from onnx_clip_pass.rewrite import Clipped, Emitted, Report, clip_gradients
+    from onnx_clip_pass.rules import Rule, load_rules
 
 __all__ = [
     "AdaptiveGradientClip",
@@ -55,11 +59,25 @@ __all__ = [
     "strip",
 ]
 
+_ROOMS = {
+    "OnnxClipError": "errors",
+    "clip_artifacts": "artifacts",
+    "clip_gradients_file": "files",
+    "probe_gradients": "probe",
+    "strip": "record",
+    **dict.fromkeys(("Clipped", "Emitted", "Report", "clip_gradients"), "rewrite"),
+    **dict.fromkeys(("Gradient", "Parameter", "find_gradients"), "gradients"),
+    **dict.fromkeys(("Rule", "load_rules"), "rules"),
+    **dict.fromkeys(("extract_clip", "extract_clip_file"), "extract"),
+}
+"""Where a name comes from; the others are clips."""
+
 
 def __getattr__(name: str) -> Any:
-    """Import what runs models only when it is asked for: every command waits for the rest."""
-    if name == "probe_gradients":
-        from onnx_clip_pass.probe import probe_gradients
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOMS.get(name, 'clips')}"), name)
 
-        return probe_gradients
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

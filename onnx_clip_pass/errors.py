@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-__all__ = ["OnnxClipError"]
+__all__ = ["OnnxClipError", "listed"]
+
+_SHOWN = 10
 
 
 class OnnxClipError(Exception):
     """Something a user can cause and mend: what was expected, what arrived, what to do next.
 
     The command line prints it as one message without a traceback and exits with code 2.
-    `faults` holds each fault on its own where several were found before anything was changed.
+    `faults` holds each fault on its own where several were found before anything was changed; the
+    message shows the first few of them.
     """
 
     def __init__(self, message: str, faults: Iterable[str] = ()) -> None:
         self.faults = tuple(faults)
-        super().__init__("\n".join([message, *(f"  - {fault}" for fault in self.faults)]))
+        shown = [f"  - {fault}" for fault in self.faults[:_SHOWN]]
+        more = [f"  and {len(self.faults) - _SHOWN} more"] if self.faults[_SHOWN:] else []
+        super().__init__("\n".join([message, *shown, *more]))
+
+
+def listed(items: Sequence[str]) -> str:
+    """The first few of some things in one line of a message, and how many more there are."""
+    more = f" and {len(items) - _SHOWN} more" if items[_SHOWN:] else ""
+    return (", ".join(items[:_SHOWN]) or "none") + more

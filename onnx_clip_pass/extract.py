@@ -13,6 +13,7 @@ from typing import Literal
 
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
+from onnx_clip_pass.arguments import check_flags, check_model
 from onnx_clip_pass.clips import NonFinite, NormPrecision, Numerics
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient
@@ -72,6 +73,7 @@ def extract_clip(
         OnnxClipError: what `clip_gradients` refuses, and gradients in nested graphs or functions,
             or of which only one parameter's share is to be clipped.
     """
+    check_model(model, "extract_clip_file")
     copy = ModelProto()
     copy.CopyFrom(model)
     return _extract(
@@ -121,6 +123,7 @@ def extract_clip_file(
     Raises:
         OnnxClipError: what `extract_clip` refuses, and files that cannot be read or written.
     """
+    check_flags(force=force)
     source, target = Path(source), Path(target)
     _check_target(target, force=force)
     with open_model(source) as structure:
@@ -280,6 +283,6 @@ def _check_target(target: Path, *, force: bool) -> None:
         is_ours = False
     if not is_ours:
         raise OnnxClipError(
-            f"{str(target)!r} exists and onnx-clip did not extract it; pass --force to replace it, "
-            f"or another --output"
+            f"{str(target)!r} exists and onnx-clip did not extract it; pass --force (in Python: "
+            f"force=True) to replace it, or give another output"
         )

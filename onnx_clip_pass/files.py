@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnx_clip_pass.arguments import check_choice, check_flags
 from onnx_clip_pass.clips import NonFinite, NormPrecision, Numerics
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient, survey
@@ -96,6 +97,8 @@ def clip_gradients_file(
         OnnxClipError: what `clip_gradients` refuses, and files that cannot be read or written, or
             must not be replaced.
     """
+    check_flags(replace=replace, force=force, dry_run=dry_run)
+    check_choice("external_data", external_data, HowToBring)
     source, target = Path(source), _resolved(Path(target), replace=replace)
     with open_model(source) as structure:
         may_replace = _check_target(source, target, replace=replace, force=force)
@@ -149,7 +152,9 @@ def inspect_file(source: _Path) -> Inspection:
             return Inspection((), record, str(error))
         seen = survey(Index(structure.model))
         gradients = tuple(sighting.gradient for sighting in seen.found)
-        return Inspection(gradients, record, "" if gradients else nothing_found(seen))
+        return Inspection(
+            gradients, record, "" if gradients else nothing_found(seen, can_name=False)
+        )
 
 
 def read_map(path: _Path) -> dict[str, str]:
@@ -184,7 +189,8 @@ def _check_target(source: Path, target: Path, *, replace: bool, force: bool) -> 
     try:
         return _replaceable(source, target, replace=replace, force=force)
     except (OSError, ValueError) as error:  # a path that is too long, or holds a NUL
-        raise OnnxClipError(f"cannot write {str(target)!r}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise OnnxClipError(f"cannot write {str(target)!r}: {reason}") from error
 
 
 def _replaceable(source: Path, target: Path, *, replace: bool, force: bool) -> set[str] | None:
@@ -204,14 +210,15 @@ def _replaceable(source: Path, target: Path, *, replace: bool, force: bool) -> s
     if target.samefile(source):
         if not replace:
             raise OnnxClipError(
-                f"the output {str(target)!r} is the model itself; pass --in-place to replace it"
+                f"the output {str(target)!r} is the model itself; pass --in-place (in Python: "
+                f"replace=True) to replace it"
             )
         return None if force else set()
     owned = None if force else _owned_by(target)
     if not force and owned is None:
         raise OnnxClipError(
-            f"{str(target)!r} exists and onnx-clip did not write it; pass --force to replace it, "
-            f"or another --output"
+            f"{str(target)!r} exists and bears no record of onnx-clip; pass --force (in Python: "
+            f"force=True) to replace it, or give another output"
         )
     return owned
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
+from onnx_clip_pass.arguments import check_model
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import rename_in_attributes
 
@@ -123,6 +124,7 @@ def strip(model: ModelProto) -> ModelProto:
     Raises:
         OnnxClipError: the model bears no record, or what was added has been changed since.
     """
+    check_model(model, "onnx.load, or the command onnx-clip strip")
     original = ModelProto()
     original.CopyFrom(model)
     if not undo(original):

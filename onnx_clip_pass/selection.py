@@ -9,21 +9,19 @@ gradient means that one and is not read as a glob (`params['w']`).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from fnmatch import translate
 from functools import lru_cache
 
 import numpy as np
 
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.gradients.found import Parameter
 
 __all__ = ["Chooser", "NeedClip", "check_need_clip", "select"]
 
 NeedClip = Callable[[Parameter], bool] | str | Sequence[str] | None
 """A predicate, a pattern, several patterns (any of them), or None for all parameters."""
-
-_SHOWN = 10
 
 
 def check_need_clip(need_clip: object) -> None:
@@ -54,13 +52,18 @@ def select(
         OnnxClipError: a pattern matches nothing, nothing is left, or a predicate raises or gives no
             bool.
     """
-    skipped = set(_match(_patterns(skip, "skip"), parameters, also)) if skip else set()
+    everything = [*parameters, *also]
+    left_out = [] if _is_empty(skip) else _patterns(skip, "skip")
+    asked = [] if need_clip is None or callable(need_clip) else _patterns(need_clip, "need_clip")
+    matches = _matches([*asked, *left_out], everything, Chooser(parameters, also))
+    skipped = {parameter for pattern in left_out for parameter in matches[pattern]}
     if need_clip is None:
         picked = list(parameters)
     elif callable(need_clip):
         picked = [parameter for parameter in parameters if _ask(need_clip, parameter)]
     else:
-        picked = _match(_patterns(need_clip, "need_clip"), parameters, also)
+        wanted = {parameter for pattern in asked for parameter in matches[pattern]}
+        picked = [parameter for parameter in everything if parameter in wanted]
     chosen = [parameter for parameter in picked if parameter not in skipped]
     if parameters and not chosen and not callable(need_clip):  # a predicate may say no to all
         raise OnnxClipError(
@@ -98,15 +101,18 @@ def _patterns(given: object, what: str) -> list[str]:
     return patterns
 
 
-def _match(
-    patterns: Sequence[str], parameters: Sequence[Parameter], also: Sequence[Parameter]
-) -> list[Parameter]:
-    chooser = Chooser(parameters, also)
-    everything = [*parameters, *also]
-    found = [chooser.matching(pattern, everything) for pattern in patterns]
+def _is_empty(patterns: object) -> bool:
+    return patterns is None or (isinstance(patterns, Sized) and len(patterns) == 0)
+
+
+def _matches(
+    patterns: Sequence[str], everything: Sequence[Parameter], chooser: Chooser
+) -> dict[str, list[Parameter]]:
+    """What each pattern matches; refused if one matches nothing."""
+    found = {pattern: chooser.matching(pattern, everything) for pattern in patterns}
     idle = [
         f"pattern {pattern!r} matches no parameter and no gradient"
-        for pattern, matched in zip(patterns, found, strict=True)
+        for pattern, matched in found.items()
         if not matched
     ]
     if idle:
@@ -114,8 +120,7 @@ def _match(
         if len(idle) == 1:
             raise OnnxClipError(f"{idle[0]}; there is: {there}")
         raise OnnxClipError(f"{len(idle)} patterns match nothing; there is: {there}", idle)
-    picked = {parameter for matched in found for parameter in matched}
-    return [parameter for parameter in everything if parameter in picked]
+    return found
 
 
 class Chooser:
@@ -186,6 +191,4 @@ def _compile(pattern: str) -> re.Pattern[str]:
 
 
 def _listed(parameters: Sequence[Parameter]) -> str:
-    names = [repr(parameter.name) for parameter in parameters[:_SHOWN]]
-    more = len(parameters) - len(names)
-    return ", ".join(names) + (f" and {more} more" if more > 0 else "")
+    return listed([repr(parameter.name) for parameter in parameters])

@@ -70,6 +70,7 @@ BAD = {
     "adaptive without clipping": (["--clip", "adaptive"], "needs --clipping"),
     "no such clip": (["--clip", "l2"], "'l2' is not one of"),
     "axes that are none": (["--axes", "a"], "--axes: expected axes such as 0 or 0,2"),
+    "axes twice": (["--axes", "0,0"], "one is named twice: [0, 0]"),
     "axes beyond the rank": (["--axes", "5"], "axes [5] do not fit a gradient of rank"),
     "bounds the wrong way": (["--clip", "value", "--max", "1", "--min", "2"], "min below max"),
     "no scale to emit": (
@@ -85,6 +86,10 @@ BAD = {
     "loss scale of zero": (["--loss-scale", "0"], "loss_scale must be a positive number"),
     "taken input": (["--threshold-input", "fc_0.w_0"], "the model has a value of that name"),
     "unknown measure": (["--emit", "norm,length"], "not length"),
+    "no measure": (["--emit", ""], "--emit: expected norm, scale, clipped"),
+    "no measure behind a comma": (["--emit", "norm,"], "--emit: expected norm, scale, clipped"),
+    "a form of no measure": (["--emit-as", "vector"], "add --emit"),
+    "an input without a name": (["--threshold-input", ""], "the name of an input, not ''"),
     "nothing to measure": (["--measure-only"], "measure_only needs something to emit"),
 }
 

@@ -1,6 +1,6 @@
 """The Python and TOML of README and docs, as they stand there, page by page from top to bottom.
 
-That of docs/artifacts.md is in `artifacts/test_docs.py`, with its commands.
+That of docs/artifacts.md is in `artifacts/test_artifacts_page.py`, with its commands.
 """
 
 from __future__ import annotations

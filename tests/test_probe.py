@@ -298,3 +298,38 @@ def test_rewrite_and_inspect_probe(tmp_path: Path, capsys: pytest.CaptureFixture
     assert_identical(run(onnx.load(tmp_path / "m.clipped.onnx"), inputs), run(by_hand, inputs))
     assert main(["rewrite", options[0], "--loss", "reducesum_out_0"]) == 2
     assert "add --probe" in capsys.readouterr().err
+
+
+def test_rewrite_tells_the_evidence_of_the_probe(tmp_path, capsys) -> None:
+    model = str(MODELS / "torch_grad" / "mlp_mse.onnx")
+    assert main(["inspect", model, "--probe", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["gradients"]
+    target = str(tmp_path / "clipped.onnx")
+    assert main(["rewrite", model, "-o", target, "--probe", "--json"]) == 0
+    rewritten = json.loads(capsys.readouterr().out)["gradients"]
+    assert [each["evidence"] for each in rewritten] == [each["evidence"] for each in found]
+    assert "slopes of" in found[0]["evidence"]
+
+
+def test_inner_is_advised_unless_it_is_given(tmp_path, capsys) -> None:
+    path = str(tmp_path / "m.onnx")
+    onnx.save(graph(LOSS + GRADIENTS, "loss"), path)
+    assert main(["rewrite", path, "--probe"]) == 2
+    err = capsys.readouterr().err
+    assert "inner=True (--inner) looks inside the graph too" in err
+    assert "name it with data= (--data) to probe it" in err
+    onnx.save(graph(LOSS, "loss"), path)
+    assert main(["rewrite", path, "--probe", "--inner"]) == 2
+    assert "inner=True" not in capsys.readouterr().err
+
+
+def test_a_model_with_many_outputs_is_not_listed_in_full(tmp_path, capsys) -> None:
+    outputs = [f"y{number}" for number in range(400)]
+    nodes = " ".join(f"{name} = Neg(x)" for name in outputs)
+    declared = ", ".join(f"float[2] {name}" for name in outputs)
+    text = f'<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => ({declared}) {{ {nodes} }}'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    assert main(["inspect", str(tmp_path / "m.onnx"), "--probe"]) == 2
+    err = capsys.readouterr().err
+    assert "and 390 more" in err
+    assert len(err) < 500

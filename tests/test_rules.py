@@ -231,6 +231,8 @@ WRONG = {
     "parameters": ('parameters = 3\nclip = "none"', "parameters must be a pattern"),
     "a regular expression": ('parameters = "re:("\nclip = "none"', "is no regular expression"),
     "dtype": ('dtype = "half"\nclip = "none"', "dtype must be one or more of"),
+    "a list for a dtype": ('dtype = [[0]]\nclip = "none"', "dtype must be one or more of"),
+    "none in a chain": ('clip = [{clip = "none"}]', "rms, adaptive; not 'none'"),
     "rank": ('rank = -1\nclip = "none"', "rank must be a whole number"),
     "ranks": ('min_rank = 3\nmax_rank = 2\nclip = "none"', "can never match: min_rank 3"),
     "rank twice": ('rank = 1\nmax_rank = 2\nclip = "none"', "rank says it all"),
@@ -269,11 +271,19 @@ def test_all_faults_are_named_at_once(tmp_path: Path):
     ]
 
 
+def test_patterns_that_are_none_hide_no_other_fault(tmp_path: Path):
+    path = written(tmp_path, '[[rule]]\nparameters = 3\ncolour = "red"\nclip = "none"\n')
+    with pytest.raises(OnnxClipError) as caught:
+        load_rules(path)
+    assert ["colour" in fault for fault in caught.value.faults] == [True, False]
+    assert "parameters must be a pattern" in caught.value.faults[1]
+
+
 def test_a_file_that_is_not_there_or_is_no_text_is_one_message(tmp_path: Path):
     with pytest.raises(OnnxClipError, match="cannot read"):
         load_rules(tmp_path / "none.toml")
     (tmp_path / "clip.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(OnnxClipError, match="cannot read"):
+    with pytest.raises(OnnxClipError, match="is no TOML, which is UTF-8 text"):
         load_rules(tmp_path / "clip.toml")
 
 

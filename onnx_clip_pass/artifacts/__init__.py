@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
+from onnx_clip_pass.arguments import check_choice, check_flags
 from onnx_clip_pass.artifacts.layout import Layout, check_training_model, find_layout
 from onnx_clip_pass.artifacts.placing import building, check_target
 from onnx_clip_pass.artifacts.sequence import clip_sequence, find_optimizer
@@ -33,6 +34,7 @@ from onnx_clip_pass.rewrite import (
     Report,
     clip_in_place,
 )
+from onnx_clip_pass.rewrite.steering import Steering
 from onnx_clip_pass.storage import (
     HowToBring,
     Progress,
@@ -125,12 +127,16 @@ def clip_artifacts(
             or without an optimizer model; what `clip_gradients` refuses; and files that cannot be
             read or written, or must not be replaced. Nothing is written then.
     """
-    numerics = Numerics(norm_precision, nonfinite)
+    check_flags(measure_only=measure_only, replace=replace, force=force, dry_run=dry_run)
+    check_choice("at", at, Place)
+    check_choice("emit_as", emit_as, EmitAs)
+    check_choice("external_data", external_data, HowToBring)
+    numerics, scale = Numerics(norm_precision, nonfinite), Steering(loss_scale).loss_scale
     layout, target = find_layout(Path(folder)), Path(target)
     wishes = {
         "skip": bool(skip),
         "gradients": gradients is not None,
-        "loss_scale": loss_scale != 1,
+        "loss_scale": scale != 1,
         "emit": bool(emit),
         "measure_only": measure_only,
     }
@@ -215,8 +221,6 @@ def _check_place(
 
     `wishes` are the arguments that only the micro-batch can fulfil.
     """
-    if at not in get_args(Place):
-        raise OnnxClipError(f"at must be one of {', '.join(get_args(Place))}, not {at!r}")
     if at == "micro-batch":
         return None
     is_clip = isinstance(clip, Clip)
@@ -238,12 +242,13 @@ def _check_place(
         raise OnnxClipError(
             f"--at step, which is the default for a folder, cannot have {', '.join(wishes)}: the "
             f"runtime feeds and fetches its own inputs and outputs of the optimizer model alone; "
-            f"pass --at micro-batch"
+            f"pass --at micro-batch (in Python at='micro-batch')"
         )
     if not layout.optimizer:
         raise OnnxClipError(
             f"{str(layout.folder)!r} has no {layout.prefix}optimizer_model.onnx, which --at step "
-            f"clips in: make the artifacts with optimizer=…, or pass --at micro-batch"
+            f"clips in: make the artifacts with optimizer=…, or pass --at micro-batch "
+            f"(in Python at='micro-batch')"
         )
     assert isinstance(clip, Clip)
     return clip

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.storage import DataFile
 
 __all__ = ["Layout", "check_training_model", "find_layout"]
@@ -155,6 +155,4 @@ def _why_not(path: Path, root: Path) -> str:
 
 
 def _some(names: list[str]) -> str:
-    """The first few of some names."""
-    shown = ", ".join(repr(name) for name in names[:6]) or "nothing"
-    return shown + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    return listed([repr(name) for name in names])

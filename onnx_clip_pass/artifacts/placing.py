@@ -44,7 +44,8 @@ def check_target(layout: Layout, target: Path, *, force: bool) -> None:
             raise OnnxClipError(f"cannot write {shown}: there is no folder {str(parent)!r}")
         if place == source:
             raise OnnxClipError(
-                f"the output {shown} is the folder itself; pass --in-place to replace its model"
+                f"the output {shown} is the folder itself; pass --in-place (in Python: "
+                f"replace=True) to replace its model"
             )
         if place.is_relative_to(source) or source.is_relative_to(place):  # rule 1
             raise OnnxClipError(
@@ -57,7 +58,8 @@ def check_target(layout: Layout, target: Path, *, force: bool) -> None:
             raise OnnxClipError(f"cannot write {shown}: it is there and is no folder")
         _check_contents(layout, target, force=force)
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
-        raise OnnxClipError(f"cannot write {shown}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise OnnxClipError(f"cannot write {shown}: {reason}") from error
 
 
 @contextmanager
@@ -95,7 +97,7 @@ def _check_contents(layout: Layout, target: Path, *, force: bool) -> None:
             f"{shown} exists and holds {foreign[0]!r}"
             + (f" and {len(foreign) - 1} more" if len(foreign) > 1 else "")
             + f", which {str(layout.folder)!r} has not: nothing is removed that onnx-clip did not "
-            f"write; move it away or give another --output"
+            f"write; move it away or give another output"
         )
     if force or not there:
         return
@@ -103,8 +105,8 @@ def _check_contents(layout: Layout, target: Path, *, force: bool) -> None:
     ours = {name for name in models if name in there and _bears_record(target / name)}
     if not ours:  # rule 3
         raise OnnxClipError(
-            f"{shown} exists and onnx-clip did not write it; pass --force to replace it, or "
-            f"another --output"
+            f"{shown} exists and bears no record of onnx-clip; pass --force (in Python: "
+            f"force=True) to replace it, or give another output"
         )
     for name in there:
         if name not in ours and not filecmp.cmp(
@@ -112,7 +114,7 @@ def _check_contents(layout: Layout, target: Path, *, force: bool) -> None:
         ):
             raise OnnxClipError(
                 f"{str(target / name)!r} is not that of the artifacts any more, as after training; "
-                f"pass --force to replace it, or another --output"
+                f"pass --force (in Python: force=True) to replace it, or give another output"
             )
 
 

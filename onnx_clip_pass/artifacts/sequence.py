@@ -73,7 +73,7 @@ def find_optimizer(model: ModelProto, name: str) -> Optimizer:
             f"{name} is of another version: onnxruntime-training 1.19 gives {op_type} the inputs "
             f"{', '.join(_INPUTS[op_type])}, the gradients as a sequence of tensors; here they are "
             f"{', '.join(inputs) or 'none'}; make the artifacts again with that version, or clip "
-            f"before the accumulators with --at micro-batch"
+            f"before the accumulators with --at micro-batch (in Python at='micro-batch')"
         )
     return Optimizer(op_type, dtype, "InplaceClipGradNorm" in by_op)
 
@@ -128,7 +128,8 @@ def _check(reads: list[Read], opset: int, name: str) -> None:
         raise OnnxClipError(
             f"{name} has opset {opset}: clipping a sequence needs {_FIRST_CARRIED_SEQUENCE} or "
             f"later, where Loop carries one; export the forward model with a later opset and make "
-            f"the artifacts again, or clip before the accumulators with --at micro-batch"
+            f"the artifacts again, or clip before the accumulators with --at micro-batch (in "
+            f"Python at='micro-batch')"
         )
     if any(read.node == OUTPUT for read in reads):
         raise OnnxClipError(
@@ -138,7 +139,7 @@ def _check(reads: list[Read], opset: int, name: str) -> None:
 
 def _check_clip(clip: Clip) -> None:
     """Refuse what cannot be done to tensors of which neither shape nor parameter is known."""
-    way_out = "pass --at micro-batch, or another clip"
+    way_out = "pass --at micro-batch (in Python at='micro-batch'), or another clip"
     if clip.reads_parameter:
         raise OnnxClipError(
             f"{type(clip).__name__} compares each gradient with its parameter, and at the step "

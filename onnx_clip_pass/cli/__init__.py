@@ -1,13 +1,17 @@
 """The command line: words, tables and exit codes. All work is done elsewhere.
 
-Exit codes: 0 done, 1 a check failed, 2 bad usage or bad input. Results go to standard output,
-with `--json` one JSON object and nothing else; tables, progress and warnings go to standard error.
+Exit codes: 0 done, 1 a check failed, 2 bad usage or bad input, 3 a fault of onnx-clip itself, 130
+interrupted. Results go to standard output, with `--json` one JSON object and nothing else;
+progress, warnings and the table of what `rewrite` did go to standard error.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
@@ -15,8 +19,8 @@ from onnx_clip_pass import __version__
 from onnx_clip_pass.cli.extracting import extract
 from onnx_clip_pass.cli.inspecting import inspect
 from onnx_clip_pass.cli.rewriting import rewrite, strip
-from onnx_clip_pass.cli.showing import say
 from onnx_clip_pass.cli.verifying import verify
+from onnx_clip_pass.cli.words import say
 from onnx_clip_pass.errors import OnnxClipError
 
 __all__ = ["main"]
@@ -31,21 +35,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    code, message = _outcome(arguments)
+    if message:
+        with suppress(OSError):  # the code says it where standard error does not take it
+            say(message)
+    return code
+
+
+def _outcome(arguments: Sequence[str] | None) -> tuple[int, str]:
+    """The exit code, and what is to be said last; "" if all is said."""
     try:
-        code = cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+        code = cli.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="onnx-clip",
+            standalone_mode=False,
+        )
     except click.ClickException as error:
-        error.show()
-        return 2
-    except click.Abort:
-        say("interrupted; the model that was being written is as it was")
-        return 130
+        with suppress(OSError):
+            error.show()
+        return 2, ""
+    except (click.Abort, KeyboardInterrupt):
+        return 130, "interrupted; no file is half written"
     except OnnxClipError as error:
-        say(f"error: {error}")
-        return 2
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 2
-    return code if isinstance(code, int) else 0
+        return 2, f"error: {error}"
+    except SystemExit as left:  # click's: the reader of the output has gone, or completion is done
+        return (2 if left.code else 0), ""
+    except MemoryError:
+        return 2, "error: there is not enough memory for this"
+    except OSError as error:
+        where = "standard output" if error.filename is None else repr(error.filename)
+        _let_go_of_streams()
+        return 2, f"error: cannot write to {where}: {error.strerror}"
+    except Exception:
+        fault = "error: this is a fault of onnx-clip itself; please report it with these lines"
+        return 3, f"{traceback.format_exc()}{fault}"
+    return (code if isinstance(code, int) else 0), ""
+
+
+def _let_go_of_streams() -> None:
+    """Spare the end of the process from writing what one of them did not take."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # closed, they are None
+        try:
+            stream.flush()
+        except OSError:
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from onnx_clip_pass.cli.showing import MODEL
+from onnx_clip_pass.cli.options import MODEL, given_options
 from onnx_clip_pass.clips import (
     AdaptiveGradientClip,
     Clip,
@@ -86,6 +86,10 @@ class ClipOptions:
         """Take them out of all options of a command."""
         return cls(*(options[name] for name in cls.__slots__))
 
+    def __post_init__(self) -> None:
+        if self.emit is None and given_options("emit_as"):
+            raise click.UsageError("--emit-as says how to emit: add --emit")
+
     def clips(self) -> ClipOrRules:
         """The clip, or the rules.
 
@@ -130,7 +134,7 @@ class ClipOptions:
             "nonfinite": self.nonfinite,
             "threshold_input": self.threshold_input,
             "loss_scale": _number_or_name(self.loss_scale),
-            "emit": [word.strip() for word in self.emit.split(",")] if self.emit else (),
+            "emit": () if self.emit is None else _measures(self.emit),
             "emit_as": self.emit_as,
             "measure_only": self.measure_only,
         }
@@ -144,6 +148,13 @@ def _axes(text: str) -> Sequence[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise click.UsageError(f"--axes: expected axes such as 0 or 0,2, not {text!r}") from None
+
+
+def _measures(text: str) -> list[str]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(words):
+        raise click.UsageError(f"--emit: expected norm, scale, clipped, or several, not {text!r}")
+    return words
 
 
 def _number_or_name(text: str) -> float | str:

@@ -13,19 +13,21 @@ from onnx_clip_pass.cli.clipping import (
     gradient_options,
     named_gradients,
 )
-from onnx_clip_pass.cli.showing import MODEL, print_json, report_facts, tell_rewrite
+from onnx_clip_pass.cli.options import MODEL, json_option
+from onnx_clip_pass.cli.showing import report_facts, tell_rewrite
+from onnx_clip_pass.cli.words import print_json
 from onnx_clip_pass.extract import extract_clip_file
 
 __all__ = ["extract"]
 
 
-@click.command()
+@click.command(short_help="Write the clip of a model alone.")
 @click.argument("model", type=MODEL)
 @click.option("-o", "--output", type=MODEL, help="Where to write. [default: MODEL.clip.onnx]")
 @clip_options
 @gradient_options
-@click.option("--force", is_flag=True, help="Replace an output that onnx-clip did not write.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@click.option("--force", is_flag=True, help="Replace an output that extract did not write.")
+@json_option
 def extract(
     model: Path,
     output: Path | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -14,25 +14,31 @@ from onnx_clip_pass.artifacts import (
     inspect_artifacts,
     strip_artifacts,
 )
+from onnx_clip_pass.artifacts.layout import find_layout
 from onnx_clip_pass.cli.showing import (
     ProgressBar,
     bounds_in_words,
-    count_gradients,
     done_in_words,
-    escape_control,
     gradient_facts,
-    print_json,
     report_facts,
-    say,
     settings_in_words,
-    show_gradients,
     tell_ports,
 )
+from onnx_clip_pass.cli.tables import show_gradients
+from onnx_clip_pass.cli.words import counted, escape_control, print_json, say
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.record import Record
 from onnx_clip_pass.rewrite import ClipOrRules, Report
 
-__all__ = ["AT", "beside_folder", "inspect_folder", "is_folder", "rewrite_folder", "strip_folder"]
+__all__ = [
+    "AT",
+    "beside_folder",
+    "inspect_folder",
+    "is_folder",
+    "refuse_to_verify",
+    "rewrite_folder",
+    "strip_folder",
+]
 
 AT = click.option(
     "--at",
@@ -66,7 +72,8 @@ def rewrite_folder(
     clip: ClipOrRules,
     *,
     at: Place | None,
-    runs: bool,
+    probes: bool,
+    verifies: bool,
     as_json: bool,
     **options: Any,
 ) -> dict[str, Any]:
@@ -77,18 +84,21 @@ def rewrite_folder(
         target: where to write.
         clip: what to do, or rules.
         at: where, as far as the user says it.
-        runs: whether the user wants models run, as `--probe` and `--verify` do.
+        probes: whether the user wants gradients to be probed for.
+        verifies: whether the user wants the rewrite to be verified.
         as_json: whether the report goes to standard output as JSON, which the caller prints.
         options: of `clip_artifacts`, and those of `clip_gradients_file` that it has not.
 
     Returns:
         The report in the types of JSON.
     """
-    if runs:
+    if probes:
         raise OnnxClipError(
-            f"--probe and --verify run one model, and {str(folder)!r} is a folder: name its "
-            f"training model, as in onnx-clip verify {folder.name}/training_model.onnx …"
+            f"{str(folder)!r} is a folder of training artifacts, whose gradients are known by "
+            f"their accumulators: leave --probe out"
         )
+    if verifies:
+        refuse_to_verify(folder, target)
     if options.pop("threshold_input") is not None:
         raise OnnxClipError(
             "the training runtime feeds no input that it does not know, so a --threshold-input "
@@ -100,6 +110,21 @@ def rewrite_folder(
     is_written = not options["dry_run"]
     _tell(folder, target if is_written else None, report, place, as_json=as_json)
     return {"output": str(target) if is_written else None, "at": place} | report_facts(report)
+
+
+def refuse_to_verify(folder: Path, rewritten: Path) -> NoReturn:
+    """Say what of a folder can be verified, and how.
+
+    Raises:
+        OnnxClipError: always.
+    """
+    name = find_layout(folder).training
+    raise OnnxClipError(
+        f"{str(folder)!r} is a folder: only its training model can be verified, rewritten with "
+        f"--at micro-batch, in an environment with onnxruntime-training: onnx-clip verify "
+        f"{folder / name} {rewritten / name}. At the step the clip is in the optimizer model, "
+        f"which takes a sequence that only training makes; there is nothing to run it on"
+    )
 
 
 def strip_folder(folder: Path, target: Path, **options: Any) -> None:
@@ -118,6 +143,7 @@ def inspect_folder(folder: Path, *, as_json: bool) -> None:
             {
                 "folder": str(folder),
                 "gradients": [gradient_facts(gradient) for gradient in training.gradients],
+                "reason": training.reason or None,
                 "optimizer": found.optimizer or None,
                 "micro-batch": _record_facts(training.record),
                 "step": _record_facts(found.record),
@@ -127,11 +153,14 @@ def inspect_folder(folder: Path, *, as_json: bool) -> None:
     done = training.record.clips if training.record else []
     clips = {(clip.get("gradient"), clip.get("parameter")): clip for clip in done}
     show_gradients(
-        (gradient, settings_in_words(clips.get((gradient.name, gradient.parameter.name))))
-        for gradient in training.gradients
+        (
+            (gradient, settings_in_words(clips.get((gradient.name, gradient.parameter.name))))
+            for gradient in training.gradients
+        ),
+        is_result=True,
     )
     click.echo(
-        f"{count_gradients(len(training.gradients))} in the training artifacts "
+        f"{counted(len(training.gradients))} in the training artifacts "
         f"{escape_control(folder)}, optimizer: {found.optimizer or 'unknown'}"
     )
     for line in (*training.reason.splitlines(), *found.reason.splitlines()):
@@ -149,11 +178,12 @@ def _tell(
         say("note: the folder was clipped already; the clips it had are replaced")
     if as_json:
         return
-    show_gradients((row.gradient, row.clip.label if row.clip else "-") for row in report.rows)
+    rows = ((row.gradient, row.clip.label if row.clip else "-") for row in report.rows)
+    show_gradients(rows, is_result=False)
     count = (
         "all gradients"
         if place == "step"
-        else f"{len(report.clipped)} of {count_gradients(len(report.rows))}"
+        else f"{len(report.clipped)} of {counted(len(report.rows))}"
     )
     click.echo(
         f"{done_in_words(report, target)} {count} in {escape_control(folder)} "
@@ -173,6 +203,6 @@ def _in_words(record: Record | None) -> str:
     done = {settings_in_words(clip) for clip in record.clips}
     version = escape_control(record.version)
     names = [str(clip.get("gradient")) for clip in record.clips]
-    count = "all gradients" if names == ["gradients"] else count_gradients(len(names))
+    count = "all gradients" if names == ["gradients"] else counted(len(names))
     verb = "measured" if record.measures_only else "clipped"
     return f"{verb} by onnx-clip {version}: {count}, {escape_control('; '.join(sorted(done)))}"

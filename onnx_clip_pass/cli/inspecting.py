@@ -9,28 +9,23 @@ from typing import Any
 import click
 
 from onnx_clip_pass.cli.folders import inspect_folder, is_folder
+from onnx_clip_pass.cli.options import MODEL, json_option
 from onnx_clip_pass.cli.probing import ProbeOptions, probe_options
-from onnx_clip_pass.cli.showing import (
-    MODEL,
-    count_gradients,
-    escape_control,
-    gradient_facts,
-    print_json,
-    settings_in_words,
-    show_gradients,
-)
+from onnx_clip_pass.cli.showing import gradient_facts, settings_in_words
+from onnx_clip_pass.cli.tables import show_gradients
 from onnx_clip_pass.cli.verifying import RunOptions, run_options
+from onnx_clip_pass.cli.words import counted, escape_control, print_json
 from onnx_clip_pass.files import inspect_file
 from onnx_clip_pass.record import Record
 
 __all__ = ["inspect"]
 
 
-@click.command()
+@click.command(short_help="Show gradients, and what is clipped.")
 @click.argument("model", type=MODEL)
 @probe_options
 @run_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@json_option
 def inspect(
     model: Path,
     as_json: bool,
@@ -40,13 +35,15 @@ def inspect(
 
     MODEL is a file, or a folder of ONNX Runtime's training artifacts.
     """
-    probing = ProbeOptions.of(options)
+    probing, run = ProbeOptions.of(options), RunOptions.of(options)
+    if not probing.probes:
+        run.refuse_without("--probe")
     if is_folder(model) and not probing.probes:
         inspect_folder(model, as_json=as_json)
         return
     found = inspect_file(model)
     if probing.probes:
-        probed = probing.find(model, RunOptions.of(options))
+        probed = probing.find(model, run)
         reason = "\n".join(f"{entry.parameter}: {entry.reason}" for entry in probed.undecided)
         found = replace(found, gradients=probed.gradients, reason=reason)
     if as_json:
@@ -54,6 +51,7 @@ def inspect(
             {
                 "model": str(model),
                 "gradients": [gradient_facts(gradient) for gradient in found.gradients],
+                "reason": found.reason or None,
                 "record": found.record
                 and {
                     "version": found.record.version,
@@ -65,10 +63,13 @@ def inspect(
     done = found.record.clips if found.record else []
     clips = {(clip.get("gradient"), clip.get("parameter")): clip for clip in done}
     show_gradients(
-        (gradient, settings_in_words(clips.get((gradient.name, gradient.parameter.name))))
-        for gradient in found.gradients
+        (
+            (gradient, settings_in_words(clips.get((gradient.name, gradient.parameter.name))))
+            for gradient in found.gradients
+        ),
+        is_result=True,
     )
-    click.echo(f"{count_gradients(len(found.gradients))} in {escape_control(model)}")
+    click.echo(f"{counted(len(found.gradients))} in {escape_control(model)}")
     for line in found.reason.splitlines():
         click.echo(escape_control(line))
     click.echo(

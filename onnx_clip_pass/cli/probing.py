@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from onnx_clip_pass.cli.showing import ProgressBar, say
+from onnx_clip_pass.cli.options import given_options
+from onnx_clip_pass.cli.showing import ProgressBar
 from onnx_clip_pass.cli.verifying import RunOptions
+from onnx_clip_pass.cli.words import say
 from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.gradients import Gradient
+from onnx_clip_pass.rewrite import Report
 
 if TYPE_CHECKING:
     from onnx_clip_pass.probe import Probing
 
-__all__ = ["ProbeOptions", "probe_options"]
+__all__ = ["ProbeOptions", "probe_options", "with_evidence"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -36,8 +40,9 @@ class ProbeOptions:
         return cls(*(options[name] for name in cls.__slots__))
 
     def __post_init__(self) -> None:
-        if (self.loss or self.inner or self.data) and not self.probes:
-            raise click.UsageError("--loss, --inner and --data say how to probe: add --probe")
+        idle = given_options("loss", "inner", "data")
+        if idle and not self.probes:
+            raise click.UsageError(f"{', '.join(idle)} say how to probe: add --probe")
 
     def find(self, model: Path, run: RunOptions) -> Probing:
         """Probe a model; the modules that run models are imported only here."""
@@ -47,8 +52,8 @@ class ProbeOptions:
             return probe(model, loss=self.loss, inner=self.inner, data=self.data,
                          progress=progress, **run.as_arguments())  # fmt: skip
 
-    def names(self, model: Path, run: RunOptions) -> dict[str, str]:
-        """Gradient name to parameter name.
+    def gradients(self, model: Path, run: RunOptions) -> tuple[Gradient, ...]:
+        """The gradients; what could not be decided is told.
 
         Raises:
             OnnxClipError: no gradient is found; the reasons are in the message.
@@ -61,7 +66,20 @@ class ProbeOptions:
             )
         for reason in reasons:
             say(f"note: {reason}")
-        return {gradient.name: gradient.parameter.name for gradient in found.gradients}
+        return found.gradients
+
+
+def with_evidence(report: Report, probed: Iterable[Gradient]) -> Report:
+    """A report on gradients that were named because a probe had found them, with its evidence."""
+    known = {(each.name, each.parameter.name): each.evidence for each in probed}
+
+    def said(gradient: Gradient) -> Gradient:
+        evidence = known.get((gradient.name, gradient.parameter.name), gradient.evidence)
+        return replace(gradient, evidence=evidence)
+
+    return replace(
+        report, rows=tuple(replace(row, gradient=said(row.gradient)) for row in report.rows)
+    )
 
 
 def probe_options(command: _Command) -> _Command:

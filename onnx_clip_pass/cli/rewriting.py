@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +17,15 @@ from onnx_clip_pass.cli.clipping import (
     named_gradients,
 )
 from onnx_clip_pass.cli.folders import AT, beside_folder, is_folder, rewrite_folder, strip_folder
-from onnx_clip_pass.cli.probing import ProbeOptions, probe_options
-from onnx_clip_pass.cli.showing import (
-    MODEL,
-    ProgressBar,
-    escape_control,
-    print_json,
-    report_facts,
-    say,
-    tell_rewrite,
-)
+from onnx_clip_pass.cli.options import MODEL, json_option
+from onnx_clip_pass.cli.probing import ProbeOptions, probe_options, with_evidence
+from onnx_clip_pass.cli.showing import ProgressBar, report_facts, tell_rewrite
 from onnx_clip_pass.cli.verifying import RunOptions, run_options, tell_verification
+from onnx_clip_pass.cli.words import error_facts, escape_control, print_json, say
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import clip_gradients_file, strip_file
+from onnx_clip_pass.gradients import Gradient
+from onnx_clip_pass.rewrite import ClipOrRules
 from onnx_clip_pass.storage import HowToBring
 
 __all__ = ["rewrite", "strip"]
@@ -42,7 +40,7 @@ EXTERNAL_DATA = click.option(
 )
 
 
-@click.command()
+@click.command(short_help="Clip the gradients of models.")
 @click.argument("models", type=MODEL, nargs=-1, required=True, metavar="MODEL...")
 @click.option("-o", "--output", type=MODEL, help="Where to write. [default: MODEL.clipped.onnx]")
 @clip_options
@@ -56,8 +54,8 @@ EXTERNAL_DATA = click.option(
 @run_options
 @click.option("--dry-run", is_flag=True, help="Show what would be clipped, write nothing.")
 @click.option("--in-place", is_flag=True, help="Replace MODEL itself.")
-@click.option("--force", is_flag=True, help="Replace an output that onnx-clip did not write.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@click.option("--force", is_flag=True, help="Replace an output without a record of onnx-clip.")
+@json_option
 def rewrite(
     models: tuple[Path, ...],
     output: Path | None,
@@ -99,66 +97,62 @@ def rewrite(
         raise click.UsageError("--output is for one model; several are written beside themselves")
     clipping = ClipOptions.of(options)
     clips, arguments = clipping.clips(), clipping.arguments()
-    gradients = named_gradients(names, map_file)
     run = RunOptions.of(options)
+    if not (probing.probes or verifies):
+        run.refuse_without("--verify", "--probe")
+    targets = [model if in_place else output or _beside(model, "clipped") for model in models]
+    _refuse_same(models, targets)
+    written = {
+        "gradients": named_gradients(names, map_file),
+        "external_data": external_data,
+        "replace": in_place,
+        "force": force,
+        "dry_run": dry_run,
+    }
     results = []
     failures = mismatches = 0
-    for model in models:
-        target = model if in_place else output or _beside(model, "clipped")
+    for model, target in zip(models, targets, strict=True):
         facts: dict[str, Any] = {"model": str(model)}
         try:
             if is_folder(model):
-                written = {"gradients": gradients, "external_data": external_data,
-                           "replace": in_place, "force": force, "dry_run": dry_run}  # fmt: skip
-                runs = probing.probes or verifies
                 facts |= rewrite_folder(
-                    model, target, clips, at=at, runs=runs, as_json=as_json, **written, **arguments
+                    model, target, clips, at=at, probes=probing.probes, verifies=verifies,
+                    as_json=as_json, **written, **arguments,
+                )  # fmt: skip
+            else:
+                if verifies:
+                    run.rehearse(model)  # what cannot be run is not written either
+                probed = probing.gradients(model, run) if probing.probes else None
+                facts |= _rewrite_file(
+                    model, target, clips, probed, as_json=as_json, **written, **arguments
                 )
-                results.append(facts)
-                continue
-            if probing.probes:
-                gradients = probing.names(model, run)
-            with ProgressBar(f"writing {target.name}") as progress:
-                report = clip_gradients_file(
-                    model,
-                    target,
-                    clips,
-                    gradients=gradients,
-                    **arguments,
-                    external_data=external_data,
-                    replace=in_place,
-                    force=force,
-                    dry_run=dry_run,
-                    progress=progress,
-                )
-            facts |= {"output": None if dry_run else str(target)} | report_facts(report)
-            tell_rewrite(model, None if dry_run else target, report, as_json=as_json)
-            if verifies:
-                found = run.verify(model, target)
-                facts["verification"] = tell_verification(target, found, as_json=as_json)
-                mismatches += not found.ok
+                if verifies:
+                    found = run.verify(model, target)
+                    facts["verification"] = tell_verification(
+                        target, found, as_json=as_json, is_result=False
+                    )
+                    mismatches += not found.ok
         except OnnxClipError as error:
-            if len(models) == 1:
-                raise
             failures += 1
-            say(f"error: {model}: {error}")
-            facts["error"] = str(error)
+            say(f"error: {error}" if len(models) == 1 else f"error: {model}: {error}")
+            facts |= error_facts(error)
         results.append(facts)
     if as_json:
         print_json(results[0] if len(models) == 1 else {"models": results})
     if failures:
-        say(f"{failures} of {len(models)} models failed")
+        if len(models) > 1:
+            say(f"{failures} of {len(models)} models failed")
         raise click.exceptions.Exit(2)
     if mismatches:
         raise click.exceptions.Exit(1)
 
 
-@click.command()
+@click.command(short_help="Undo a rewrite.")
 @click.argument("model", type=MODEL)
 @click.option("-o", "--output", type=MODEL, help="Where to write. [default: MODEL.stripped.onnx]")
 @EXTERNAL_DATA
 @click.option("--in-place", is_flag=True, help="Replace MODEL itself.")
-@click.option("--force", is_flag=True, help="Replace an output that onnx-clip did not write.")
+@click.option("--force", is_flag=True, help="Replace an output without a record of onnx-clip.")
 def strip(
     model: Path, output: Path | None, external_data: HowToBring, in_place: bool, force: bool
 ) -> None:
@@ -179,6 +173,52 @@ def strip(
             progress=progress,
         )
     click.echo(f"wrote {escape_control(target)}")
+
+
+def _rewrite_file(
+    model: Path,
+    target: Path,
+    clip: ClipOrRules,
+    probed: Sequence[Gradient] | None,
+    *,
+    as_json: bool,
+    **options: Any,
+) -> dict[str, Any]:
+    """Rewrite a file and tell of it.
+
+    Args:
+        model: the file.
+        target: where to write.
+        clip: what to do, or rules.
+        probed: the gradients, where they were found by a probe.
+        as_json: whether the report goes to standard output as JSON, which the caller prints.
+        options: of `clip_gradients_file`.
+
+    Returns:
+        The report in the types of JSON.
+    """
+    if probed is not None:
+        options["gradients"] = {each.name: each.parameter.name for each in probed}
+    with ProgressBar(f"writing {target.name}") as progress:
+        report = clip_gradients_file(model, target, clip, progress=progress, **options)
+    if probed is not None:
+        report = with_evidence(report, probed)
+    is_written = not options["dry_run"]
+    tell_rewrite(model, target if is_written else None, report, as_json=as_json)
+    return {"output": str(target) if is_written else None} | report_facts(report)
+
+
+def _refuse_same(models: Sequence[Path], targets: Sequence[Path]) -> None:
+    """Refuse two models that would be written to one place, of which the last would win."""
+    taken: dict[str, Path] = {}
+    for model, target in zip(models, targets, strict=True):
+        place = os.path.realpath(target)
+        if place in taken:
+            raise click.UsageError(
+                f"{str(taken[place])!r} and {str(model)!r} would both be written to "
+                f"{str(target)!r}: name each model once, or give one an --output of its own"
+            )
+        taken[place] = model
 
 
 def _beside(model: Path, word: str) -> Path:

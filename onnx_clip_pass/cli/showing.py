@@ -2,48 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from onnx_clip_pass.cli.tables import show_gradients
+from onnx_clip_pass.cli.words import counted, escape_control, say
 from onnx_clip_pass.clips import clip_of
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.rewrite import Clipped, Report
 
 __all__ = [
-    "MODEL",
-    "MOST_ROWS",
     "ProgressBar",
     "bounds_in_words",
-    "count_gradients",
     "done_in_words",
-    "escape_control",
     "gradient_facts",
-    "print_json",
     "report_facts",
-    "say",
     "settings_in_words",
-    "show_gradients",
-    "show_table",
     "tell_ports",
     "tell_rewrite",
 ]
 
-MOST_ROWS = 40
-"""From here on a table gives way to counts."""
 _MOST_EMITTED = 10
-MODEL = click.Path(path_type=Path)
-"""The type of an argument that is a model."""
 
 
 class ProgressBar:
@@ -89,9 +74,9 @@ def tell_rewrite(model: Path, target: Path | None, report: Report, *, as_json: b
         say("note: the model was clipped already; the clips it had are replaced")
     if as_json:
         return
-    show_gradients((row.gradient, _done_to(row)) for row in report.rows)
+    show_gradients(((row.gradient, _done_to(row)) for row in report.rows), is_result=False)
     done = done_in_words(report, target)
-    count = f"{len(report.clipped)} of {count_gradients(len(report.rows))}"
+    count = f"{len(report.clipped)} of {counted(len(report.rows))}"
     written = "nothing was written" if target is None else f"wrote {escape_control(target)}"
     click.echo(f"{done} {count} in {escape_control(model)}, {bounds_in_words(report)}; {written}")
     tell_ports(report)
@@ -110,7 +95,7 @@ def tell_ports(report: Report) -> None:
         click.echo(f"input {escape_control(name)}: the threshold; not fed, it is as given here")
     for emitted in report.emitted[:_MOST_EMITTED]:
         of = emitted.group or ", ".join(emitted.gradients)
-        of = of if len(of) < 60 else count_gradients(len(emitted.gradients))
+        of = of if len(of) < 60 else counted(len(emitted.gradients))
         click.echo(f"output {escape_control(emitted.output)}: {emitted.quantity} of "
                    f"{escape_control(of)}")  # fmt: skip
     if len(report.emitted) > _MOST_EMITTED:
@@ -129,70 +114,6 @@ def bounds_in_words(report: Report) -> str:
     if not found:
         return "none of them"
     return "; ".join(found[:3]) + (f"; and in {len(found) - 3} other ways" if found[3:] else "")
-
-
-def escape_control(text: object) -> str:
-    """Text from outside, with control characters made visible: a name must not steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-
-
-def say(message: str) -> None:
-    """A message on standard error."""
-    click.echo("\n".join(escape_control(line) for line in message.split("\n")), err=True)
-
-
-def print_json(facts: dict[str, Any]) -> None:
-    """One JSON object on standard output."""
-    click.echo(json.dumps(facts, indent=2, ensure_ascii=True))
-
-
-def count_gradients(number: int) -> str:
-    """How many gradients, in words."""
-    return f"{number} gradient" + ("s" if number != 1 else "")
-
-
-def show_gradients(gradients: Iterable[tuple[Gradient, str]]) -> None:
-    """Gradients and what is done to them, on standard error; counts where that would be long."""
-    rows = list(gradients)
-    if not rows:
-        return
-    if len(rows) > MOST_ROWS:
-        counts = Counter((clip, gradient.dtype) for gradient, clip in rows)
-        for (clip, dtype), count in counts.items():
-            say(f"{count_gradients(count)}, {dtype}: {clip if clip != '-' else 'not clipped'}")
-        say("(--json lists them)")
-        return
-    headings = ("gradient", "parameter", "shape", "dtype", "clip", "evidence")
-    show_table(
-        headings,
-        [
-            (
-                gradient.name,
-                gradient.parameter.name,
-                _shape(gradient),
-                gradient.dtype,
-                clip,
-                gradient.evidence,
-            )
-            for gradient, clip in rows
-        ],
-    )
-
-
-def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard error."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    for cells in rows:
-        table.add_row(*(Text(escape_control(cell)) for cell in cells))
-    Console(stderr=True, soft_wrap=False).print(table)
-
-
-def _shape(gradient: Gradient) -> str:
-    if gradient.shape is None:
-        return "?"
-    return "[" + ", ".join("?" if d is None else str(d) for d in gradient.shape) + "]"
 
 
 def report_facts(report: Report) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
@@ -10,14 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from onnx_clip_pass.cli.showing import (
-    MODEL,
-    MOST_ROWS,
-    escape_control,
-    print_json,
-    say,
-    show_table,
-)
+from onnx_clip_pass.cli.folders import is_folder, refuse_to_verify
+from onnx_clip_pass.cli.options import MODEL, given_options, json_option
+from onnx_clip_pass.cli.tables import MOST_ROWS, show_table
+from onnx_clip_pass.cli.words import counted, escape_control, print_json, say
 
 if TYPE_CHECKING:
     from onnx_clip_pass.verify import Verification
@@ -25,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["RunOptions", "run_options", "tell_verification", "verify"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_MOST_DIGITS = 18  # of a size that 64 bits hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +29,7 @@ class RunOptions:
     """How the models are run: the values of the options of `run_options`."""
 
     feeds: tuple[Path, ...]
-    dims: tuple[str, ...]
+    dims: dict[str, int]
     provider: Any
     seed: int
 
@@ -40,6 +37,26 @@ class RunOptions:
     def of(cls, options: Mapping[str, Any]) -> RunOptions:
         """Take them out of all options of a command."""
         return cls(*(options[name] for name in cls.__slots__))
+
+    @staticmethod
+    def refuse_without(*runs: str) -> None:
+        """Refuse options that say how to run where nothing is run.
+
+        Args:
+            runs: the options by which something would be.
+        """
+        idle = given_options(*RunOptions.__slots__)
+        if idle:
+            raise click.UsageError(
+                f"{', '.join(idle)} say how to run a model, and none is run: add "
+                f"{' or '.join(runs)}"
+            )
+
+    def rehearse(self, model: Path) -> None:
+        """Refuse a model that cannot be run here with these options, before another is written."""
+        from onnx_clip_pass.runtime import rehearse
+
+        rehearse(model, **self.as_arguments())
 
     def verify(self, original: Path, rewritten: Path) -> Verification:
         """Verify with these options; the modules that run models are imported only here."""
@@ -53,23 +70,37 @@ class RunOptions:
 
         return {
             "feeds": load_feeds(self.feeds),
-            "dims": dict(map(_dim, self.dims)),
+            "dims": self.dims,
             "provider": self.provider,
             "seed": self.seed,
         }
 
 
-def _dim(text: str) -> tuple[str, int]:
-    name, _, size = text.rpartition("=")
-    if not name or not size.isdecimal():
-        raise click.UsageError(f"--dim: expected NAME=SIZE such as batch=4, not {text!r}")
-    return name, int(size)
+def _sizes(
+    _context: click.Context, _option: click.Parameter, texts: Sequence[str]
+) -> dict[str, int]:
+    """The sizes of dimensions by their names."""
+    sizes: dict[str, int] = {}
+    for text in texts:
+        name, _, size = text.rpartition("=")
+        if not name or not size.isdecimal() or len(size) > _MOST_DIGITS:
+            raise click.BadParameter(f"expected NAME=SIZE such as batch=4, not {text[:60]!r}")
+        if name in sizes:
+            raise click.BadParameter(f"{name!r} is named twice")
+        sizes[name] = int(size)
+    return sizes
 
 
 def run_options(command: _Command) -> _Command:
     """Add the options that say how models are run."""
     for option in (
-        click.option("--seed", type=int, default=0, show_default=True, help="For made-up inputs."),
+        click.option(
+            "--seed",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="For made-up inputs.",
+        ),
         click.option(
             "--provider",
             type=click.Choice(["cpu", "cuda"]),
@@ -80,6 +111,7 @@ def run_options(command: _Command) -> _Command:
         click.option(
             "--dim",
             "dims",
+            callback=_sizes,
             multiple=True,
             metavar="NAME=SIZE",
             help="The size of a symbolic dimension of made-up inputs. [default: 2] Repeatable.",
@@ -96,11 +128,11 @@ def run_options(command: _Command) -> _Command:
     return command
 
 
-@click.command()
+@click.command(short_help="Run a rewrite beside its original.")
 @click.argument("original", type=MODEL)
 @click.argument("rewritten", type=MODEL)
 @run_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@json_option
 def verify(
     original: Path,
     rewritten: Path,
@@ -111,17 +143,32 @@ def verify(
 
     Every clipped gradient must be what the formula gives, every output what ORIGINAL gives with
     these gradients, and the same bit for bit where no clipped gradient leads. Exit code 1 if not.
+    Both are model files; of a folder of training artifacts name the training models.
     """
+    if is_folder(original):
+        refuse_to_verify(original, rewritten)
     found = RunOptions.of(options).verify(original, rewritten)
-    facts = tell_verification(rewritten, found, as_json=as_json)
+    facts = tell_verification(rewritten, found, as_json=as_json, is_result=True)
     if as_json:
         print_json({"original": str(original), "rewritten": str(rewritten)} | facts)
     if not found.ok:
         raise click.exceptions.Exit(1)
 
 
-def tell_verification(model: Path, found: Verification, *, as_json: bool) -> dict[str, Any]:
-    """Say what was found, unless it is told as JSON; the facts for that."""
+def tell_verification(
+    model: Path, found: Verification, *, as_json: bool, is_result: bool
+) -> dict[str, Any]:
+    """Say what was found, unless it is told as JSON.
+
+    Args:
+        model: the rewritten model.
+        found: what was found.
+        as_json: whether it is told as JSON, which the caller prints.
+        is_result: whether all of it goes to standard output, being what was asked for.
+
+    Returns:
+        The facts in the types of JSON.
+    """
     for note in found.notes:
         say(f"note: {note}")
     faults = [*found.faults]
@@ -130,13 +177,18 @@ def tell_verification(model: Path, found: Verification, *, as_json: bool) -> dic
     ]
     faults += [f"output {row.name}: {fault}" for row in found.outputs for fault in row.faults]
     if not as_json:
-        _show(found)
-        for fault in faults:
-            say(f"wrong: {fault}")
+        _show(found, is_result=is_result)
+        for fault in faults[:MOST_ROWS]:
+            say(f"wrong: {fault}", is_result=is_result)
+        if faults[MOST_ROWS:]:
+            more = counted(len(faults) - MOST_ROWS, "fault")
+            say(f"and {more} more (--json lists them)", is_result=is_result)
         verdict = "is what its original and the formula say" if found.ok else "is WRONG"
+        gradients = counted(len(found.gradients), "clipped gradient")
+        outputs = counted(len(found.outputs), "output")
         click.echo(
-            f"{escape_control(model)} {verdict}: {len(found.gradients)} clipped gradients and "
-            f"{len(found.outputs)} outputs compared, {len(faults)} faults"
+            f"{escape_control(model)} {verdict}: {gradients} and {outputs} compared, "
+            f"{counted(len(faults), 'fault')}"
         )
     return {
         "ok": found.ok,
@@ -155,13 +207,11 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _show(found: Verification) -> None:
+def _show(found: Verification, *, is_result: bool) -> None:
     if len(found.gradients) > MOST_ROWS:
         rows = [row for row in found.gradients if row.faults][:MOST_ROWS]
     else:
         rows = found.gradients
-    if not rows:
-        return
     headings = ("gradient", "clip", "raw norm", "clipped", "expected", "error (ulps)", "verdict")
     show_table(
         headings,
@@ -169,12 +219,13 @@ def _show(found: Verification) -> None:
             (
                 row.gradient,
                 row.clip,
-                f"{row.raw_norm:.6g}",
-                f"{row.clipped_norm:.6g}",
-                f"{row.expected_norm:.6g}",
+                f"{row.raw_norm:.4g}",
+                f"{row.clipped_norm:.4g}",
+                f"{row.expected_norm:.4g}",
                 f"{row.error_ulps:.3g} of {row.allowed_ulps:.3g}",
                 "wrong" if row.faults else "right" if row.acted else "right, but zero",
             )
             for row in rows
         ],
+        is_result=is_result,
     )

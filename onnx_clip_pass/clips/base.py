@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_clip_pass.arguments import as_number
 from onnx_clip_pass.clips.emitter import Emitter, Measured
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
 from onnx_clip_pass.errors import OnnxClipError
@@ -114,6 +115,11 @@ class Clip(ABC):
             OnnxClipError: an array of no floating dtype, a selection that matches nothing, or a
                 parameter that is needed and not given.
         """
+        if not isinstance(gradients, Mapping):
+            raise OnnxClipError(
+                f"expected a mapping of parameter names to gradients, not "
+                f"{type(gradients).__name__}"
+            )
         arrays = {name: np.asarray(array) for name, array in gradients.items()}
         known = [
             Parameter(name, array.shape, str(array.dtype), name) for name, array in arrays.items()
@@ -175,11 +181,8 @@ class Formula(Clip):
 
 def positive(name: str, value: object, *, why: str = "") -> float:
     """The value as a positive number, inf included; refused by its name if it is none."""
-    try:
-        number = float(value)  # type: ignore[arg-type]  # whatever a caller hands in
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if isinstance(value, bool) or not number > 0:
+    number = as_number(value)
+    if not number > 0:
         raise OnnxClipError(f"{name} must be a positive number{why}, not {value!r}")
     return number
 

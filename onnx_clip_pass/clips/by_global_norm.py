@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from onnx_clip_pass.arguments import check_flags
 from onnx_clip_pass.clips.base import Case, Formula, plain, positive
 from onnx_clip_pass.clips.emitter import Emitter, Measured, Quantity
 from onnx_clip_pass.clips.norms import (
@@ -38,6 +39,7 @@ __all__ = ["GradientClipByGlobalNorm"]
 
 _FLOAT, _DOUBLE = int(TensorProto.FLOAT), int(TensorProto.DOUBLE)
 _BOOL = int(TensorProto.BOOL)
+_DEFAULT_GROUP = "default_group"
 _MOST_SUMMED_IN_FLOAT32 = 64  # so many roundings keep the root of a sum of squares below 4e-6
 
 
@@ -85,7 +87,7 @@ class GradientClipByGlobalNorm(Formula):
         self,
         clip_norm: float,
         need_clip: NeedClip = None,
-        group_name: str = "default_group",
+        group_name: str = _DEFAULT_GROUP,
         ord: float = 2.0,
         per_sample: bool = False,
     ) -> None:
@@ -93,6 +95,7 @@ class GradientClipByGlobalNorm(Formula):
         self.clip_norm = positive("clip_norm", clip_norm, why=", or inf for no clipping")
         self.group_name = _name(group_name)
         self.ord = check_ord(ord)
+        check_flags(per_sample=per_sample)
         self.per_sample = bool(per_sample)
 
     @property
@@ -103,7 +106,8 @@ class GradientClipByGlobalNorm(Formula):
     def label(self) -> str:
         norm = "norm" if self.ord == 2 else norm_word(self.ord)
         each = " per sample" if self.per_sample else ""
-        return f"global {norm}{each} <= {self.clip_norm:g} ({self.group_name})"
+        group = "" if self.group_name == _DEFAULT_GROUP else f" ({self.group_name})"
+        return f"global {norm}{each} <= {self.clip_norm:g}{group}"
 
     @property
     def bounds(self) -> str:

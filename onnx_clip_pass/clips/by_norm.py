@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_clip_pass.arguments import check_flags
 from onnx_clip_pass.clips.base import Case, plain, positive
 from onnx_clip_pass.clips.emitter import Emitter
 from onnx_clip_pass.clips.norms import Norm, check_ord, emit_norm, norm_of, norm_word
@@ -80,6 +81,7 @@ class GradientClipByNorm(ScalingClip):
         self.clip_norm = positive("clip_norm", clip_norm, why=", or inf for no clipping")
         self.ord = check_ord(ord)
         self.axes = check_axes(axes)
+        check_flags(per_sample=per_sample)
         self.per_sample = bool(per_sample)
         if self.axes is not None and self.per_sample:
             raise OnnxClipError(

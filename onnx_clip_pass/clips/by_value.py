@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_clip_pass.arguments import as_number
 from onnx_clip_pass.clips.base import Case, Formula, plain, positive
 from onnx_clip_pass.clips.emitter import Emitter, Measured, Quantity
 from onnx_clip_pass.clips.norms import Norm, emit_is_finite, emit_norm
@@ -187,10 +188,7 @@ class GradientClipByValue(Formula):
 
 
 def _number(name: str, value: object) -> float:
-    try:
-        number = float(value)  # type: ignore[arg-type]  # whatever a caller hands in
-    except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(value, bool) or math.isnan(number):
+    number = as_number(value)
+    if math.isnan(number):
         raise OnnxClipError(f"{name} must be a number, not {value!r}")
     return number

@@ -41,7 +41,11 @@ def clip_of(facts: Mapping[str, Any]) -> Clip:
         OnnxClipError: there is no such clip, or these are not its settings.
     """
     kind = _KINDS.get(str(facts.get("clip")))
-    settings = {name: value for name, value in facts.items() if name in _SETTINGS}
+    settings: dict[str, Any] = {
+        name: float(value) if name != "group_name" and value in ("inf", "-inf") else value
+        for name, value in facts.items()
+        if name in _SETTINGS
+    }
     try:
         if kind is None:
             raise TypeError(f"there is no clip {facts.get('clip')!r}")

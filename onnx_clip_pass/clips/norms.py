@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from onnx_clip_pass.arguments import as_number
 from onnx_clip_pass.clips.emitter import Emitter, Quantity
 from onnx_clip_pass.clips.numerics import Reduction
 from onnx_clip_pass.errors import OnnxClipError
@@ -54,11 +55,8 @@ class Norm(NamedTuple):
 
 def check_ord(ord: object) -> float:
     """A norm's order as a number, or a refusal."""
-    try:
-        number = float(ord)  # type: ignore[arg-type]  # whatever a caller hands in
-    except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(ord, bool) or not number > 0:
+    number = as_number(ord)
+    if not number > 0:
         raise OnnxClipError(f"ord must be a positive number or inf, as 1, 2 or inf, not {ord!r}")
     return number
 

@@ -192,6 +192,8 @@ def check_axes(axes: Sequence[int] | int | None) -> tuple[int, ...] | None:
     found: object = [axes] if isinstance(axes, int) else axes
     if not isinstance(found, Sequence) or not found or any(type(axis) is not int for axis in found):
         raise OnnxClipError(f"axes must be integers, one or more, not {axes!r}")
+    if len(set(found)) < len(found):
+        raise OnnxClipError(f"axes must be integers, each once, but one is named twice: {axes!r}")
     return tuple(found)
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from onnx import ModelProto
 
+from onnx_clip_pass.arguments import check_model
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import accumulator, names, operator, optimizer, update
 from onnx_clip_pass.gradients.arithmetic import Arithmetic
@@ -81,6 +82,7 @@ def find_gradients(model: ModelProto) -> list[Gradient]:
     Raises:
         OnnxClipError: two values claim to be the gradient of one parameter by name alone.
     """
+    check_model(model, "onnx.load")
     return [sighting.gradient for sighting in survey(Index(strip_if_clipped(model))).found]
 
 

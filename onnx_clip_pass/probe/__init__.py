@@ -15,7 +15,7 @@ that the loss does not read (a seed, a learning rate) are turned up, which shows
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.arguments import check_flags
+from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.gradients.found import Gradient
 from onnx_clip_pass.probe.bench import Bench, is_float
 from onnx_clip_pass.probe.pairing import Undecided
 from onnx_clip_pass.probe.search import Probing, Search
 from onnx_clip_pass.probe.slopes import Arrays
 from onnx_clip_pass.record import strip_if_clipped
-from onnx_clip_pass.runtime import Provider, make_feeds, open_session
+from onnx_clip_pass.runtime import Provider, check_run, make_feeds, open_session
 
 __all__ = ["Probing", "Undecided", "probe", "probe_gradients"]
 
@@ -46,7 +47,7 @@ def probe_gradients(
     dims: Mapping[str, int] | None = None,
     seed: int = 0,
     inner: bool = False,
-    data: tuple[str, ...] = (),
+    data: Sequence[str] = (),
     provider: Provider = "cpu",
 ) -> list[Gradient]:
     """The gradients among a model's outputs, recognised by running it; see `probe` for the rest.
@@ -70,7 +71,7 @@ def probe(
     dims: Mapping[str, int] | None = None,
     seed: int = 0,
     inner: bool = False,
-    data: tuple[str, ...] = (),
+    data: Sequence[str] = (),
     provider: Provider = "cpu",
     most_bytes: int = _MOST_BYTES,
     progress: Callable[[int, int], None] | None = None,
@@ -96,6 +97,10 @@ def probe(
         OnnxClipError: the model does not run, the loss is not clear, not scalar, not finite or
             not the same in two runs, or a name is unknown.
     """
+    check_flags(inner=inner)
+    check_run(feeds, dims, seed)
+    if isinstance(data, str) or not hasattr(data, "__iter__"):
+        raise OnnxClipError(f"data must be a list of names of inputs, not {data!r}")
     folder = None
     if not isinstance(model, ModelProto):
         folder = Path(model)
@@ -135,14 +140,12 @@ def _one_seed(model: ModelProto) -> dict[str, int]:
 def _find_loss(model: ModelProto, outputs: Arrays, wanted: str | None) -> str:
     main = {name for node in model.graph.node for name in node.output}
     scalars = [name for name, array in outputs.items() if is_float(array) and array.size == 1]
-    listed = ", ".join(f"{name!r} {list(array.shape)}" for name, array in outputs.items())
+    there = listed([f"{name!r} {list(array.shape)}" for name, array in outputs.items()])
     if wanted is not None:
         if wanted not in main:
-            raise OnnxClipError(f"no node computes the loss {wanted!r}; the outputs are: {listed}")
+            raise OnnxClipError(f"no node computes the loss {wanted!r}; the outputs are: {there}")
         if wanted in outputs and wanted not in scalars:
-            raise OnnxClipError(
-                f"the loss {wanted!r} is no float scalar; the outputs are: {listed}"
-            )
+            raise OnnxClipError(f"the loss {wanted!r} is no float scalar; the outputs are: {there}")
         return wanted
     for chosen in (
         scalars,
@@ -154,5 +157,5 @@ def _find_loss(model: ModelProto, outputs: Arrays, wanted: str | None) -> str:
     count = "several outputs are" if scalars else "no output is"
     raise OnnxClipError(
         f"which output is the loss? {count} a float scalar; name it with loss= (--loss). "
-        f"The outputs are: {listed or 'none'}"
+        f"The outputs are: {there}"
     )

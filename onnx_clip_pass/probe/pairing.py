@@ -240,7 +240,7 @@ def _unscaled(
     if blocked and not (left and all(_is_explained(fit, knobs, set()) for fit in left)):
         reason = (
             f"{blocked[0]!r} is a multiple of {scaled[blocked[0]]!r}, from which it is computed: "
-            f"one may be a step or a moment; probe inner values, or name the gradient"
+            f"one may be a step or a moment; name the gradient"
         )
         undecided.append(Undecided(parameter, reason))
         return []

@@ -56,7 +56,7 @@ class Search:
     def result(self) -> Probing:
         bench = self.bench
         self.undecided += [
-            Undecided(name, f"taken for data ({why}); name it in `data` to probe it")
+            Undecided(name, f"taken for data ({why}); name it with data= (--data) to probe it")
             for name, why in bench.left_out.items()
         ]
         names = self._candidates(inner=self.inner)
@@ -66,7 +66,7 @@ class Search:
             if any(_can_fit(shape, array.shape) for shape in names.values())
         }
         self.undecided += [
-            Undecided(name, "no value has its shape")
+            Undecided(name, f"no value has its shape{self._further}")
             for name in bench.parameters.keys() - wanted.keys()
             if name not in bench.index.main.initializers
         ]
@@ -247,7 +247,9 @@ class Search:
             (value, points[1].knobs[name]) for name, value in points[0].knobs.items() if value > 0
         ]
         chosen, doubts = by_factor(fits, self._before, allowed, knobs, sizes)
-        self.undecided += doubts
+        self.undecided += [
+            Undecided(doubt.parameter, doubt.reason + self._further) for doubt in doubts
+        ]
         return chosen
 
     def _before(self, earlier: str, later: str) -> bool | None:
@@ -271,7 +273,12 @@ class Search:
         value = max(abs(slope.value) for slope in slopes)
         if max(slope.error for slope in slopes) > 0.02 * value:
             return "its slopes are too noisy to compare: the loss has kinks, or too few digits"
-        return "no value fits its slopes"
+        return f"no value fits its slopes{self._further}"
+
+    @property
+    def _further(self) -> str:
+        """Where else a gradient may be that is not among the outputs."""
+        return "" if self.inner else "; inner=True (--inner) looks inside the graph too"
 
     def _gradient(
         self, fit: Fit, parameter: str, remark: str, points: list[Point], *, by_factor: bool

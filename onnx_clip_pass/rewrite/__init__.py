@@ -12,8 +12,8 @@ from typing import Literal
 
 from onnx import ModelProto
 
+from onnx_clip_pass.arguments import check_flags, check_input_name, check_model
 from onnx_clip_pass.clips import Clip, NonFinite, NormPrecision, Numerics
-from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import name_gradients, survey
 from onnx_clip_pass.graph import Editor, Index
 from onnx_clip_pass.record import undo, write_record
@@ -97,11 +97,7 @@ def clip_gradients(
         OnnxClipError: no gradient is found, a selection matches nothing, or a gradient has a
             dtype, an opset or a place at which it cannot be clipped. All faults are named at once.
     """
-    if not isinstance(model, ModelProto):
-        raise OnnxClipError(
-            f"expected a ModelProto, not {type(model).__name__}; for a file there is "
-            f"clip_gradients_file"
-        )
+    check_model(model, "clip_gradients_file")
     rewritten = ModelProto()
     rewritten.CopyFrom(model)
     clip_in_place(
@@ -133,6 +129,8 @@ def clip_in_place(
     measure_only: bool = False,
 ) -> Report:
     """`clip_gradients` on the model itself; if it raises, the model may be left undone."""
+    check_flags(measure_only=measure_only)
+    check_input_name(threshold_input)
     watch = Watch((emit,) if isinstance(emit, str) else tuple(emit), emit_as, measure_only)
     steering = Steering(loss_scale)
     with _without_collecting():

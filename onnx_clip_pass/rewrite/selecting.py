@@ -79,7 +79,7 @@ def selected(
     """
     picks_all = isinstance(clips, Clip) and any(f.need_clip is None for f in clips.formulas)
     if not seen.found and (picks_all or not seen.of_data):
-        raise OnnxClipError(nothing_found(seen))
+        raise OnnxClipError(nothing_found(seen, can_name=True))
     parameters = [sighting.gradient.parameter for sighting in seen.found]
     also = [sighting.gradient.parameter for sighting in seen.of_data]
     warnings: list[str] = []
@@ -122,8 +122,13 @@ def _steered(choices: dict[Parameter, Choice], name: str) -> dict[Parameter, Cho
     return {parameter: made[id(choice)] for parameter, choice in choices.items()}
 
 
-def nothing_found(seen: Survey) -> str:
-    """What was looked for and what was there instead."""
+def nothing_found(seen: Survey, *, can_name: bool) -> str:
+    """What was looked for, what was there instead, and what to do.
+
+    Args:
+        seen: what was found.
+        can_name: whether gradients can be named where this is told.
+    """
     scope = seen.flow.index.main
     ops = {node.op_type for node in scope.nodes}
     if ops & {"AdamWOptimizer", "SGDOptimizerV2"}:
@@ -138,11 +143,13 @@ def nothing_found(seen: Survey) -> str:
         first = seen.of_data[0].gradient
         return (
             f"no gradients of parameters found, only of data: {first.name!r} ({first.evidence}); "
-            f"if that is wrong, name it in need_clip"
+            f"if that is wrong, name it in need_clip (--need-clip) to clip it"
         )
     return (
         "no gradients found: looked for accumulators, optimizer nodes, Gradient nodes, parameters "
         "updated in the graph, and values named after a parameter (W_grad, W.grad, grad_W, adj_W, "
         f"…) of its shape, in a graph with {len(scope.nodes)} nodes and the outputs {outputs}"
-        f"{more}; if it has gradients, name them with --gradient (in Python: gradients=[…])"
+        f"{more}; if it has gradients, --probe of rewrite and inspect (in Python: probe_gradients) "
+        "finds them by running the model"
+        + (", and --gradient (in Python: gradients=[…]) names them" if can_name else "")
     )

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from onnx import TensorProto
 
+from onnx_clip_pass.arguments import as_number
 from onnx_clip_pass.clips import Limit, Numerics
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Sighting
@@ -208,11 +209,8 @@ def _faults_of_scale(index: Index, name: str) -> list[str]:
 
 
 def _scale(value: object) -> float:
-    try:
-        number = float(value)  # type: ignore[arg-type]  # whatever a caller hands in
-    except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(value, bool) or not 0 < number < math.inf:
+    number = as_number(value)
+    if not 0 < number < math.inf:
         raise OnnxClipError(
             f"loss_scale must be a positive number, or the name of a value, not {value!r}"
         )

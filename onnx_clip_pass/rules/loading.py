@@ -101,7 +101,9 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise OnnxClipError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    except ValueError as error:  # no UTF-8, or a NUL in the path
+    except UnicodeDecodeError as error:
+        raise OnnxClipError(f"{str(path)!r} is no TOML, which is UTF-8 text: {error}") from error
+    except ValueError as error:  # a NUL in the path
         raise OnnxClipError(f"cannot read {str(path)!r}: {error}") from error
 
 
@@ -129,7 +131,7 @@ class _Reader:
         for key in self._table:
             if key not in _KEYS:
                 self._fault(f"unknown key {key!r}{_near(key, sorted(_KEYS))}")
-        bounds, clip = self._bounds(), self._clip()
+        parameters, bounds, clip = self._parameters(), self._bounds(), self._clip()
         given = self._table.get("threshold_input")
         if given is not None and (not isinstance(given, str) or not given):
             self._fault(f"threshold_input must be a name, not {given!r}")
@@ -138,7 +140,7 @@ class _Reader:
         if self.faults:
             return None
         try:
-            return Rule(self._parameters(), clip, given, bounds, self._where)
+            return Rule(parameters, clip, given, bounds, self._where)
         except OnnxClipError as error:
             self._fault(str(error))
             return None
@@ -156,13 +158,16 @@ class _Reader:
             or not patterns
             or not all(isinstance(pattern, str) for pattern in patterns)
         ):
-            raise OnnxClipError(f"parameters must be a pattern, or a list of them, not {given!r}")
+            self._fault(f"parameters must be a pattern, or a list of them, not {given!r}")
+            return None
         return patterns
 
     def _bounds(self) -> Bounds:
         dtypes = self._table.get("dtype", [])
         dtypes = [dtypes] if isinstance(dtypes, str) else dtypes
-        if not isinstance(dtypes, list) or any(dtype not in DTYPES for dtype in dtypes):
+        if not isinstance(dtypes, list) or not all(
+            isinstance(dtype, str) and dtype in DTYPES for dtype in dtypes
+        ):
             self._fault(f"dtype must be one or more of {', '.join(sorted(DTYPES))}, not {dtypes!r}")
             dtypes = []
         counts = {key: self._count(key) for key in sorted(_SELECTION - {"parameters", "dtype"})}
@@ -200,7 +205,7 @@ class _Reader:
             if settings:
                 self._fault(f"say {', '.join(sorted(settings))} in the tables of the chain")
             return self._chain(kind)
-        return self._one(kind, settings)
+        return self._one(kind, settings, known=[*_CLIPS, "none"])
 
     def _chain(self, tables: list[Any]) -> Clip | None:
         clips = []
@@ -209,17 +214,17 @@ class _Reader:
                 self._fault(f'a chain is a list of tables such as {{clip = "norm"}}, not {table!r}')
                 continue
             settings = {key: value for key, value in table.items() if key != "clip"}
-            clip = self._one(table.get("clip"), settings)
+            clip = self._one(table.get("clip"), settings, known=list(_CLIPS))
             if clip is not None:
                 clips.append(clip)
         if not tables:
             self._fault("a chain needs at least one clip")
         return Chain(*clips) if clips else None
 
-    def _one(self, kind: object, settings: dict[str, Any]) -> Clip | None:
+    def _one(self, kind: object, settings: dict[str, Any], known: list[str]) -> Clip | None:
         if not isinstance(kind, str) or kind not in _CLIPS:
-            names = ", ".join([*_CLIPS, "none"])
-            near = _near(kind, list(_CLIPS)) if isinstance(kind, str) else ""
+            names = ", ".join(known)
+            near = _near(kind, known) if isinstance(kind, str) else ""
             what = "there is none" if kind is None else f"not {kind!r}"
             self._fault(f"clip must be one of {names}; {what}{near}")
             return None
@@ -237,8 +242,9 @@ class _Reader:
                 self._fault(f"per_sample must be true or false, not {value!r}")
         if len(self.faults) > before:
             return None
+        infinite = {key: math.inf for key in _NUMBERS if settings.get(key) == "inf"}
         try:
-            return made(**settings)
+            return made(**settings | infinite)
         except OnnxClipError as error:
             self._fault(str(error))
             return None

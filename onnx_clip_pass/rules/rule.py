@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from onnx_clip_pass.arguments import check_input_name
 from onnx_clip_pass.clips import Clip
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Parameter
@@ -57,7 +58,8 @@ class Rule:
         where: where the rule stands, for messages: "clip.toml, rule 3".
 
     Raises:
-        OnnxClipError: the selection is none, `clip` is no clip, or has a `need_clip` of its own.
+        OnnxClipError: the selection is none, `clip` is no clip, or has a `need_clip` of its own, or
+            another argument is of the wrong kind.
     """
 
     need_clip: NeedClip
@@ -68,6 +70,9 @@ class Rule:
 
     def __post_init__(self) -> None:
         check_need_clip(self.need_clip)
+        check_input_name(self.threshold_input)
+        if not isinstance(self.bounds, Bounds):
+            raise OnnxClipError(f"bounds must be a Bounds, not {self.bounds!r}")
         if self.clip is None:
             return
         if not isinstance(self.clip, Clip):

@@ -1,6 +1,16 @@
 """ONNX Runtime: sessions on a chosen provider, and feeds for a model's inputs."""
 
-from onnx_clip_pass.runtime.feeds import load_feeds, make_feeds
+from onnx_clip_pass.runtime.feeds import check_run, load_feeds, make_feeds
+from onnx_clip_pass.runtime.rehearsal import rehearse
 from onnx_clip_pass.runtime.session import Arrays, Provider, Session, open_session
 
-__all__ = ["Arrays", "Provider", "Session", "load_feeds", "make_feeds", "open_session"]
+__all__ = [
+    "Arrays",
+    "Provider",
+    "Session",
+    "check_run",
+    "load_feeds",
+    "make_feeds",
+    "open_session",
+    "rehearse",
+]

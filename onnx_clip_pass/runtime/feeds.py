@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -12,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.graph import Index, Scope, TensorType
 from onnx_clip_pass.runtime.session import Arrays
 
-__all__ = ["load_feeds", "make_feeds"]
+__all__ = ["check_run", "load_feeds", "make_feeds"]
 
 
 def load_feeds(
@@ -68,9 +69,11 @@ def make_feeds(
         seed: of the generator.
 
     Raises:
-        OnnxClipError: a given name or symbol is not there, a given array has another dtype or
-            shape than its input, or an input is a sequence, a map or a string. All at once.
+        OnnxClipError: an argument is of the wrong kind. Or, all at once: a given name or symbol is
+            not there, a given array has another dtype or shape than its input, or an input is a
+            sequence, a map, a string or too large.
     """
+    check_run(given, dims, seed)
     given, dims = given or {}, dims or {}
     maker = _Maker(model, given, dims, seed)
     feeds: Arrays = {}
@@ -88,6 +91,25 @@ def make_feeds(
     return feeds
 
 
+def check_run(feeds: Any, dims: Any, seed: Any) -> None:
+    """Refuse feeds, sizes of dimensions and a seed that are of another kind.
+
+    Raises:
+        OnnxClipError: what was expected, and what arrived.
+    """
+    if feeds is not None and not isinstance(feeds, Mapping):
+        raise OnnxClipError(
+            f"feeds must be a mapping of input names to arrays, not {feeds!r}; an .npz file is "
+            f"read by numpy.load"
+        )
+    if dims is not None and not isinstance(dims, Mapping):
+        raise OnnxClipError(f"dims must be a mapping of names to sizes, not {dims!r}")
+    sizes = [(f"the dimension {name!r}", size) for name, size in (dims or {}).items()]
+    for what, number in (*sizes, ("seed", seed)):
+        if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 0:
+            raise OnnxClipError(f"{what} must be a whole number, 0 or more, not {number!r}")
+
+
 _SHAPING = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 _SCALING = {"Add", "Div", "Identity", "Mul", "Sum", "Unsqueeze"}
 _LABELS = {
@@ -98,6 +120,7 @@ _LABELS = {
 _UNKNOWN_SIZE = 2
 _SPREAD = 0.5
 _TRIPS = 2
+_MOST_ELEMENTS = 1 << 30  # 8 GB while they are made
 
 
 class _Maker:
@@ -117,7 +140,7 @@ class _Maker:
         self.initialized |= {sparse.values.name for sparse in model.graph.sparse_initializer}
         inputs = {value.name: value for value in model.graph.input}
         self.faults = [
-            f"no input is called {name!r}; the inputs are {', '.join(map(repr, inputs)) or 'none'}"
+            f"no input is called {name!r}; the inputs are {listed([*map(repr, inputs)])}"
             for name in given
             if name not in inputs
         ]
@@ -125,12 +148,9 @@ class _Maker:
         symbols.discard("")
         self.faults += [
             f"no dimension of an input is called {name!r}; there are "
-            f"{', '.join(sorted(map(repr, symbols))) or 'none'}"
+            f"{listed(sorted(map(repr, symbols)))}"
             for name in dims
             if name not in symbols
-        ]
-        self.faults += [
-            f"dimension {n!r}: {size} is no size" for n, size in dims.items() if size < 0
         ]
         for name, array in given.items():
             if name in inputs:
@@ -179,6 +199,11 @@ class _Maker:
             for dim in kind.shape or ()
         )
         dtype = helper.tensor_dtype_to_np_dtype(kind.dtype)
+        if math.prod(shape) > _MOST_ELEMENTS:
+            raise OnnxClipError(
+                f"input {value.name!r} would have the shape {list(shape)}, which is too large to "
+                f"be made up; give it as a feed, or smaller dims (--dim)"
+            )
         if kind.dtype == TensorProto.BOOL:
             return np.ones(shape, np.bool_)
         if np.issubdtype(dtype, np.integer):

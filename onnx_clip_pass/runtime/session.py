@@ -151,8 +151,8 @@ def _import_runtime() -> Any:
         import onnxruntime as ort
     except ImportError as error:
         raise OnnxClipError(
-            "running a model needs ONNX Runtime, which is not installed; "
-            "pip install 'onnx-clip-pass[cpu]' (or [gpu] for CUDA)"
+            "running a model needs ONNX Runtime, which is not installed; pip install onnxruntime "
+            "(for CUDA onnxruntime-gpu)"
         ) from error
     return ort
 
@@ -186,8 +186,8 @@ def _source(
 def _no_provider(provider: str, ort: Any) -> str:
     there = ", ".join(ort.get_available_providers())
     way_out = (
-        "pip install 'onnx-clip-pass[gpu]' in an environment without the CPU wheel of "
-        "onnxruntime, on a machine with an NVIDIA driver and the CUDA version it asks for"
+        "pip install onnxruntime-gpu in an environment without onnxruntime, the CPU wheel, on a "
+        "machine with an NVIDIA driver and the CUDA version it asks for"
         if provider == "cuda"
         else "reinstall onnxruntime"
     )

@@ -224,8 +224,8 @@ def _missing(
                 missing.append(file)
                 if may_replace is not None and file.location not in may_replace:
                     faults.append(
-                        f"{str(target)!r} exists with other content; pass --force to replace it, "
-                        f"or write to another folder"
+                        f"{str(target)!r} exists with other content; pass --force (in Python: "
+                        f"force=True) to replace it, or write to another folder"
                     )
     if faults:
         raise OnnxClipError("the external data cannot be put beside the output:", faults)
@@ -254,7 +254,7 @@ def _bring(file: DataFile, temporary: Path, how: HowToBring, count: Callable[[in
         except OSError as error:
             raise OnnxClipError(
                 f"{str(file.path)!r} cannot be linked there ({error.strerror}); use "
-                f"--external-data copy"
+                f"--external-data copy (in Python: external_data='copy')"
             ) from error
         count(file.size)
         return

@@ -197,12 +197,12 @@ def test_a_model_in_ort_format_is_not_taken_for_clipped(folder, capsys):
 
 def test_inspect_shows_both_places_and_the_optimizer(folder, capsys):
     assert main(["inspect", str(folder)]) == 0
-    out, err = capsys.readouterr()
+    out = capsys.readouterr().out
     assert "4 gradients in the training artifacts" in out
     assert "optimizer: SGDOptimizerV2" in out
     assert "at the micro-batch: not clipped" in out
     assert "at the step: not clipped" in out
-    assert "fc1.weight_grad" in err
+    assert "fc1.weight_grad" in out
     assert main(["rewrite", str(folder), "--in-place", "--clip-norm", "0.5"]) == 0
     capsys.readouterr()
     assert main(["inspect", str(folder)]) == 0
@@ -348,10 +348,22 @@ def test_a_place_for_a_single_file(folder, capsys):
     assert "--at is for a folder" in err
 
 
-@pytest.mark.parametrize("option", ["--verify", "--probe"])
-def test_runs_of_a_folder(folder, capsys, option):
-    err = refused(["rewrite", str(folder), option], capsys)
-    assert "training_model.onnx" in err
+def test_a_probe_of_a_folder(folder, capsys):
+    err = refused(["rewrite", str(folder), "--probe"], capsys)
+    assert "known by their accumulators: leave --probe out" in err
+
+
+@pytest.mark.parametrize("command", ["rewrite", "verify"])
+def test_verifying_a_folder(folder, capsys, command):
+    target = folder.with_name("clipped")
+    arguments = {
+        "rewrite": ["rewrite", str(folder), "-o", str(target), "--verify"],
+        "verify": ["verify", str(folder), str(target)],
+    }[command]
+    err = refused(arguments, capsys)
+    assert f"onnx-clip verify {folder / TRAINING} {target / TRAINING}." in err
+    assert "in an environment with onnxruntime-training" in err
+    assert "--at micro-batch" in err
 
 
 def test_nothing_to_strip(folder, capsys):

@@ -63,7 +63,7 @@ def test_artifacts_that_onnx_clip_did_not_write_need_force(folder, out, capsys):
     shutil.copytree(folder, out)
     before = folder_files(out)
     assert rewrite(folder, out) == 2
-    assert "onnx-clip did not write it; pass --force" in capsys.readouterr().err
+    assert "bears no record of onnx-clip; pass --force" in capsys.readouterr().err
     assert folder_files(out) == before
     assert rewrite(folder, out, "--force") == 0
     assert folder_files(out) != before

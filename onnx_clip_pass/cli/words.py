@@ -1,0 +1,37 @@
+"""Text for people on either stream, and JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+__all__ = ["counted", "error_facts", "escape_control", "print_json", "say"]
+
+
+def escape_control(text: object) -> str:
+    """Text from outside, with control characters made visible: a name must not steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def say(message: str, *, is_result: bool = False) -> None:
+    """A message, on standard error unless it is what was asked for."""
+    lines = [escape_control(line) for line in message.split("\n")]
+    click.echo("\n".join(lines), err=not is_result)
+
+
+def print_json(facts: dict[str, Any]) -> None:
+    """One JSON object on standard output."""
+    click.echo(json.dumps(facts, indent=2, ensure_ascii=True))
+
+
+def error_facts(error: Exception) -> dict[str, Any]:
+    """What went wrong, in the types of JSON; all faults, where there are several."""
+    faults = getattr(error, "faults", ())
+    return {"error": str(error)} | ({"faults": list(faults)} if faults else {})
+
+
+def counted(number: int, noun: str = "gradient") -> str:
+    """How many of something, in words: 1 gradient, 2 gradients."""
+    return f"{number} {noun}" + ("s" if number != 1 else "")

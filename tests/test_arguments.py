@@ -1,0 +1,132 @@
+"""What the public functions say to arguments of the wrong kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_clip_pass import (
+    AdaptiveGradientClip,
+    GradientClipByGlobalNorm,
+    GradientClipByNorm,
+    GradientClipByRMS,
+    GradientClipByValue,
+    OnnxClipError,
+    Rule,
+    clip_artifacts,
+    clip_gradients,
+    clip_gradients_file,
+    extract_clip,
+    extract_clip_file,
+    find_gradients,
+    probe_gradients,
+    strip,
+)
+from onnx_clip_pass.clips import clip_of
+
+MODELS = Path(__file__).parent.parent / "models"
+SEED = MODELS / "seed" / "train_step.onnx"
+FOLDER = MODELS / "ort_artifacts" / "mlp_mse_sgd"
+CLIP = GradientClipByNorm(1.0)
+FLAGS = np.array([True, False])
+
+
+def seed_model() -> onnx.ModelProto:
+    return onnx.load(SEED)
+
+
+def clip_seed(**options):
+    return clip_gradients(seed_model(), CLIP, **options)
+
+
+def clip_file(**options):
+    return clip_gradients_file(SEED, "never.onnx", CLIP, **options)
+
+
+def clip_folder(**options):
+    return clip_artifacts(FOLDER, "never", CLIP, **options)
+
+
+CASES = {
+    "find in a path": (lambda: find_gradients("m.onnx"), "a ModelProto, not str; .* onnx.load"),
+    "strip a path": (lambda: strip("m.onnx"), "expected a ModelProto, not str"),
+    "clip a path": (lambda: clip_gradients("m", CLIP), "not str; .* clip_gradients_file"),
+    "extract a path": (lambda: extract_clip("e", CLIP), "not str; .* extract_clip_file"),
+    "apply to an array": (lambda: CLIP.apply(FLAGS), "mapping of parameter names .* not ndarray"),
+    "probe with a path": (lambda: probe_gradients(SEED, feeds="x.npz"), "feeds must be a mapping"),
+    "probe one name": (lambda: probe_gradients(SEED, data="abc"), "data must be a list of names"),
+    "probe of flags": (lambda: probe_gradients(SEED, inner=FLAGS), "inner must be True or False"),
+    "probe of sizes": (lambda: probe_gradients(SEED, dims={"N": -1}), "'N' must be a whole number"),
+    "probe of a list": (lambda: probe_gradients(SEED, dims=["N"]), "dims must be a mapping"),
+    "probe of a seed": (lambda: probe_gradients(SEED, seed=-1), "seed must be a whole number"),
+    "input that is a number": (lambda: clip_seed(threshold_input=3), "name of an input, not 3"),
+    "input that is bytes": (lambda: clip_seed(threshold_input=b"x"), "name of an input, not b'x'"),
+    "input without a name": (lambda: clip_seed(threshold_input=""), "name of an input, not ''"),
+    "measuring flags": (lambda: clip_seed(measure_only=FLAGS), "measure_only must be True or"),
+    "scale by text": (lambda: clip_seed(loss_scale=True), "loss_scale must be .* not True"),
+    "file: flags": (lambda: clip_file(force=FLAGS), "force must be True or False"),
+    "file: dry_run": (lambda: clip_file(dry_run="no"), "dry_run must be True or False, not 'no'"),
+    "file: data": (lambda: clip_file(external_data="lnk"), "one of copy, link, not 'lnk'"),
+    "extract: flags": (lambda: extract_clip_file(SEED, "x", CLIP, force=1), "force must be True"),
+    "folder: emit_as": (lambda: clip_folder(emit_as="abc"), "one of each, vector, not 'abc'"),
+    "folder: scale": (lambda: clip_folder(loss_scale=True), "loss_scale must be .* not True"),
+    "folder: data": (lambda: clip_folder(external_data="lnk"), "one of copy, link, not 'lnk'"),
+    "folder: flags": (lambda: clip_folder(replace=FLAGS), "replace must be True or False"),
+    "norm per sample": (lambda: GradientClipByNorm(1.0, per_sample="abc"), "per_sample must be"),
+    "group per sample": (
+        lambda: GradientClipByGlobalNorm(1.0, per_sample=FLAGS),
+        "per_sample must be",
+    ),
+    "norm as text": (lambda: GradientClipByNorm("1.0"), "a positive number, .* not '1.0'"),
+    "norm as an array": (lambda: GradientClipByNorm(np.array([1.0])), "a positive number"),
+    "order as text": (lambda: GradientClipByNorm(1.0, ord="inf"), "ord must be .* not 'inf'"),
+    "value as text": (lambda: GradientClipByValue("1", "-1"), "max must be a number, not '1'"),
+    "rms as text": (lambda: GradientClipByRMS("1"), "threshold must be a positive number"),
+    "unit as text": (lambda: AdaptiveGradientClip("1"), "clipping must be a positive number"),
+    "bounds of a rule": (lambda: Rule("*", CLIP, bounds=3), "bounds must be a Bounds, not 3"),
+    "input of a rule": (lambda: Rule("*", CLIP, threshold_input=3), "name of an input, not 3"),
+}
+
+
+@pytest.mark.parametrize(("call", "words"), CASES.values(), ids=CASES)
+def test_an_argument_of_another_kind_says_what_was_expected(call, words, tmp_path, monkeypatch):
+    if "probe" in words or "probe" in call.__code__.co_names:
+        pytest.importorskip("onnxruntime", reason="probing runs the model")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OnnxClipError, match=words):
+        call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_and_flags_of_numpy_are_numbers_and_flags():
+    clip = GradientClipByNorm(np.float32(2), ord=np.array(1), per_sample=np.bool_(True))
+    assert (clip.clip_norm, clip.ord, clip.per_sample) == (2.0, 1.0, True)
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [
+        GradientClipByNorm(np.inf, ord=np.inf),
+        GradientClipByGlobalNorm(np.inf, group_name="inf"),
+        GradientClipByValue(np.inf, -np.inf),
+        GradientClipByValue(1.0, -np.inf),
+    ],
+)
+def test_a_record_says_inf_in_words_and_is_read_back(clip):
+    facts = {"clip": type(clip).__name__, **clip.settings()}
+    assert clip_of(facts).settings() == clip.settings()
+
+
+def test_what_stands_in_the_way_names_the_way_out_in_python_too(tmp_path):
+    there = tmp_path / "there.onnx"
+    there.write_bytes(SEED.read_bytes())
+    with pytest.raises(OnnxClipError, match=r"bears no record .* force=True"):
+        clip_gradients_file(SEED, there, CLIP)
+    with pytest.raises(OnnxClipError, match=r"replace=True"):
+        clip_gradients_file(there, there, CLIP)
+    with pytest.raises(OnnxClipError, match=r"force=True"):
+        extract_clip_file(SEED, there, CLIP)
+    assert there.read_bytes() == SEED.read_bytes()

@@ -1,0 +1,215 @@
+"""What the command line refuses: one message, exit code 2, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+
+from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients, clip_gradients_file
+from onnx_clip_pass.cli import main
+
+MODELS = Path(__file__).parent.parent / "models"
+SEED = MODELS / "seed" / "train_step.onnx"
+
+
+@pytest.fixture
+def seed(tmp_path: Path) -> Path:
+    path = tmp_path / "step.onnx"
+    path.write_bytes(SEED.read_bytes())
+    return path
+
+
+def save(path: Path, *nodes: str, inputs: str, outputs: str, opset: int = 17) -> Path:
+    body = "\n".join(nodes)
+    text = f'<ir_version: 8, opset_import: ["" : {opset}]> g ({inputs}) => ({outputs}) {{ {body} }}'
+    onnx.save(onnx.parser.parse_model(text), path)
+    return path
+
+
+def _bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
+    """Arguments by what is wrong with them, and what the message must say."""
+    seed = folder / "step.onnx"
+    seed.write_bytes(SEED.read_bytes())
+    (folder / "text.onnx").write_text("this is no model")
+    (folder / "empty.onnx").write_bytes(b"")
+    (folder / "cut.onnx").write_bytes(SEED.read_bytes()[:-100])
+    (folder / "there.onnx").write_bytes(SEED.read_bytes())
+    (folder / "bad.json").write_text("[1]")
+    locked = folder / "locked"
+    locked.mkdir(mode=0o500)
+    plain = save(folder / "plain.onnx", "y = Relu(x)", inputs="float[2] x", outputs="float[2] y")
+    whole = save(folder / "int.onnx", "g = Identity(x)", inputs="int64[2] x", outputs="int64[2] g")
+    sequence = save(
+        folder / "seq.onnx",
+        "s = SequenceConstruct(x)",
+        inputs="float[2] x",
+        outputs="seq(float[2]) s",
+    )
+    old = save(
+        folder / "old.onnx",
+        "W_grad = Neg(W)",
+        inputs="float[2] W",
+        outputs="float[2] W_grad",
+        opset=6,
+    )
+    assert main(["rewrite", str(seed), "-o", str(folder / "changed.onnx")]) == 0
+    changed = onnx.load(folder / "changed.onnx")
+    next(node for node in changed.graph.node if node.op_type == "ReduceL2").op_type = "ReduceL1"
+    onnx.save(changed, folder / "changed.onnx")
+    path = str(seed)
+    return {
+        "not ONNX": (["rewrite", str(folder / "text.onnx")], "is no ONNX model"),
+        "empty file": (["rewrite", str(folder / "empty.onnx")], "is empty"),
+        "truncated file": (["rewrite", str(folder / "cut.onnx")], "truncated"),
+        "a folder": (["rewrite", str(folder)], "is a folder"),
+        "this very folder": (["rewrite", "."], "is a folder"),
+        "no name": (["rewrite", ""], "expected a path, not an empty text"),
+        "no output": (["rewrite", path, "-o", ""], "expected a path, not an empty text"),
+        "feeds and no run": (["rewrite", path, "--feeds", "x.npz"], "add --verify or --probe"),
+        "a seed and no run": (["inspect", path, "--seed", "0"], "--seed say how to run a model"),
+        "sizes and no run": (
+            ["rewrite", path, "--dim", "N=2", "--provider", "cpu"],
+            "--dim, --provider say how to run a model, and none is run",
+        ),
+        "a size twice": (
+            ["rewrite", path, "--verify", "--dim", "N=3", "--dim", "N=4"],
+            "'N' is named twice",
+        ),
+        "nothing left": (["rewrite", path, "--skip", "*"], "nothing is left to clip"),
+        "missing file": (["rewrite", str(folder / "none.onnx")], "No such file"),
+        "no gradients": (["rewrite", str(plain)], "no gradients found"),
+        "patterns without match": (
+            ["rewrite", path, "--need-clip", "x*", "--skip", "y*"],
+            "2 patterns match nothing",
+        ),
+        "pattern without match": (["rewrite", path, "--need-clip", "x*"], "'x*' matches no"),
+        "skip without match": (["rewrite", path, "--skip", "x*"], "'x*' matches no"),
+        "bad regular expression": (["rewrite", path, "--skip", "re:("], "no regular expression"),
+        "unknown gradient": (["rewrite", path, "--gradient", "fc_0.w_0@GRAT"], "did you mean"),
+        "integer gradient": (["rewrite", str(whole), "--gradient", "g"], "int64"),
+        "sequence output": (["rewrite", str(sequence), "--gradient", "s"], "not a tensor"),
+        "opset 6": (["rewrite", str(old)], "opset 6 is too old"),
+        "threshold of zero": (["rewrite", path, "--clip-norm", "0"], "not 0.0"),
+        "negative threshold": (["rewrite", path, "--clip-norm", "-1"], "not -1.0"),
+        "threshold nan": (["rewrite", path, "--clip-norm", "nan"], "not nan"),
+        "no number": (["rewrite", path, "--clip-norm", "x"], "'x' is not a valid float"),
+        "output equal to input": (["rewrite", path, "-o", path], "--in-place"),
+        "output there already": (
+            ["rewrite", path, "-o", str(folder / "there.onnx")],
+            "pass --force",
+        ),
+        "output in a missing folder": (
+            ["rewrite", path, "-o", str(folder / "no" / "out.onnx")],
+            "there is no folder",
+        ),
+        "a name that is too long": (["rewrite", path, "-o", "x" * 300], "File name too long"),
+        "a model name that is too long": (["rewrite", "x" * 300], "File name too long"),
+        "output is a folder": (["rewrite", path, "-o", str(folder)], "is a folder"),
+        "our nodes changed since": (["rewrite", str(folder / "changed.onnx")], "another tool"),
+        "nothing to strip": (["strip", path], "nothing to undo"),
+        "map that is no object": (
+            ["rewrite", path, "--map", str(folder / "bad.json")],
+            "expected a JSON object",
+        ),
+        "map and names": (
+            ["rewrite", path, "--map", "m.json", "--gradient", "g"],
+            "exclude each other",
+        ),
+        "in place and output": (["rewrite", path, "--in-place", "-o", "x"], "exclude each other"),
+        "one output for two models": (["rewrite", path, path, "-o", "x"], "is for one model"),
+        "unknown option": (["rewrite", path, "--clipnorm", "1"], "No such option"),
+        "unknown command": (["rewrit", path], "No such command"),
+        "a text format": (["rewrite", str(folder / "m.textproto")], "text format"),
+        "optimizer model": (
+            ["rewrite", str(MODELS / "ort_artifacts" / "mlp_mse_sgd" / "optimizer_model.onnx")],
+            "rewrite training_model.onnx",
+        ),
+    }
+
+
+def test_each_bad_input_is_one_message_and_exit_code_2_and_writes_nothing(tmp_path, capsys):
+    cases = _bad_inputs(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    for what, (arguments, expected) in cases.items():
+        capsys.readouterr()
+        assert main(arguments) == 2, what
+        out, err = capsys.readouterr()
+        assert out == "", what
+        assert expected in err, what
+        assert "Traceback" not in err, what
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("options", [[], ["--in-place"], ["--dry-run"]])
+def test_two_models_for_one_place_are_refused_before_anything_is_written(options, seed, capsys):
+    twin = seed.with_name("step")
+    twin.write_bytes(SEED.read_bytes())
+    before = sorted(path.name for path in seed.parent.iterdir())
+    same = [[str(seed), f"{seed.parent}/./step.onnx"]]
+    same += [[str(seed), str(twin)]] if not options else []
+    for models in same:
+        assert main(["rewrite", *models, *options]) == 2
+        assert "would both be written to" in capsys.readouterr().err
+    assert sorted(path.name for path in seed.parent.iterdir()) == before
+    assert seed.read_bytes() == SEED.read_bytes()
+
+
+def test_what_cannot_be_reached_is_named_once(seed, monkeypatch, capsys):
+    def refuse(path, *_args, **_kwargs):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.exists", refuse)
+    assert main(["rewrite", str(seed), "-o", str(seed.with_name("out.onnx"))]) == 2
+    err = capsys.readouterr().err
+    assert err.count("out.onnx") == 1
+    assert err.endswith(": Permission denied\n")
+
+
+def test_an_unwritable_folder_is_refused(seed, monkeypatch, capsys):
+    def refuse(*_args, **_kwargs):  # root writes anywhere, so permissions alone prove nothing
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    assert main(["rewrite", str(seed)]) == 2
+    assert "Permission denied" in capsys.readouterr().err
+
+
+def test_no_gradients_names_the_next_step_that_the_command_has(tmp_path, capsys):
+    plain = save(tmp_path / "plain.onnx", "y = Relu(x)", inputs="float[2] x", outputs="float[2] y")
+    assert main(["rewrite", str(plain)]) == 2
+    err = capsys.readouterr().err
+    assert "--probe" in err
+    assert "probe_gradients" in err
+    assert "--gradient (in Python: gradients=[…]) names them" in err
+    assert main(["inspect", str(plain)]) == 0
+    out = capsys.readouterr().out
+    assert "--probe" in out
+    assert "--gradient" not in out
+    assert main(["inspect", str(plain), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["reason"] in out
+
+
+def test_of_many_faults_the_first_ten_are_shown_and_all_are_kept(tmp_path, capsys):
+    count = 400
+    path = save(
+        tmp_path / "wide.onnx",
+        *(f"W{i}_grad = Neg(W{i})" for i in range(count)),
+        inputs=", ".join(f"float[2] W{i}" for i in range(count)),
+        outputs=", ".join(f"float[2] W{i}_grad" for i in range(count)),
+    )
+    assert main(["rewrite", str(path), "--axes", "5", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert len(err.splitlines()) == 12
+    assert err.endswith("  and 390 more\n")
+    assert len(json.loads(out)["faults"]) == count
+    with pytest.raises(OnnxClipError) as caught:
+        clip_gradients(onnx.load(path), GradientClipByNorm(1.0, axes=5))
+    assert len(caught.value.faults) == count
+
+
+def test_python_raises_what_the_command_line_prints(tmp_path):
+    with pytest.raises(OnnxClipError, match="No such file"):
+        clip_gradients_file(tmp_path / "none.onnx", tmp_path / "o.onnx", GradientClipByNorm(1.0))

@@ -1,0 +1,170 @@
+"""The process: what an interrupt, a full disk and a fault of our own look like from outside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+import onnx_clip_pass
+from onnx_clip_pass import cli
+
+SEED = Path(__file__).parent.parent / "models" / "seed" / "train_step.onnx"
+
+
+def run(code: str, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_every_exported_name_is_there_and_listed():
+    assert all(getattr(onnx_clip_pass, name) is not None for name in onnx_clip_pass.__all__)
+    assert set(onnx_clip_pass.__all__) <= set(dir(onnx_clip_pass))
+    with pytest.raises(AttributeError, match="has no attribute 'clip_grads'"):
+        onnx_clip_pass.clip_grads  # noqa: B018
+
+
+def test_nothing_is_imported_before_an_interrupt_is_caught():
+    code = "import sys, onnx_clip_pass.__main__; sys.exit('numpy' in sys.modules)"
+    assert run(code).returncode == 0
+
+
+def test_an_interrupt_while_starting_is_one_line_and_exit_code_130():
+    code = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'onnx': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "from onnx_clip_pass.__main__ import run; sys.exit(run())"
+    )
+    done = run(code)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have other signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_leaves_no_temporary_file(name, tmp_path):
+    model = tmp_path / "step.onnx"
+    model.write_bytes(SEED.read_bytes())
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        f"Path.replace = lambda *_: os.kill(os.getpid(), signal.{name})\n"
+        "from onnx_clip_pass.__main__ import run; sys.exit(run())"
+    )
+    done = run(code, "rewrite", str(model))
+    assert done.returncode == 130
+    assert done.stderr.strip() == "interrupted; no file is half written"
+    assert [path.name for path in tmp_path.iterdir()] == ["step.onnx"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no SIGHUP")
+def test_under_nohup_a_lost_terminal_is_no_interrupt(tmp_path):
+    code = (
+        "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "import onnx_clip_pass.__main__ as process; process.run()\n"
+        "sys.exit(signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)"
+    )
+    assert run(code, "--version", stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_the_python_interface_leaves_signals_alone(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.main(["rewrite", str(SEED), "-o", str(tmp_path / "out.onnx")]) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["inspect"], ["inspect", "--json"], ["--help"]])
+def test_output_that_cannot_be_written_is_one_message(arguments):
+    command = [sys.executable, "-m", "onnx_clip_pass", *arguments]
+    command += [str(SEED)] if arguments != ["--help"] else []
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "error: cannot write to standard output: No space left on device"
+    )
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_messages_that_cannot_be_written_do_not_look_like_a_failed_check(tmp_path):
+    for arguments in (["rewrite", str(SEED), "-o", str(tmp_path / "o.onnx")], ["rewrite", "none"]):
+        command = [sys.executable, "-m", "onnx_clip_pass", *arguments]
+        with Path("/dev/full").open("w") as full:
+            assert subprocess.run(command, stdout=full, stderr=full).returncode == 2
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=full)
+            assert done.returncode == 2
+
+
+def test_a_reader_that_has_gone_does_not_look_like_a_failed_check():
+    code = (
+        "import os, sys; read, write = os.pipe(); os.close(read); os.dup2(write, 1)\n"
+        "from onnx_clip_pass.__main__ import run; sys.exit(run())"
+    )
+    done = run(code, "inspect", str(SEED), "--json")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_fault_of_our_own_has_an_exit_code_of_its_own(monkeypatch, capsys):
+    def fail(_):
+        raise ZeroDivisionError("unthought of")
+
+    monkeypatch.setattr("onnx_clip_pass.cli.inspecting.inspect_file", fail)
+    assert cli.main(["inspect", str(SEED)]) == 3
+    err = capsys.readouterr().err
+    assert "ZeroDivisionError: unthought of" in err
+    assert "fault of onnx-clip itself; please report it with these lines" in err
+
+
+def test_a_lack_of_memory_is_told(monkeypatch, capsys):
+    def fail(_):
+        raise MemoryError
+
+    monkeypatch.setattr("onnx_clip_pass.cli.inspecting.inspect_file", fail)
+    assert cli.main(["inspect", str(SEED)]) == 2
+    assert capsys.readouterr().err == "error: there is not enough memory for this\n"
+
+
+@pytest.mark.parametrize("size", ["-1", "9" * 14, "9" * 5000, "x", ""])
+@pytest.mark.parametrize("command", ["verify", "inspect", "rewrite"])
+def test_a_dimension_that_no_array_can_have_is_one_message(command, size, tmp_path, capsys):
+    pytest.importorskip("onnxruntime", reason="it runs the model")
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[2, 2] W, float[2, N] x) => (float[2, 2] W_grad, float[2, N] y) {
+            y = MatMul(W, x)
+            W_grad = Mul(W, W)
+        }"""
+    model = tmp_path / "m.onnx"
+    onnx.save(onnx.parser.parse_model(text), model)
+    assert cli.main(["rewrite", str(model), "-o", str(tmp_path / "c.onnx")]) == 0
+    capsys.readouterr()
+    arguments = {
+        "verify": ["verify", str(model), str(tmp_path / "c.onnx")],
+        "inspect": ["inspect", str(model), "--probe"],
+        "rewrite": ["rewrite", str(model), "-o", str(tmp_path / "d.onnx"), "--verify"],
+    }[command]
+    assert cli.main([*arguments, "--dim", f"N={size}"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert "--dim" in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["verify", "a", "b"], ["inspect", "a", "--probe"], ["rewrite", "a", "--verify"]]
+)
+def test_a_negative_seed_is_refused(arguments, capsys):
+    assert cli.main([*arguments, "--seed", "-5"]) == 2
+    assert "-5 is not in the range x>=0" in capsys.readouterr().err
+
+
+def test_the_help_says_what_each_command_does_in_whole_words(capsys):
+    assert cli.main(["--help"]) == 0
+    assert "..." not in capsys.readouterr().out.split("Commands:")[1]
