@@ -22,7 +22,6 @@ from marked import put  # noqa: E402
 from single import DTYPES, NEWEST_OPSET, by_apply, by_graph, single  # noqa: E402
 
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError  # noqa: E402
-from onnx_clip_pass.clips import Numerics  # noqa: E402
 from onnx_clip_pass.rewrite import clip_in_place  # noqa: E402
 
 PAGE = ROOT / "docs" / "numerics.md"
@@ -39,13 +38,12 @@ SHAPE = (768, 768)
 def cell(dtype: str, opset: int, norm_precision: str, nonfinite: str) -> str:
     """Refused, CPU, or CPU and CUDA."""
     clip, x = GradientClipByNorm(1.0), np.full(SHAPE, -3).astype(DTYPES[dtype])
-    numerics = Numerics(norm_precision, nonfinite)
+    settings = {"norm_precision": norm_precision, "nonfinite": nonfinite}
     try:
         model = single(dtype, SHAPE, opset)
-        report = clip_in_place(model, clip, gradients=["g"], numerics=numerics)
+        report = clip_in_place(model, clip, gradients=["g"], **settings)
     except OnnxClipError:
         return "refused"
-    settings = {"norm_precision": norm_precision, "nonfinite": nonfinite}
     out = by_graph(clip, x, opset=opset, **settings)
     np.testing.assert_allclose(out.astype(float), by_apply(clip, x).astype(float), rtol=1e-3)
     return "CPU" if any("CUDA provider" in said for said in report.warnings) else "CPU, CUDA"

@@ -7,26 +7,17 @@ something else than ONNX. The nodes are those that a rewrite would put into the 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Unpack
 
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from onnx_clip_pass.arguments import check_flags, check_model
-from onnx_clip_pass.clips import NonFinite, NormPrecision, Numerics
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.graph import Index, TensorType
 from onnx_clip_pass.record import Record, read_record
-from onnx_clip_pass.rewrite import (
-    ClipOrRules,
-    EmitAs,
-    GradientNames,
-    LossScale,
-    Report,
-    clip_in_place,
-)
+from onnx_clip_pass.rewrite import ClipOrRules, Options, Report, clip_in_place
 from onnx_clip_pass.storage import open_model, write_bytes
 
 __all__ = ["extract_clip", "extract_clip_file"]
@@ -36,32 +27,14 @@ _PRODUCER = "onnx_clip_pass.extract"
 _DTYPES = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
-def extract_clip(
-    model: ModelProto,
-    clip: ClipOrRules,
-    *,
-    gradients: GradientNames = None,
-    skip: str | Sequence[str] = (),
-    norm_precision: NormPrecision = "auto",
-    nonfinite: NonFinite = "propagate",
-    threshold_input: str | None = None,
-    loss_scale: LossScale = 1.0,
-    emit: Sequence[Literal["norm", "scale", "clipped"]] = (),
-    emit_as: EmitAs = "each",
-) -> ModelProto:
+def extract_clip(model: ModelProto, clip: ClipOrRules, **options: Unpack[Options]) -> ModelProto:
     """The clip of a training graph as a model of its own.
 
     Args:
         model: a training graph; it stays as it is.
-        clip: what to do, see `clip_gradients`, which has the other arguments as well.
-        gradients: the gradients' names, if they are not to be searched for.
-        skip: patterns of what to leave out.
-        norm_precision: see `clip_gradients`.
-        nonfinite: see `clip_gradients`.
-        threshold_input: see `clip_gradients`.
-        loss_scale: see `clip_gradients`; a value of the graph becomes an input.
-        emit: see `clip_gradients`.
-        emit_as: see `clip_gradients`.
+        clip: what to do, see `clip_gradients`.
+        **options: those of `clip_gradients` but `measure_only`; a `loss_scale` that is a value of
+            the graph becomes an input.
 
     Returns:
         A model with an input for each gradient, of its name, shape and dtype, and an output
@@ -76,17 +49,7 @@ def extract_clip(
     check_model(model, "extract_clip_file")
     copy = ModelProto()
     copy.CopyFrom(model)
-    return _extract(
-        copy,
-        clip,
-        gradients,
-        skip,
-        Numerics(norm_precision, nonfinite),
-        threshold_input,
-        loss_scale,
-        emit,
-        emit_as,
-    )[0]
+    return _extract(copy, clip, options)[0]
 
 
 def extract_clip_file(
@@ -94,31 +57,17 @@ def extract_clip_file(
     target: _Path,
     clip: ClipOrRules,
     *,
-    gradients: GradientNames = None,
-    skip: str | Sequence[str] = (),
-    norm_precision: NormPrecision = "auto",
-    nonfinite: NonFinite = "propagate",
-    threshold_input: str | None = None,
-    loss_scale: LossScale = 1.0,
-    emit: Sequence[str] = (),
-    emit_as: EmitAs = "each",
     force: bool = False,
+    **options: Unpack[Options],
 ) -> Report:
     """`extract_clip` from file to file; the weights are not read.
 
     Args:
         source: a model file.
         target: where to write the clip.
-        clip: what to do, see `extract_clip`, which has the other arguments as well.
-        gradients: the gradients' names, see `extract_clip`.
-        skip: patterns of what to leave out.
-        norm_precision: see `extract_clip`.
-        nonfinite: see `extract_clip`.
-        threshold_input: see `extract_clip`.
-        loss_scale: see `extract_clip`.
-        emit: see `extract_clip`.
-        emit_as: see `extract_clip`.
+        clip: what to do, see `clip_gradients`.
         force: replace a target that is there.
+        **options: see `extract_clip`.
 
     Raises:
         OnnxClipError: what `extract_clip` refuses, and files that cannot be read or written.
@@ -127,45 +76,16 @@ def extract_clip_file(
     source, target = Path(source), Path(target)
     _check_target(target, force=force)
     with open_model(source) as structure:
-        numerics = Numerics(norm_precision, nonfinite)
-        extracted, report = _extract(
-            structure.model,
-            clip,
-            gradients,
-            skip,
-            numerics,
-            threshold_input,
-            loss_scale,
-            emit,
-            emit_as,
-        )
+        extracted, report = _extract(structure.model, clip, options)
     write_bytes(target, extracted.SerializeToString())
     return report
 
 
-def _extract(
-    model: ModelProto,
-    clip: ClipOrRules,
-    gradients: GradientNames,
-    skip: str | Sequence[str],
-    numerics: Numerics,
-    threshold_input: str | None,
-    loss_scale: LossScale,
-    emit: Sequence[str],
-    emit_as: EmitAs,
-) -> tuple[ModelProto, Report]:
+def _extract(model: ModelProto, clip: ClipOrRules, options: Options) -> tuple[ModelProto, Report]:
     """The clip's own nodes, out of the rewritten model, which is used up."""
-    report = clip_in_place(
-        model,
-        clip,
-        gradients=gradients,
-        skip=skip,
-        numerics=numerics,
-        threshold_input=threshold_input,
-        loss_scale=loss_scale,
-        emit=emit,
-        emit_as=emit_as,
-    )
+    if options.get("measure_only"):
+        raise OnnxClipError("measure_only clips nothing, so there is no clip to extract")
+    report = clip_in_place(model, clip, **options)
     record = read_record(model)
     if record is None:
         raise OnnxClipError("nothing is clipped, so there is no clip to extract")

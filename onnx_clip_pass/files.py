@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 from onnx_clip_pass.arguments import check_choice, check_flags
-from onnx_clip_pass.clips import NonFinite, NormPrecision, Numerics
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient, survey
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record, read_record, undo
-from onnx_clip_pass.rewrite import (
-    ClipOrRules,
-    EmitAs,
-    GradientNames,
-    LossScale,
-    Report,
-    clip_in_place,
-    nothing_found,
-)
+from onnx_clip_pass.rewrite import ClipOrRules, Options, Report, clip_in_place, nothing_found
 from onnx_clip_pass.storage import (
     DataFile,
     HowToBring,
@@ -53,20 +44,12 @@ def clip_gradients_file(
     target: _Path,
     clip: ClipOrRules,
     *,
-    gradients: GradientNames = None,
-    skip: str | Sequence[str] = (),
-    norm_precision: NormPrecision = "auto",
-    nonfinite: NonFinite = "propagate",
-    threshold_input: str | None = None,
-    loss_scale: LossScale = 1.0,
-    emit: Sequence[str] = (),
-    emit_as: EmitAs = "each",
-    measure_only: bool = False,
     external_data: HowToBring = "copy",
     replace: bool = False,
     force: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
+    **options: Unpack[Options],
 ) -> Report:
     """`clip_gradients` from file to file; weights stored as external data are not read.
 
@@ -75,20 +58,12 @@ def clip_gradients_file(
         target: where to write. In the same folder external data is shared; in another one it
             comes along.
         clip: what to do, see `clip_gradients`.
-        gradients: the gradients' names, see `clip_gradients`.
-        skip: patterns of what to leave out.
-        norm_precision: "auto", "plain" or "wide", see `clip_gradients`.
-        nonfinite: "propagate", "zero" or "keep", see `clip_gradients`.
-        threshold_input: the name of an input for the threshold, see `clip_gradients`.
-        loss_scale: what the gradients are multiplied by, see `clip_gradients`.
-        emit: what to hand out of each gradient, see `clip_gradients`.
-        emit_as: "each" or "vector", see `clip_gradients`.
-        measure_only: hand out, and clip nothing.
         external_data: how data files get into another folder: "copy" or "link" (a hard link).
         replace: allow `target` to be `source`.
         force: replace a target, or data files of other content, that onnx-clip did not write.
         dry_run: write nothing.
         progress: is told how many bytes are written, and of how many.
+        **options: those of `clip_gradients`.
 
     Returns:
         What was found and clipped.
@@ -102,19 +77,7 @@ def clip_gradients_file(
     source, target = Path(source), _resolved(Path(target), replace=replace)
     with open_model(source) as structure:
         may_replace = _check_target(source, target, replace=replace, force=force)
-        numerics = Numerics(norm_precision, nonfinite)
-        report = clip_in_place(
-            structure.model,
-            clip,
-            gradients=gradients,
-            skip=skip,
-            numerics=numerics,
-            threshold_input=threshold_input,
-            loss_scale=loss_scale,
-            emit=emit,
-            emit_as=emit_as,
-            measure_only=measure_only,
-        )
+        report = clip_in_place(structure.model, clip, **options)
         files = _data_files(structure, target)
         if not dry_run:
             _write(structure, target, files, external_data, may_replace, progress)

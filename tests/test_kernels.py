@@ -18,7 +18,6 @@ import pytest
 from single import DTYPES, NEWEST_OPSET, by_apply, by_graph, single
 
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError
-from onnx_clip_pass.clips import Numerics
 from onnx_clip_pass.kernels import Need, missing
 from onnx_clip_pass.rewrite import clip_in_place
 
@@ -61,15 +60,15 @@ def emitted(model: onnx.ModelProto) -> list[Need]:
 def test_each_node_of_every_form_has_a_kernel_or_is_named(dtype: str, opset: int, clip_norm: float):
     for norm_precision, nonfinite, shape in FORMS:
         model = single(dtype, shape, opset)
-        numerics = Numerics(norm_precision, nonfinite)
+        settings = {"norm_precision": norm_precision, "nonfinite": nonfinite}
         clip = GradientClipByNorm(clip_norm)
         in_float64 = dtype == "float64" or norm_precision == "wide" or clip_norm > 1e38
         too_old = (dtype == "bfloat16" and opset < 13) or (opset < 8 and in_float64)
         if too_old or (opset < 9 and nonfinite != "propagate"):
             with pytest.raises(OnnxClipError, match="needs opset"):
-                clip_in_place(model, clip, gradients=["g"], numerics=numerics)
+                clip_in_place(model, clip, gradients=["g"], **settings)
             continue
-        report = clip_in_place(model, clip, gradients=["g"], numerics=numerics)
+        report = clip_in_place(model, clip, gradients=["g"], **settings)
         needs = emitted(model)
         on_cpu = missing("CPU", needs)
         assert all(need.op_type == "Cast" and opset >= 28 for need in on_cpu)  # revised at 28
@@ -171,8 +170,8 @@ def test_all_nodes_run_on_cuda_without_copies(
     tmp_path: Path,
 ):
     model = single(dtype, shape, opset)
-    numerics = Numerics(norm_precision, nonfinite)
-    clip_in_place(model, GradientClipByNorm(1.0), gradients=["g"], numerics=numerics)
+    settings = {"norm_precision": norm_precision, "nonfinite": nonfinite}
+    clip_in_place(model, GradientClipByNorm(1.0), gradients=["g"], **settings)
     options = cuda.SessionOptions()
     options.graph_optimization_level = cuda.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_profiling = True

@@ -16,25 +16,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 from onnx_clip_pass.arguments import check_choice, check_flags
 from onnx_clip_pass.artifacts.layout import Layout, check_training_model, find_layout
 from onnx_clip_pass.artifacts.placing import building, check_target
 from onnx_clip_pass.artifacts.sequence import clip_sequence, find_optimizer
-from onnx_clip_pass.clips import Clip, NonFinite, NormPrecision, Numerics
+from onnx_clip_pass.clips import Clip
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import Inspection, inspect_file
 from onnx_clip_pass.record import Record, read_record, undo
-from onnx_clip_pass.rewrite import (
-    ClipOrRules,
-    EmitAs,
-    GradientNames,
-    LossScale,
-    Report,
-    clip_in_place,
-)
-from onnx_clip_pass.rewrite.steering import Steering
+from onnx_clip_pass.rewrite import ClipOrRules, Options, Report, Settings, clip_in_place
 from onnx_clip_pass.storage import (
     HowToBring,
     Progress,
@@ -53,7 +45,6 @@ __all__ = [
     "strip_artifacts",
 ]
 
-Quantity = Literal["norm", "scale", "clipped"]
 Place = Literal["step", "micro-batch"]
 """Where a folder's gradients are clipped: after micro-batches are added up, or before."""
 
@@ -80,19 +71,12 @@ def clip_artifacts(
     clip: ClipOrRules,
     *,
     at: Place = "step",
-    gradients: GradientNames = None,
-    skip: str | Sequence[str] = (),
-    norm_precision: NormPrecision = "auto",
-    nonfinite: NonFinite = "propagate",
-    loss_scale: LossScale = 1.0,
-    emit: Sequence[Quantity] = (),
-    emit_as: EmitAs = "each",
-    measure_only: bool = False,
     external_data: HowToBring = "copy",
     replace: bool = False,
     force: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
+    **options: Unpack[Options],
 ) -> Report:
     """Clip the gradients of a folder of training artifacts; a clip that it has is replaced.
 
@@ -102,15 +86,6 @@ def clip_artifacts(
         clip: what to do, see `clip_gradients`; at the step one clip without `need_clip`.
         at: "step", after all micro-batches of a step are added up, or "micro-batch", each before it
             is added.
-        gradients: the gradients' names, see `clip_gradients`; not at the step.
-        skip: patterns of what to leave out; not at the step.
-        norm_precision: "auto", "plain" or "wide", see `clip_gradients`.
-        nonfinite: "propagate", "zero" or "keep", see `clip_gradients`.
-        loss_scale: see `clip_gradients`; not at the step.
-        emit: what to hand out of each gradient, see `clip_gradients`; not at the step. The runtime
-            returns it behind the loss, from every call of the module.
-        emit_as: "each" or "vector", see `clip_gradients`.
-        measure_only: hand out, and clip nothing; not at the step.
         external_data: how what is not rewritten gets into the other folder: "copy" or "link" (hard
             links: training that saves into the checkpoint then changes both).
         replace: allow `target` to be `folder`, whose models are then replaced.
@@ -118,6 +93,9 @@ def clip_artifacts(
             Files that the artifacts have not are never removed.
         dry_run: write nothing.
         progress: is told how many bytes are written, and of how many.
+        **options: those of `clip_gradients` but `threshold_input`, which the runtime cannot feed;
+            at the step only `norm_precision` and `nonfinite`. What is emitted the runtime returns
+            behind the loss, from every call of the module.
 
     Returns:
         What was found and clipped. At the step it has one row for the whole sequence.
@@ -127,37 +105,31 @@ def clip_artifacts(
             or without an optimizer model; what `clip_gradients` refuses; and files that cannot be
             read or written, or must not be replaced. Nothing is written then.
     """
-    check_flags(measure_only=measure_only, replace=replace, force=force, dry_run=dry_run)
+    check_flags(replace=replace, force=force, dry_run=dry_run)
     check_choice("at", at, Place)
-    check_choice("emit_as", emit_as, EmitAs)
     check_choice("external_data", external_data, HowToBring)
-    numerics, scale = Numerics(norm_precision, nonfinite), Steering(loss_scale).loss_scale
+    settings = Settings.of(**options)
+    if settings.threshold_input is not None:
+        raise OnnxClipError(
+            "the training runtime feeds no input that it does not know, so a threshold input would "
+            "stay at its default; rewrite the folder again for another threshold"
+        )
     layout, target = find_layout(Path(folder)), Path(target)
     wishes = {
-        "skip": bool(skip),
-        "gradients": gradients is not None,
-        "loss_scale": scale != 1,
-        "emit": bool(emit),
-        "measure_only": measure_only,
+        "skip": bool(settings.skip),
+        "gradients": settings.gradients is not None,
+        "loss_scale": settings.steering.loss_scale != 1,
+        "emit": bool(settings.watch),
+        "measure_only": settings.watch.measures_only,
     }
     uniform = _check_place(layout, clip, at, [name for name, given in wishes.items() if given])
     chosen = layout.training if uniform is None else layout.optimizer
     with _open_models(layout) as (structures, was_clipped):
         model = structures[chosen].model
         if uniform is not None:
-            report = clip_sequence(model, uniform, numerics, layout.shown(chosen))
+            report = clip_sequence(model, uniform, settings.numerics, layout.shown(chosen))
         else:
-            report = clip_in_place(
-                model,
-                clip,
-                gradients=gradients,
-                skip=skip,
-                numerics=numerics,
-                loss_scale=loss_scale,
-                emit=emit,
-                emit_as=emit_as,
-                measure_only=measure_only,
-            )
+            report = clip_in_place(model, clip, **options)
         changed = {name: structures[name] for name in (*was_clipped, chosen)}
         _check_written(layout, target, changed, in_place=replace, force=force)
         if not dry_run:

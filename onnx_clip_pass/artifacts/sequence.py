@@ -170,7 +170,13 @@ def _put(
         return ()
     each = insert_clip_of_each(editor, GRADIENTS, clipped, dtype)
     editor.finish()
-    report = clip_in_place(editor.model, clip, gradients={each: _PARAMETERS}, numerics=numerics)
+    report = clip_in_place(
+        editor.model,
+        clip,
+        gradients={each: _PARAMETERS},
+        norm_precision=numerics.norm_precision,
+        nonfinite=numerics.nonfinite,
+    )
     _drop_record(editor.model)  # it is of the nodes in the loop, which go with the loop
     return report.warnings
 

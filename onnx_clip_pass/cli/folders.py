@@ -87,7 +87,7 @@ def rewrite_folder(
         probes: whether the user wants gradients to be probed for.
         verifies: whether the user wants the rewrite to be verified.
         as_json: whether the report goes to standard output as JSON, which the caller prints.
-        options: of `clip_artifacts`, and those of `clip_gradients_file` that it has not.
+        options: of `clip_artifacts`.
 
     Returns:
         The report in the types of JSON.
@@ -99,11 +99,6 @@ def rewrite_folder(
         )
     if verifies:
         refuse_to_verify(folder, target)
-    if options.pop("threshold_input") is not None:
-        raise OnnxClipError(
-            "the training runtime feeds no input that it does not know, so a --threshold-input "
-            "would stay at its default; rewrite the folder again for another threshold"
-        )
     place: Place = at or "step"
     with ProgressBar(f"writing {target.name}") as progress:
         report = clip_artifacts(folder, target, clip, at=place, progress=progress, **options)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, Unpack
 
 from onnx import ModelProto
 
-from onnx_clip_pass.arguments import check_flags, check_input_name, check_model
-from onnx_clip_pass.clips import Clip, NonFinite, NormPrecision, Numerics
+from onnx_clip_pass.arguments import check_model
+from onnx_clip_pass.clips import Clip, NonFinite, NormPrecision
 from onnx_clip_pass.gradients import name_gradients, survey
 from onnx_clip_pass.graph import Editor, Index
 from onnx_clip_pass.record import undo, write_record
@@ -27,8 +27,9 @@ from onnx_clip_pass.rewrite.selecting import (
     nothing_found,
     selected,
 )
-from onnx_clip_pass.rewrite.steering import LossScale, Steering
-from onnx_clip_pass.rewrite.watching import EmitAs, Emitted, Watch
+from onnx_clip_pass.rewrite.settings import Options, Settings
+from onnx_clip_pass.rewrite.steering import LossScale
+from onnx_clip_pass.rewrite.watching import EmitAs, Emitted
 from onnx_clip_pass.rules import Rule
 
 __all__ = [
@@ -38,7 +39,9 @@ __all__ = [
     "Emitted",
     "GradientNames",
     "LossScale",
+    "Options",
     "Report",
+    "Settings",
     "clip_gradients",
     "clip_in_place",
     "nothing_found",
@@ -105,7 +108,8 @@ def clip_gradients(
         clip,
         gradients=gradients,
         skip=skip,
-        numerics=Numerics(norm_precision, nonfinite),
+        norm_precision=norm_precision,
+        nonfinite=nonfinite,
         threshold_input=threshold_input,
         loss_scale=loss_scale,
         emit=emit,
@@ -115,35 +119,11 @@ def clip_gradients(
     return rewritten
 
 
-def clip_in_place(
-    model: ModelProto,
-    clip: ClipOrRules,
-    *,
-    gradients: GradientNames = None,
-    skip: str | Sequence[str] = (),
-    numerics: Numerics | None = None,
-    threshold_input: str | None = None,
-    loss_scale: LossScale = 1.0,
-    emit: Sequence[str] = (),
-    emit_as: EmitAs = "each",
-    measure_only: bool = False,
-) -> Report:
+def clip_in_place(model: ModelProto, clip: ClipOrRules, **options: Unpack[Options]) -> Report:
     """`clip_gradients` on the model itself; if it raises, the model may be left undone."""
-    check_flags(measure_only=measure_only)
-    check_input_name(threshold_input)
-    watch = Watch((emit,) if isinstance(emit, str) else tuple(emit), emit_as, measure_only)
-    steering = Steering(loss_scale)
+    clips, settings = as_clips(clip), Settings.of(**options)
     with _without_collecting():
-        return _clip(
-            model,
-            as_clips(clip),
-            gradients,
-            skip,
-            numerics or Numerics(),
-            steering,
-            watch,
-            threshold_input,
-        )
+        return _clip(model, clips, settings)
 
 
 @contextmanager
@@ -158,24 +138,16 @@ def _without_collecting() -> Iterator[None]:
             gc.enable()
 
 
-def _clip(
-    model: ModelProto,
-    clips: Clip | list[Rule],
-    gradients: GradientNames,
-    skip: str | Sequence[str],
-    numerics: Numerics,
-    steering: Steering,
-    watch: Watch,
-    threshold_input: str | None,
-) -> Report:
+def _clip(model: ModelProto, clips: Clip | list[Rule], settings: Settings) -> Report:
     replaced = undo(model)
     index = Index(model)
-    seen = survey(index) if gradients is None else name_gradients(index, as_mapping(gradients))
-    sightings, warnings = selected(seen, clips, skip, threshold_input)
-    edits = plan(index, seen, sightings, numerics, steering, watch)
+    wanted = settings.gradients
+    seen = survey(index) if wanted is None else name_gradients(index, as_mapping(wanted))
+    sightings, warnings = selected(seen, clips, settings.skip, settings.threshold_input)
+    edits = plan(index, seen, sightings, settings)
     notes = notes_on(seen, sightings)  # the index is out of date when edits are made
     editor = Editor(index)
-    made = emit_clips(editor, edits, numerics, steering, watch)
+    made = emit_clips(editor, edits, settings)
     editor.finish()
     rows = tuple(
         Clipped(sighting.gradient, choice.clip, choice.rule)
@@ -184,13 +156,12 @@ def _clip(
         for sighting, choice in sightings
     )
     if any(row.clip for row in rows):
-        record = record_of(editor, edits, sightings, numerics, steering, watch, made.emitted)
-        write_record(model, record)
+        write_record(model, record_of(editor, edits, sightings, settings, made.emitted))
     return Report(
         rows,
         (*warnings, *notes, *lacking_kernels(made.needs)),
         replaced,
         made.emitted,
         tuple(editor.added.inputs),
-        watch.measures_only,
+        settings.watch.measures_only,
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from onnx_clip_pass.clips import Emitter, Formula, Measured, Numerics, turns
+from onnx_clip_pass.clips import Emitter, Formula, Measured, turns
 from onnx_clip_pass.graph import Editor
 from onnx_clip_pass.kernels import Need
 from onnx_clip_pass.rewrite.planning import Edit
-from onnx_clip_pass.rewrite.steering import Steering
-from onnx_clip_pass.rewrite.watching import Emitted, Sight, Watch
+from onnx_clip_pass.rewrite.settings import Settings
+from onnx_clip_pass.rewrite.watching import Emitted, Sight
 
 __all__ = ["Made", "emit"]
 
@@ -35,12 +35,11 @@ class _Stream:
     emitter: Emitter | None = None
 
 
-def emit(
-    editor: Editor, edits: Sequence[Edit], numerics: Numerics, steering: Steering, watch: Watch
-) -> Made:
+def emit(editor: Editor, edits: Sequence[Edit], settings: Settings) -> Made:
     """Put the clips of all edits in, and what is to be watched."""
+    steering, watch = settings.steering, settings.watch
     chosen = [(sighting, edit.choice) for edit in edits for sighting in edit.sightings]
-    steering.open(editor, chosen, numerics)
+    steering.open(editor, chosen, settings.numerics)
     streams = []
     for edit in edits:
         clip = edit.choice.clip
@@ -52,7 +51,7 @@ def emit(
     apart = [(id(stream.edit.scope), stream.edit.level) for stream in streams]
     for turn in turns(chains, apart):
         members = [(streams[number], stage) for number, stage in turn]
-        group = _emit_together(editor, members, numerics, steering, watch, made)
+        group = _emit_together(editor, members, settings, made)
         if group is not None:
             groups.append(group)
     if watch:
@@ -74,12 +73,10 @@ def emit(
 def _emit_together(
     editor: Editor,
     members: Sequence[tuple[_Stream, int]],
-    numerics: Numerics,
-    steering: Steering,
-    watch: Watch,
+    settings: Settings,
     made: Made,
 ) -> tuple[str, Emitter, Measured, tuple[str, ...]] | None:
-    emitters = []
+    emitters, watch = [], settings.watch
     for stream, stage in members:
         if stage == 0 and not watch.measures_only:
             stream.source, stream.target = stream.edit.open(editor)
@@ -98,8 +95,8 @@ def _emit_together(
             stream.source,
             target,
             sighting.type.dtype,
-            numerics,
-            limit=steering.limit(editor, edit.scope, edit.choice),
+            settings.numerics,
+            limit=settings.steering.limit(editor, edit.scope, edit.choice),
             is_steered=edit.choice.threshold_input is not None,
             parameter=edit.site,
             count=edit.count,

@@ -23,7 +23,7 @@ from onnx_clip_pass.gradients import Gradient, Sighting, Survey, unit_axes
 from onnx_clip_pass.graph import BY_NAME, OUTPUT, Editor, Index, Read, Scope, Value
 from onnx_clip_pass.rewrite.levels import levels_of
 from onnx_clip_pass.rewrite.selecting import Chosen
-from onnx_clip_pass.rewrite.steering import Steering
+from onnx_clip_pass.rewrite.settings import Settings
 from onnx_clip_pass.rewrite.watching import Watch
 from onnx_clip_pass.rules import Choice
 
@@ -76,9 +76,7 @@ def plan(
     index: Index,
     seen: Survey,
     sightings: Chosen,
-    numerics: Numerics,
-    steering: Steering,
-    watch: Watch,
+    settings: Settings,
 ) -> list[Edit]:
     """The edits that put the clips in.
 
@@ -92,21 +90,23 @@ def plan(
         key = (id(sighting.value.frame.scope), sighting.value.name)
         groups.setdefault(key, []).append((sighting, choice))
     edits: list[Edit] = []
-    faults = steering.faults(index, [choice for _, choice in sightings if choice is not None])
+    faults = settings.steering.faults(
+        index, [choice for _, choice in sightings if choice is not None]
+    )
     for group in groups.values():
         choices = {_meaning(choice): choice for _, choice in group}
         wanted = [choice for choice in choices.values() if choice is not None]
         if not wanted:
             continue
         first = group[0][0]
-        faults += _faults(first, wanted, numerics, steering, watch)
-        if not watch and all(_does_nothing(choice, numerics) for choice in wanted):
+        faults += _faults(first, wanted, settings)
+        if not settings.watch and all(_does_nothing(each, settings.numerics) for each in wanted):
             continue
         readers = index.readers_of(first.value.frame.scope, first.value.name)
         raw = [read for read in readers if read in backward or read.slot == BY_NAME]
         others = [read for read in readers if read not in backward and read.slot != BY_NAME]
         if len(choices) == 1:
-            edits.append(_edit_for_all(group, wanted[0], raw, others, watch, faults))
+            edits.append(_edit_for_all(group, wanted[0], raw, others, settings.watch, faults))
         else:
             edits += _edits_for_some(seen, group, others, faults)
     for edit in edits:
@@ -222,20 +222,14 @@ def _backward_reads(index: Index, seen: Survey, values: list[Value]) -> set[Read
     return reads
 
 
-def _faults(
-    sighting: Sighting,
-    choices: Iterable[Choice],
-    numerics: Numerics,
-    steering: Steering,
-    watch: Watch,
-) -> list[str]:
+def _faults(sighting: Sighting, choices: Iterable[Choice], settings: Settings) -> list[str]:
     gradient, scope = sighting.gradient, sighting.value.frame.scope
     where = f"gradient {gradient.name!r}" + (f" in {gradient.graph}" if gradient.graph else "")
     if scope.opset is None:
         return [f"{where}: its graph imports no version of the default operator set"]
-    found = [choice.clip.fault(gradient, scope.opset, numerics) for choice in choices]
-    found += [steering.fault(scope, choice) for choice in choices]
-    found += [watch.fault(scope, gradient, choice.clip) for choice in choices]
+    found = [choice.clip.fault(gradient, scope.opset, settings.numerics) for choice in choices]
+    found += [settings.steering.fault(scope, choice) for choice in choices]
+    found += [settings.watch.fault(scope, gradient, choice.clip) for choice in choices]
     return [f"{where}: {fault}" for fault in found if fault is not None]
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onnx_clip_pass._version import __version__
-from onnx_clip_pass.clips import Clip, Numerics, facts_of
+from onnx_clip_pass.clips import Clip, facts_of
 from onnx_clip_pass.gradients import Gradient, Survey
 from onnx_clip_pass.graph import Editor
 from onnx_clip_pass.kernels import Need, missing
 from onnx_clip_pass.record import Record, bodies_of, digest_of
 from onnx_clip_pass.rewrite.planning import Edit
 from onnx_clip_pass.rewrite.selecting import Chosen
-from onnx_clip_pass.rewrite.steering import Steering
-from onnx_clip_pass.rewrite.watching import Emitted, Watch
+from onnx_clip_pass.rewrite.settings import Settings
+from onnx_clip_pass.rewrite.watching import Emitted
 
 __all__ = ["Clipped", "Report", "lacking_kernels", "notes_on", "record_of"]
 
@@ -55,9 +55,7 @@ def record_of(
     editor: Editor,
     edits: list[Edit],
     sightings: Chosen,
-    numerics: Numerics,
-    steering: Steering,
-    watch: Watch,
+    settings: Settings,
     emitted: tuple[Emitted, ...],
 ) -> Record:
     """The note to leave in the model."""
@@ -77,8 +75,8 @@ def record_of(
     return Record(
         version=__version__,
         clips=entries,
-        norm_precision=numerics.norm_precision,
-        nonfinite=numerics.nonfinite,
+        norm_precision=settings.numerics.norm_precision,
+        nonfinite=settings.numerics.nonfinite,
         renamed=dict(edit.renamed for edit in edits if edit.renamed[0]),
         nodes=[node.name for node in added.nodes],
         initializers=[tensor.name for tensor in added.initializers],
@@ -89,9 +87,9 @@ def record_of(
             [next(n for n, body in enumerate(bodies) if body is scope.proto), runs]
             for scope, runs in added.order
         ],
-        loss_scale=steering.loss_scale,
+        loss_scale=settings.steering.loss_scale,
         emitted=[[e.output, e.quantity, list(e.gradients), e.group] for e in emitted],
-        measures_only=watch.measures_only,
+        measures_only=settings.watch.measures_only,
         digest=digest_of([*added.nodes, *added.initializers]),
     )
 

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, get_args
 
 from onnx import TensorProto
 
+from onnx_clip_pass.arguments import check_choice
 from onnx_clip_pass.clips import Clip, Emitter, Measured, Quantity
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient
@@ -58,8 +59,7 @@ class Watch:
             raise OnnxClipError(
                 f"emit takes a list of {', '.join(get_args(Emit))}, not {', '.join(unknown)}"
             )
-        if self.emit_as not in get_args(EmitAs):
-            raise OnnxClipError(f"emit_as must be each or vector, not {self.emit_as!r}")
+        check_choice("emit_as", self.emit_as, EmitAs)
         if self.measures_only and not self.emit:
             raise OnnxClipError("measure_only needs something to emit: say norm, scale or clipped")
 

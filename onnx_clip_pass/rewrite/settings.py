@@ -1,0 +1,66 @@
+"""How a model is to be clipped, besides the clip itself: as a caller says it, and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypedDict, Unpack
+
+from onnx_clip_pass.arguments import check_flags, check_input_name
+from onnx_clip_pass.clips import NonFinite, NormPrecision, Numerics
+from onnx_clip_pass.rewrite.selecting import GradientNames
+from onnx_clip_pass.rewrite.steering import LossScale, Steering
+from onnx_clip_pass.rewrite.watching import EmitAs, Watch
+
+__all__ = ["Options", "Settings"]
+
+
+class Options(TypedDict, total=False):
+    """What `clip_gradients` takes besides the model and the clip; it says what each means."""
+
+    gradients: GradientNames
+    skip: str | Sequence[str]
+    norm_precision: NormPrecision
+    nonfinite: NonFinite
+    threshold_input: str | None
+    loss_scale: LossScale
+    emit: Sequence[Literal["norm", "scale", "clipped"]]
+    emit_as: EmitAs
+    measure_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The same, checked, for one rewrite."""
+
+    gradients: GradientNames
+    skip: str | Sequence[str]
+    numerics: Numerics
+    threshold_input: str | None
+    steering: Steering
+    watch: Watch
+
+    @classmethod
+    def of(cls, **options: Unpack[Options]) -> Settings:
+        """Check options.
+
+        Raises:
+            OnnxClipError: one of them cannot be meant.
+        """
+        measure_only = options.get("measure_only", False)
+        threshold_input = options.get("threshold_input")
+        emit = options.get("emit", ())
+        check_flags(measure_only=measure_only)
+        check_input_name(threshold_input)
+        return cls(
+            options.get("gradients"),
+            options.get("skip", ()),
+            Numerics(options.get("norm_precision", "auto"), options.get("nonfinite", "propagate")),
+            threshold_input,
+            Steering(options.get("loss_scale", 1.0)),
+            Watch(
+                (emit,) if isinstance(emit, str) else tuple(emit),
+                options.get("emit_as", "each"),
+                measure_only,
+            ),
+        )
