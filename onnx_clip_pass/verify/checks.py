@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -201,21 +202,26 @@ def check_emitted(
     result: Verification,
 ) -> None:
     """The measures that are handed out, with what the formulas say of the raw gradients."""
-    by_name = {
-        targets[one.target].name: outcome
-        for one, outcome in found
-        if targets[one.target].scope == 0
-    }
+    by_name: dict[tuple[str, str], list[Outcome]] = {}
+    for one, outcome in sorted(found, key=lambda pair: pair[0].target):
+        if targets[one.target].scope == 0:
+            for group in ("", *outcome.totals):
+                by_name.setdefault((targets[one.target].name, group), []).append(outcome)
+    told: Counter[tuple[str, str, str]] = Counter()
     checks = {check.name: check for check in result.outputs if check.quantity}
     for output, quantity, names, group in record.emitted:
         check = checks[output]
-        missing = [name for name in names if name not in by_name]
+        missing = [name for name in names if (name, group) not in by_name]
         if missing or output not in seen.after:
             what = f"no gradient {missing[0]!r}" if missing else "no such output"
             check.faults.append(f"{seen.when}the rewritten model has {what}")
             continue
         actual = seen.after[output]
-        outcomes = [by_name[name] for name in names]
+        outcomes = []
+        for name in names:  # one that has several clips is named once for each, in their order
+            clips = by_name[name, group]
+            outcomes.append(clips[min(told[quantity, group, name], len(clips) - 1)])
+            told[quantity, group, name] += 1
         if actual.size != (1 if group else len(names)) or actual.ndim > 1:
             check.faults.append(
                 f"{seen.when}expected {len(names)} numbers, but it is {list(actual.shape)}"

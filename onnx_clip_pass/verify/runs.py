@@ -85,16 +85,24 @@ class Runs:
     def feeds(self, factors: Factors) -> Arrays:
         """The feeds, with gradients that are inputs scaled."""
         feeds = dict(self._feeds)
-        for number, factor in factors.items():
-            target = self._targets[number]
-            if target.scope == 0 and target.name in feeds:
-                feeds[target.name] = (feeds[target.name] * factor).astype(feeds[target.name].dtype)
+        scaled = {
+            self._targets[n].name: factor
+            for n, factor in factors.items()
+            if self._targets[n].scope == 0
+        }
+        for name, factor in scaled.items():
+            if name in feeds:
+                feeds[name] = (feeds[name] * factor).astype(feeds[name].dtype)
         return feeds
 
     def _scale(self, copy: Copy, factors: Factors, names: list[str]) -> None:
-        for number, factor in factors.items():
-            target = self._targets[number]
-            copy.scale(target.scope, names[number], factor, target.dtype)
+        """Several clips of one gradient have one factor."""
+        scaled = {
+            (self._targets[number].scope, names[number]): (factor, self._targets[number].dtype)
+            for number, factor in factors.items()
+        }
+        for (scope, name), (factor, dtype) in scaled.items():
+            copy.scale(scope, name, factor, dtype)
 
     def _open(self, model: ModelProto, folder: Path | None) -> Session:
         return open_session(model, provider=self._provider, optimize=False, folder=folder)

@@ -92,6 +92,8 @@ def verify(
     sources = (before, before_folder), (after, after_folder)
     runs = Runs(*sources, targets, given, provider, record.loss_scale)
     _Trials(runs, targets, record, after, result).run_all()
+    for check, target in zip(result.gradients, targets, strict=True):
+        check.faults[:0] = target.misread
     return result
 
 
@@ -127,7 +129,7 @@ class _Trials:
             for value in after.graph.input
             if value.name in record.inputs
         }
-        self._together = components([(t.clip, t.scope, t.level) for t in targets])
+        self._together = components([(t.clip, t.scope, t.name, t.level) for t in targets])
         self._all_acted = [False] * len(targets)
         self._members: list[dict[tuple[Any, ...], Member]] = [{} for _ in targets]
 
