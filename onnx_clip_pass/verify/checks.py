@@ -17,7 +17,8 @@ from onnx_clip_pass.verify import compare
 from onnx_clip_pass.verify.clipping import Clipping, One
 from onnx_clip_pass.verify.expected import Outcome, enlarged
 from onnx_clip_pass.verify.report import OutputCheck, Verification
-from onnx_clip_pass.verify.runs import Opened
+from onnx_clip_pass.verify.runs import Outlets
+from onnx_clip_pass.verify.settling import Expected
 from onnx_clip_pass.verify.targets import Target
 
 __all__ = ["Seen", "check_emitted", "check_gradients", "check_outputs", "check_raw"]
@@ -29,22 +30,23 @@ Array = NDArray[Any]
 class Seen:
     """One run of the original and of the rewritten model.
 
-    `plain` is the original as it is, `expected` with clipped gradients fed to it, which are `fed`,
-    and `moved` with longer ones; `after` is the rewritten model. `steady` are those outputs of the
-    original that are the same in every run. `when` says what is particular, for messages.
+    `plain` is the original as it is, `expected` with clipped gradients fed to it; `after` is the
+    rewritten model. `steady` are those outputs of the original that are the same in every run.
+    `when` says what is particular, for messages.
     """
 
     when: str
     plain: Arrays
-    expected: Arrays
-    fed: Arrays
-    moved: Arrays
-    moved_fed: Arrays
+    expected: Expected
     after: Arrays
     steady: set[str]
-    original: Opened
-    rewritten: Opened
-    clipping: Clipping
+    original: Outlets
+    rewritten: Outlets
+
+    @property
+    def clipping(self) -> Clipping:
+        """The clips as they are in this run."""
+        return self.expected.clipping
 
 
 def check_gradients(
@@ -144,13 +146,14 @@ def check_raw(seen: Seen, targets: Sequence[Target], result: Verification) -> No
         depends = any((target.scope, target.name) in other.behind for other in targets)
         ports = zip(seen.original.raw[number], seen.rewritten.raw[number], strict=True)
         for port, raw_port in ports:
-            wanted, actual = seen.expected[port.output], seen.after[raw_port.output]
-            if port.output not in seen.steady:
+            name, actual = port.output, seen.after[raw_port.output]
+            if name not in seen.steady:
                 continue
             if depends:
-                fault = compare.output_fault(actual, wanted, seen.moved[port.output])
+                fault = seen.expected.fault(name, actual)
             else:
-                fault = "" if compare.is_identical(actual, wanted) else "it differs"
+                is_same = compare.is_identical(actual, seen.expected.arrays[name])
+                fault = "" if is_same else "it differs"
             if fault:
                 result.gradients[number].faults.append(
                     f"{seen.when}the gradient before its clip is not right: {fault}"
@@ -169,20 +172,16 @@ def check_outputs(seen: Seen, targets: Sequence[Target], result: Verification) -
         if check.quantity:
             continue
         name = check.name
-        if name in handed_out and name in seen.after:
-            inputs = [port.fed for port in seen.original.raw[handed_out[name]]]
-            wanted, moved = seen.fed[inputs[0]], seen.moved_fed[inputs[0]]
-        elif name in seen.after:
-            wanted, moved = seen.expected[name], seen.moved[name]
-        else:
+        if name not in seen.after:
             check.faults.append(f"{seen.when}the rewritten model has no such output")
             continue
-        fault = _output_fault(seen, check, wanted, moved)
+        stands_for = seen.original.raw[handed_out[name]][0].fed if name in handed_out else name
+        fault = _output_fault(seen, check, stands_for)
         if fault:
             check.faults.append(seen.when + fault)
 
 
-def _output_fault(seen: Seen, check: OutputCheck, wanted: Array, moved: Array) -> str:
+def _output_fault(seen: Seen, check: OutputCheck, stands_for: str) -> str:
     actual, plain = seen.after[check.name], seen.plain[check.name]
     if check.name not in seen.steady:
         check.is_deterministic = False
@@ -191,7 +190,7 @@ def _output_fault(seen: Seen, check: OutputCheck, wanted: Array, moved: Array) -
     if not check.behind_clip:
         same = compare.is_identical(actual, plain)
         return "" if same else "it differs, though no clipped gradient leads to it"
-    return compare.output_fault(actual, wanted, moved)
+    return seen.expected.fault(stands_for, actual)
 
 
 def check_emitted(
@@ -247,7 +246,7 @@ def _measure_fault(
         allowed = (precision + rounding) * abs(wanted)
     elif outcome.scale is None:
         note = "what is handed out of gradients with nan or inf was not compared, but for norms"
-        if note not in result.notes:
+        if not seen.when and note not in result.notes:
             result.notes.append(note)
         return ""
     else:
