@@ -67,6 +67,8 @@ def check_gradients(
                     f"one {right.dtype} {list(right.shape)}"
                 )
     for ones in seen.clipping.ones(seen.rewritten.raw, seen.after):
+        for one in ones:
+            result.gradients[one.target].has_run = True
         outcomes = seen.clipping.outcomes(ones)
         margin = 1 + 4 * max(outcome.precision for outcome in outcomes)
         larger = enlarged([one.member for one in ones], margin)

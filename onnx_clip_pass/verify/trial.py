@@ -69,11 +69,12 @@ def verify(
             "expected a rewritten model, but its metadata has no record of onnx-clip; verify takes "
             "the original first, then what onnx-clip made of it"
         )
+    first, second = Index(before), Index(after)
+    _check_related(first, _called(original, "original"), _called(rewritten, "rewritten"), record)
     feeds = make_feeds(before, given=feeds, dims=dims, seed=seed)
     result = Verification(
         [], [], declared_faults(before, before_folder, after, after_folder, record)
     )
-    first, second = Index(before), Index(after)
     if [scope.path.count("/") for scope in first.scopes] != [
         scope.path.count("/") for scope in second.scopes
     ]:
@@ -110,6 +111,22 @@ def _load(source: _Model) -> tuple[ModelProto, Path | None]:
         raise OnnxClipError(f"cannot read {str(path)!r}: {error.strerror}") from error
     except Exception as error:  # protobuf and onnx raise several kinds
         raise OnnxClipError(f"{str(path)!r} is no ONNX model: {error}") from error
+
+
+def _called(source: _Model, what: str) -> str:
+    return f"the {what} model" if isinstance(source, ModelProto) else repr(str(source))
+
+
+def _check_related(before: Index, original: str, rewritten: str, record: Record) -> None:
+    known = {name for scope in before.scopes for name in scope.names}
+    missing = [str(entry.get("gradient")) for entry in record.clips]
+    missing = [name for name in missing if name not in known]
+    if missing:
+        raise OnnxClipError(
+            f"{original} has no value {missing[0]!r}, a gradient that {rewritten} clips (of "
+            f"{len(record.clips)} such, {len(missing)} are missing): the two seem unrelated; "
+            f"verify takes the original first, then what onnx-clip made of it"
+        )
 
 
 def _defaults(
