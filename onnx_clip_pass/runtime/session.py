@@ -85,7 +85,8 @@ class Session:
         except Exception as error:  # the runtime raises a dozen kinds
             raise OnnxClipError(f"ONNX Runtime failed to run the model: {_first(error)}") from error
         # copies: up to ONNX Runtime 1.25 an input that is an output comes back as the fed buffer
-        return {name: np.array(value) for name, value in zip(names, found, strict=True)}
+        found = found[::-1]  # taken off the end, so that none is there twice for long
+        return {name: np.array(found.pop()) for name in names}
 
     def _run_ort_values(self, feeds: Arrays, names: list[str]) -> Arrays:
         import onnxruntime as ort

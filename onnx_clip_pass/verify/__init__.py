@@ -18,7 +18,7 @@ differently.
 
 from __future__ import annotations
 
+from onnx_clip_pass.verify.both import verify
 from onnx_clip_pass.verify.report import GradientCheck, OutputCheck, Verification
-from onnx_clip_pass.verify.trial import verify
 
 __all__ = ["GradientCheck", "OutputCheck", "Verification", "verify"]

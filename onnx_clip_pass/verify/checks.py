@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,9 +30,10 @@ Array = NDArray[Any]
 class Seen:
     """One run of the original and of the rewritten model.
 
-    `plain` is the original as it is, `expected` with clipped gradients fed to it; `after` is the
-    rewritten model. `steady` are those outputs of the original that are the same in every run.
-    `when` says what is particular, for messages.
+    `plain` are those outputs of the original as it is that clipping does not change, `expected` is
+    the original with clipped gradients fed to it, and `after` the rewritten model. `steady` are the
+    outputs of the original that are the same in every run. `when` says what is particular, for
+    messages.
     """
 
     when: str
@@ -40,7 +41,6 @@ class Seen:
     expected: Expected
     after: Arrays
     steady: set[str]
-    original: Outlets
     rewritten: Outlets
 
     @property
@@ -52,7 +52,7 @@ class Seen:
 def check_gradients(
     seen: Seen, targets: Sequence[Target], record: Record, result: Verification
 ) -> list[tuple[One, Outcome]]:
-    """Hold every clipped gradient to the formulas; what these give, of each."""
+    """Hold every clipped gradient to the formulas; what these say of each, but for its elements."""
     found: list[tuple[One, Outcome]] = []
     faulty: set[int] = set()
     for number, (raw, clipped) in enumerate(
@@ -77,7 +77,7 @@ def check_gradients(
             for member, outcome in zip(larger, seen.clipping.outcomes_of(larger), strict=True)
         ]
         for one, outcome, is_within in zip(ones, outcomes, within, strict=True):
-            found.append((one, outcome))
+            found.append((one, replace(outcome, clipped=np.empty(0))))
             if one.target in faulty:
                 continue
             if record.measures_only:
@@ -146,7 +146,7 @@ def check_raw(seen: Seen, targets: Sequence[Target], result: Verification) -> No
     """Whether the backward pass gives what it gives when it sees raw gradients."""
     for number, target in enumerate(targets):
         depends = any((target.scope, target.name) in other.behind for other in targets)
-        ports = zip(seen.original.raw[number], seen.rewritten.raw[number], strict=True)
+        ports = zip(seen.expected.outlets.raw[number], seen.rewritten.raw[number], strict=True)
         for port, raw_port in ports:
             name, actual = port.output, seen.after[raw_port.output]
             if name not in seen.steady:
@@ -177,20 +177,23 @@ def check_outputs(seen: Seen, targets: Sequence[Target], result: Verification) -
         if name not in seen.after:
             check.faults.append(f"{seen.when}the rewritten model has no such output")
             continue
-        stands_for = seen.original.raw[handed_out[name]][0].fed if name in handed_out else name
+        stands_for = (
+            seen.expected.outlets.raw[handed_out[name]][0].fed if name in handed_out else name
+        )
         fault = _output_fault(seen, check, stands_for)
         if fault:
             check.faults.append(seen.when + fault)
 
 
 def _output_fault(seen: Seen, check: OutputCheck, stands_for: str) -> str:
-    actual, plain = seen.after[check.name], seen.plain[check.name]
+    actual = seen.after[check.name]
     if check.name not in seen.steady:
+        plain = seen.plain[check.name]
         check.is_deterministic = False
         is_alike = (actual.dtype, actual.shape) == (plain.dtype, plain.shape)
         return "" if is_alike else "another dtype or shape"
     if not check.behind_clip:
-        same = compare.is_identical(actual, plain)
+        same = compare.is_identical(actual, seen.plain[check.name])
         return "" if same else "it differs, though no clipped gradient leads to it"
     return seen.expected.fault(stands_for, actual)
 

@@ -17,6 +17,7 @@ from onnx_clip_pass.verify import compare
 from onnx_clip_pass.verify.copies import Port
 from onnx_clip_pass.verify.expected import Member, Outcome, clip_together, with_threshold
 from onnx_clip_pass.verify.runs import Outlets
+from onnx_clip_pass.verify.steps import components
 from onnx_clip_pass.verify.targets import Target
 
 __all__ = ["Clipping", "One"]
@@ -55,6 +56,7 @@ class Clipping:
         thresholds: Mapping[str, float],
     ) -> None:
         self._targets = targets
+        self._together = components([(t.clip, t.scope, t.name, t.level) for t in targets])
         self._record = record
         self._parameters = [[run[port.output] for port in ports] for ports in opened.parameters]
         self._parameter_ports = opened.parameters
@@ -74,11 +76,11 @@ class Clipping:
         ]
 
     def ones(self, ports: Sequence[Sequence[Port]], run: Arrays) -> Iterator[list[One]]:
-        """The gradients in a run, those of one iteration of one body together."""
-        scopes: dict[int, list[int]] = {}
-        for number, target in enumerate(self._targets):
-            scopes.setdefault(target.scope, []).append(number)
-        for numbers in scopes.values():
+        """The gradients in a run, those of one iteration that have anything to do with each other.
+
+        They are taken up one after another, for each takes several times its memory.
+        """
+        for numbers in self._together:
             for port, first in enumerate(ports[numbers[0]]):
                 shape = run[first.output].shape[: first.loops]
                 for at in np.ndindex(shape):

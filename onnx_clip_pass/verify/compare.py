@@ -37,8 +37,15 @@ def wide(array: Array) -> NDArray[np.float64]:
 
 def is_identical(left: Array, right: Array) -> bool:
     """Same dtype, shape and bytes."""
-    same_kind = left.dtype == right.dtype and left.shape == right.shape
-    return same_kind and left.tobytes() == right.tobytes()
+    if left.dtype != right.dtype or left.shape != right.shape:
+        return False
+    if left.dtype == object:  # strings
+        return bool(np.array_equal(left, right))
+    return bool(np.array_equal(_bytes(left), _bytes(right)))
+
+
+def _bytes(array: Array) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def largest(array: Array) -> float:

@@ -45,6 +45,11 @@ class Outlets:
     parameters: list[list[Port]]
     loss_scale: str
 
+    def names(self) -> list[str]:
+        """The outputs by which a clip can be worked out, in an order of its own."""
+        ports = [port for group in (*self.raw, *self.parameters) for port in group]
+        return [port.output for port in ports] + [self.loss_scale] * bool(self.loss_scale)
+
 
 class Runs:
     """Opens both models, with gradients changed in both alike."""

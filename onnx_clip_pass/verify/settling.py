@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -26,15 +26,15 @@ changes in large steps, of which a move may meet none and another rounding sever
 class Expected:
     """Runs of the original with each clipped gradient fed to whoever must see it.
 
-    `arrays` are its outputs and what was fed, by name; `clipping` is that of this run.
+    `arrays` are its outputs and what was fed, by name; `outlets` says where in them the gradients
+    are, and `clipping` is that of this run.
 
     Args:
         targets: the clips.
         record: of the rewrite.
         first: where the gradients are in the original as it is.
         plain: a run of that.
-        session: the original with gradients fed.
-        original: where they are in it.
+        open_fed: opens the original with gradients fed.
         feeds: for both.
         thresholds: what is fed for thresholds.
     """
@@ -45,18 +45,18 @@ class Expected:
         record: Record,
         first: Outlets,
         plain: Arrays,
-        session: Session,
-        original: Outlets,
+        open_fed: Callable[[], tuple[Session, Outlets]],
         feeds: Arrays,
         thresholds: Mapping[str, float],
     ) -> None:
         self._targets, self._record = targets, record
-        self._first, self._plain = first, plain
-        self._session, self._original = session, original
+        self._open_fed = open_fed
         self._feeds = feeds
         self._thresholds = thresholds
         self._moves: list[Arrays] = []
-        self.arrays, self.clipping = self._settle(0)
+        self._again: Session | None = None
+        session, self.outlets = open_fed()
+        self.arrays, self.clipping = self._settle(session, first, plain, 0)
 
     def fault(self, name: str, actual: NDArray[Any]) -> str:
         """Why what the rewritten model gives for one of `arrays` is wrong; empty if it is not."""
@@ -66,37 +66,39 @@ class Expected:
         """The same with gradients moved; each move is run when it is first asked for."""
         if self._record.measures_only:
             return
+        if self._again is None:
+            self._again, _ = self._open_fed()
         for number in range(_MOVES):
             if number == len(self._moves):
-                self._moves.append(self._settle(number + 1)[0])
+                moved, _ = self._settle(self._again, self.outlets, self.arrays, number + 1)
+                self._moves.append(moved)
             yield self._moves[number][name]
 
-    def _settle(self, move: int) -> tuple[Arrays, Clipping]:
+    def _settle(
+        self, session: Session, outlets: Outlets, run: Arrays, move: int
+    ) -> tuple[Arrays, Clipping]:
         """Run the original on clipped gradients until they are those of the run itself.
+
+        The first are those of the given run, which is to be found there by the given outlets.
 
         A gradient of a second step depends on the clipped one of the first: each round settles at
         least one step more.
         """
-        raw = self._original.raw
-        if self._record.measures_only:
-            fed = {
-                to.fed: self._plain[port.output]
-                for group, into in zip(self._first.raw, raw, strict=True)
-                for port, to in zip(group, into, strict=True)
-            }
-            found = self._session.run(self._feeds | fed)
-            return found | fed, self._clipping(self._first, self._plain)
-        clipping = self._clipping(self._first, self._plain)
-        fed = clipping.fed(self._first.raw, self._plain, raw, move)
-        found = self._session.run(self._feeds | fed)
+        raw = self.outlets.raw
         for _ in range(_MOST_ROUNDS):
-            clipping = self._clipping(self._original, found)
-            again = clipping.fed(raw, found, raw, move)
-            if all(compare.is_identical(again[name], fed[name]) for name in fed):
+            clipping = Clipping(self._targets, self._record, outlets, run, self._thresholds)
+            if self._record.measures_only:
+                fed = {
+                    to.fed: run[port.output]
+                    for group, into in zip(outlets.raw, raw, strict=True)
+                    for port, to in zip(group, into, strict=True)
+                }
+            else:
+                fed = clipping.fed(outlets.raw, run, raw, move)
+            taken = [run[name] for name in outlets.names()]
+            run = session.run(self._feeds | fed)
+            outlets = self.outlets
+            now = [run[name] for name in outlets.names()]
+            if all(compare.is_identical(*pair) for pair in zip(taken, now, strict=True)):
                 break
-            fed = again
-            found = self._session.run(self._feeds | fed)
-        return found | fed, clipping
-
-    def _clipping(self, opened: Outlets, run: Arrays) -> Clipping:
-        return Clipping(self._targets, self._record, opened, run, self._thresholds)
+        return run | fed, clipping

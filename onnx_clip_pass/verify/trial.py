@@ -2,146 +2,31 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from numpy.typing import NDArray
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, helper
 
 from onnx_clip_pass.clips import GradientClipByValue
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.graph import Index
-from onnx_clip_pass.record import Record, read_record, strip_if_clipped
-from onnx_clip_pass.runtime import Provider, make_feeds
+from onnx_clip_pass.record import Record
 from onnx_clip_pass.verify import checks, compare
-from onnx_clip_pass.verify.declared import declared_faults
 from onnx_clip_pass.verify.expected import Member, pressing_factor
-from onnx_clip_pass.verify.report import GradientCheck, OutputCheck, Verification
+from onnx_clip_pass.verify.report import Verification
 from onnx_clip_pass.verify.runs import Changes, Runs
 from onnx_clip_pass.verify.settling import Expected
 from onnx_clip_pass.verify.steps import components
-from onnx_clip_pass.verify.targets import Target, targets_of
+from onnx_clip_pass.verify.targets import Target
 
-__all__ = ["verify"]
+__all__ = ["Trials"]
 
-_Model = ModelProto | str | os.PathLike[str]
 _FAR = 16.0  # times what makes a clip act
 _TURNS = 2  # scaling a first step can make the gradients of the second vanish: again without it
 
 
-def verify(
-    original: _Model,
-    rewritten: _Model,
-    *,
-    feeds: Mapping[str, NDArray[Any]] | None = None,
-    dims: Mapping[str, int] | None = None,
-    provider: Provider = "cpu",
-    seed: int = 0,
-) -> Verification:
-    """Run both models and compare what they do with the formula in float64.
-
-    Args:
-        original: the model before clipping, or its path (needed for external data).
-        rewritten: the same after clipping; its record says which gradients are clipped and how.
-        feeds: arrays for inputs; the others are made up, see `make_feeds`.
-        dims: sizes of symbolic dimensions.
-        provider: where to run: "cpu" or "cuda".
-        seed: for what is made up.
-
-    Returns:
-        What was found; a wrong rewrite is no error, see `Verification.ok`.
-
-    Raises:
-        OnnxClipError: a model cannot be read, the rewritten one bears no record, the feeds do not
-            fit, or the original does not run here.
-    """
-    before, before_folder = _load(original)
-    before = strip_if_clipped(before)
-    after, after_folder = _load(rewritten)
-    record = read_record(after)
-    if record is None:
-        raise OnnxClipError(
-            "expected a rewritten model, but its metadata has no record of onnx-clip; verify takes "
-            "the original first, then what onnx-clip made of it"
-        )
-    first, second = Index(before), Index(after)
-    _check_related(first, _called(original, "original"), _called(rewritten, "rewritten"), record)
-    feeds = make_feeds(before, given=feeds, dims=dims, seed=seed)
-    result = Verification(
-        [], [], declared_faults(before, before_folder, after, after_folder, record)
-    )
-    if [scope.path.count("/") for scope in first.scopes] != [
-        scope.path.count("/") for scope in second.scopes
-    ]:
-        result.faults.append("the models differ in their nested graphs and functions")
-        return result
-    targets = targets_of(first, second, record)
-    result.gradients = [
-        GradientCheck(t.gradient.name, t.gradient.parameter.name, t.gradient.graph, t.clip.label)
-        for t in targets
-    ]
-    names = [value.name for value in before.graph.output]
-    behind = {names[slot] for target in targets for slot in target.outputs}
-    result.outputs = [OutputCheck(name, name in behind) for name in dict.fromkeys(names)]
-    result.outputs += [
-        OutputCheck(output, bool(gradients), quantity)
-        for output, quantity, gradients, _ in record.emitted
-    ]
-    sources = (before, before_folder), (after, after_folder)
-    defaults = _defaults(first, before_folder, targets)
-    runs = Runs(*sources, targets, defaults | feeds, provider, record.loss_scale)
-    _Trials(runs, targets, record, after, result).run_all()
-    for check, target in zip(result.gradients, targets, strict=True):
-        check.faults[:0] = target.misread
-    return result
-
-
-def _load(source: _Model) -> tuple[ModelProto, Path | None]:
-    if isinstance(source, ModelProto):
-        return source, None
-    path = Path(source)
-    try:
-        return onnx.load(path, load_external_data=False), path.parent
-    except OSError as error:
-        raise OnnxClipError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    except Exception as error:  # protobuf and onnx raise several kinds
-        raise OnnxClipError(f"{str(path)!r} is no ONNX model: {error}") from error
-
-
-def _called(source: _Model, what: str) -> str:
-    return f"the {what} model" if isinstance(source, ModelProto) else repr(str(source))
-
-
-def _check_related(before: Index, original: str, rewritten: str, record: Record) -> None:
-    known = {name for scope in before.scopes for name in scope.names}
-    missing = [str(entry.get("gradient")) for entry in record.clips]
-    missing = [name for name in missing if name not in known]
-    if missing:
-        raise OnnxClipError(
-            f"{original} has no value {missing[0]!r}, a gradient that {rewritten} clips (of "
-            f"{len(record.clips)} such, {len(missing)} are missing): the two seem unrelated; "
-            f"verify takes the original first, then what onnx-clip made of it"
-        )
-
-
-def _defaults(
-    index: Index, folder: Path | None, targets: Sequence[Target]
-) -> dict[str, NDArray[Any]]:
-    """The gradients that are inputs with a default, which are fed so that they can be changed."""
-    main = index.main
-    return {
-        target.name: numpy_helper.to_array(main.initializers[target.name], str(folder or ""))
-        for target in targets
-        if target.scope == 0 and target.name in main.inputs and target.name in main.initializers
-    }
-
-
-class _Trials:
+class Trials:
     """The runs with the feeds as they are, with gradients scaled, and with other thresholds."""
 
     def __init__(
@@ -166,6 +51,7 @@ class _Trials:
         self._members: list[dict[tuple[Any, ...], Member]] = [{} for _ in targets]
 
     def run_all(self) -> None:
+        """All of them; what they show goes to the result."""
         checks_ = self._result.gradients
         for number, target in enumerate(self._targets):
             if "training_info" in target.gradient.graph:
@@ -265,14 +151,22 @@ class _Trials:
         """One trial: run both models and compare."""
         thresholds = thresholds or {}
         feeds = self._runs.feeds(changes)
+        # one session after another, for each has weights of its own
         session, first = self._runs.original(changes, fed=False)
         plain, again = session.run(feeds), session.run(feeds)
         steady = {name for name in plain if compare.is_identical(plain[name], again[name])}
-        del again
-        session, original = self._runs.original(changes, fed=True)
+        del session, again
         expected = Expected(
-            self._targets, self._record, first, plain, session, original, feeds, thresholds
+            self._targets,
+            self._record,
+            first,
+            plain,
+            lambda: self._runs.original(changes, fed=True),
+            feeds,
+            thresholds,
         )
+        compared = [c for c in self._result.outputs if not (c.behind_clip and c.name in steady)]
+        plain = {check.name: plain[check.name] for check in compared if not check.quantity}
         given = {name: np.array(value, self._inputs[name]) for name, value in thresholds.items()}
         try:
             session, rewritten = self._runs.rewritten(changes)
@@ -280,7 +174,8 @@ class _Trials:
         except OnnxClipError as error:
             self._result.faults.append(f"{when}the rewritten model does not run: {error}")
             return
-        seen = checks.Seen(when, plain, expected, after, steady, original, rewritten)
+        del session
+        seen = checks.Seen(when, plain, expected, after, steady, rewritten)
         found = checks.check_gradients(seen, self._targets, self._record, self._result)
         for one, outcome in found:
             acts = zip_longest(self._acts[one.target], outcome.acts, fillvalue=False)
