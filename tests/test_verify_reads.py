@@ -40,25 +40,31 @@ def rewire(model: onnx.ModelProto, maker_of: str, old: str, new: str) -> None:
     node.input[:] = [new if name == old else name for name in node.input]
 
 
-# fp32 master weights: W_grad comes from a half precision backward pass, scaled by S
-MASTER = """net (float[3] W, float16[3] x, float S) => (float[3] W_new) {
-    half = Cast <to = 10> (S)
-    W_grad = Mul (x, half)
-    single = Cast <to = 1> (W_grad)
-    step = Div (single, S)
-    W_new = Sub (W, step)
+# fp32 master weights: g comes from a half precision backward pass, scaled by S; found is u
+MASTER = """net (float[4, 3] x, float[4, 2] t, float[3, 2] W, float S)
+        => (float loss, float[3, 2] W_new) <float lr = {0.1}> {
+    xh = Cast <to = 10> (x) th = Cast <to = 10> (t) Wh = Cast <to = 10> (W) Sh = Cast <to = 10> (S)
+    y = MatMul (xh, Wh) e = Sub (y, th) square = Mul (e, e)
+    mean = ReduceMean <keepdims = 0> (square) loss = Cast <to = 1> (mean)
+    ge = Mul (e, Sh) xt = Transpose (xh) g = MatMul (xt, ge)
+    single = Cast <to = 1> (g) u = Div (single, S) step = Mul (u, lr) W_new = Sub (W, step)
 }"""
-STEPS = """net (float[3] W, float[3] x) => (float[3] W2) {
-    W_grad = Mul (W, x) W1 = Sub (W, W_grad) W1_grad = Mul (W1, x) W2 = Sub (W1, W1_grad)
+# two steps, of which both have the gradient of W
+STEPS = """net (float[4, 3] x, float[4, 2] t, float[3, 2] W)
+        => (float loss, float[3, 2] W2) <float lr = {0.1}> {
+    y = MatMul (x, W) e = Sub (y, t) square = Mul (e, e) loss = ReduceMean <keepdims = 0> (square)
+    xt = Transpose (x) W_grad = MatMul (xt, e) step = Mul (W_grad, lr) W1 = Sub (W, step)
+    y1 = MatMul (x, W1) e1 = Sub (y1, t)
+    W1_grad = MatMul (xt, e1) step1 = Mul (W1_grad, lr) W2 = Sub (W1, step1)
 }"""
 
 
 @pytest.mark.parametrize(
     ("body", "named"),
     [
-        (MASTER, ["W_grad"]),
-        (MASTER, {"W_grad": "W"}),
-        (MASTER, {"W_grad": "layer.weight"}),
+        (MASTER, ["g"]),
+        (MASTER, {"g": "W"}),
+        (MASTER, {"g": "layer.weight"}),
         (STEPS, {"W_grad": "W", "W1_grad": "W1"}),
         (STEPS, {"W_grad": "W", "W1_grad": "W"}),
         (STEPS, ["W_grad", "W1_grad"]),
