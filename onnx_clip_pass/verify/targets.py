@@ -66,8 +66,8 @@ class Target:
     level: int = 0
 
 
-def targets_of(before: Index, after: Index, record: Record) -> list[Target]:
-    """The recorded clips as targets.
+def targets_of(before: Index, after: Index, record: Record) -> tuple[list[Target], list[str]]:
+    """The recorded clips as targets, and what a user should know of how the record was read.
 
     The record does not say whether gradients were searched for or named by the caller, and which
     gradients are known decides who is in the backward pass. So it is read in both ways, and the
@@ -81,8 +81,15 @@ def targets_of(before: Index, after: Index, record: Record) -> list[Target]:
     for seen, sightings in _readings(before, record):
         found.append(_Reading(before, after, record, seen).targets(sightings))
         if not any(target.misread for target in found[-1]):
-            return found[-1]
-    return found[0]
+            break
+    else:
+        return found[0], []
+    misread = [fault for target in found[0] for fault in target.misread]
+    return found[-1], [
+        f"right if the gradients were named by the caller, which the record does not say, but "
+        f"wrong if they were searched for: {fault}"
+        for fault in misread[:1]
+    ]
 
 
 def _readings(index: Index, record: Record) -> Iterator[tuple[Survey, list[Sighting]]]:
