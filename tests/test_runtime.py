@@ -102,6 +102,19 @@ def test_the_operators_that_no_runtime_has_are_named() -> None:
         open_session(path)
 
 
+@pytest.mark.parametrize("as_file", [False, True])
+def test_a_kernel_that_is_missing_for_a_dtype_is_named(as_file: bool, tmp_path: Path) -> None:
+    """The operator is known: it belongs to no other runtime."""
+    model = parse("g (bfloat16[2] x) => (bfloat16[2] y) { z = Identity(x) y = Neg(z) }")
+    model.graph.node[1].name = "minus"
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(
+        OnnxClipError, match=r"CPU provider has no kernel for Neg .* with bfloat16 \(node 'minus'\)"
+    ) as caught:
+        open_session(tmp_path / "model.onnx" if as_file else model)
+    assert "another runtime" not in str(caught.value)
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(OnnxClipError, match="no such file"):
         open_session(tmp_path / "model.onnx")

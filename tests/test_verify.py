@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -276,6 +277,49 @@ def test_a_model_without_a_record_is_refused() -> None:
     model = onnx.load(SGD)
     with pytest.raises(OnnxClipError, match="no record of onnx-clip"):
         verify(model, model)
+
+
+def test_the_model_that_lacks_the_gradients_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "clipped.onnx"
+    assert main(["rewrite", str(SUM), "-o", str(target)]) == 0
+    capsys.readouterr()
+    assert main(["verify", str(SGD), str(target)]) == 2
+    words = " ".join(capsys.readouterr().err.split())
+    assert f"{str(SGD)!r} has no value 'C_grad', a gradient that {str(target)!r} clips" in words
+    assert "the two seem unrelated" in words
+
+
+def test_weights_whose_file_is_missing_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "original"
+    shutil.copytree(MODELS / "onnx_ad" / "external_data", folder)
+    original, target = folder / "mlp.onnx", tmp_path / "clipped.onnx"
+    assert main(["rewrite", str(original), "-o", str(target)]) == 0
+    (folder / "weights.bin").unlink()
+    capsys.readouterr()
+    assert main(["verify", str(original), str(target)]) == 2
+    words = " ".join(capsys.readouterr().err.split())
+    assert "cannot read the weights" in words
+    assert "No such file or directory; put the data file of the model back" in words
+
+
+def test_what_never_ran_is_not_called_right() -> None:
+    original = onnx.load(SGD)
+    rewritten = clipped(original)
+    does_not_load(rewritten)
+    assert {row.verdict for row in verify(original, rewritten).gradients} == {"not run"}
+
+
+@pytest.mark.parametrize(
+    ("clip_norm", "verdict"), [(0.05, "right"), (np.inf, "right, never acted")]
+)
+def test_the_verdict_tells_whether_the_clip_was_seen_acting(clip_norm: float, verdict: str) -> None:
+    original = onnx.load(SGD)
+    rewritten = clipped(original, clip_norm)
+    assert {row.verdict for row in verify(original, rewritten).gradients} == {verdict}
 
 
 def test_gradients_that_no_runtime_computes_are_not_passed_over() -> None:

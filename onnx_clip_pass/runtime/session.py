@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 from onnx.external_data_helper import load_external_data_for_model
 
 from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.graph import Index, Scope, TensorType
 
 __all__ = ["Arrays", "Provider", "Session", "open_session"]
 
@@ -29,9 +31,9 @@ Arrays = dict[str, NDArray[Any]]
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _FOLDER = "session.model_external_initializers_file_folder_path"
 _FIRST_WITH_FOLDER = (1, 21)
-_UNKNOWN_OP = re.compile(
-    r"([\w.]+):(\w+)\(-?\d+\) is not a registered function/op"
-    r"|Could not find an implementation for (\w+)\(\d+\)"
+_UNKNOWN_OP = re.compile(r"([\w.]+):(\w+)\(-?\d+\) is not a registered function/op")
+_NO_KERNEL = re.compile(
+    r"Could not find an implementation for (\w+)\((\d+)\) node with name '(.*)'"
 )
 _NOT_NUMPY = ("tensor(bfloat16)",)  # what NumPy arrays cannot carry to and from the runtime
 
@@ -83,7 +85,8 @@ class Session:
         except Exception as error:  # the runtime raises a dozen kinds
             raise OnnxClipError(f"ONNX Runtime failed to run the model: {_first(error)}") from error
         # copies: up to ONNX Runtime 1.25 an input that is an output comes back as the fed buffer
-        return {name: np.array(value) for name, value in zip(names, found, strict=True)}
+        found = found[::-1]  # taken off the end, so that none is there twice for long
+        return {name: np.array(found.pop()) for name in names}
 
     def _run_ort_values(self, feeds: Arrays, names: list[str]) -> Arrays:
         import onnxruntime as ort
@@ -140,7 +143,7 @@ def open_session(
     except OnnxClipError:
         raise
     except Exception as error:  # the runtime raises a dozen kinds
-        raise OnnxClipError(_cannot_load(model, error)) from error
+        raise OnnxClipError(_cannot_load(model, provider, error)) from error
     if wanted not in inner.get_providers():
         raise OnnxClipError(_no_provider(provider, ort))
     return Session(inner)
@@ -197,13 +200,24 @@ def _no_provider(provider: str, ort: Any) -> str:
     )
 
 
-def _cannot_load(model: ModelProto | str | os.PathLike[str], error: Exception) -> str:
+def _cannot_load(
+    model: ModelProto | str | os.PathLike[str], provider: Provider, error: Exception
+) -> str:
     name = "the model" if isinstance(model, ModelProto) else repr(str(model))
+    kernel = _NO_KERNEL.search(str(error))
+    if kernel is not None:
+        op_type, version, node = kernel.groups()
+        dtypes = _dtypes_at(model, op_type, node)
+        return (
+            f"ONNX Runtime cannot run {name}: its {provider.upper()} provider has no kernel for "
+            f"{op_type} of opset {version} with {dtypes} (node {node!r}); run it where there is "
+            f"one, or with another dtype"
+        )
     found = _UNKNOWN_OP.search(str(error))
     if found is None:
         return f"ONNX Runtime cannot load {name}: {_first(error)}"
-    domain, op_type = found[1] or "", found[2] or found[3]
-    called = f"{domain}:{op_type}" if domain else op_type
+    domain, op_type = found.groups()
+    called = f"{domain}:{op_type}"
     if domain == "com.microsoft":
         way_out = (
             "if it is one of ONNX Runtime training's operators, use an environment with "
@@ -214,6 +228,27 @@ def _cannot_load(model: ModelProto | str | os.PathLike[str], error: Exception) -
     else:
         way_out = "it belongs to another runtime, or to a newer ONNX Runtime"
     return f"this ONNX Runtime cannot run {name}: it does not have the operator {called}; {way_out}"
+
+
+def _dtypes_at(model: ModelProto | str | os.PathLike[str], op_type: str, node: str) -> str:
+    """What the nodes of this op type and name read, in words."""
+    if not isinstance(model, ModelProto):
+        model = onnx.load(model, load_external_data=False)
+    index = Index(model)
+    found: set[str] = set()
+    for scope in index.scopes:
+        for number in scope.numbers_of(op_type):
+            if scope.nodes[number].name == node:
+                kinds = [_type_of(index, scope, name) for name in scope.takes[number] if name]
+                found.update(kind.dtype_name for kind in kinds if kind.dtype)
+    return " or ".join(sorted(found)) or "inputs of its dtypes"
+
+
+def _type_of(index: Index, scope: Scope, name: str) -> TensorType:
+    declared = scope.type_of(name)
+    if declared is not None and declared.dtype:
+        return declared
+    return index.inferred(scope.lookup(name) or scope, name)
 
 
 def _first(error: Exception) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from onnx_clip_pass.verify import compare
 from onnx_clip_pass.verify.clipping import Clipping, One
 from onnx_clip_pass.verify.expected import Outcome, enlarged
 from onnx_clip_pass.verify.report import OutputCheck, Verification
-from onnx_clip_pass.verify.runs import Opened
+from onnx_clip_pass.verify.runs import Outlets
+from onnx_clip_pass.verify.settling import Expected
 from onnx_clip_pass.verify.targets import Target
 
 __all__ = ["Seen", "check_emitted", "check_gradients", "check_outputs", "check_raw"]
@@ -28,28 +30,29 @@ Array = NDArray[Any]
 class Seen:
     """One run of the original and of the rewritten model.
 
-    `plain` is the original as it is, `expected` with clipped gradients fed to it, which are `fed`,
-    and `moved` with longer ones; `after` is the rewritten model. `steady` are those outputs of the
-    original that are the same in every run. `when` says what is particular, for messages.
+    `plain` are those outputs of the original as it is that clipping does not change, `expected` is
+    the original with clipped gradients fed to it, and `after` the rewritten model. `steady` are the
+    outputs of the original that are the same in every run. `when` says what is particular, for
+    messages.
     """
 
     when: str
     plain: Arrays
-    expected: Arrays
-    fed: Arrays
-    moved: Arrays
-    moved_fed: Arrays
+    expected: Expected
     after: Arrays
     steady: set[str]
-    original: Opened
-    rewritten: Opened
-    clipping: Clipping
+    rewritten: Outlets
+
+    @property
+    def clipping(self) -> Clipping:
+        """The clips as they are in this run."""
+        return self.expected.clipping
 
 
 def check_gradients(
     seen: Seen, targets: Sequence[Target], record: Record, result: Verification
 ) -> list[tuple[One, Outcome]]:
-    """Hold every clipped gradient to the formulas; what these give, of each."""
+    """Hold every clipped gradient to the formulas; what these say of each, but for its elements."""
     found: list[tuple[One, Outcome]] = []
     faulty: set[int] = set()
     for number, (raw, clipped) in enumerate(
@@ -64,6 +67,8 @@ def check_gradients(
                     f"one {right.dtype} {list(right.shape)}"
                 )
     for ones in seen.clipping.ones(seen.rewritten.raw, seen.after):
+        for one in ones:
+            result.gradients[one.target].has_run = True
         outcomes = seen.clipping.outcomes(ones)
         margin = 1 + 4 * max(outcome.precision for outcome in outcomes)
         larger = enlarged([one.member for one in ones], margin)
@@ -72,7 +77,7 @@ def check_gradients(
             for member, outcome in zip(larger, seen.clipping.outcomes_of(larger), strict=True)
         ]
         for one, outcome, is_within in zip(ones, outcomes, within, strict=True):
-            found.append((one, outcome))
+            found.append((one, replace(outcome, clipped=np.empty(0))))
             if one.target in faulty:
                 continue
             if record.measures_only:
@@ -141,15 +146,16 @@ def check_raw(seen: Seen, targets: Sequence[Target], result: Verification) -> No
     """Whether the backward pass gives what it gives when it sees raw gradients."""
     for number, target in enumerate(targets):
         depends = any((target.scope, target.name) in other.behind for other in targets)
-        ports = zip(seen.original.raw[number], seen.rewritten.raw[number], strict=True)
+        ports = zip(seen.expected.outlets.raw[number], seen.rewritten.raw[number], strict=True)
         for port, raw_port in ports:
-            wanted, actual = seen.expected[port.output], seen.after[raw_port.output]
-            if port.output not in seen.steady:
+            name, actual = port.output, seen.after[raw_port.output]
+            if name not in seen.steady:
                 continue
             if depends:
-                fault = compare.output_fault(actual, wanted, seen.moved[port.output])
+                fault = seen.expected.fault(name, actual)
             else:
-                fault = "" if compare.is_identical(actual, wanted) else "it differs"
+                is_same = compare.is_identical(actual, seen.expected.arrays[name])
+                fault = "" if is_same else "it differs"
             if fault:
                 result.gradients[number].faults.append(
                     f"{seen.when}the gradient before its clip is not right: {fault}"
@@ -168,29 +174,28 @@ def check_outputs(seen: Seen, targets: Sequence[Target], result: Verification) -
         if check.quantity:
             continue
         name = check.name
-        if name in handed_out and name in seen.after:
-            inputs = [port.fed for port in seen.original.raw[handed_out[name]]]
-            wanted, moved = seen.fed[inputs[0]], seen.moved_fed[inputs[0]]
-        elif name in seen.after:
-            wanted, moved = seen.expected[name], seen.moved[name]
-        else:
+        if name not in seen.after:
             check.faults.append(f"{seen.when}the rewritten model has no such output")
             continue
-        fault = _output_fault(seen, check, wanted, moved)
+        stands_for = (
+            seen.expected.outlets.raw[handed_out[name]][0].fed if name in handed_out else name
+        )
+        fault = _output_fault(seen, check, stands_for)
         if fault:
             check.faults.append(seen.when + fault)
 
 
-def _output_fault(seen: Seen, check: OutputCheck, wanted: Array, moved: Array) -> str:
-    actual, plain = seen.after[check.name], seen.plain[check.name]
+def _output_fault(seen: Seen, check: OutputCheck, stands_for: str) -> str:
+    actual = seen.after[check.name]
     if check.name not in seen.steady:
+        plain = seen.plain[check.name]
         check.is_deterministic = False
         is_alike = (actual.dtype, actual.shape) == (plain.dtype, plain.shape)
         return "" if is_alike else "another dtype or shape"
     if not check.behind_clip:
-        same = compare.is_identical(actual, plain)
+        same = compare.is_identical(actual, seen.plain[check.name])
         return "" if same else "it differs, though no clipped gradient leads to it"
-    return compare.output_fault(actual, wanted, moved)
+    return seen.expected.fault(stands_for, actual)
 
 
 def check_emitted(
@@ -201,21 +206,26 @@ def check_emitted(
     result: Verification,
 ) -> None:
     """The measures that are handed out, with what the formulas say of the raw gradients."""
-    by_name = {
-        targets[one.target].name: outcome
-        for one, outcome in found
-        if targets[one.target].scope == 0
-    }
+    by_name: dict[tuple[str, str], list[Outcome]] = {}
+    for one, outcome in sorted(found, key=lambda pair: pair[0].target):
+        if targets[one.target].scope == 0:
+            for group in ("", *outcome.totals):
+                by_name.setdefault((targets[one.target].name, group), []).append(outcome)
+    told: Counter[tuple[str, str, str]] = Counter()
     checks = {check.name: check for check in result.outputs if check.quantity}
     for output, quantity, names, group in record.emitted:
         check = checks[output]
-        missing = [name for name in names if name not in by_name]
+        missing = [name for name in names if (name, group) not in by_name]
         if missing or output not in seen.after:
             what = f"no gradient {missing[0]!r}" if missing else "no such output"
             check.faults.append(f"{seen.when}the rewritten model has {what}")
             continue
         actual = seen.after[output]
-        outcomes = [by_name[name] for name in names]
+        outcomes = []
+        for name in names:  # one that has several clips is named once for each, in their order
+            clips = by_name[name, group]
+            outcomes.append(clips[min(told[quantity, group, name], len(clips) - 1)])
+            told[quantity, group, name] += 1
         if actual.size != (1 if group else len(names)) or actual.ndim > 1:
             check.faults.append(
                 f"{seen.when}expected {len(names)} numbers, but it is {list(actual.shape)}"
@@ -241,7 +251,7 @@ def _measure_fault(
         allowed = (precision + rounding) * abs(wanted)
     elif outcome.scale is None:
         note = "what is handed out of gradients with nan or inf was not compared, but for norms"
-        if note not in result.notes:
+        if not seen.when and note not in result.notes:
             result.notes.append(note)
         return ""
     else:

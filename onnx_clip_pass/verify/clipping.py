@@ -16,7 +16,8 @@ from onnx_clip_pass.runtime import Arrays
 from onnx_clip_pass.verify import compare
 from onnx_clip_pass.verify.copies import Port
 from onnx_clip_pass.verify.expected import Member, Outcome, clip_together, with_threshold
-from onnx_clip_pass.verify.runs import Opened
+from onnx_clip_pass.verify.runs import Outlets
+from onnx_clip_pass.verify.steps import components
 from onnx_clip_pass.verify.targets import Target
 
 __all__ = ["Clipping", "One"]
@@ -50,11 +51,12 @@ class Clipping:
         self,
         targets: Sequence[Target],
         record: Record,
-        opened: Opened,
+        opened: Outlets,
         run: Arrays,
         thresholds: Mapping[str, float],
     ) -> None:
         self._targets = targets
+        self._together = components([(t.clip, t.scope, t.name, t.level) for t in targets])
         self._record = record
         self._parameters = [[run[port.output] for port in ports] for ports in opened.parameters]
         self._parameter_ports = opened.parameters
@@ -74,11 +76,11 @@ class Clipping:
         ]
 
     def ones(self, ports: Sequence[Sequence[Port]], run: Arrays) -> Iterator[list[One]]:
-        """The gradients in a run, those of one iteration of one body together."""
-        scopes: dict[int, list[int]] = {}
-        for number, target in enumerate(self._targets):
-            scopes.setdefault(target.scope, []).append(number)
-        for numbers in scopes.values():
+        """The gradients in a run, those of one iteration that have anything to do with each other.
+
+        They are taken up one after another, for each takes several times its memory.
+        """
+        for numbers in self._together:
             for port, first in enumerate(ports[numbers[0]]):
                 shape = run[first.output].shape[: first.loops]
                 for at in np.ndindex(shape):
@@ -104,24 +106,27 @@ class Clipping:
         ports: Sequence[Sequence[Port]],
         run: Arrays,
         to: Sequence[Sequence[Port]],
-        move: float,
+        move: int,
     ) -> Arrays:
         """The clipped gradients of a run by the inputs that they are fed to.
 
-        With `move` all are made longer by so many times their own tolerance.
+        Move 0 is none; 1 makes all of them longer by their own tolerance, as an error of a norm
+        would; each further one moves every element by it, up or down as a die of its own says.
         """
         found = {
             into.fed: np.array(run[port.output])
             for group, into_group in zip(ports, to, strict=True)
             for port, into in zip(group, into_group, strict=True)
         }
+        die = np.random.default_rng(move)
         for ones in self.ones(ports, run):
             for one, outcome in zip(ones, self.outcomes(ones), strict=True):
                 array = found[to[one.target][one.port].fed]
                 clipped = outcome.clipped
                 if move:
-                    precision = outcome.precision + _rounding(clipped)
-                    clipped = clipped.astype(np.float64) * (1 + move * precision)
+                    signs = 1.0 if move == 1 else die.choice([-1.0, 1.0], size=clipped.shape)
+                    precision = outcome.precision + compare.epsilon(str(clipped.dtype))
+                    clipped = clipped.astype(np.float64) * (1 + signs * precision)
                 array[one.at] = clipped.astype(array.dtype)
         return found
 
@@ -153,8 +158,3 @@ class Clipping:
         """Whether it stands for the gradient of a branch that was not taken."""
         shape = self._targets[number].gradient.shape
         return np.ndim(array) == 0 and bool(shape)
-
-
-def _rounding(array: Array) -> float:
-
-    return compare.epsilon(str(array.dtype))

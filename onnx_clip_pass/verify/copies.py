@@ -6,6 +6,7 @@ output of each, stacked along a new first axis by each loop. The same way an arr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
@@ -32,7 +33,7 @@ class Port:
 class Copy:
     """A copy of a model, to be changed and run; `numbers` in its interface count its scopes.
 
-    Values are handed out and fed first (`bring_out`), then scaled; then `finish`.
+    Values are handed out and fed first (`bring_out`), then changed (`change`); then `finish`.
     """
 
     def __init__(self, model: ModelProto) -> None:
@@ -82,28 +83,40 @@ class Copy:
                     reader.proto.output[slot].name = inner  # type: ignore[union-attr]
         return ports
 
-    def scale(self, number: int, name: str, factor: float, dtype: int) -> bool:
-        """Multiply a value where it is made; False where it is an input or cannot be scaled."""
+    def change(
+        self, number: int, name: str, dtype: int, *, factor: float = 1.0, spoils: bool = False
+    ) -> None:
+        """Change a value where it is made, in float32 if it is narrower; what is fed stays.
+
+        Args:
+            number: of the scope.
+            name: of the value.
+            dtype: of the value.
+            factor: what to multiply it by.
+            spoils: let its largest element be nan, which takes opset 9.
+        """
         scope = self.index.scopes[number]
-        if name not in scope.producers and name not in scope.initializers:
-            return False
+        is_made = name in scope.producers or name in scope.initializers
+        if name in scope.inputs or not is_made:
+            return
         position = scope.producers[name][0] + 1 if name in scope.producers else 0
-        before = self._editor.fresh(f"unscaled/{name}")
-        self._editor.rename_producer(scope, name, before)
-        if dtype in _HALVES:
-            constant = self._editor.constant(scope, factor, TensorProto.FLOAT)
-            wide, product = (self._editor.fresh(f"{what}/{name}") for what in ("wide", "product"))
-            for op_type, inputs, output, attributes in (
-                ("Cast", [before], wide, {"to": int(TensorProto.FLOAT)}),
-                ("Mul", [wide, constant], product, {}),
-                ("Cast", [product], name, {"to": dtype}),
-            ):
-                label = f"scale/{name}/{op_type}"
-                self._editor.insert(scope, position, op_type, inputs, output, label, **attributes)
-            return True
-        constant = self._editor.constant(scope, factor, dtype)
-        self._editor.insert(scope, position, "Mul", [before, constant], name, f"scale/{name}")
-        return True
+        work = int(TensorProto.FLOAT) if dtype in _HALVES else dtype
+        value = self._editor.fresh(f"unchanged/{name}")
+        self._editor.rename_producer(scope, name, value)
+
+        def node(op_type: str, inputs: list[str], output: str = "", **attributes: int) -> str:
+            output = output or self._editor.fresh(f"changed/{name}")
+            label = f"change/{name}/{op_type}"
+            self._editor.insert(scope, position, op_type, inputs, output, label, **attributes)
+            return output
+
+        value = node("Cast", [value], to=work)
+        if factor != 1:
+            value = node("Mul", [value, self._editor.constant(scope, factor, work)])
+        if spoils:
+            is_less = node("Less", [value, node("ReduceMax", [value], keepdims=0)])
+            value = node("Where", [is_less, value, self._editor.constant(scope, math.nan, work)])
+        node("Cast", [value], name, to=dtype)
 
     # -- out of nested graphs ------------------------------------------------------------------
 

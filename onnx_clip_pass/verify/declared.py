@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto, TensorProto
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor
 
+from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record
 
@@ -80,12 +83,27 @@ def _is_same(
     return _payload(left, left_folder) == _payload(right, right_folder)
 
 
+@contextmanager
+def _reading(tensor: TensorProto, folder: Path) -> Iterator[None]:
+    """Say which weights cannot be read, and from where."""
+    try:
+        yield
+    except Exception as error:  # onnx raises several kinds besides OSError
+        location = folder / ExternalDataInfo(tensor).location
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OnnxClipError(
+            f"cannot read the weights {tensor.name!r} from {str(location)!r}: {reason}; put the "
+            f"data file of the model back to where it was when the model was saved"
+        ) from error
+
+
 def _place(tensor: TensorProto, folder: Path | None) -> tuple[Any, ...] | None:
     """Where external data lies: the file itself, whatever its path, and the place in it."""
     if tensor.data_location != TensorProto.EXTERNAL or folder is None:
         return None
     info = ExternalDataInfo(tensor)
-    status = (folder / info.location).stat()
+    with _reading(tensor, folder):
+        status = (folder / info.location).stat()
     return (status.st_dev, status.st_ino, info.offset, info.length)
 
 
@@ -95,7 +113,8 @@ def _payload(tensor: TensorProto, folder: Path | None) -> bytes:
     copy.ClearField("name")
     copy.ClearField("doc_string")
     if tensor.data_location == TensorProto.EXTERNAL and folder is not None:
-        load_external_data_for_tensor(copy, str(folder))
+        with _reading(tensor, folder):
+            load_external_data_for_tensor(copy, str(folder))
         copy.ClearField("data_location")
         copy.ClearField("external_data")
     return copy.SerializeToString(deterministic=True)

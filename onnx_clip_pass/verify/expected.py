@@ -29,6 +29,8 @@ __all__ = ["Member", "Outcome", "clip_together", "enlarged", "pressing_factor", 
 
 _THRESHOLDS = ("clip_norm", "threshold", "max", "clipping")
 _MOST_SUMMED_IN_FLOAT32 = 64
+_MOST_POWERS = 120
+_STRIDE = 4  # each factor that is tried takes as long as a check: by 16 first, then in between
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,9 @@ class Member:
 class Outcome:
     """What the formulas make of a gradient.
 
-    `acts` says of each of them whether it changed the gradient. `norm` is the largest that the
-    first limits, still times the loss scale, and `scale` the least factor, None if something is not
+    `acts` says of each of them whether it changed the gradient, of one that bounds elements for
+    each of its bounds, and nothing of those that never do. `norm` is the largest that the first
+    limits, still times the loss scale, and `scale` the least factor, None if something is not
     finite. `totals` are the norms of whole groups. Precisions are relative errors.
     """
 
@@ -60,8 +63,9 @@ class Outcome:
 
 
 def with_threshold(clip: Clip, value: float) -> Clip:
-    """The same clip with another threshold."""
-    facts = facts_of(clip)
+    """The same clip, which is one formula, with another threshold."""
+    (formula,) = clip.formulas
+    facts = facts_of(formula)
     name = next(name for name in _THRESHOLDS if name in facts)
     return clip_of(facts | {name: value})
 
@@ -91,12 +95,16 @@ def enlarged(members: Sequence[Member], factor: float) -> list[Member]:
     ]
 
 
-def pressing_factor(members: Sequence[Member], nonfinite: NonFinite, *, up: bool) -> float:
-    """The power of two by which gradients are to be scaled so that all are clipped, or none.
+def pressing_factor(
+    members: Sequence[Member], nonfinite: NonFinite, *, up: bool, sign: int = 1
+) -> float:
+    """The power of two, times `sign`, that scales gradients so that all are clipped, or none.
 
     Where a gradient has several clips, all of them act if there is such a factor. 0 if there is
     none at all, as for zeros.
     """
+    if all(formula.is_identity for member in members for formula in member.formulas):
+        return 0.0
     arrays = [member.case.gradient for member in members]
     taking = [bool(np.any(x)) and bool(np.isfinite(compare.wide(x)).all()) for x in arrays]
     if not any(taking) or not all(np.isfinite(compare.wide(x)).all() for x in arrays):
@@ -104,21 +112,21 @@ def pressing_factor(members: Sequence[Member], nonfinite: NonFinite, *, up: bool
     top = min(_top(x) for x in arrays) / 4
     largest = max(map(compare.largest, arrays))
     weaker = 0.0
-    for power in range(120):
+    for power in sorted(range(_MOST_POWERS), key=lambda power: (power % _STRIDE, power)):
         factor = 2.0 ** (power if up else -power)
         if factor * largest >= top:
-            break
+            continue
         margin = factor / 2 if up else factor * 2
-        outcomes = clip_together(enlarged(members, margin), nonfinite, "wide")
+        outcomes = clip_together(enlarged(members, sign * margin), nonfinite, "wide")
         acts = [found.acts for found, is_one in zip(outcomes, taking, strict=True) if is_one]
         if not up:
             if not any(map(any, acts)):
-                return factor
+                return sign * factor
         elif all(map(all, acts)):
-            return factor
+            return sign * factor
         elif not weaker and all(map(any, acts)):
             weaker = factor
-    return weaker
+    return sign * weaker
 
 
 def _top(array: NDArray[Any]) -> float:
@@ -165,11 +173,20 @@ def _clip_stage(
             outcome.norm_precision = own[min(number, len(own) - 1)]
         if outcome.scale is not None:
             outcome.scale = None if scale is None else outcome.scale * scale
-        outcome.acts.append(not compare.is_identical(clipped[number], case.gradient))
+        outcome.acts += _acts(formula, clipped[number], case.gradient)
         rounding = 0.0 if stages[number] == 0 else compare.epsilon(str(case.gradient.dtype))
         # an error of the gradient comes back in its norm, hence twice
         outcome.precision = 2 * (earlier + rounding) + precision
         outcome.clipped = clipped[number]
+
+
+def _acts(formula: Formula, clipped: NDArray[Any], gradient: NDArray[Any]) -> list[bool]:
+    if formula.is_identity:
+        return []
+    if isinstance(formula, GradientClipByValue):
+        sides = (formula.max, clipped < gradient), (-formula.min, clipped > gradient)
+        return [bool(np.any(beyond)) for bound, beyond in sides if bound != math.inf]
+    return [not compare.is_identical(clipped, gradient)]
 
 
 def _least_scale(cases: Sequence[Case], clipped: Sequence[NDArray[Any]]) -> float:

@@ -12,7 +12,8 @@ class GradientCheck:
     """One clipped gradient; norms are L2, as fed, and the largest where there are several.
 
     `error_ulps` is the largest distance of an element from the formula, in units in its last place;
-    `acted` and `passed` tell whether the clip was seen shortening and letting pass.
+    `has_run` tells whether the models came to compute it, `acted` and `passed` whether the clip was
+    seen shortening and letting pass.
     """
 
     gradient: str
@@ -24,9 +25,19 @@ class GradientCheck:
     expected_norm: float = float("nan")
     error_ulps: float = 0.0
     allowed_ulps: float = 0.0
+    has_run: bool = False
     acted: bool = False
     passed: bool = False
     faults: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str:
+        """What was found, in a word or two."""
+        if not self.has_run:
+            return "not run"
+        if self.faults:
+            return "wrong"
+        return "right" if self.acted else "right, never acted"
 
 
 @dataclass(slots=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnx import ModelProto, TensorProto
@@ -13,28 +14,45 @@ from onnx_clip_pass.runtime import Arrays, Provider, Session, open_session
 from onnx_clip_pass.verify.copies import Copy, Port
 from onnx_clip_pass.verify.targets import Target
 
-__all__ = ["Opened", "Runs"]
+__all__ = ["Changes", "Outlets", "Runs"]
 
 Ports = list[list[Port]]
-Factors = Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """A session, and where in its outputs the gradients are, and of the original's the rest.
+class Changes:
+    """What is done to gradients in both models alike, by the numbers of their targets.
+
+    Each is multiplied by its factor; of those `spoiled` one element is nan.
+    """
+
+    factors: dict[int, float] = field(default_factory=dict)
+    spoiled: set[int] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.factors or self.spoiled)
+
+
+@dataclass(frozen=True, slots=True)
+class Outlets:
+    """Where in the outputs of a session the gradients are, and of the original's the rest.
 
     `clipped` is of the rewritten model, `parameters` and `loss_scale` of the original.
     """
 
-    session: Session
     raw: Ports
     clipped: Ports
     parameters: list[list[Port]]
     loss_scale: str
 
+    def names(self) -> list[str]:
+        """The outputs by which a clip can be worked out, in an order of its own."""
+        ports = [port for group in (*self.raw, *self.parameters) for port in group]
+        return [port.output for port in ports] + [self.loss_scale] * bool(self.loss_scale)
+
 
 class Runs:
-    """Opens both models, for given factors of the gradients."""
+    """Opens both models, with gradients changed in both alike."""
 
     def __init__(
         self,
@@ -51,7 +69,7 @@ class Runs:
         self._provider = provider
         self._loss_scale = loss_scale
 
-    def original(self, factors: Factors, *, fed: bool) -> Opened:
+    def original(self, changes: Changes, *, fed: bool) -> tuple[Session, Outlets]:
         """The original; `fed` lets the reads that are to see clipped gradients take fed ones."""
         copy = Copy(self._before[0])
         scopes = copy.index.scopes
@@ -71,30 +89,45 @@ class Runs:
         scale = ""
         if isinstance(self._loss_scale, str):
             scale = copy.bring_out(0, self._loss_scale, int(TensorProto.FLOAT))[0].output
-        self._scale(copy, factors, [target.name for target in self._targets])
-        return Opened(self._open(copy.finish(), self._before[1]), ports, [], parameters, scale)
+        self._change(copy, changes, is_original=True)
+        session = self._open(copy.finish(), self._before[1])
+        return session, Outlets(ports, [], parameters, scale)
 
-    def rewritten(self, factors: Factors) -> Opened:
+    def rewritten(self, changes: Changes) -> tuple[Session, Outlets]:
         """The rewritten model."""
         copy = Copy(self._after[0])
         raw = [copy.bring_out(t.scope, t.raw, t.dtype) for t in self._targets]
         clipped = [copy.bring_out(t.scope, t.clipped, t.dtype) for t in self._targets]
-        self._scale(copy, factors, [target.raw for target in self._targets])
-        return Opened(self._open(copy.finish(), self._after[1]), raw, clipped, [], "")
+        self._change(copy, changes, is_original=False)
+        return self._open(copy.finish(), self._after[1]), Outlets(raw, clipped, [], "")
 
-    def feeds(self, factors: Factors) -> Arrays:
-        """The feeds, with gradients that are inputs scaled."""
+    def feeds(self, changes: Changes) -> Arrays:
+        """The feeds, with gradients that are inputs changed."""
         feeds = dict(self._feeds)
-        for number, factor in factors.items():
-            target = self._targets[number]
+        for target, factor, is_spoiled in self._changed(changes):
             if target.scope == 0 and target.name in feeds:
-                feeds[target.name] = (feeds[target.name] * factor).astype(feeds[target.name].dtype)
+                old = feeds[target.name]
+                array = feeds[target.name] = (old * factor).astype(old.dtype)
+                if is_spoiled:
+                    array.flat[0] = math.nan
         return feeds
 
-    def _scale(self, copy: Copy, factors: Factors, names: list[str]) -> None:
-        for number, factor in factors.items():
-            target = self._targets[number]
-            copy.scale(target.scope, names[number], factor, target.dtype)
+    def _change(self, copy: Copy, changes: Changes, *, is_original: bool) -> None:
+        for target, factor, is_spoiled in self._changed(changes):
+            name = target.name if is_original else target.raw
+            copy.change(target.scope, name, target.dtype, factor=factor, spoils=is_spoiled)
+
+    def _changed(self, changes: Changes) -> list[tuple[Target, float, bool]]:
+        """Each gradient that is changed, once, however many clips it has, and how."""
+        numbers = {
+            (target.scope, target.name): number
+            for number, target in enumerate(self._targets)
+            if number in changes.factors or number in changes.spoiled
+        }
+        return [
+            (self._targets[n], changes.factors.get(n, 1.0), n in changes.spoiled)
+            for n in numbers.values()
+        ]
 
     def _open(self, model: ModelProto, folder: Path | None) -> Session:
         return open_session(model, provider=self._provider, optimize=False, folder=folder)

@@ -65,11 +65,11 @@ def _number_in(scope: Scope, read: Read) -> int:
     )
 
 
-def components(clips: Sequence[tuple[Clip, int, int]]) -> list[list[int]]:
-    """The numbers of gradients that share norms, directly or through others.
+def components(clips: Sequence[tuple[Clip, int, str, int]]) -> list[list[int]]:
+    """The numbers of clips that share norms or a gradient, directly or through others.
 
     Args:
-        clips: of each gradient its clip, the number of its scope, and its step.
+        clips: each clip with the number of its gradient's scope, the gradient's name, and its step.
     """
     owner: dict[object, int] = {}
     root = list(range(len(clips)))
@@ -79,8 +79,8 @@ def components(clips: Sequence[tuple[Clip, int, int]]) -> list[list[int]]:
             number = root[number]
         return number
 
-    for number, (clip, scope, level) in enumerate(clips):
-        for key in shared_norms(clip.formulas, (scope, level)):
+    for number, (clip, scope, name, level) in enumerate(clips):
+        for key in ((scope, name), *shared_norms(clip.formulas, (scope, level))):
             if key is not None:
                 root[find(number)] = find(owner.setdefault(key, number))
     found: dict[int, list[int]] = {}

@@ -6,12 +6,15 @@ worked out here from the original, by walking forward.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from onnx import TensorProto
 
 from onnx_clip_pass.clips import Clip, clip_of
+from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import (
     Gradient,
     Sighting,
@@ -22,23 +25,27 @@ from onnx_clip_pass.gradients import (
 )
 from onnx_clip_pass.graph import BY_NAME, Index, Read, Scope
 from onnx_clip_pass.record import Record
-from onnx_clip_pass.verify.reach import Places, reach
+from onnx_clip_pass.verify.reach import Place, Places, reach
+from onnx_clip_pass.verify.reads import Readers
 from onnx_clip_pass.verify.steps import levels
 
 __all__ = ["Target", "targets_of"]
 
 _ABOUT = ("gradient", "parameter", "graph")
+_Group = list[tuple[Sighting, dict[str, Any]]]
+"""Gradients of one value, each with its entry in the record."""
 
 
 @dataclass(slots=True)
 class Target:
-    """A clipped gradient.
+    """A clip of a gradient; a value that several parameters share can have several.
 
     `scope` is the number of its body in both models; `name` is its name in the original, `raw` and
     `clipped` are the names in the rewritten model. `reads` are the reads of the original, as
-    (number of the scope, node, slot), that must see the clipped value. `parameter` is the number of
-    its parameter's scope, its name and dtype, for a clip that reads it, and `axes` those of a unit;
-    `count` says of how many parameters it is the gradient, `level` of which step of its graph.
+    (number of the scope, node, slot), that must see the clipped value; `misread` says which reads
+    of it do not see what they must. `parameter` is the number of its parameter's scope, its name
+    and dtype, for a clip that reads it, and `axes` those of a unit; `count` says of how many
+    parameters it is the gradient, `level` of which step of its graph.
     """
 
     gradient: Gradient
@@ -55,144 +62,233 @@ class Target:
     reads: list[tuple[int, int, int]]
     outputs: frozenset[int]
     behind: set[tuple[int, str]]
+    misread: list[str]
     level: int = 0
 
 
-def targets_of(before: Index, after: Index, record: Record) -> list[Target]:
-    """The recorded clips as targets.
+def targets_of(before: Index, after: Index, record: Record) -> tuple[list[Target], list[str]]:
+    """The recorded clips as targets, and what a user should know of how the record was read.
+
+    The record does not say whether gradients were searched for or named by the caller, and which
+    gradients are known decides who is in the backward pass. So it is read in both ways, and the
+    first that the reads in the rewritten model agree with is taken.
 
     Raises:
         OnnxClipError: the record names a clip that this version does not know, or a gradient that
             the original does not have.
     """
-    seen, sightings = _sightings(before, record)
-    places = Places(before)
-    numbers = {id(scope): number for number, scope in enumerate(before.scopes)}
-    gradients = {(s.value.frame.scope, s.value.name) for s in (*seen.found, *sightings)}
-    ends = {(value.frame.scope, value.name) for value in seen.updates}
-    groups: dict[tuple[Scope, str], list[tuple[Sighting, dict[str, Any]]]] = {}
-    for sighting, entry in zip(sightings, record.clips, strict=True):
-        key = (sighting.value.frame.scope, sighting.value.name)
-        groups.setdefault(key, []).append((sighting, entry))
-    targets = []
-    grouped: dict[Scope, dict[str, list[Read]]] = {}
-    for (scope, name), group in groups.items():
-        first, entry = group[0]
-        # named outright, without a parameter: it is clipped for whoever reads it
-        is_whole = any(each.get("parameter") == name for _, each in group)
-        others = {
-            sink
-            for s in seen.found
-            if not is_whole
-            and (s.value.frame.scope, s.value.name) == (scope, name)
-            and all(s.gradient.parameter != taken.gradient.parameter for taken, _ in group)
-            for sink in s.sinks
+    found: list[list[Target]] = []
+    for seen, sightings in _readings(before, record):
+        found.append(_Reading(before, after, record, seen).targets(sightings))
+        if not any(target.misread for target in found[-1]):
+            break
+    else:
+        return found[0], []
+    misread = [fault for target in found[0] for fault in target.misread]
+    return found[-1], [
+        f"right if the gradients were named by the caller, which the record does not say, but "
+        f"wrong if they were searched for: {fault}"
+        for fault in misread[:1]
+    ]
+
+
+def _readings(index: Index, record: Record) -> Iterator[tuple[Survey, list[Sighting]]]:
+    """What is known of the original, and the recorded gradients in it.
+
+    1. Searched for: everything that the survey finds, if that includes what is recorded.
+    2. Named: what is recorded, and nothing else.
+    """
+    keys = [
+        (str(entry.get("gradient")), str(entry.get("parameter")), str(entry.get("graph")))
+        for entry in record.clips
+    ]
+    is_searched = False
+    try:
+        seen = survey(index)
+    except OnnxClipError:  # a question that naming the gradients has answered
+        pass
+    else:
+        known = {
+            (s.gradient.name, s.gradient.parameter.name, s.gradient.graph): s
+            for s in (*seen.of_data, *seen.found)
         }
-        reads = [
-            read
-            for read in before.readers_of(scope, name)
-            if read.slot != BY_NAME
-            and not _is_backward(places, read, (scope, name), gradients, ends)
-        ]
-        if others:
-            own = {Read(k.frame.scope, k.node, k.slot) for s, _ in group for k in s.sinks}
-            reads = [read for read in reads if _leads_to(places, read, own)]
-        number = numbers[id(scope)]
-        raw, clipped = _names_after(after, number, name, record)
+        is_searched = all(key in known for key in keys)
+        if is_searched:
+            yield seen, [known[key] for key in keys]
+    wanted = {name: None if parameter == name else parameter for name, parameter, _ in keys}
+    if is_searched and len(wanted) < len(keys):
+        return  # nobody can name one gradient twice
+    try:
+        seen = name_gradients(index, wanted)
+    except OnnxClipError:
+        if is_searched:
+            return  # its names are not enough to name them by
+        raise
+    named = {sighting.gradient.name: sighting for sighting in seen.found}
+    yield seen, [named[name] for name, _, _ in keys]
+
+
+class _Reading:
+    """The targets, for one view of which gradients there are."""
+
+    def __init__(self, before: Index, after: Index, record: Record, seen: Survey) -> None:
+        self._before, self._after = before, after
+        self._record = record
+        self._seen = seen
+        self._places = Places(before)
+        self._readers = Readers(after, record)
+        self._added = set(record.nodes)
+        self._numbers = {id(scope): number for number, scope in enumerate(before.scopes)}
+        self._ends = {(value.frame.scope, value.name) for value in seen.updates}
+        self._gradients: set[Place] = set()
+
+    def targets(self, sightings: Iterable[Sighting]) -> list[Target]:
+        groups: dict[Place, _Group] = {}
+        for sighting, entry in zip(sightings, self._record.clips, strict=True):
+            groups.setdefault(_place(sighting), []).append((sighting, entry))
+        self._gradients = {*groups, *map(_place, self._seen.found)}
+        targets: list[Target] = []
+        grouped: dict[Scope, dict[str, list[Read]]] = {}
+        for place, group in groups.items():
+            made = self._targets_of(place, group)
+            for target, reads in made:
+                if any(formula.group is not None for formula in target.clip.formulas):
+                    grouped.setdefault(place[0], {}).setdefault(place[1], []).extend(reads)
+            targets += [target for target, _ in made]
+        for scope, reads_of in grouped.items():
+            found = levels(self._before, scope, reads_of)
+            for target in targets:
+                if target.scope == self._numbers[id(scope)]:
+                    target.level = found.get(target.name, 0)
+        return targets
+
+    def _targets_of(self, place: Place, group: _Group) -> list[tuple[Target, list[Read]]]:
+        """One for each clip of a value, with the reads that lead to where its clip belongs."""
+        scope, name = place
+        number = self._numbers[id(scope)]
+        all_reads = [r for r in self._before.readers_of(scope, name) if r.slot != BY_NAME]
+        reads = [read for read in all_reads if not self._is_backward(read, place)]
+        parts = self._parts(number, place, group, reads)
+        raw = parts[0].raw
+        clipped: dict[Read, set[str]] = {}
+        for part in parts:
+            for read in () if self._record.measures_only else part.reads:
+                clipped.setdefault(read, set()).add(part.clipped)
+        numbered = [(self._numbers[id(read.scope)], read) for read in all_reads]
+        misread = self._readers.misread(numbered, clipped, raw)
+        made = []
+        for part in parts:
+            made.append((self._target(number, name, part, misread), part.reads))
+            misread = []  # said once
+        return made
+
+    def _parts(self, number: int, place: Place, group: _Group, reads: list[Read]) -> list[_Part]:
+        """Who shares a clip of this value.
+
+        One clip serves all its reads, unless some of its parameters are to have another or none.
+        """
+        name = place[1]
+        new = self._new_names(number, name)
+        recorded = {sighting.gradient.parameter for sighting, _ in group}
+        shared = {s.gradient.parameter for s in self._seen.found if _place(s) == place}
+        if shared <= recorded and len(new) <= 1 and len({_facts(entry) for _, entry in group}) == 1:
+            raw, clipped = (new[0], name) if new else (name, name)
+            if new and self._is_result(number, new[0]):
+                raw, clipped = name, new[0]
+            return [_Part(group, raw, clipped, reads)]
+        parts: dict[tuple[str, str], _Part] = {}
+        for sighting, entry in group:
+            own = [read for read in reads if self._leads_to(read, sighting)]
+            read_now = (self._readers.name_at(self._numbers[id(r.scope)], r) for r in own)
+            clipped = next((n for n in read_now if n in new), new[0] if new else name)
+            part = parts.setdefault((_facts(entry), clipped), _Part([], name, clipped, []))
+            part.group.append((sighting, entry))
+            part.reads += [read for read in own if read not in part.reads]
+        # in the order in which a rewrite puts them in, which is that of what they hand out
+        return sorted(parts.values(), key=lambda part: min(map(reads.index, part.reads), default=0))
+
+    def _target(self, number: int, name: str, part: _Part, misread: list[str]) -> Target:
+        first, entry = part.group[0]
         clip = clip_of(entry)
-        if any(formula.group is not None for formula in clip.formulas):
-            grouped.setdefault(scope, {})[name] = reads
-        if record.measures_only:
-            reads = []
-        values, outputs = reach(places, reads)
-        targets.append(
-            Target(
-                gradient=first.gradient,
-                clip=clip,
-                threshold_input=entry.get("threshold_input"),
-                parameter=_parameter(seen, first, clip, numbers),
-                axes=_axes(before, first, clip),
-                count=len({sighting.gradient.parameter.name for sighting, _ in group}),
-                dtype=first.type.dtype or int(TensorProto.FLOAT),
-                scope=number,
-                name=name,
-                raw=raw,
-                clipped=clipped,
-                reads=[(numbers[id(r.scope)], r.node, r.slot) for r in reads],
-                outputs=frozenset(outputs),
-                behind={(numbers[id(s)], n) for s, n in values},
-            )
+        reads = [] if self._record.measures_only else part.reads
+        values, outputs = reach(self._places, reads)
+        numbers = self._numbers
+        return Target(
+            gradient=first.gradient,
+            clip=clip,
+            threshold_input=entry.get("threshold_input"),
+            parameter=_parameter(self._seen, first, clip, numbers),
+            axes=_axes(self._before, first, clip),
+            count=len({sighting.gradient.parameter.name for sighting, _ in part.group}),
+            dtype=first.type.dtype or int(TensorProto.FLOAT),
+            scope=number,
+            name=name,
+            raw=part.raw,
+            clipped=part.clipped,
+            reads=[(numbers[id(r.scope)], r.node, r.slot) for r in reads],
+            outputs=frozenset(outputs),
+            behind={(numbers[id(s)], n) for s, n in values},
+            misread=misread,
         )
-    for scope, reads_of in grouped.items():
-        found = levels(before, scope, reads_of)
-        for target in targets:
-            if target.scope == numbers[id(scope)]:
-                target.level = found.get(target.name, 0)
-    return targets
+
+    def _new_names(self, number: int, name: str) -> list[str]:
+        """What the record says that the value is called besides, in the rewritten model."""
+        names = self._after.scopes[number].names
+        return [new for new, old in self._record.renamed.items() if old == name and new in names]
+
+    def _is_result(self, number: int, name: str) -> bool:
+        node = self._after.scopes[number].producer(name)
+        return node is not None and node.name in self._added
+
+    def _is_backward(self, read: Read, own: Place) -> bool:
+        """Whether another gradient of the same step is computed through this read."""
+        stop = self._ends | self._gradients
+        values, _ = reach(self._places, [read], stop=stop, next_iterations=False)
+        return not values.isdisjoint(self._gradients - {own} - self._ends)
+
+    def _leads_to(self, read: Read, sighting: Sighting) -> bool:
+        """Whether the sighting's parameter is updated through this read, in the same step."""
+        sinks = {Read(sink.frame.scope, sink.node, sink.slot) for sink in sighting.sinks}
+        values, _ = reach(self._places, [read], stop=self._ends, next_iterations=False)
+        return read in sinks or any(
+            further in sinks
+            for place in values - self._ends
+            for further in self._before.readers_of(*place)
+        )
+
+
+@dataclass(slots=True)
+class _Part:
+    """The gradients of one value that are clipped alike, and the reads that are to see it."""
+
+    group: _Group
+    raw: str
+    clipped: str
+    reads: list[Read]
+
+
+def _place(sighting: Sighting) -> Place:
+    return sighting.value.frame.scope, sighting.value.name
+
+
+def _facts(entry: Mapping[str, Any]) -> str:
+    """All that an entry of the record says of its clip."""
+    facts = {name: value for name, value in entry.items() if name not in _ABOUT}
+    return json.dumps(facts, sort_keys=True)
 
 
 def _parameter(
     seen: Survey, sighting: Sighting, clip: Clip, numbers: dict[int, int]
 ) -> tuple[int, str, int] | None:
     parameter = sighting.parameter
-    if parameter is None or not any(formula.reads_parameter for formula in clip.formulas):
+    if parameter is None or not clip.reads_parameter:
         return None
     dtype = seen.flow.dtype(parameter) or sighting.type.dtype or int(TensorProto.FLOAT)
     return numbers[id(parameter.frame.scope)], parameter.name, dtype
 
 
 def _axes(index: Index, sighting: Sighting, clip: Clip) -> tuple[int, ...] | None:
-    if sighting.parameter is None or not any(formula.reads_parameter for formula in clip.formulas):
+    if sighting.parameter is None or not clip.reads_parameter:
         return None
     found = unit_axes(index, sighting.parameter)
     return None if isinstance(found, str) else found
-
-
-def _sightings(index: Index, record: Record) -> tuple[Survey, list[Sighting]]:
-    seen = survey(index)
-    known = {
-        (s.gradient.name, s.gradient.parameter.name, s.gradient.graph): s
-        for s in (*seen.of_data, *seen.found)
-    }
-    found = []
-    for entry in record.clips:
-        name, parameter, graph = (str(entry.get(about)) for about in _ABOUT)
-        key = (name, parameter, graph)
-        if key not in known:
-            wanted = {name: None if parameter == name else parameter}
-            named = name_gradients(index, wanted)
-            seen = seen._replace(updates=seen.updates | named.updates)
-            known[key] = named.found[0]
-        found.append(known[key])
-    return seen, found
-
-
-def _is_backward(
-    places: Places,
-    read: Read,
-    own: tuple[Scope, str],
-    gradients: set[tuple[Scope, str]],
-    ends: set[tuple[Scope, str]],
-) -> bool:
-    """Whether another gradient of the same step is computed through this read."""
-    values, _ = reach(places, [read], stop=ends | gradients, next_iterations=False)
-    return not values.isdisjoint(gradients - {own} - ends)
-
-
-def _leads_to(places: Places, read: Read, sinks: set[Read]) -> bool:
-    values, _ = reach(places, [read])
-    return read in sinks or any(
-        further in sinks for place in values for further in places.index.readers_of(*place)
-    )
-
-
-def _names_after(after: Index, number: int, name: str, record: Record) -> tuple[str, str]:
-    """The names of the raw and the clipped value in the rewritten model."""
-    scope = after.scopes[number]
-    added = set(record.nodes)
-    for new, old in record.renamed.items():
-        if old == name and new in scope.names:
-            node = scope.producer(new)
-            is_result = node is not None and node.name in added
-            return (name, new) if is_result else (new, name)
-    return name, name

@@ -1,0 +1,160 @@
+"""Verifying: both models are loaded, compared as they are declared, and run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, numpy_helper
+
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.graph import Index
+from onnx_clip_pass.record import Record, read_record, strip_if_clipped
+from onnx_clip_pass.runtime import Provider, make_feeds
+from onnx_clip_pass.verify.declared import declared_faults
+from onnx_clip_pass.verify.memory import check_memory
+from onnx_clip_pass.verify.report import GradientCheck, OutputCheck, Verification
+from onnx_clip_pass.verify.runs import Runs
+from onnx_clip_pass.verify.targets import Target, targets_of
+from onnx_clip_pass.verify.trial import Trials
+from onnx_clip_pass.verify.weights import Weights
+
+__all__ = ["verify"]
+
+_Model = ModelProto | str | os.PathLike[str]
+
+
+def verify(
+    original: _Model,
+    rewritten: _Model,
+    *,
+    feeds: Mapping[str, NDArray[Any]] | None = None,
+    dims: Mapping[str, int] | None = None,
+    provider: Provider = "cpu",
+    seed: int = 0,
+) -> Verification:
+    """Run both models and compare what they do with the formula in float64.
+
+    Args:
+        original: the model before clipping, or its path (needed for external data).
+        rewritten: the same after clipping; its record says which gradients are clipped and how.
+        feeds: arrays for inputs; the others are made up, see `make_feeds`.
+        dims: sizes of symbolic dimensions.
+        provider: where to run: "cpu" or "cuda".
+        seed: for what is made up.
+
+    Returns:
+        What was found; a wrong rewrite is no error, see `Verification.ok`.
+
+    Raises:
+        OnnxClipError: a model cannot be read, the rewritten one bears no record, the feeds do not
+            fit, there is not enough memory, or the original does not run here.
+    """
+    with TemporaryDirectory(prefix="onnx-clip-verify-", ignore_cleanup_errors=True) as folder:
+        weights = Weights(Path(folder))
+        before = _load(original, "the original model", weights)
+        after = _load(rewritten, "the rewritten model", weights)
+        return _verify(before, after, feeds, dims, provider, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A model, where its external data lies, and what to call it."""
+
+    model: ModelProto
+    folder: Path | None
+    called: str
+
+
+def _load(source: _Model, called: str, weights: Weights) -> _Loaded:
+    folder = None
+    if isinstance(source, ModelProto):
+        model = ModelProto()
+        model.CopyFrom(source)
+    else:
+        path = Path(source)
+        called, folder = repr(str(path)), path.parent
+        try:
+            model = onnx.load(path, load_external_data=False)
+        except OSError as error:
+            raise OnnxClipError(f"cannot read {called}: {error.strerror}") from error
+        except Exception as error:  # protobuf and onnx raise several kinds
+            raise OnnxClipError(f"{called} is no ONNX model: {error}") from error
+    thin = weights.taken_out(model)
+    return _Loaded(thin, folder if thin is model else weights.folder, called)
+
+
+def _verify(
+    original: _Loaded,
+    rewritten: _Loaded,
+    given: Mapping[str, NDArray[Any]] | None,
+    dims: Mapping[str, int] | None,
+    provider: Provider,
+    seed: int,
+) -> Verification:
+    before = (strip_if_clipped(original.model), original.folder)
+    after = (rewritten.model, rewritten.folder)
+    record = read_record(rewritten.model)
+    if record is None:
+        raise OnnxClipError(
+            "expected a rewritten model, but its metadata has no record of onnx-clip; verify takes "
+            "the original first, then what onnx-clip made of it"
+        )
+    first, second = Index(before[0]), Index(after[0])
+    _check_related(first, original.called, rewritten.called, record)
+    feeds = make_feeds(before[0], given=given, dims=dims, seed=seed)
+    result = Verification([], [], declared_faults(*before, *after, record))
+    if [scope.path.count("/") for scope in first.scopes] != [
+        scope.path.count("/") for scope in second.scopes
+    ]:
+        result.faults.append("the models differ in their nested graphs and functions")
+        return result
+    targets, result.notes = targets_of(first, second, record)
+    result.gradients = [
+        GradientCheck(t.gradient.name, t.gradient.parameter.name, t.gradient.graph, t.clip.label)
+        for t in targets
+    ]
+    names = first.main.outputs
+    behind = {names[slot] for target in targets for slot in target.outputs}
+    result.outputs = [OutputCheck(name, name in behind) for name in dict.fromkeys(names)]
+    result.outputs += [
+        OutputCheck(output, bool(gradients), quantity)
+        for output, quantity, gradients, _ in record.emitted
+    ]
+    check_memory(first, targets)
+    feeds = _defaults(first, original.folder, targets) | feeds
+    runs = Runs(before, after, targets, feeds, provider, record.loss_scale)
+    Trials(runs, targets, record, after[0], result).run_all()
+    for check, target in zip(result.gradients, targets, strict=True):
+        check.faults[:0] = target.misread
+    return result
+
+
+def _check_related(before: Index, original: str, rewritten: str, record: Record) -> None:
+    known = {name for scope in before.scopes for name in scope.names}
+    missing = [str(entry.get("gradient")) for entry in record.clips]
+    missing = [name for name in missing if name not in known]
+    if missing:
+        raise OnnxClipError(
+            f"{original} has no value {missing[0]!r}, a gradient that {rewritten} clips (of "
+            f"{len(record.clips)} such, {len(missing)} are missing): the two seem unrelated; "
+            f"verify takes the original first, then what onnx-clip made of it"
+        )
+
+
+def _defaults(
+    index: Index, folder: Path | None, targets: Sequence[Target]
+) -> dict[str, NDArray[Any]]:
+    """The gradients that are inputs with a default, which are fed so that they can be changed."""
+    main = index.main
+    return {
+        target.name: numpy_helper.to_array(main.initializers[target.name], str(folder or ""))
+        for target in targets
+        if target.scope == 0 and target.name in main.inputs and target.name in main.initializers
+    }

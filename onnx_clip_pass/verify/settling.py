@@ -1,0 +1,104 @@
+"""The original on clipped gradients: what the rewritten model has to give, and how exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from onnx_clip_pass.record import Record
+from onnx_clip_pass.runtime import Arrays, Session
+from onnx_clip_pass.verify import compare
+from onnx_clip_pass.verify.clipping import Clipping
+from onnx_clip_pass.verify.runs import Outlets
+from onnx_clip_pass.verify.targets import Target
+
+__all__ = ["Expected"]
+
+_MOST_ROUNDS = 100
+_MOVES = 8
+"""Ways in which gradients are moved to see what their rounding does to what is computed from them.
+One is not enough: behind a cancellation, as in 1 - tanh(x)^2 where tanh is close to 1, a result
+changes in large steps, of which a move may meet none and another rounding several."""
+
+
+class Expected:
+    """Runs of the original with each clipped gradient fed to whoever must see it.
+
+    `arrays` are its outputs and what was fed, by name; `outlets` says where in them the gradients
+    are, and `clipping` is that of this run.
+
+    Args:
+        targets: the clips.
+        record: of the rewrite.
+        first: where the gradients are in the original as it is.
+        plain: a run of that.
+        open_fed: opens the original with gradients fed.
+        feeds: for both.
+        thresholds: what is fed for thresholds.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        record: Record,
+        first: Outlets,
+        plain: Arrays,
+        open_fed: Callable[[], tuple[Session, Outlets]],
+        feeds: Arrays,
+        thresholds: Mapping[str, float],
+    ) -> None:
+        self._targets, self._record = targets, record
+        self._open_fed = open_fed
+        self._feeds = feeds
+        self._thresholds = thresholds
+        self._moves: list[Arrays] = []
+        self._again: Session | None = None
+        session, self.outlets = open_fed()
+        self.arrays, self.clipping = self._settle(session, first, plain, 0)
+
+    def fault(self, name: str, actual: NDArray[Any]) -> str:
+        """Why what the rewritten model gives for one of `arrays` is wrong; empty if it is not."""
+        return compare.output_fault(actual, self.arrays[name], self._moved(name))
+
+    def _moved(self, name: str) -> Iterator[NDArray[Any]]:
+        """The same with gradients moved; each move is run when it is first asked for."""
+        if self._record.measures_only:
+            return
+        if self._again is None:
+            self._again, _ = self._open_fed()
+        for number in range(_MOVES):
+            if number == len(self._moves):
+                moved, _ = self._settle(self._again, self.outlets, self.arrays, number + 1)
+                self._moves.append(moved)
+            yield self._moves[number][name]
+
+    def _settle(
+        self, session: Session, outlets: Outlets, run: Arrays, move: int
+    ) -> tuple[Arrays, Clipping]:
+        """Run the original on clipped gradients until they are those of the run itself.
+
+        The first are those of the given run, which is to be found there by the given outlets.
+
+        A gradient of a second step depends on the clipped one of the first: each round settles at
+        least one step more.
+        """
+        raw = self.outlets.raw
+        for _ in range(_MOST_ROUNDS):
+            clipping = Clipping(self._targets, self._record, outlets, run, self._thresholds)
+            if self._record.measures_only:
+                fed = {
+                    to.fed: run[port.output]
+                    for group, into in zip(outlets.raw, raw, strict=True)
+                    for port, to in zip(group, into, strict=True)
+                }
+            else:
+                fed = clipping.fed(outlets.raw, run, raw, move)
+            taken = [run[name] for name in outlets.names()]
+            run = session.run(self._feeds | fed)
+            outlets = self.outlets
+            now = [run[name] for name in outlets.names()]
+            if all(compare.is_identical(*pair) for pair in zip(taken, now, strict=True)):
+                break
+        return run | fed, clipping

@@ -1,0 +1,179 @@
+"""Verification of what the feeds alone do not show: bounds, policies, inputs with defaults."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from random_graphs import Layer, Plan
+
+from onnx_clip_pass import (
+    Chain,
+    GradientClipByGlobalNorm,
+    GradientClipByNorm,
+    GradientClipByValue,
+    Rule,
+    clip_gradients,
+)
+from onnx_clip_pass.clips import Clip
+from onnx_clip_pass.verify import Verification, verify
+from onnx_clip_pass.verify.compare import output_fault
+
+pytest.importorskip("onnxruntime", reason="running a graph needs ONNX Runtime")
+
+
+def faults(found: Verification) -> str:
+    rows = [*found.gradients, *found.outputs]
+    return "\n".join([*found.faults, *(fault for row in rows for fault in row.faults)])
+
+
+def parse(body: str) -> onnx.ModelProto:
+    return onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {body}')
+
+
+PLAIN = "net (float[3] x) => (float[3] y) { g = Identity (x) y = Neg (g) }"
+X = np.array([0.1, 0.2, 0.3], np.float32)
+
+
+# -- each bound --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op_type", ["Min", "Max"])
+@pytest.mark.parametrize(
+    "clip",
+    [
+        GradientClipByValue(5.0, -0.05),
+        GradientClipByValue(0.05, -5.0),
+        GradientClipByValue(0.05),
+        Chain(GradientClipByNorm(9.0), GradientClipByValue(5.0, -5.0)),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_bound_that_is_missing_is_noticed_on_either_side(
+    op_type: str, clip: Clip, sign: int
+) -> None:
+    """The gradient has elements of one sign only, so it has to be negated to get beyond both."""
+    model = parse(PLAIN)
+    rewritten = clip_gradients(model, clip, gradients=["g"])
+    found = verify(model, rewritten, feeds={"x": sign * X})
+    assert found.ok, faults(found)
+    last = [node for node in rewritten.graph.node if node.op_type == op_type][-1]
+    last.op_type = "Identity"
+    del last.input[1:]
+    assert not verify(model, rewritten, feeds={"x": sign * X}).ok
+
+
+def test_a_side_that_has_no_bound_is_not_missed() -> None:
+    model = parse(PLAIN)
+    rewritten = clip_gradients(model, GradientClipByValue(math.inf, -0.05), gradients=["g"])
+    found = verify(model, rewritten, feeds={"x": X})
+    assert found.ok, faults(found)
+    assert found.gradients[0].acted
+
+
+# -- gradients with nan ------------------------------------------------------------------------
+
+LOOP = """net (int64 n, bool c, float[3] w) => (float[3] w_end) {
+    w_end = Loop <body = step (int64 i, bool on, float[3] v) => (bool on2, float[3] v_new) {
+        v_grad = Mul (v, v) on2 = Identity (on) v_new = Sub (v, v_grad)
+    }> (n, c, w)
+}"""
+
+
+@pytest.mark.parametrize("policy", ["zero", "keep"])
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (PLAIN, "g"),
+        (LOOP, "v_grad"),
+        ("net (float[3] g) => (float[3] y) { y = Neg (g) }", "g"),
+        ("net (float16[3] x) => (float16[3] y) { g = Neg (x) y = Neg (g) }", "g"),
+        ("net (double[3] x) => (double[3] y) { g = Neg (x) y = Neg (g) }", "g"),
+    ],
+)
+@pytest.mark.parametrize(
+    "clip", [GradientClipByNorm(1.0), GradientClipByValue(0.1), GradientClipByGlobalNorm(1.0)]
+)
+def test_a_policy_that_is_not_kept_to_is_noticed_though_nothing_is_nan(
+    policy: str, body: str, named: str, clip: Clip
+) -> None:
+    model = parse(body)
+    rewritten = clip_gradients(model, clip, gradients=[named], nonfinite=policy)  # type: ignore[arg-type]
+    found = verify(model, rewritten)
+    assert found.ok, faults(found)
+    graphs = [rewritten.graph, *(a.g for n in rewritten.graph.node for a in n.attribute if a.g)]
+    chosen = [n for graph in graphs for n in graph.node if n.op_type == "Where"]
+    for node in chosen:  # nan is left to the formula
+        node.op_type = "Identity"
+        node.input[:] = [node.input[1]]
+    assert chosen
+    assert "with nan in the gradients: " in faults(verify(model, rewritten))
+
+
+def test_no_gradient_is_spoiled_where_nan_is_left_to_the_formula() -> None:
+    model = parse(
+        "net (float[3] x) => (float[3] y, int64 k) { g = Neg (x) y = Neg (g) "
+        "s = ReduceMax <keepdims = 0> (g) k = Cast <to = 7> (s) }"
+    )
+    found = verify(model, clip_gradients(model, GradientClipByNorm(1.0), gradients=["g"]))
+    assert found.ok, faults(found)
+
+
+# -- what once ended in a traceback ------------------------------------------------------------
+
+
+def test_a_chain_of_one_clip_can_be_steered() -> None:
+    model = parse(PLAIN)
+    rules = [Rule(None, Chain(GradientClipByNorm(1.0)))]
+    rewritten = clip_gradients(model, rules, gradients=["g"], threshold_input="limit")
+    found = verify(model, rewritten)
+    assert found.ok, faults(found)
+    assert found.gradients[0].acted
+
+
+def test_a_gradient_that_is_an_input_with_a_default_is_scaled_as_a_feed() -> None:
+    model = parse("net (float[3] g) => (float[3] y) <float[3] g = {0.1, 0.2, 0.3}> { y = Neg(g) }")
+    rewritten = clip_gradients(model, GradientClipByNorm(1.0), gradients=["g"])
+    found = verify(model, rewritten)
+    assert found.ok, faults(found)
+    assert (found.gradients[0].acted, found.gradients[0].passed) == (True, True)
+    limit = next(t for t in rewritten.graph.initializer if t.name.startswith("clip/"))
+    limit.CopyFrom(numpy_helper.from_array(np.float32(2.0), limit.name))
+    assert not verify(model, rewritten).ok
+
+
+# -- how far off an output may be --------------------------------------------------------------
+
+
+def test_a_gradient_behind_a_cancellation_may_differ_in_steps() -> None:
+    """A second iteration in which 1 - tanh(x)^2 is a few roundings of 1, and what it multiplies
+    large: its rounding shows only if some elements move up and others down."""
+    layers = [("dense", "decay"), ("dense", "momentum"), ("add two", "momentum")]
+    plan = Plan(
+        layers=(*(Layer(kind, rule, ()) for kind, rule in layers), Layer("tanh", "descent", ())),
+        place="loop",
+        opset=13,
+        style="{}",
+        title="",
+        hostile=False,
+        early=False,
+        held=False,
+        seed=975,
+    )
+    model = plan.write()
+    names = sorted({name for name, _, _ in plan.truth})
+    rewritten = clip_gradients(model, GradientClipByNorm(100.0, ord=1), gradients=names)
+    found = verify(model, rewritten, feeds=plan.feeds)
+    assert found.ok, faults(found)
+
+
+def test_four_times_the_largest_of_the_moves_may_differ() -> None:
+    expected = np.array([1.0, 2.0])
+    moves = [expected, expected + np.array([0.0, 0.1]), expected - np.array([0.3, 0.0])]
+    assert output_fault(expected + 1.2, expected, moves) == ""
+    assert output_fault(expected + 1.3, expected, moves) == "off by 1.3, where 1.2 is allowed"
+    assert output_fault(expected, expected, (1 / 0 for _ in "unasked")) == ""  # type: ignore[misc]
