@@ -31,25 +31,37 @@ def levels_of(index: Index, edits: Sequence[Edit]) -> None:
 
 
 def _assign(index: Index, scope: Scope, edits: Sequence[Edit]) -> None:
-    by_name = {edit.name: edit for edit in edits}
     clipped = {read for edit in edits for read in _clipped_reads(index, edit)}
-    level = dict.fromkeys(scope.names, 0)
+    gradients = {edit.name for edit in edits}
+    least = _numbers_of_steps(edits)
+    level = {name: least.get(name, 0) for name in scope.names}
     captured = _captured_reads(index, scope)
     for number, node in enumerate(scope.nodes):
         reads = [(name, Read(scope, number, slot)) for slot, name in enumerate(node.input)]
         reads += captured.get(number, [])
         highest = max(
-            (level.get(name, 0) + int(name in by_name and read in clipped) for name, read in reads),
+            (
+                level.get(name, 0) + int(name in gradients and read in clipped)
+                for name, read in reads
+            ),
             default=0,
-        )
+        )  # rule 1
         for name in node.output:
             if name:
-                level[name] = highest
+                level[name] = max(highest, level[name])
+    for edit in edits:
+        edit.level = level[edit.name]
+
+
+def _numbers_of_steps(edits: Sequence[Edit]) -> dict[str, int]:
+    """How many gradients of the same parameter come before each, by rule 2."""
     earlier: Counter[str] = Counter()
+    numbers: dict[str, int] = {}
     for edit in sorted(edits, key=lambda edit: edit.position):
         own = {sighting.gradient.parameter.name for sighting in edit.sightings}
-        edit.level = max(level.get(edit.name, 0), *(earlier[name] for name in own))  # rules 1 and 2
+        numbers[edit.name] = max(numbers.get(edit.name, 0), *(earlier[name] for name in own))
         earlier.update(own)
+    return numbers
 
 
 def _clipped_reads(index: Index, edit: Edit) -> Iterator[Read]:

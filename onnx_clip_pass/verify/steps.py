@@ -5,7 +5,8 @@ Worked out from the original by walking forward, apart from what a rewrite does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from onnx_clip_pass.clips import Clip, shared_norms
 from onnx_clip_pass.graph import OUTPUT, Index, Read, Scope
@@ -13,23 +14,34 @@ from onnx_clip_pass.graph import OUTPUT, Index, Read, Scope
 __all__ = ["components", "levels"]
 
 
-def levels(index: Index, scope: Scope, reads: Mapping[str, Sequence[Read]]) -> dict[str, int]:
+def levels(
+    index: Index,
+    scope: Scope,
+    reads: Mapping[str, Sequence[Read]],
+    parameters: Mapping[str, Collection[str]],
+) -> dict[str, int]:
     """The step of each gradient of a scope, from 0.
 
     Args:
         index: the original.
         scope: where they are values.
         reads: of each gradient that has a norm in common with others, those that see it clipped.
+        parameters: the names of the parameters of each gradient.
 
     Returns:
-        0 for those that are computed from no clipped gradient, else one more than the highest of
-        those from whose clipped values they are computed.
+        One more than the highest of those from whose clipped values a gradient is computed, and no
+        less than how many gradients of its parameter are computed before it.
     """
     behind = {name: _behind(index, scope, own) for name, own in reads.items()}
-    found = dict.fromkeys(reads, 0)
+    least: dict[str, int] = {}
+    earlier: Counter[str] = Counter()
+    for name in sorted(reads, key=lambda name: scope.producers.get(name, (-1, 0))):
+        least[name] = max(earlier[own] for own in parameters[name])
+        earlier.update(parameters[name])
+    found = least
     for _ in reads:  # a path has no more gradients than there are
         again = {
-            name: max((found[other] + 1 for other in reads if name in behind[other]), default=0)
+            name: max([least[name], *(found[o] + 1 for o in reads if name in behind[o])])
             for name in reads
         }
         if again == found:

@@ -156,7 +156,11 @@ class _Reading:
                     grouped.setdefault(place[0], {}).setdefault(place[1], []).extend(reads)
             targets += [target for target, _ in made]
         for scope, reads_of in grouped.items():
-            found = levels(self._before, scope, reads_of)
+            parameters = {
+                name: {s.gradient.parameter.name for s, _ in groups[scope, name]}
+                for name in reads_of
+            }
+            found = levels(self._before, scope, reads_of, parameters)
             for target in targets:
                 if target.scope == self._numbers[id(scope)]:
                     target.level = found.get(target.name, 0)

@@ -20,6 +20,7 @@ from onnx_clip_pass import (
     strip,
 )
 from onnx_clip_pass.clips import Case
+from onnx_clip_pass.verify import verify
 
 ONE = GradientClipByGlobalNorm(1.0)
 KINDS = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16}
@@ -315,5 +316,8 @@ def test_the_second_gradient_of_a_parameter_belongs_to_the_second_step():
         }"""
     )
     named = {"a_grad": "a", "b_grad": "b", "a1_grad": "a", "b1_grad": "b"}
-    out = run(clip_gradients(model, ONE, gradients=named), dict.fromkeys("ab", np.float32([0])))
+    feeds = dict.fromkeys("ab", np.float32([0]))
+    clipped = clip_gradients(model, ONE, gradients=named)
+    assert verify(model, clipped, feeds=feeds).ok
+    out = run(clipped, feeds)
     np.testing.assert_allclose([*out["a2"], *out["b2"]], [-1.2, -1.6], rtol=1e-6)
