@@ -40,7 +40,9 @@ _FORMAT = 1
 class Record:
     """What a rewrite did.
 
-    `clips` has an entry for each gradient: its name, parameter, graph, clip and settings.
+    `clips` has an entry for each gradient: its name, parameter, graph, clip and settings. `named`
+    are the gradients that the caller named, with the parameters given for them; None if gradients
+    were searched for.
     `renamed` maps each changed name to what it was; `nodes`, `initializers`, `values`, `inputs` and
     `outputs` are the names of what was added. `order` says of bodies (by their number in
     `bodies_of`) whose nodes had to move in which runs (first, count) of their old numbers they
@@ -50,6 +52,7 @@ class Record:
 
     version: str
     clips: list[dict[str, Any]]
+    named: dict[str, str | None] | None = None
     norm_precision: str = "plain"
     nonfinite: str = "propagate"
     renamed: dict[str, str] = field(default_factory=dict)
@@ -96,6 +99,9 @@ def read_record(model: ModelProto) -> Record | None:
             raise ValueError("words that are no strings")
         if not all(isinstance(clip, dict) for clip in record.clips):
             raise ValueError("clips that are no objects")
+        named = record.named or {}
+        if not all(isinstance(word, str | None) for word in (*named, *named.values())):
+            raise ValueError("gradients that are no names")
         for body, runs in record.order:
             if not all(
                 type(n) is int and n >= 0 for n in (body, *(n for run in runs for n in run))

@@ -85,8 +85,6 @@ def test_what_is_not_named_is_no_gradient(named: Any) -> None:
     rewritten = clip_gradients(SUM, CLIP, gradients=named)
     found = verify(SUM, rewritten)
     assert found.ok, faults(found)
-    is_read_otherwise = named in (["C_grad"], {"S_grad": "A"})
-    assert [note.startswith("right if") for note in found.notes] == [True] * is_read_otherwise
 
 
 SHARED: dict[str, tuple[list[Rule], dict[str, Any]]] = {

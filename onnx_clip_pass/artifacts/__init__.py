@@ -117,7 +117,7 @@ def clip_artifacts(
     layout, target = find_layout(Path(folder)), Path(target)
     wishes = {
         "skip": bool(settings.skip),
-        "gradients": settings.gradients is not None,
+        "gradients": settings.named is not None,
         "loss_scale": settings.steering.loss_scale != 1,
         "emit": bool(settings.watch),
         "measure_only": settings.watch.measures_only,

@@ -219,11 +219,12 @@ def _show(found: Verification, *, is_result: bool) -> None:
             (
                 row.gradient,
                 row.clip,
-                f"{row.raw_norm:.4g}",
-                f"{row.clipped_norm:.4g}",
-                f"{row.expected_norm:.4g}",
-                f"{row.error_ulps:.3g} of {row.allowed_ulps:.3g}",
-                "wrong" if row.faults else "right" if row.acted else "right, but zero",
+                *(
+                    f"{norm:.4g}" if row.has_run else "-"
+                    for norm in (row.raw_norm, row.clipped_norm, row.expected_norm)
+                ),
+                f"{row.error_ulps:.3g} of {row.allowed_ulps:.3g}" if row.has_run else "-",
+                row.verdict,
             )
             for row in rows
         ],

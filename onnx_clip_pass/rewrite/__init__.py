@@ -23,7 +23,6 @@ from onnx_clip_pass.rewrite.reporting import Clipped, Report, lacking_kernels, n
 from onnx_clip_pass.rewrite.selecting import (
     GradientNames,
     as_clips,
-    as_mapping,
     nothing_found,
     selected,
 )
@@ -141,8 +140,8 @@ def _without_collecting() -> Iterator[None]:
 def _clip(model: ModelProto, clips: Clip | list[Rule], settings: Settings) -> Report:
     replaced = undo(model)
     index = Index(model)
-    wanted = settings.gradients
-    seen = survey(index) if wanted is None else name_gradients(index, as_mapping(wanted))
+    named = settings.named
+    seen = survey(index) if named is None else name_gradients(index, named)
     sightings, warnings = selected(seen, clips, settings.skip, settings.threshold_input)
     edits = plan(index, seen, sightings, settings)
     notes = notes_on(seen, sightings)  # the index is out of date when edits are made

@@ -75,6 +75,7 @@ def record_of(
     return Record(
         version=__version__,
         clips=entries,
+        named=settings.named,
         norm_precision=settings.numerics.norm_precision,
         nonfinite=settings.numerics.nonfinite,
         renamed=dict(edit.renamed for edit in edits if edit.renamed[0]),

@@ -8,7 +8,7 @@ from typing import Literal, TypedDict, Unpack
 
 from onnx_clip_pass.arguments import check_flags, check_input_name
 from onnx_clip_pass.clips import NonFinite, NormPrecision, Numerics
-from onnx_clip_pass.rewrite.selecting import GradientNames
+from onnx_clip_pass.rewrite.selecting import GradientNames, as_mapping
 from onnx_clip_pass.rewrite.steering import LossScale, Steering
 from onnx_clip_pass.rewrite.watching import EmitAs, Watch
 
@@ -31,9 +31,12 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The same, checked, for one rewrite."""
+    """The same, checked, for one rewrite.
 
-    gradients: GradientNames
+    `named` maps the gradients that are named to their parameters, as far as those are given.
+    """
+
+    named: dict[str, str | None] | None
     skip: str | Sequence[str]
     numerics: Numerics
     threshold_input: str | None
@@ -52,8 +55,9 @@ class Settings:
         emit = options.get("emit", ())
         check_flags(measure_only=measure_only)
         check_input_name(threshold_input)
+        gradients = options.get("gradients")
         return cls(
-            options.get("gradients"),
+            None if gradients is None else as_mapping(gradients),
             options.get("skip", ()),
             Numerics(options.get("norm_precision", "auto"), options.get("nonfinite", "propagate")),
             threshold_input,

@@ -115,7 +115,7 @@ def _verify(
     ]:
         result.faults.append("the models differ in their nested graphs and functions")
         return result
-    targets, result.notes = targets_of(first, second, record)
+    targets = targets_of(first, second, record)
     result.gradients = [
         GradientCheck(t.gradient.name, t.gradient.parameter.name, t.gradient.graph, t.clip.label)
         for t in targets

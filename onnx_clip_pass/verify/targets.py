@@ -7,7 +7,7 @@ worked out here from the original, by walking forward.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,70 +66,36 @@ class Target:
     level: int = 0
 
 
-def targets_of(before: Index, after: Index, record: Record) -> tuple[list[Target], list[str]]:
-    """The recorded clips as targets, and what a user should know of how the record was read.
+def targets_of(before: Index, after: Index, record: Record) -> list[Target]:
+    """The recorded clips as targets.
 
-    The record does not say whether gradients were searched for or named by the caller, and which
-    gradients are known decides who is in the backward pass. So it is read in both ways, and the
-    first that the reads in the rewritten model agree with is taken.
+    Which gradients are known decides who is in the backward pass: those that the caller named, or
+    else all that a search finds.
 
     Raises:
         OnnxClipError: the record names a clip that this version does not know, or a gradient that
             the original does not have.
     """
-    found: list[list[Target]] = []
-    for seen, sightings in _readings(before, record):
-        found.append(_Reading(before, after, record, seen).targets(sightings))
-        if not any(target.misread for target in found[-1]):
-            break
-    else:
-        return found[0], []
-    misread = [fault for target in found[0] for fault in target.misread]
-    return found[-1], [
-        f"right if the gradients were named by the caller, which the record does not say, but "
-        f"wrong if they were searched for: {fault}"
-        for fault in misread[:1]
-    ]
-
-
-def _readings(index: Index, record: Record) -> Iterator[tuple[Survey, list[Sighting]]]:
-    """What is known of the original, and the recorded gradients in it.
-
-    1. Searched for: everything that the survey finds, if that includes what is recorded.
-    2. Named: what is recorded, and nothing else.
-    """
-    keys = [
-        (str(entry.get("gradient")), str(entry.get("parameter")), str(entry.get("graph")))
-        for entry in record.clips
-    ]
-    is_searched = False
-    try:
-        seen = survey(index)
-    except OnnxClipError:  # a question that naming the gradients has answered
-        pass
-    else:
-        known = {
-            (s.gradient.name, s.gradient.parameter.name, s.gradient.graph): s
-            for s in (*seen.of_data, *seen.found)
-        }
-        is_searched = all(key in known for key in keys)
-        if is_searched:
-            yield seen, [known[key] for key in keys]
-    wanted = {name: None if parameter == name else parameter for name, parameter, _ in keys}
-    if is_searched and len(wanted) < len(keys):
-        return  # nobody can name one gradient twice
-    try:
-        seen = name_gradients(index, wanted)
-    except OnnxClipError:
-        if is_searched:
-            return  # its names are not enough to name them by
-        raise
-    named = {sighting.gradient.name: sighting for sighting in seen.found}
-    yield seen, [named[name] for name, _, _ in keys]
+    seen = survey(before) if record.named is None else name_gradients(before, record.named)
+    known = {
+        (s.gradient.name, s.gradient.parameter.name, s.gradient.graph): s
+        for s in (*seen.of_data, *seen.found)
+    }
+    sightings = []
+    for entry in record.clips:
+        name, parameter, graph = (str(entry.get(about)) for about in _ABOUT)
+        if (name, parameter, graph) not in known:
+            raise OnnxClipError(
+                f"the record says that {name!r} is clipped as the gradient of {parameter!r}, which "
+                f"it is not in the original; use the original of this model, and the version of "
+                f"onnx-clip that rewrote it"
+            )
+        sightings.append(known[name, parameter, graph])
+    return _Reading(before, after, record, seen).targets(sightings)
 
 
 class _Reading:
-    """The targets, for one view of which gradients there are."""
+    """How the targets are read off both models."""
 
     def __init__(self, before: Index, after: Index, record: Record, seen: Survey) -> None:
         self._before, self._after = before, after
