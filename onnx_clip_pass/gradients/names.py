@@ -1,8 +1,12 @@
 """Gradients known by a name made of a parameter's name and an affix.
 
-The weakest evidence: a value counts only if something comes of it (the gradient of a frozen
-parameter can be left over), and if the parameter exists as input or initializer, is no data (see
-`roles`), and has the value's shape (see `has_gradient_shape`).
+The weakest evidence. A value counts only if
+
+1. something comes of it: the gradient of a frozen parameter can be left over;
+2. the parameter exists as input or initializer, and is no data (see `roles`);
+3. it has the parameter's shape, as declared or else as shape inference finds it. What its graph
+   hands out may be of unknown shape, or have onnx-ad's seed dimension (see `has_gradient_shape`);
+   the latter an inner value may have, too, if its name says adjoint.
 """
 
 from __future__ import annotations
@@ -75,8 +79,9 @@ def _candidates(flow: Flow, frame: Frame) -> Candidates:
             if parameter is None or parameter.node is not None:
                 continue
             parameter = flow.canonical(parameter)
-            if parameter.node is None and _fits(scope.declared(name), parameter):
-                found[parameter].append(Value(frame, name))
+            value = Value(frame, name)
+            if parameter.node is None and _fits(flow, value, parameter):
+                found[parameter].append(value)
                 break
     return found
 
@@ -101,14 +106,22 @@ def _is_taken(flow: Flow, value: Value) -> bool:
     return False
 
 
-def _fits(gradient: TensorType | None, parameter: Value) -> bool:
-    known = parameter.type
-    return (
-        gradient is not None
-        and known is not None
-        and gradient.is_floating
-        and known.is_floating
-        and has_gradient_shape(gradient, known)
+def _fits(flow: Flow, value: Value, parameter: Value) -> bool:
+    """Rule 3, and that both are floating as far as it is known."""
+    gradient, known = value.type, parameter.type
+    if gradient is None or known is None:
+        return False
+    if gradient.shape is None:
+        inferred = flow.index.inferred(value.frame.scope, value.name)
+        gradient = TensorType(gradient.dtype or inferred.dtype, inferred.shape)
+    if not (gradient.is_floating and known.is_floating):
+        return False
+    if value.name in value.frame.scope.handed_out:
+        return has_gradient_shape(gradient, known)
+    if gradient.shape is None or known.shape is None:
+        return False
+    return gradient.agrees_with(known) or (
+        value.name.startswith("adj") and has_gradient_shape(gradient, known)
     )
 
 
