@@ -85,10 +85,14 @@ class _Finder:
             return None
         moments = self.steps.moments_in(term, step)
         if moments:
-            candidates = [
-                x for moment in moments if (x := self._taken_up(moment, step)) is not None
-            ]
-            gradient = candidates[0] if candidates else None
+            as_it_is = self.arithmetic.behind_aliases(term)
+            gradient = self._earliest(
+                [
+                    x
+                    for moment in moments
+                    if (x := self._taken_up(moment, step, moment.value == as_it_is)) is not None
+                ]
+            )
         else:
             gradient = self._without_rate(term, step)
             if gradient is not None:
@@ -146,34 +150,88 @@ class _Finder:
         carriers = [term for term in terms if not self.arithmetic.is_free(term)] or list(terms)
         return carriers[0] if len(carriers) == 1 else None
 
-    def _taken_up(self, moment: Step, step: Step) -> Value | None:
-        """The gradient that a moment takes up: what is added, without its coefficient."""
+    def _earliest(self, candidates: list[Value]) -> Value | None:
+        """What moments take up; if it differs, that from which the rest is computed."""
+        earliest = candidates[0] if candidates else None
+        for candidate in candidates[1:]:
+            if earliest is not None and candidate != earliest:
+                seen, _ = self.flow.ancestors([earliest], self.steps.ends.__contains__)
+                earliest = candidate if candidate in seen else earliest
+        return earliest
+
+    def _taken_up(self, moment: Step, step: Step, holds_rate: bool = False) -> Value | None:
+        """The gradient that a moment takes up.
+
+        Of what is added to the moment,
+
+        1. factors made of other moments are taken off, as in m + g / sqrt(v);
+        2. then the coefficient: a share of an average, a minus, or, if the moment holds it because
+           it is what the parameter is moved by, the learning rate;
+        3. of a square or an absolute value the value counts, and of that what is raw;
+        4. a sum accumulated over several runs, or its mean, leads to what that takes up.
+        """
         term = self._carrier(moment.terms)
         if term is None:
             return None
-        inner = self.steps.steps.get(term)
-        if inner is not None and inner.root not in (moment.root, step.root):
-            return self._taken_up(inner, step)
+        term = self._without_moments(term, step)
         scaled = self.arithmetic.scaled(term)
         aim = self.steps.aim(term if scaled is None else scaled[0], moment)
         if aim is not None:
             term = aim
         elif scaled is not None and (
-            moment.is_difference or self.steps.is_complement(scaled[1], moment) or scaled[1] is None
+            moment.is_difference
+            or holds_rate
+            or self.steps.is_complement(scaled[1], moment)
+            or scaled[1] is None
         ):
             term = scaled[0]
-        return self.arithmetic.raw_gradient(self._unsquared(term), step.base)
+        raw = self.arithmetic.raw_gradient(self._unsquared(term), step.base)
+        accumulated = self._accumulated(raw, {moment.root, step.root})
+        return raw if accumulated is None else self._taken_up(accumulated, step)
+
+    def _without_moments(self, term: Value, step: Step) -> Value:
+        """The g of g / sqrt(v), of (lr * g) / (sqrt(v) + eps), of sqrt(u) / sqrt(v) * g."""
+        for _ in range(_MAX_FACTORS):
+            node, operands = term.node, self.flow.operands(term)
+            if node is None or node.op_type not in ("Mul", "Div") or len(operands) != 2:
+                break
+            made = [bool(self.steps.moments_in(x, step)) for x in operands]
+            rest = operands[made.index(False)] if any(made) and not all(made) else None
+            if rest is None or self.arithmetic.is_single(rest):
+                break
+            if node.op_type == "Div" and made[0]:
+                break
+            term = rest
+        return term
+
+    def _accumulated(self, value: Value, besides: set[Value]) -> Step | None:
+        """The step, of another root, of which `value` is the new value or a multiple of it."""
+        at: Value | None = value
+        while at is not None:
+            inner = self.steps.steps.get(at)
+            if inner is not None and at in self.steps.ends and inner.root not in besides:
+                return inner
+            scaled = self.arithmetic.scaled(at)
+            at = self.arithmetic.aliased(at) if scaled is None else scaled[0]
+        return None
 
     def _unsquared(self, term: Value) -> Value:
-        """The x of x * x, x ** 2, (c * x) * x: what a second moment averages."""
+        """The x of x * x, x ** 2, (c * x) * x or |x|, plus a number or not: of second moments."""
         node = term.node
         operands = self.flow.operands(term)
-        if node is None or len(operands) != 2:
+        if node is None or not operands:
             return term
-        if node.op_type == "Pow" and self.arithmetic.number(operands[1]) == 2:
+        if node.op_type == "Abs":
             return operands[0]
+        if len(operands) != 2:
+            return term
+        a, b = operands
+        if node.op_type == "Add" and self.arithmetic.number(b) is not None:
+            inner = self._unsquared(a)
+            return term if inner == a else inner
+        if node.op_type == "Pow" and self.arithmetic.number(b) == 2:
+            return a
         if node.op_type == "Mul":
-            a, b = operands
             if a == b:
                 return a
             for one, other in ((a, b), (b, a)):

@@ -44,6 +44,14 @@ STEP = "  s = Mul (lr, n)  W_new = Sub (W, s)"
                      "  n = Div (m_new, r)", id="AMSGrad"),
         pytest.param("m v", FIRST + "c = Mul (b2, v)  q = Abs (g)  v_new = Max (c, q)"
                      "  n = Div (m_new, v_new)", id="Adamax"),
+        pytest.param("m v", FIRST + "c = Mul (b2, v)  p = Abs (g)  q = Add (p, eps)"
+                     "  v_new = Max (c, q)  h = Mul (half, m_new)  n = Div (h, v_new)",
+                     id="Adamax-with-eps"),
+        pytest.param("m v", SECOND + ROOT + "u = Div (g, k)  a = Mul (mu, m)  m_new = Add (a, u)"
+                     "  n = Identity (m_new)", id="RMSprop-with-momentum"),
+        pytest.param("m e", "e_new = Add (e, g)  f = Mul (e_new, half)  a = Mul (b1, m)"
+                     "  b = Mul (a1, f)  m_new = Add (a, b)  n = Identity (m_new)",
+                     id="average-of-a-sum-over-runs"),
         pytest.param("m v", FIRST + "q = Mul (g, g)  f = Sub (v, q)  o = Sign (f)  z = Mul (o, q)"
                      "  d = Mul (a2, z)  v_new = Sub (v, d)  " + ROOT + "n = Div (m_new, k)",
                      id="Yogi"),
@@ -66,6 +74,12 @@ def test_the_gradient_is_what_the_moments_take_up(find_after_backward, states, t
                      id="Keras"),
         pytest.param("a = Mul (mu, m)  l = Mul (lr, g)  m_new = Sub (a, l)  b = Mul (mu, m_new)"
                      "  n = Sub (b, l)  W_new = Add (W, n)", id="Keras-Nesterov"),
+        pytest.param("a = Mul (mu, m)  l = Mul (a2, g)  m_new = Add (a, l)  W_new = Sub (W, m_new)",
+                     id="classic"),
+        pytest.param("a = Mul (mu, m)  o = ReduceL2 <keepdims = 0> (W)"
+                     "  p = ReduceL2 <keepdims = 0> (g)  k = Div (o, p)  r = Mul (lr, k)"
+                     "  d = Mul (wd, W)  h = Add (g, d)  l = Mul (r, h)  m_new = Add (a, l)"
+                     "  W_new = Sub (W, m_new)", id="LARS"),
     ],
 )  # fmt: skip
 def test_a_velocity_that_holds_the_learning_rate_gives_the_gradient_without_it(
