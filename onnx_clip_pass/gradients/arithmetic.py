@@ -301,7 +301,10 @@ class Arithmetic:
         return self.number(value) == 0
 
     def _depends_on(self, value: Value, source: Value) -> bool:
-        """Whether `value` measures `source`: norms, tests, elementwise ops lead from it there."""
+        """Whether `value` measures `source`: norms, tests, elementwise ops lead from it there.
+
+        A number that is handed in, such as a learning rate, is nothing to be measured.
+        """
         if value not in self._measured:
             seen = {value}
             todo = [value]
@@ -316,7 +319,8 @@ class Arithmetic:
                         seen.add(operand)
                         todo.append(operand)
             self._measured[value] = seen
-        return source.node is not None and source in self._measured[value]
+        is_measured = source.node is not None or not self.is_single(source)
+        return is_measured and source in self._measured[value]
 
 
 def constant_of(node: NodeProto) -> float | None:

@@ -86,7 +86,7 @@ class Steps:
         """Steps of other roots that elementwise ops lead to from `term`, nearest first.
 
         Lion's, Nesterov's and Nadam's `b * m + g` counts even if it is not what m becomes, but
-        after those that are.
+        after those that are, also those behind it.
         """
         todo = [term]
         seen = set(todo)
@@ -101,7 +101,8 @@ class Steps:
             ):
                 if inner.root not in self.parameters:
                     found.append(inner)
-                continue
+                if at in self.ends:
+                    continue
             node = at.node
             insides = self.flow.inside(at)
             if node is None or at == step.base or not (insides or node.op_type in ELEMENTWISE):
@@ -111,6 +112,14 @@ class Steps:
                     seen.add(operand)
                     todo.append(operand)
         return sorted(found, key=lambda moment: moment.value not in self.ends)
+
+    def step_behind(self, value: Value) -> Step | None:
+        """The step of which `value` is the new value or a multiple."""
+        at: Value | None = value
+        while at is not None and at not in self.steps:
+            scaled = self.arithmetic.scaled(at)
+            at = self.arithmetic.aliased(at) if scaled is None else scaled[0]
+        return None if at is None else self.steps[at]
 
     def aim(self, distance: Value, moment: Step) -> Value | None:
         """The g of `m + a * (g - m)` and `m - a * (m - g)`."""
@@ -197,6 +206,7 @@ class Steps:
         for narrower in (
             lambda x: not self._is_gradient_name(x),
             self.arithmetic.is_free,
+            lambda x: self.step_behind(x) is None,
             lambda x: not self._is_scaled(x),
         ):
             if len(carried) > 1:

@@ -23,10 +23,11 @@ def find(flow: Flow, arithmetic: Arithmetic, steps: Steps) -> list[Found]:
     1. Where steps of other roots (moments) go into the terms, the gradient is what those
        take up. Else it is what remains of the term when one factor, the learning rate, is
        taken off; a term without a factor is no update.
-    2. A gradient that is an input or initializer is named after the parameter, or is the only
-       one in a term without moments. Any other is not computed by elementwise ops alone, and
-       its parameter is not surely data (see `roles`); if a difference alone shows it, as with
-       master weights, a loss is reported too.
+    2. A gradient that is an input or initializer is named after the parameter, or is an input that
+       moments take up in a descent (x + dt * v moves a state), and no state itself, or is the only
+       one in a term without moments. Any other
+       is not computed by elementwise ops alone, and its parameter is not surely data (see
+       `roles`); if a difference alone shows it, as with master weights, a loss is reported too.
     3. What a reported value other than a gradient is computed from is no computed gradient,
        unless a reported number, the loss, is computed from the parameter without it.
     4. A term that is added to the parameter, not taken from it, is negative or has moments, or a
@@ -86,13 +87,9 @@ class _Finder:
         moments = self.steps.moments_in(term, step)
         if moments:
             as_it_is = self.arithmetic.behind_aliases(term)
-            gradient = self._earliest(
-                [
-                    x
-                    for moment in moments
-                    if (x := self._taken_up(moment, step, moment.value == as_it_is)) is not None
-                ]
-            )
+            taken_up = [self._taken_up(each, step, each.value == as_it_is) for each in moments]
+            candidates = list(dict.fromkeys(x for x in taken_up if x is not None))
+            gradient = self._earliest(candidates, step)
         else:
             gradient = self._without_rate(term, step)
             if gradient is not None:
@@ -100,7 +97,7 @@ class _Finder:
         if gradient is None or not same_shape(gradient.type, step.root.type):
             return None
         if gradient.node is None:
-            return gradient if self._is_input_gradient(gradient, step, bool(moments)) else None
+            return gradient if self._is_input_gradient(gradient, step, term, moments) else None
         if not (
             step.is_difference
             or moments
@@ -150,13 +147,22 @@ class _Finder:
         carriers = [term for term in terms if not self.arithmetic.is_free(term)] or list(terms)
         return carriers[0] if len(carriers) == 1 else None
 
-    def _earliest(self, candidates: list[Value]) -> Value | None:
-        """What moments take up; if it differs, that from which the rest is computed."""
-        earliest = candidates[0] if candidates else None
+    def _earliest(self, candidates: list[Value], step: Step) -> Value | None:
+        """Of what moments take up, that from which the rest is computed.
+
+        In a later step of several, a gradient is computed from what the earlier one has made.
+        """
+        ends = self.steps.ends.__contains__
+        if len(candidates) < 2:
+            return candidates[0] if candidates else None
+        made_of = {x: self.flow.ancestors([x], ends)[0] for x in candidates}
+        before = self.steps.step_behind(step.base)
+        if before is not None:
+            candidates = [x for x in candidates if before.value in made_of[x]] or candidates
+        earliest = candidates[0]
         for candidate in candidates[1:]:
-            if earliest is not None and candidate != earliest:
-                seen, _ = self.flow.ancestors([earliest], self.steps.ends.__contains__)
-                earliest = candidate if candidate in seen else earliest
+            if candidate in made_of[earliest]:
+                earliest = candidate
         return earliest
 
     def _taken_up(self, moment: Step, step: Step, holds_rate: bool = False) -> Value | None:
@@ -186,8 +192,10 @@ class _Finder:
         ):
             term = scaled[0]
         raw = self.arithmetic.raw_gradient(self._unsquared(term), step.base)
-        accumulated = self._accumulated(raw, {moment.root, step.root})
-        return raw if accumulated is None else self._taken_up(accumulated, step)
+        total = self.steps.step_behind(raw)
+        if total is None or total.value not in self.steps.ends:
+            return raw
+        return raw if total.root in (moment.root, step.root) else self._taken_up(total, step)
 
     def _without_moments(self, term: Value, step: Step) -> Value:
         """The g of g / sqrt(v), of (lr * g) / (sqrt(v) + eps), of sqrt(u) / sqrt(v) * g."""
@@ -203,17 +211,6 @@ class _Finder:
                 break
             term = rest
         return term
-
-    def _accumulated(self, value: Value, besides: set[Value]) -> Step | None:
-        """The step, of another root, of which `value` is the new value or a multiple of it."""
-        at: Value | None = value
-        while at is not None:
-            inner = self.steps.steps.get(at)
-            if inner is not None and at in self.steps.ends and inner.root not in besides:
-                return inner
-            scaled = self.arithmetic.scaled(at)
-            at = self.arithmetic.aliased(at) if scaled is None else scaled[0]
-        return None
 
     def _unsquared(self, term: Value) -> Value:
         """The x of x * x, x ** 2, (c * x) * x or |x|, plus a number or not: of second moments."""
@@ -248,7 +245,8 @@ class _Finder:
                 return term
             scaled = self.arithmetic.scaled(term)
             if scaled is not None and scaled[1] is not None:
-                return self._unsigned(scaled[0], step)
+                is_turned = is_named_after(scaled[1].name, name)  # lr * g of a scalar parameter
+                return self._unsigned(scaled[1] if is_turned else scaled[0], step)
             inner = scaled[0] if scaled is not None else self.arithmetic.aliased(term)
             if inner is None:
                 return None
@@ -262,9 +260,19 @@ class _Finder:
             return self.flow.operand(term, 0) or term
         return term
 
-    def _is_input_gradient(self, gradient: Value, step: Step, has_moments: bool) -> bool:
+    def _is_input_gradient(
+        self, gradient: Value, step: Step, term: Value, moments: list[Step]
+    ) -> bool:
+        """Rule 2."""
         if is_named_after(gradient.name, self.flow.root_name(step.root)):
             return True
-        return not has_moments and not any(
-            gradient in (other.root, step.base) for other in self.steps.steps.values()
+        if not moments:
+            others = self.steps.steps.values()
+            return not any(gradient in (other.root, step.base) for other in others)
+        is_given = gradient.name not in gradient.frame.scope.initializers
+        is_descent = (
+            step.is_difference
+            or any(moment.is_difference for moment in moments)
+            or self._is_negative(term)
         )
+        return is_given and is_descent and gradient not in self.steps.states

@@ -74,6 +74,9 @@ def test_the_gradient_is_what_the_moments_take_up(find_after_backward, states, t
                      id="Keras"),
         pytest.param("a = Mul (mu, m)  l = Mul (lr, g)  m_new = Sub (a, l)  b = Mul (mu, m_new)"
                      "  n = Sub (b, l)  W_new = Add (W, n)", id="Keras-Nesterov"),
+        pytest.param("a = Mul (mu, m)  l = Mul (lr, g)  m_new = Sub (a, l)  b = Mul (two, m_new)"
+                     "  c = Mul (mu, m)  d = Sub (b, c)  W_new = Add (W, d)",
+                     id="Nesterov-by-both-moments"),
         pytest.param("a = Mul (mu, m)  l = Mul (a2, g)  m_new = Add (a, l)  W_new = Sub (W, m_new)",
                      id="classic"),
         pytest.param("a = Mul (mu, m)  o = ReduceL2 <keepdims = 0> (W)"
