@@ -67,6 +67,10 @@ class Arithmetic:
             return constant_of(node) is not None
         if node.op_type in _REDUCTIONS:
             return attribute(node, "axes") is None and len(node.input) < 2
+        if node.op_type == "Gather":  # a learning rate from a table
+            table, at = self.flow.operand(value, 0), self.flow.operand(value, 1)
+            shape = None if table is None or table.type is None else table.type.shape
+            return shape is not None and len(shape) == 1 and at is not None and self.is_single(at)
         insides = self.flow.inside(value)
         if not insides and node.op_type not in (_NORM_OPS | _SCHEDULES) - {"Concat", "Flatten"}:
             return False

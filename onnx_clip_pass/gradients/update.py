@@ -33,6 +33,8 @@ def find(flow: Flow, arithmetic: Arithmetic, steps: Steps) -> list[Found]:
     4. A term that is added to the parameter, not taken from it, is negative or has moments, or a
        loss is reported: x + dt * f(x) is no descent.
     5. The gradient is the value before decay and clipping, see `Arithmetic.raw_gradient`.
+    6. Of a chain of aliases it is the last that has the parameter's dtype and shape: an optimizer
+       may compute in float64 or on flat tensors.
     """
     return _Finder(flow, arithmetic, steps).find() if steps.handed_out else []
 
@@ -94,6 +96,7 @@ class _Finder:
             gradient = self._without_rate(term, step)
             if gradient is not None:
                 gradient = self.arithmetic.raw_gradient(gradient, step.base)
+        gradient = None if gradient is None else self._of_its_type(gradient, step.root)
         if gradient is None or not same_shape(gradient.type, step.root.type):
             return None
         if gradient.node is None:
@@ -112,6 +115,22 @@ class _Finder:
         if is_surely_data(self.flow, step.root):
             return None
         return None if self.arithmetic.is_free(gradient) else gradient
+
+    def _of_its_type(self, gradient: Value, parameter: Value) -> Value:
+        """Rule 6; the gradient as it is where no alias has the parameter's type."""
+        chain = [gradient]
+        while (inner := self.arithmetic.aliased(chain[-1])) is not None:
+            chain.append(inner)
+        if len(chain) == 1:
+            return gradient
+        return next((x for x in chain if self._has_type_of(x, parameter)), gradient)
+
+    def _has_type_of(self, value: Value, parameter: Value) -> bool:
+        known = value.type
+        if known is not None and known.shape is None:
+            known = self.flow.index.inferred(value.frame.scope, value.name)
+        dtypes = (0, self.flow.dtype(parameter))
+        return same_shape(known, parameter.type) and self.flow.dtype(value) in dtypes
 
     def _is_negative(self, term: Value) -> bool:
         """Whether a factor of the term is surely negative: -x, -lr * x, x * -0.1."""

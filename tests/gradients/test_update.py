@@ -227,3 +227,24 @@ def test_master_weights_that_the_forward_pass_does_not_read_are_parameters(find)
         outputs="float loss, float16[4,3] W_new, float[4,3] master_new",
     )
     assert found == [("g", "master")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("G = Cast <to = 11> (g)  L = Cast <to = 11> (lr)  V = Cast <to = 11> (W)"
+                     "  s = Mul (L, G)  w = Sub (V, s)  W_new = Cast <to = 1> (w)", id="float64"),
+        pytest.param("f = Reshape (g, flat)  s = Mul (lr, f)  v = Reshape (W, flat)"
+                     "  w = Sub (v, s)  W_new = Reshape (w, whole)", id="flat"),
+    ],
+)  # fmt: skip
+def test_the_gradient_has_the_parameter_s_type_whatever_the_step_is_computed_in(
+    find_after_backward, text
+):
+    shapes = {"flat": np.array([-1]), "whole": np.array([4, 3])}
+    assert find_after_backward(text, constants=shapes) == G
+
+
+def test_a_learning_rate_may_come_from_a_table(find_after_backward):
+    text = "r = Gather (rates, epoch)  s = Mul (r, g)  W_new = Sub (W, s)"
+    assert find_after_backward(text, more_inputs=", float[9] rates, int64 epoch") == G
