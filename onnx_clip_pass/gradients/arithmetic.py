@@ -206,16 +206,8 @@ class Arithmetic:
         if node is None:
             return None
         operands = self.flow.operands(value)
-        if node.op_type in ("Add", "Sum", "Sub"):  # 1
-            carriers = [
-                x for x in operands if parameter is None or not self.is_made_of(x, parameter)
-            ]
-            if (
-                len(carriers) == 1
-                and len(operands) > 1
-                and (node.op_type != "Sub" or carriers[0] == operands[0])
-            ):
-                return carriers[0]
+        if node.op_type in ("Add", "Sum", "Sub") and parameter is not None:  # 1
+            return self.behind_decay(value, parameter)
         if node.op_type == "Clip":  # 2
             return operands[0] if operands else None
         if node.op_type in ("Min", "Max"):
@@ -223,7 +215,7 @@ class Arithmetic:
             if len(carriers) == 1 and len(operands) > 1:
                 return carriers[0]
         if node.op_type in ("Mul", "Div"):  # 3
-            return self._behind_norm(value)
+            return self.behind_norm(value)
         if node.op_type == "Where" and len(operands) == 3:  # 4
             chosen = self._chosen(operands[1:])
             return chosen if self._is_test_of(operands[0], chosen) else None
@@ -232,7 +224,18 @@ class Arithmetic:
             return None if chosen is None or self._is_within(chosen, value) else chosen
         return None
 
-    def _behind_norm(self, value: Value) -> Value | None:
+    def behind_decay(self, value: Value, parameter: Value) -> Value | None:
+        """The one term of a sum that is not made of the parameter alone."""
+        node, operands = value.node, self.flow.operands(value)
+        if node is None or node.op_type not in ("Add", "Sum", "Sub") or len(operands) < 2:
+            return None
+        carriers = [x for x in operands if not self.is_made_of(x, parameter)]
+        if len(carriers) != 1 or (node.op_type == "Sub" and carriers[0] != operands[0]):
+            return None
+        return carriers[0]
+
+    def behind_norm(self, value: Value) -> Value | None:
+        """The value behind a factor that measures it, see `raw_gradient`, rule 3."""
         parts = self.scaled(value) or self._scaled_by_rows(value)
         if parts is None or parts[1] is None:
             return None

@@ -190,8 +190,8 @@ class _Finder:
         Of what is added to the moment,
 
         1. factors made of other moments are taken off, as in m + g / sqrt(v);
-        2. then the coefficient: a share of an average, a minus, or, if the moment holds it because
-           it is what the parameter is moved by, the learning rate;
+        2. then the coefficient: a share of an average, 1 - dampening, a minus, or, if the moment
+           holds it because it is what the parameter is moved by, the learning rate;
         3. of a square or an absolute value the value counts, and of that what is raw;
         4. a sum accumulated over several runs, or its mean, leads to what that takes up.
         """
@@ -207,7 +207,7 @@ class _Finder:
             moment.is_difference
             or holds_rate
             or self.steps.is_complement(scaled[1], moment)
-            or scaled[1] is None
+            or self._is_dampened(scaled[1])
         ):
             term = scaled[0]
         raw = self.arithmetic.raw_gradient(self._unsquared(term), step.base)
@@ -215,6 +215,13 @@ class _Finder:
         if total is None or total.value not in self.steps.ends:
             return raw
         return raw if total.root in (moment.root, step.root) else self._taken_up(total, step)
+
+    def _is_dampened(self, factor: Value | None) -> bool:
+        """Whether a factor is -1 or 1 - something."""
+        node = None if factor is None else factor.node
+        if factor is None or node is None or node.op_type != "Sub":
+            return factor is None
+        return self.arithmetic.number(self.flow.operand(factor, 0)) == 1
 
     def _without_moments(self, term: Value, step: Step) -> Value:
         """The g of g / sqrt(v), of (lr * g) / (sqrt(v) + eps), of sqrt(u) / sqrt(v) * g."""
@@ -257,16 +264,23 @@ class _Finder:
         return term
 
     def _without_rate(self, term: Value, step: Step) -> Value | None:
-        """The term without the learning rate: one factor, and a sign if there is one."""
+        """The term without the learning rate: one factor, and a sign if there is one.
+
+        The rate may be multiplied before decay is added, lr * g + wd * W, or with 1 / norm(g).
+        """
         name = self.flow.root_name(step.root)
         for _ in range(_MAX_FACTORS):
             if is_named_after(term.name, name):
                 return term
+            normalised = self.arithmetic.behind_norm(term)
+            if normalised is not None:
+                return normalised
             scaled = self.arithmetic.scaled(term)
             if scaled is not None and scaled[1] is not None:
                 is_turned = is_named_after(scaled[1].name, name)  # lr * g of a scalar parameter
                 return self._unsigned(scaled[1] if is_turned else scaled[0], step)
-            inner = scaled[0] if scaled is not None else self.arithmetic.aliased(term)
+            inner = self.arithmetic.aliased(term) if scaled is None else scaled[0]
+            inner = inner or self.arithmetic.behind_decay(term, step.base)
             if inner is None:
                 return None
             term = inner

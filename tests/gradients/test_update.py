@@ -123,6 +123,10 @@ def test_a_running_mean_that_the_net_reads_is_no_parameter(find_after_backward, 
                      id="coupled-decay"),
         pytest.param("s = Mul (lr, g)  a = Sub (W, s)  d = Mul (wd, W)  W_new = Sub (a, d)",
                      id="decoupled-decay"),
+        pytest.param("s = Mul (lr, g)  d = Mul (wd, W)  a = Add (s, d)  W_new = Sub (W, a)",
+                     id="decay-beside-the-rate"),
+        pytest.param("n = ReduceL2 <keepdims = 0> (g)  a = Mul (lr, g)  s = Div (a, n)"
+                     "  W_new = Sub (W, s)", id="normalised"),
         pytest.param("k = Sub (one, wd)  a = Mul (W, k)  s = Mul (lr, g)  W_new = Sub (a, s)",
                      id="decay-as-factor"),
         pytest.param("a = Sign (W)  d = Mul (wd, a)  e = Add (g, d)  s = Mul (lr, e)"

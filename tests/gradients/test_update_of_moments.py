@@ -15,6 +15,8 @@ STEP = "  s = Mul (lr, n)  W_new = Sub (W, s)"
         pytest.param("m", "a = Mul (mu, m)  m_new = Add (a, g)  n = Identity (m_new)",
                      id="momentum"),
         pytest.param("m", FIRST + "n = Identity (m_new)", id="average"),
+        pytest.param("m", "a = Mul (mu, m)  f = Sub (one, t0)  b = Mul (f, g)  m_new = Add (a, b)"
+                     "  n = Identity (m_new)", id="momentum-with-dampening"),
         pytest.param("m", "a = Mul (b1, m)  f = Sub (one, b1)  b = Mul (g, f)  m_new = Add (a, b)"
                      "  n = Identity (m_new)", id="average-with-computed-share"),
         pytest.param("m", "a = Sub (g, m)  b = Mul (a1, a)  m_new = Add (m, b)"
