@@ -279,9 +279,9 @@ class Arithmetic:
         if len(choices) != 2:
             return None
         a, b = (self.behind_aliases(choice) for choice in choices)
-        if self._is_zero(a) or self._depends_on(a, b):
+        if self.is_zero(a) or self._depends_on(a, b):
             return choices[1]
-        if self._is_zero(b) or self._depends_on(b, a):
+        if self.is_zero(b) or self._depends_on(b, a):
             return choices[0]
         return None
 
@@ -298,7 +298,8 @@ class Arithmetic:
             at = at.caller
         return at is None
 
-    def _is_zero(self, value: Value) -> bool:
+    def is_zero(self, value: Value) -> bool:
+        """Whether the value is surely nothing but zeros."""
         node = value.node
         if node is not None and node.op_type == "ConstantOfShape":
             fill = attribute(node, "value")

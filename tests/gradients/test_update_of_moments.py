@@ -102,6 +102,29 @@ def test_an_average_of_the_new_weights_beside_the_update_changes_nothing(find_af
     assert found == G
 
 
+def test_a_mean_of_all_new_weights_is_no_parameter(find):
+    found = find(
+        "s = Mul (lr, W_grad)  W_new = Sub (W, s)  a = Mul (e, n)  b = Add (a, W_new)"
+        "  n_new = Add (n, one)  e_new = Div (b, n_new)",
+        inputs="float[4,3] W, float[4,3] W_grad, float[4,3] e, float n",
+        outputs="float[4,3] W_new, float[4,3] e_new, float n_new",
+    )
+    assert found == [("W_grad", "W")]
+
+
+def test_a_sum_over_runs_that_is_set_to_zero_after_a_step_leads_to_what_it_takes_up(
+    find_after_backward,
+):
+    found = find_after_backward(
+        "sum = Add (e, g)  h = Mul (half, sum)  s = Mul (lr, h)  w = Sub (W, s)"
+        "  W_new = Where (due, w, W)  size = Shape (sum)  none = ConstantOfShape (size)"
+        "  e_new = Where (due, none, sum)",
+        states="e",
+        more_inputs=", bool due",
+    )
+    assert found == G
+
+
 def test_slow_weights_that_follow_fast_ones_change_nothing(find_after_backward):
     found = find_after_backward(
         "s = Mul (lr, g)  W_new = Sub (W, s)  a = Sub (W_new, e)  b = Mul (half, a)"
