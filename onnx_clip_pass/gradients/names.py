@@ -17,7 +17,7 @@ from typing import NamedTuple
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.arithmetic import Arithmetic
 from onnx_clip_pass.gradients.found import Found, has_gradient_shape
-from onnx_clip_pass.gradients.naming import parameter_names
+from onnx_clip_pass.gradients.naming import SHORT, parameter_names
 from onnx_clip_pass.gradients.roles import Roles
 from onnx_clip_pass.graph import OUTPUT, Flow, Frame, TensorType, Value
 
@@ -75,6 +75,8 @@ def _candidates(flow: Flow, frame: Frame) -> Candidates:
     found: Candidates = defaultdict(list)
     for name in (*scope.producers, *inputs):
         for parameter_name in parameter_names(name):
+            if name == parameter_name + SHORT and name not in scope.producers:
+                continue
             parameter = flow.resolve(frame, parameter_name)
             if parameter is None or parameter.node is not None:
                 continue

@@ -66,6 +66,12 @@ def test_an_initializer_named_like_a_gradient_is_none(find):
     assert found == []
 
 
+def test_an_input_with_the_shortest_affix_is_the_weight_of_a_gate(find):
+    text = "a = MatMul (x, W)  b = MatMul (x, W_g)  c = Sigmoid (b)  y = Mul (a, c)"
+    found = find(text, inputs=f"{INPUTS}, float[4,3] W_g", outputs="float[N,3] y")
+    assert found == []
+
+
 def test_a_moment_of_an_optimizer_has_no_gradient(find_after_backward):
     text = (
         "dm = Sub (g, m)  a = Mul (a1, dm)  m_new = Add (m, a)"
