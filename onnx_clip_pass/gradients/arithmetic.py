@@ -7,6 +7,8 @@ walks from what an optimizer is given back to that value.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from onnx_clip_pass.graph import Flow, Frame, Value, attribute
@@ -190,7 +192,9 @@ class Arithmetic:
            it whatever other factors stand between the two, as in g * limit / max(norm(g), limit);
         4. a choice (Where, If) between the gradient and something computed from it, or zeros, by
            one flag or a test of the gradient (a ReLU chooses by another mask); but a gradient that
-           a branch of an If computes is what the If hands out.
+           a branch of an If computes is what the If hands out;
+        5. Split or Slice of a Concat, with the above between them or not: the gradients clipped as
+           one vector. What was joined where the segment begins is what counts.
 
         Aliases are looked through on the way, but the last value of a chain is what counts.
         """
@@ -222,6 +226,8 @@ class Arithmetic:
         if node.op_type == "If":
             chosen = self._chosen(self.flow.inside(value))
             return None if chosen is None or self._is_within(chosen, value) else chosen
+        if node.op_type in ("Split", "Slice"):  # 5
+            return self._joined(value)
         return None
 
     def behind_decay(self, value: Value, parameter: Value) -> Value | None:
@@ -274,6 +280,34 @@ class Arithmetic:
             and bool(operands)
             and all(self._is_reduced(x, depth + 1) for x in operands)
         )
+
+    def _joined(self, value: Value) -> Value | None:
+        """The operand of the Concat behind a Split or Slice that is the same segment of it."""
+        node, whole = value.node, self.flow.operand(value, 0)
+        concat = None if whole is None else self.behind_aliases(self.raw_gradient(whole, None))
+        if node is None or concat is None or concat.node is None or concat.node.op_type != "Concat":
+            return None
+        segments = self.flow.operands(concat)
+        if node.op_type == "Split":
+            number = value.frame.scope.producers[value.name][1]
+            found = segments[number] if len(segments) == len(node.output) else None
+        else:
+            start = self.number(self.flow.operand(value, 1))
+            found = next((x for x, at in self._offsets(segments) if at == start), None)
+        if found is None:
+            return None
+        ours, theirs = (self.flow.index.inferred(x.frame.scope, x.name) for x in (value, found))
+        return found if ours.agrees_with(theirs) else None
+
+    def _offsets(self, segments: list[Value]) -> Iterator[tuple[Value, int]]:
+        """Where each of the vectors begins when they are joined, as long as sizes are known."""
+        at = 0
+        for segment in segments:
+            yield segment, at
+            shape = self.flow.index.inferred(segment.frame.scope, segment.name).shape
+            if shape is None or len(shape) != 1 or not isinstance(shape[0], int):
+                return
+            at += shape[0]
 
     def _chosen(self, choices: list[Value]) -> Value | None:
         if len(choices) != 2:

@@ -252,3 +252,44 @@ def test_the_gradient_has_the_parameter_s_type_whatever_the_step_is_computed_in(
 def test_a_learning_rate_may_come_from_a_table(find_after_backward):
     text = "r = Gather (rates, epoch)  s = Mul (r, g)  W_new = Sub (W, s)"
     assert find_after_backward(text, more_inputs=", float[9] rates, int64 epoch") == G
+
+
+FLAT = """
+    f = Reshape (g, flat)  h = Reshape (y_mean, flat)  joined = Concat <axis = 0> (h, f)
+    n = ReduceL2 <keepdims = 0> (joined)  r = Div (max_norm, n)  k = Min (r, one)
+    clipped = Mul (joined, k)
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("p0, p = Split (clipped, sizes)", id="Split"),
+        pytest.param("p = Slice (clipped, start, end)", id="Slice"),
+    ],
+)
+def test_gradients_clipped_as_one_vector_are_what_was_joined(find_after_backward, text):
+    found = find_after_backward(
+        f"y_mean = ReduceMean <keepdims = 0> (y_slope, first){FLAT}{text}"
+        "  c = Reshape (p, whole)  s = Mul (lr, c)  W_new = Sub (W, s)",
+        constants={
+            "flat": np.array([-1]),
+            "whole": np.array([4, 3]),
+            "first": np.array([0]),
+            "sizes": np.array([3, 12]),
+            "start": np.array([3]),
+            "end": np.array([15]),
+        },
+    )
+    assert found == G
+
+
+def test_another_segment_than_was_joined_is_no_gradient_of_its_own(find_after_backward):
+    found = find_after_backward(
+        f"y_mean = ReduceMean <keepdims = 0> (y_slope, first){FLAT}"
+        "  p0, p = Split (clipped, sizes)  s = Mul (lr, p)  b_new = Sub (b, s)",
+        constants={"flat": np.array([-1]), "first": np.array([0]), "sizes": np.array([5, 10])},
+        outputs="float loss, float[10] b_new",
+        more_inputs=", float[10] b",
+    )
+    assert found == [("p", "b")]
