@@ -35,6 +35,9 @@ def find(flow: Flow, arithmetic: Arithmetic, steps: Steps) -> list[Found]:
     5. The gradient is the value before decay and clipping, see `Arithmetic.raw_gradient`.
     6. Of a chain of aliases it is the last that has the parameter's dtype and shape: an optimizer
        may compute in float64 or on flat tensors.
+    7. What is computed from the new value of a moment that no report reads is no gradient, but
+       the step of an optimizer with matrix products, such as Muon: the gradient is what the
+       moment takes up, if there is one of the parameter's shape.
     """
     return _Finder(flow, arithmetic, steps).find() if steps.handed_out else []
 
@@ -47,15 +50,21 @@ class _Finder:
         self._losses: dict[Value, set[Value]] = {}
 
     def find(self) -> list[Found]:
-        candidates = [
-            (step, gradient)
+        candidates = {
+            step: gradient
             for step in self.steps.handed_out
             if step.root in self.steps.parameters
-            and (gradient := self._gradient_of(step)) is not None
-        ]
-        hidden = self._reported_beside({gradient for _, gradient in candidates})
+            and (gradient := self._gradient_of(step, self._moments_of(step))) is not None
+        }
+        for step, moments in self._computed_from_moments(candidates).items():
+            gradient = self._gradient_of(step, moments) if len(moments) == 1 else None
+            if gradient is None:
+                del candidates[step]
+            else:
+                candidates[step] = gradient
+        hidden = self._reported_beside(set(candidates.values()))
         found = []
-        for step, gradient in candidates:
+        for step, gradient in candidates.items():
             if gradient in hidden and not self._does_a_loss_without(gradient, step.base, step.root):
                 continue
             name = self.flow.root_name(step.root)
@@ -82,11 +91,39 @@ class _Finder:
                     return True
         return False
 
-    def _gradient_of(self, step: Step) -> Value | None:
+    def _moments_of(self, step: Step) -> list[Step]:
+        term = self._carrier(step.terms)
+        return [] if term is None else self.steps.moments_in(term, step)
+
+    def _computed_from_moments(self, candidates: dict[Step, Value]) -> dict[Step, list[Step]]:
+        """The steps to which rule 7 applies, with the moments of the parameter's shape.
+
+        A sum that a loop within the run carries is no moment.
+        """
+        runs = self.flow.roots()
+        moments = {
+            step.value: step
+            for step in self.steps.handed_out
+            if step.root.frame in runs
+            and step.root not in self.steps.parameters
+            and step.value not in self.steps.reported
+        }
+        ends = self.steps.ends.__contains__
+        seen, _ = self.flow.ancestors(candidates.values(), ends)
+        if seen.isdisjoint(moments):
+            return {}
+        found = {}
+        for step, gradient in candidates.items():
+            made_of, _ = self.flow.ancestors([gradient], ends)
+            behind = [moments[value] for value in made_of if value in moments]
+            if behind:
+                found[step] = [x for x in behind if same_shape(x.root.type, step.root.type)]
+        return found
+
+    def _gradient_of(self, step: Step, moments: list[Step]) -> Value | None:
         term = self._carrier(step.terms)
         if term is None or self.steps.is_average(term, step):
             return None
-        moments = self.steps.moments_in(term, step)
         if moments:
             as_it_is = self.arithmetic.behind_aliases(term)
             taken_up = [self._taken_up(each, step, each.value == as_it_is) for each in moments]

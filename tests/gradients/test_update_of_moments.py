@@ -93,6 +93,25 @@ def test_a_velocity_that_holds_the_learning_rate_gives_the_gradient_without_it(
     assert find_after_backward(text, states="m") == G
 
 
+def test_matrix_products_behind_a_moment_lead_back_to_what_it_takes_up(find_after_backward):
+    found = find_after_backward(
+        "a = Mul (mu, m)  m_new = Add (a, g)  mT = Transpose <perm = [1, 0]> (m_new)"
+        "  p = MatMul (m_new, mT)  n = MatMul (p, m_new)" + STEP,
+        states="m",
+    )
+    assert found == G
+
+
+def test_a_preconditioner_of_another_shape_leaves_the_gradient_unfound(find_after_backward):
+    found = find_after_backward(
+        "gT = Transpose <perm = [1, 0]> (g)  p = MatMul (g, gT)  k_new = Add (k, p)"
+        "  n = MatMul (k_new, g)" + STEP,
+        more_inputs=", float[4,4] k",
+        more_outputs=", float[4,4] k_new",
+    )
+    assert found == []
+
+
 def test_an_average_of_the_new_weights_beside_the_update_changes_nothing(find_after_backward):
     found = find_after_backward(
         "s = Mul (lr, g)  W_new = Sub (W, s)  a = Mul (b1, e)  b = Mul (a1, W_new)"
