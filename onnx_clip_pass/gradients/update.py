@@ -5,6 +5,8 @@ Which steps update parameters is told by `steps`; which value in them is the gra
 
 from __future__ import annotations
 
+from math import prod
+
 from onnx_clip_pass.gradients.arithmetic import Arithmetic
 from onnx_clip_pass.gradients.found import Found, Sink
 from onnx_clip_pass.gradients.naming import is_named_after
@@ -21,8 +23,9 @@ def find(flow: Flow, arithmetic: Arithmetic, steps: Steps) -> list[Found]:
     """The gradient of every step that updates a parameter.
 
     1. Where steps of other roots (moments) go into the terms, the gradient is what those
-       take up. Else it is what remains of the term when one factor, the learning rate, is
-       taken off; a term without a factor is no update.
+       take up that have the parameter's size. Else it is what remains of the term when one
+       factor, the learning rate, is taken off, and what smaller moments scale it by; a term
+       without a factor is no update.
     2. A gradient that is an input or initializer is named after the parameter, or is an input that
        moments take up in a descent (x + dt * v moves a state), and no state itself, or is the only
        one in a term without moments. Any other
@@ -124,14 +127,18 @@ class _Finder:
         term = self._carrier(step.terms)
         if term is None or self.steps.is_average(term, step):
             return None
-        if moments:
+        takers = [each for each in moments if _has_size_of(each.root, step.root)]
+        if takers:
             as_it_is = self.arithmetic.behind_aliases(term)
-            taken_up = [self._taken_up(each, step, each.value == as_it_is) for each in moments]
+            taken_up = [self._taken_up(each, step, each.value == as_it_is) for each in takers]
             candidates = list(dict.fromkeys(x for x in taken_up if x is not None))
             gradient = self._earliest(candidates, step)
         else:
             gradient = self._without_rate(term, step)
             if gradient is not None:
+                gradient = self.arithmetic.raw_gradient(gradient, step.base)
+            if gradient is not None and moments:
+                gradient = self._without_moments(gradient, step)
                 gradient = self.arithmetic.raw_gradient(gradient, step.base)
         gradient = None if gradient is None else self._of_its_type(gradient, step.root)
         if gradient is None or not same_shape(gradient.type, step.root.type):
@@ -346,3 +353,15 @@ class _Finder:
             or self._is_negative(term)
         )
         return is_given and is_descent and gradient not in self.steps.states
+
+
+def _has_size_of(moment: Value, parameter: Value) -> bool:
+    """Whether both hold equally many elements, as far as it is known."""
+    sizes = []
+    for value in (moment, parameter):
+        shape = None if value.type is None else value.type.shape
+        numbers = [size for size in shape or () if isinstance(size, int)]
+        if shape is None or len(numbers) < len(shape):
+            return True
+        sizes.append(prod(numbers))
+    return sizes[0] == sizes[1]

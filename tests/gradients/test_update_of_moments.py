@@ -1,5 +1,6 @@
 """Gradients that reach the parameter through momentum, averages and second moments."""
 
+import numpy as np
 import pytest
 
 G = [("g", "W")]
@@ -98,6 +99,19 @@ def test_matrix_products_behind_a_moment_lead_back_to_what_it_takes_up(find_afte
         "a = Mul (mu, m)  m_new = Add (a, g)  mT = Transpose <perm = [1, 0]> (m_new)"
         "  p = MatMul (m_new, mT)  n = MatMul (p, m_new)" + STEP,
         states="m",
+    )
+    assert found == G
+
+
+def test_moments_of_rows_and_columns_scale_the_gradient(find_after_backward):
+    found = find_after_backward(
+        "q = Mul (g, g)  qr = ReduceMean (q, last)  qc = ReduceMean (q, first)"
+        "  a = Mul (b2, r)  b = Mul (a2, qr)  r_new = Add (a, b)"
+        "  d = Mul (b2, c)  e = Mul (a2, qc)  c_new = Add (d, e)"
+        "  k = Mul (r_new, c_new)  l = Sqrt (k)  n = Div (g, l)" + STEP,
+        more_inputs=", float[4,1] r, float[1,3] c",
+        more_outputs=", float[4,1] r_new, float[1,3] c_new",
+        constants={"first": np.array([0]), "last": np.array([1])},
     )
     assert found == G
 
