@@ -194,7 +194,7 @@ class Arithmetic:
            one flag or a test of the gradient (a ReLU chooses by another mask); but a gradient that
            a branch of an If computes is what the If hands out;
         5. Split or Slice of a Concat, with the above between them or not: the gradients clipped as
-           one vector. What was joined where the segment begins is what counts.
+           one vector. What was joined where the segment begins is what counts, before flattening.
 
         Aliases are looked through on the way, but the last value of a chain is what counts.
         """
@@ -297,7 +297,10 @@ class Arithmetic:
         if found is None:
             return None
         ours, theirs = (self.flow.index.inferred(x.frame.scope, x.name) for x in (value, found))
-        return found if ours.agrees_with(theirs) else None
+        if not ours.agrees_with(theirs):
+            return None
+        is_flattened = found.node is not None and found.node.op_type in ("Reshape", "Flatten")
+        return self.flow.operand(found, 0) if is_flattened else found
 
     def _offsets(self, segments: list[Value]) -> Iterator[tuple[Value, int]]:
         """Where each of the vectors begins when they are joined, as long as sizes are known."""

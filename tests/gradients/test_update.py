@@ -284,6 +284,17 @@ def test_gradients_clipped_as_one_vector_are_what_was_joined(find_after_backward
     assert found == G
 
 
+def test_a_vector_needs_no_flattening_to_be_joined(find_after_backward):
+    found = find_after_backward(
+        f"y_mean = ReduceMean <keepdims = 0> (y_slope, first){FLAT}"
+        "  p, p1 = Split (clipped, sizes)  s = Mul (lr, p)  b_new = Sub (b, s)  z = Add (y, b)",
+        constants={"flat": np.array([-1]), "first": np.array([0]), "sizes": np.array([3, 12])},
+        outputs="float loss, float[3] b_new, float[N,3] z",
+        more_inputs=", float[3] b",
+    )
+    assert found == [("y_mean", "b")]
+
+
 def test_another_segment_than_was_joined_is_no_gradient_of_its_own(find_after_backward):
     found = find_after_backward(
         f"y_mean = ReduceMean <keepdims = 0> (y_slope, first){FLAT}"
