@@ -123,7 +123,7 @@ class Roles:
         batches = {
             value.type.shape[0]
             for value, role in self._roles.items()
-            if not role.is_parameter and value.type and value.type.shape
+            if not (role.is_parameter or value in self._moments) and value.type and value.type.shape
         }
         for value, place in places.items():
             if value not in self._roles:
