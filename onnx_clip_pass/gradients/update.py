@@ -28,9 +28,9 @@ def find(flow: Flow, arithmetic: Arithmetic, steps: Steps) -> list[Found]:
        without a factor is no update.
     2. A gradient that is an input or initializer is named after the parameter, or is an input that
        moments take up in a descent (x + dt * v moves a state), and no state itself, or is the only
-       one in a term without moments. Any other
-       is not computed by elementwise ops alone, and its parameter is not surely data (see
-       `roles`); if a difference alone shows it, as with master weights, a loss is reported too.
+       one in a term without moments. Any other is not computed by elementwise ops alone, and its
+       parameter is not surely data (see `roles`); if a difference alone shows it, as with master
+       weights, a loss is reported too.
     3. What a reported value other than a gradient is computed from is no computed gradient,
        unless a reported number, the loss, is computed from the parameter without it.
     4. A term that is added to the parameter, not taken from it, is negative or has moments, or a
