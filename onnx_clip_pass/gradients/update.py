@@ -26,9 +26,9 @@ def find(flow: Flow, arithmetic: Arithmetic, steps: Steps) -> list[Found]:
        take up that have the parameter's size. Else it is what remains of the term when one
        factor, the learning rate, is taken off, and what smaller moments scale it by; a term
        without a factor is no update.
-    2. A gradient that is an input or initializer is named after the parameter, or is an input that
-       moments take up in a descent (x + dt * v moves a state), and no state itself, or is the only
-       one in a term without moments. Any other is not computed by elementwise ops alone, and its
+    2. A gradient that is an input or initializer is named after the parameter, or is no state
+       and either in a term without moments or an input that moments take up in a descent (what
+       x + dt * v moves is a state). Any other is not computed by elementwise ops alone, and its
        parameter is not surely data (see `roles`); if a difference alone shows it, as with master
        weights, a loss is reported too.
     3. What a reported value other than a gradient is computed from is no computed gradient,
@@ -343,16 +343,15 @@ class _Finder:
         """Rule 2."""
         if is_named_after(gradient.name, self.flow.root_name(step.root)):
             return True
-        if not moments:
-            others = self.steps.steps.values()
-            return not any(gradient in (other.root, step.base) for other in others)
+        if gradient in self.steps.states:
+            return False
         is_given = gradient.name not in gradient.frame.scope.initializers
         is_descent = (
             step.is_difference
             or any(moment.is_difference for moment in moments)
             or self._is_negative(term)
         )
-        return is_given and is_descent and gradient not in self.steps.states
+        return not moments or (is_given and is_descent)
 
 
 def _has_size_of(moment: Value, parameter: Value) -> bool:

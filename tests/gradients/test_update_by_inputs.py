@@ -55,3 +55,9 @@ def test_a_clip_without_moments_is_seen_through(find):
 def test_a_moment_has_no_batch_size_by_which_the_parameter_would_be_data(find_with):
     text = "a = Mul (mu, m)  b = Mul (half, W_grad)  m_new = Add (a, b)  s = Mul (lr, m_new)"
     assert find_with(f"{text}  W_new = Sub (W, s)", "W_grad") == [("W_grad", "W")]
+
+
+def test_decay_without_moments_is_seen_through(find):
+    text = "w = Mul (wd, W)  h = Add (in0, w)  s = Mul (lr, h)  W_new = Sub (W, s)"
+    found = find(text, inputs="float[4,3] W, float[4,3] in0", outputs="float[4,3] W_new")
+    assert found == [("in0", "W")]
