@@ -185,6 +185,13 @@ def test_a_value_that_is_the_gradient_of_two_parameters_names_both():
     assert "also the gradient of 'V'" in found[0].evidence
 
 
+def test_a_gradient_and_its_alias_are_those_of_the_two_parameters_that_share_it():
+    nodes = f"{SUM} {GRADIENTS} v3 = Identity(v1)"
+    inputs = f"{INPUTS}, float[4,2] V"
+    found = probe_gradients(graph(nodes, "loss, float[4,2] v1, float[4,2] v3", inputs))
+    assert pairs(found) == [("v1", "W"), ("v3", "V")]
+
+
 def test_equal_gradients_of_two_parameters_are_told_apart_by_order_and_say_so():
     nodes = f"{SUM} {GRADIENTS} g1 = Identity(v1) g2 = Identity(v1)"
     inputs = f"{INPUTS}, float[4,2] V"

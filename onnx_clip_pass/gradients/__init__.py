@@ -2,23 +2,21 @@
 
 Structure comes first: `accumulator`, `optimizer`, `update`, `operator` (the Gradient op), in this
 order; `names` serves the parameters that none of them knows. `roles` tells parameters from data.
+What the caller names outright is not searched: `claimed`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import NamedTuple
 
 from onnx import ModelProto
 
 from onnx_clip_pass.arguments import check_model
-from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.gradients import accumulator, names, operator, optimizer, update
+from onnx_clip_pass.gradients import accumulator, claimed, names, operator, optimizer, update
 from onnx_clip_pass.gradients.arithmetic import Arithmetic
 from onnx_clip_pass.gradients.found import Found, Gradient, Parameter, Sink, has_gradient_shape
 from onnx_clip_pass.gradients.layout import unit_axes
-from onnx_clip_pass.gradients.naming import parameter_names
 from onnx_clip_pass.gradients.roles import Roles
 from onnx_clip_pass.gradients.steps import Steps
 from onnx_clip_pass.graph import OUTPUT, Flow, Frame, Index, TensorType, Value
@@ -122,32 +120,12 @@ def name_gradients(index: Index, wanted: Mapping[str, str | None]) -> Survey:
         wanted: gradient name to parameter name; None where the caller does not say it.
 
     Raises:
-        OnnxClipError: a name that no value bears, or values of several graphs.
+        OnnxClipError: a name that no value bears, or values of several graphs; what is surely no
+            gradient, or not that of its parameter (see `claimed`).
     """
     flow = Flow(index)
-    frames = flow.frames()
-    found, faults = [], []
-    for name, parameter_name in wanted.items():
-        places = {
-            frame.scope.path: Value(frame, name)
-            for frame in reversed(frames)
-            if name in frame.scope.names
-        }
-        if not places:
-            faults.append(_unknown(name, index))
-        elif len(places) > 1 and "" not in places:
-            where = ", ".join(sorted(places))
-            faults.append(f"{name!r} is a value of several graphs ({where}); rename one of them")
-        else:
-            value = places.get("") or next(iter(places.values()))
-            parameter = _parameter_for(flow, value, parameter_name)
-            own_name = parameter_name or (name if parameter is None else parameter.name)
-            found.append(
-                _sighting(flow, [Found(value, parameter, own_name, "named by the caller")])
-            )
-    if faults:
-        raise OnnxClipError("expected the names of values of the graph:", faults)
     steps = Steps(flow, Arithmetic(flow))
+    found = [_sighting(flow, [each]) for each in claimed.find(flow, steps, wanted)]
     return Survey(flow, found, [], steps.updates() | _ends(flow))
 
 
@@ -238,27 +216,3 @@ def _ends(flow: Flow) -> set[Value]:
         for name in node.output
         if name
     }
-
-
-def _parameter_for(flow: Flow, value: Value, wanted: str | None) -> Value | None:
-    for name in [wanted] if wanted else parameter_names(value.name):
-        found = flow.resolve(value.frame, name)
-        if found is None or found.node is not None:
-            continue
-        if wanted or _is_gradient_of(value, found):
-            return found
-    return None
-
-
-def _is_gradient_of(value: Value, parameter: Value) -> bool:
-    """Whether the shapes allow it, with a seed dimension or without, as far as they are known."""
-    a, b = value.type, parameter.type
-    return a is None or b is None or has_gradient_shape(a, b)
-
-
-def _unknown(name: str, index: Index) -> str:
-    known = sorted(set().union(*(scope.names for scope in index.scopes)))
-    near = get_close_matches(name, known, n=3)
-    return f"{name!r} is no value of this model" + (
-        f"; did you mean {', '.join(map(repr, near))}?" if near else ""
-    )

@@ -7,6 +7,8 @@ walks from what an optimizer is given back to that value.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from onnx_clip_pass.graph import Flow, Frame, Value, attribute
@@ -67,6 +69,10 @@ class Arithmetic:
             return constant_of(node) is not None
         if node.op_type in _REDUCTIONS:
             return attribute(node, "axes") is None and len(node.input) < 2
+        if node.op_type == "Gather":  # a learning rate from a table
+            table, at = self.flow.operand(value, 0), self.flow.operand(value, 1)
+            shape = None if table is None or table.type is None else table.type.shape
+            return shape is not None and len(shape) == 1 and at is not None and self.is_single(at)
         insides = self.flow.inside(value)
         if not insides and node.op_type not in (_NORM_OPS | _SCHEDULES) - {"Concat", "Flatten"}:
             return False
@@ -186,7 +192,9 @@ class Arithmetic:
            it whatever other factors stand between the two, as in g * limit / max(norm(g), limit);
         4. a choice (Where, If) between the gradient and something computed from it, or zeros, by
            one flag or a test of the gradient (a ReLU chooses by another mask); but a gradient that
-           a branch of an If computes is what the If hands out.
+           a branch of an If computes is what the If hands out;
+        5. Split or Slice of a Concat, with the above between them or not: the gradients clipped as
+           one vector. What was joined where the segment begins is what counts, before flattening.
 
         Aliases are looked through on the way, but the last value of a chain is what counts.
         """
@@ -202,16 +210,8 @@ class Arithmetic:
         if node is None:
             return None
         operands = self.flow.operands(value)
-        if node.op_type in ("Add", "Sum", "Sub"):  # 1
-            carriers = [
-                x for x in operands if parameter is None or not self.is_made_of(x, parameter)
-            ]
-            if (
-                len(carriers) == 1
-                and len(operands) > 1
-                and (node.op_type != "Sub" or carriers[0] == operands[0])
-            ):
-                return carriers[0]
+        if node.op_type in ("Add", "Sum", "Sub") and parameter is not None:  # 1
+            return self.behind_decay(value, parameter)
         if node.op_type == "Clip":  # 2
             return operands[0] if operands else None
         if node.op_type in ("Min", "Max"):
@@ -219,16 +219,29 @@ class Arithmetic:
             if len(carriers) == 1 and len(operands) > 1:
                 return carriers[0]
         if node.op_type in ("Mul", "Div"):  # 3
-            return self._behind_norm(value)
+            return self.behind_norm(value)
         if node.op_type == "Where" and len(operands) == 3:  # 4
             chosen = self._chosen(operands[1:])
             return chosen if self._is_test_of(operands[0], chosen) else None
         if node.op_type == "If":
             chosen = self._chosen(self.flow.inside(value))
             return None if chosen is None or self._is_within(chosen, value) else chosen
+        if node.op_type in ("Split", "Slice"):  # 5
+            return self._joined(value)
         return None
 
-    def _behind_norm(self, value: Value) -> Value | None:
+    def behind_decay(self, value: Value, parameter: Value) -> Value | None:
+        """The one term of a sum that is not made of the parameter alone."""
+        node, operands = value.node, self.flow.operands(value)
+        if node is None or node.op_type not in ("Add", "Sum", "Sub") or len(operands) < 2:
+            return None
+        carriers = [x for x in operands if not self.is_made_of(x, parameter)]
+        if len(carriers) != 1 or (node.op_type == "Sub" and carriers[0] != operands[0]):
+            return None
+        return carriers[0]
+
+    def behind_norm(self, value: Value) -> Value | None:
+        """The value behind a factor that measures it, see `raw_gradient`, rule 3."""
         parts = self.scaled(value) or self._scaled_by_rows(value)
         if parts is None or parts[1] is None:
             return None
@@ -268,13 +281,44 @@ class Arithmetic:
             and all(self._is_reduced(x, depth + 1) for x in operands)
         )
 
+    def _joined(self, value: Value) -> Value | None:
+        """The operand of the Concat behind a Split or Slice that is the same segment of it."""
+        node, whole = value.node, self.flow.operand(value, 0)
+        concat = None if whole is None else self.behind_aliases(self.raw_gradient(whole, None))
+        if node is None or concat is None or concat.node is None or concat.node.op_type != "Concat":
+            return None
+        segments = self.flow.operands(concat)
+        if node.op_type == "Split":
+            number = value.frame.scope.producers[value.name][1]
+            found = segments[number] if len(segments) == len(node.output) else None
+        else:
+            start = self.number(self.flow.operand(value, 1))
+            found = next((x for x, at in self._offsets(segments) if at == start), None)
+        if found is None:
+            return None
+        ours, theirs = (self.flow.index.inferred(x.frame.scope, x.name) for x in (value, found))
+        if not ours.agrees_with(theirs):
+            return None
+        is_flattened = found.node is not None and found.node.op_type in ("Reshape", "Flatten")
+        return self.flow.operand(found, 0) if is_flattened else found
+
+    def _offsets(self, segments: list[Value]) -> Iterator[tuple[Value, int]]:
+        """Where each of the vectors begins when they are joined, as long as sizes are known."""
+        at = 0
+        for segment in segments:
+            yield segment, at
+            shape = self.flow.index.inferred(segment.frame.scope, segment.name).shape
+            if shape is None or len(shape) != 1 or not isinstance(shape[0], int):
+                return
+            at += shape[0]
+
     def _chosen(self, choices: list[Value]) -> Value | None:
         if len(choices) != 2:
             return None
         a, b = (self.behind_aliases(choice) for choice in choices)
-        if self._is_zero(a) or self._depends_on(a, b):
+        if self.is_zero(a) or self._depends_on(a, b):
             return choices[1]
-        if self._is_zero(b) or self._depends_on(b, a):
+        if self.is_zero(b) or self._depends_on(b, a):
             return choices[0]
         return None
 
@@ -291,7 +335,8 @@ class Arithmetic:
             at = at.caller
         return at is None
 
-    def _is_zero(self, value: Value) -> bool:
+    def is_zero(self, value: Value) -> bool:
+        """Whether the value is surely nothing but zeros."""
         node = value.node
         if node is not None and node.op_type == "ConstantOfShape":
             fill = attribute(node, "value")
@@ -301,7 +346,10 @@ class Arithmetic:
         return self.number(value) == 0
 
     def _depends_on(self, value: Value, source: Value) -> bool:
-        """Whether `value` measures `source`: norms, tests, elementwise ops lead from it there."""
+        """Whether `value` measures `source`: norms, tests, elementwise ops lead from it there.
+
+        A number that is handed in, such as a learning rate, is nothing to be measured.
+        """
         if value not in self._measured:
             seen = {value}
             todo = [value]
@@ -316,7 +364,8 @@ class Arithmetic:
                         seen.add(operand)
                         todo.append(operand)
             self._measured[value] = seen
-        return source.node is not None and source in self._measured[value]
+        is_measured = source.node is not None or not self.is_single(source)
+        return is_measured and source in self._measured[value]
 
 
 def constant_of(node: NodeProto) -> float | None:

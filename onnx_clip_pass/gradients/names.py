@@ -1,8 +1,12 @@
 """Gradients known by a name made of a parameter's name and an affix.
 
-The weakest evidence: a value counts only if something comes of it (the gradient of a frozen
-parameter can be left over), and if the parameter exists as input or initializer, is no data (see
-`roles`), and has the value's shape (see `has_gradient_shape`).
+The weakest evidence. A value counts only if
+
+1. something comes of it: the gradient of a frozen parameter can be left over;
+2. the parameter exists as input or initializer, and is no data (see `roles`);
+3. it has the parameter's shape, as declared or else as shape inference finds it. What its graph
+   hands out may be of unknown shape, or have onnx-ad's seed dimension (see `has_gradient_shape`);
+   the latter an inner value may have, too, if its name says adjoint.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from typing import NamedTuple
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.arithmetic import Arithmetic
 from onnx_clip_pass.gradients.found import Found, has_gradient_shape
-from onnx_clip_pass.gradients.naming import parameter_names
+from onnx_clip_pass.gradients.naming import SHORT, parameter_names
 from onnx_clip_pass.gradients.roles import Roles
 from onnx_clip_pass.graph import OUTPUT, Flow, Frame, TensorType, Value
 
@@ -71,12 +75,15 @@ def _candidates(flow: Flow, frame: Frame) -> Candidates:
     found: Candidates = defaultdict(list)
     for name in (*scope.producers, *inputs):
         for parameter_name in parameter_names(name):
+            if name == parameter_name + SHORT and name not in scope.producers:
+                continue
             parameter = flow.resolve(frame, parameter_name)
             if parameter is None or parameter.node is not None:
                 continue
             parameter = flow.canonical(parameter)
-            if parameter.node is None and _fits(scope.declared(name), parameter):
-                found[parameter].append(Value(frame, name))
+            value = Value(frame, name)
+            if parameter.node is None and _fits(flow, value, parameter):
+                found[parameter].append(value)
                 break
     return found
 
@@ -101,14 +108,22 @@ def _is_taken(flow: Flow, value: Value) -> bool:
     return False
 
 
-def _fits(gradient: TensorType | None, parameter: Value) -> bool:
-    known = parameter.type
-    return (
-        gradient is not None
-        and known is not None
-        and gradient.is_floating
-        and known.is_floating
-        and has_gradient_shape(gradient, known)
+def _fits(flow: Flow, value: Value, parameter: Value) -> bool:
+    """Rule 3, and that both are floating as far as it is known."""
+    gradient, known = value.type, parameter.type
+    if gradient is None or known is None:
+        return False
+    if gradient.shape is None:
+        inferred = flow.index.inferred(value.frame.scope, value.name)
+        gradient = TensorType(gradient.dtype or inferred.dtype, inferred.shape)
+    if not (gradient.is_floating and known.is_floating):
+        return False
+    if value.name in value.frame.scope.handed_out:
+        return has_gradient_shape(gradient, known)
+    if gradient.shape is None or known.shape is None:
+        return False
+    return gradient.agrees_with(known) or (
+        value.name.startswith("adj") and has_gradient_shape(gradient, known)
     )
 
 

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["PREFIXES", "SUFFIXES", "is_named_after", "parameter_names"]
+__all__ = ["PREFIXES", "SHORT", "SUFFIXES", "is_named_after", "parameter_names"]
 
 _WORDS = ("gradients", "gradient", "grads", "grad", "Grad", "GRAD", "adjoint", "adj")
 _SEPARATORS = ("_", ".", "/", "@", ":", "-")
 
-SUFFIXES = tuple(separator + word for separator in _SEPARATORS for word in _WORDS)
+SHORT = "_g"
+"""`W_g`: of a value that is computed; an input of that name may as well be the weight of a gate."""
+
+SUFFIXES = (
+    *(separator + word for separator in _SEPARATORS for word in (*_WORDS, "grad_out")),
+    SHORT,
+)
 """`W_grad` (ONNX Runtime), `W.grad` (PyTorch), `W@GRAD` (Paddle), `W/grad`, `W_gradient`, …"""
 
 PREFIXES = (
     *(word + separator for word in (*_WORDS, "d", "g") for separator in _SEPARATORS),
+    *(f"d{loss}{separator}d" for loss in ("L", "loss", "Loss") for separator in "_/"),
     "d",
     "∂",
     "∇",
 )
-"""`adj_W` (onnx-ad), `grad_W`, `grad.W`, `grad/W`, `d_W`, `dW`, …; `grad(W)` is known as well."""
+"""`adj_W` (onnx-ad), `grad_W`, `grad.W`, `grad/W`, `d_W`, `dW`, `dL_dW`, …; and `grad(W)`."""
 
 
 def _any_of(words: tuple[str, ...]) -> str:

@@ -9,7 +9,8 @@ A moment of an optimizer is no parameter; any other initializer is. Of an input,
 5. by its place in the first node that takes it, looking through transposes and the like: the
    first operand of Gemm, Conv, a normalization or a recurrent layer is data, the others are
    weights, and so are the table of Gather and the slope of PRelu; in MatMul and Einsum the
-   operand beside known data is a weight, beside an initializer data; if neither is known, nor
+   operand beside known data is a weight, beside an initializer data, unless it is the second one
+   beside an activation, too (an RNN begins with a constant state); if neither is known, nor
    computed otherwise than by elementwise ops, the one alone that has a value named like its
    gradient is the weight, or else the second;
 6. data, if it has the size of a known batch first and the first node that takes it compares it
@@ -122,7 +123,7 @@ class Roles:
         batches = {
             value.type.shape[0]
             for value, role in self._roles.items()
-            if not role.is_parameter and value.type and value.type.shape
+            if not (role.is_parameter or value in self._moments) and value.type and value.type.shape
         }
         for value, place in places.items():
             if value not in self._roles:
@@ -173,12 +174,22 @@ class Roles:
         roles = [self._roles[leaf] for leaf in leaves if leaf in self._roles]
         if not all(role.is_parameter for role in roles):
             return True  # beside data
-        if roles or leaves.isdisjoint(self._inputs):
+        if roles:
             return False  # beside weights
+        if leaves.isdisjoint(self._inputs):  # beside a constant: a weight, or a first state
+            return slot == 1 and self._is_applied_to_activations(value)
         is_differentiated = value in self._differentiated
         if is_differentiated == leaves.isdisjoint(self._differentiated):
             return is_differentiated  # one of the two is
         return slot == 1
+
+    def _is_applied_to_activations(self, value: Value) -> bool:
+        for frame, node, slot in _places(self._flow, value, _RESHAPERS):
+            if node.op_type in _PRODUCTS and len(node.input) == 2 and slot == 1:
+                other = self._flow.resolve(frame, node.input[0])
+                if other is not None and _leaves(self._flow, other) is None:
+                    return True
+        return False
 
     def _by_comparison(
         self, value: Value, place: Place | None, batches: set[int | str | None]

@@ -45,6 +45,7 @@ class Steps:
         self.arithmetic = arithmetic
         self.steps: dict[Value, Step] = {}
         self._root: dict[Value, Value | None] = {}
+        self._divisors: dict[Value, Value] = {}
         self._outputs = [
             self.flow.canonical(value)
             for frame in flow.frames()
@@ -86,7 +87,7 @@ class Steps:
         """Steps of other roots that elementwise ops lead to from `term`, nearest first.
 
         Lion's, Nesterov's and Nadam's `b * m + g` counts even if it is not what m becomes, but
-        after those that are.
+        after those that are, also those behind it.
         """
         todo = [term]
         seen = set(todo)
@@ -101,7 +102,8 @@ class Steps:
             ):
                 if inner.root not in self.parameters:
                     found.append(inner)
-                continue
+                if at in self.ends:
+                    continue
             node = at.node
             insides = self.flow.inside(at)
             if node is None or at == step.base or not (insides or node.op_type in ELEMENTWISE):
@@ -111,6 +113,14 @@ class Steps:
                     seen.add(operand)
                     todo.append(operand)
         return sorted(found, key=lambda moment: moment.value not in self.ends)
+
+    def step_behind(self, value: Value) -> Step | None:
+        """The step of which `value` is the new value or a multiple."""
+        at: Value | None = value
+        while at is not None and at not in self.steps:
+            scaled = self.arithmetic.scaled(at)
+            at = self.arithmetic.aliased(at) if scaled is None else scaled[0]
+        return None if at is None else self.steps[at]
 
     def aim(self, distance: Value, moment: Step) -> Value | None:
         """The g of `m + a * (g - m)` and `m - a * (m - g)`."""
@@ -123,11 +133,28 @@ class Steps:
         return self.flow.operand(distance, other) if a == b else None
 
     def is_average(self, term: Value, step: Step) -> bool:
-        """Whether `step` is b * root + (1 - b) * something, or root + b * (something - root)."""
+        """Whether `step` is b * root + (1 - b) * something, or root + b * (something - root).
+
+        So it is as a mean that is carried on: (n * root + something) / (n + 1).
+        """
         scaled = self.arithmetic.scaled(term)
-        return scaled is not None and (
-            self.aim(scaled[0], step) is not None
-            or (not step.is_difference and self.is_complement(scaled[1], step))
+        if scaled is None:
+            return self._is_mean(step)
+        return self.aim(scaled[0], step) is not None or (
+            not step.is_difference and self.is_complement(scaled[1], step)
+        )
+
+    def _is_mean(self, step: Step) -> bool:
+        """Whether what comes of `step` is (n * root + something) / (n + 1)."""
+        base = self.arithmetic.scaled(self.arithmetic.behind_aliases(step.base))
+        divisor = self._divisors.get(step.value)
+        if base is None or divisor is None or divisor.node is None:
+            return False
+        numbers = self.flow.operands(divisor)
+        return (
+            divisor.node.op_type == "Add"
+            and base[1] in numbers
+            and any(self.arithmetic.number(x) == 1 for x in numbers)
         )
 
     def is_complement(self, coefficient: Value | None, moment: Step) -> bool:
@@ -165,15 +192,21 @@ class Steps:
             return self._root_of_sum(value, node.op_type == "Sub", depth)
         parts = self.arithmetic.scaled(value)
         if parts is not None:
+            if node.op_type == "Div" and parts[1] is not None:
+                self._divisors[self.arithmetic.behind_aliases(parts[0])] = parts[1]
             return self.root_of(parts[0], depth)
         inner = self.arithmetic.aliased(value) or self._bounded(value)
         if inner is not None:
             return self.root_of(inner, depth)
         if node.op_type == "Max":  # the moments of Adamax and AMSGrad
             return self._root_of_sum(value, False, depth)
-        if node.op_type in ("Where", "If"):  # an update that is skipped when something overflows
+        if node.op_type in ("Where", "If"):  # an update that is skipped, a sum that is reset
             choices = self.flow.inside(value) or self.flow.operands(value)[1:]
-            roots = {self.root_of(choice, depth) for choice in choices}
+            roots = {
+                self.root_of(choice, depth)
+                for choice in choices
+                if not self.arithmetic.is_zero(self.arithmetic.behind_aliases(choice))
+            }
             return roots.pop() if len(roots) == 1 else None
         return None
 
@@ -197,6 +230,7 @@ class Steps:
         for narrower in (
             lambda x: not self._is_gradient_name(x),
             self.arithmetic.is_free,
+            lambda x: self.step_behind(x) is None,
             lambda x: not self._is_scaled(x),
         ):
             if len(carried) > 1:
@@ -263,6 +297,8 @@ class Steps:
             for node in frame.scope.nodes:
                 made = next((name for name in node.output if name), None)
                 if made is None or self.flow.index.function_of(node) is not None:
+                    continue
+                if node.op_type in ("Shape", "Size"):  # which read no element
                     continue
                 for name in node.input:
                     source = self.flow.resolve(frame, name) if name else None

@@ -7,8 +7,9 @@ at two points. What else the numbers may show, and the answer to it:
 2. Values that fit but differ from each other: the one that fits ten times better, or undecided.
 3. Equal values, one computed from the other: the last counts, but for a clip between them, before
    which the gradient ends.
-4. As many equal values as parameters that they fit: by name, else by their order. Otherwise each
-   value is that of each of the parameters.
+4. As many equal values as parameters that they fit, one computed from the other or not: one for
+   each, by name, else by their order, lest one is left unclipped. Otherwise each value is that of
+   each of the parameters.
 5. Values that fit but for a positive factor: only if none fits exactly, if one factor serves every
    parameter, and if none is computed from another that fits exactly or with another factor (then
    it is a step or a moment, not a gradient).
@@ -16,7 +17,7 @@ at two points. What else the numbers may show, and the answer to it:
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -135,13 +136,17 @@ def settle(
     groups: dict[frozenset[str], list[str]] = defaultdict(list)
     kept: dict[str, dict[str, Fit]] = {}
     undecided = []
+    best: dict[str, list[Fit]] = {}
     for parameter, found in fits.items():
         equal = _best(found)
         if equal is None:
             names = " and ".join(sorted(repr(fit.measure.value) for fit in found))
             undecided.append(Undecided(parameter, f"{names} differ, but fit its slopes alike"))
-            continue
-        ends = _ends(equal, before)
+        else:
+            best[parameter] = equal
+    sharing = Counter(_names(equal) for equal in best.values())
+    for parameter, equal in best.items():
+        ends = _ends(equal, before, sharing[_names(equal)])
         kept[parameter] = {fit.measure.value: fit for fit in ends}
         groups[frozenset(kept[parameter])].append(parameter)
     pairs = []
@@ -281,11 +286,20 @@ def _best(found: list[Fit]) -> list[Fit] | None:
     return equal
 
 
-def _ends(equal: list[Fit], before: Before) -> list[Fit]:
-    """Of equal values the last on each way, or the last before a clip (rule 3)."""
+def _names(fits: list[Fit]) -> frozenset[str]:
+    return frozenset(fit.measure.value for fit in fits)
+
+
+def _ends(equal: list[Fit], before: Before, sharing: int) -> list[Fit]:
+    """Of equal values the last on each way, or the last before a clip (rule 3).
+
+    All of them before a clip if they are as many as the parameters `sharing` them (rule 4).
+    """
     values = [fit.measure.value for fit in equal]
     behind_clip = {b for a in values for b in values if a != b and before(a, b) is None}
     open_ = [fit for fit in equal if fit.measure.value not in behind_clip]
+    if len(_names(open_)) == sharing:
+        return open_
     names = [fit.measure.value for fit in open_]
     ends = [
         fit

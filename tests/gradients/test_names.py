@@ -34,10 +34,41 @@ def test_an_affix_alone_makes_no_gradient(find, inputs, outputs, text):
     assert find(f"{forward()}  {text}", inputs=inputs, outputs=outputs) == []
 
 
+@pytest.mark.parametrize(
+    ("inputs", "text"),
+    [
+        pytest.param("float[5,4] e, float c", "dc = Mul (e, half)", id="matrix-beside-a-scalar"),
+        pytest.param("float[5,4] e, float c", "dc = ReduceMean <keepdims = 0> (e, rows)",
+                     id="vector-beside-a-scalar"),
+        pytest.param("float[5,4] W", "dW = ReduceMean <keepdims = 0> (W, rows)",
+                     id="mean-over-rows"),
+        pytest.param("float[5,4] e, float[5,4] W, int64[K] s", "dW = Reshape (e, s)",
+                     id="shape-known-to-nobody"),
+    ],
+)  # fmt: skip
+def test_an_inner_value_without_a_declared_type_has_the_shape_or_does_not_count(find, inputs, text):
+    made = text.split()[0]
+    rows = {"rows": np.array([0])}
+    found = find(f"{text}  z = Tanh ({made})", inputs=inputs, outputs="float[?] z", constants=rows)
+    assert found == []
+
+
+def test_an_output_of_a_shape_known_to_nobody_counts(find):
+    found = find("dW = Reshape (e, s)", inputs="float[5,4] e, float[5,4] W, int64[K] s",
+                 outputs="dW")  # fmt: skip
+    assert found == [("dW", "W")]
+
+
 def test_an_initializer_named_like_a_gradient_is_none(find):
     ones = np.ones((4, 3), np.float32)
     text = forward(z="Mul (raw, W_grad)")
     found = find(text, inputs=INPUTS, outputs="float[4,3] z", constants={"W_grad": ones})
+    assert found == []
+
+
+def test_an_input_with_the_shortest_affix_is_the_weight_of_a_gate(find):
+    text = "a = MatMul (x, W)  b = MatMul (x, W_g)  c = Sigmoid (b)  y = Mul (a, c)"
+    found = find(text, inputs=f"{INPUTS}, float[4,3] W_g", outputs="float[N,3] y")
     assert found == []
 
 

@@ -85,6 +85,11 @@ def test_beside_an_initializer_an_operand_is_data(parameters):
     assert parameters("out = MatMul (x, H)", "float[8,4] x", constants=weights) == []
 
 
+def test_a_recurrent_weight_is_none_the_less_for_beginning_beside_a_constant(parameters):
+    text = "a = MatMul (h0, U)  h1 = Tanh (a)  b = MatMul (h1, U)  out = Tanh (b)"
+    assert parameters(text, "float[4,4] U", constants={"h0": np.zeros((8, 4), np.float32)}) == ["U"]
+
+
 @pytest.mark.parametrize(
     "text",
     [

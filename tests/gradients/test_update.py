@@ -123,6 +123,10 @@ def test_a_running_mean_that_the_net_reads_is_no_parameter(find_after_backward, 
                      id="coupled-decay"),
         pytest.param("s = Mul (lr, g)  a = Sub (W, s)  d = Mul (wd, W)  W_new = Sub (a, d)",
                      id="decoupled-decay"),
+        pytest.param("s = Mul (lr, g)  d = Mul (wd, W)  a = Add (s, d)  W_new = Sub (W, a)",
+                     id="decay-beside-the-rate"),
+        pytest.param("n = ReduceL2 <keepdims = 0> (g)  a = Mul (lr, g)  s = Div (a, n)"
+                     "  W_new = Sub (W, s)", id="normalised"),
         pytest.param("k = Sub (one, wd)  a = Mul (W, k)  s = Mul (lr, g)  W_new = Sub (a, s)",
                      id="decay-as-factor"),
         pytest.param("a = Sign (W)  d = Mul (wd, a)  e = Add (g, d)  s = Mul (lr, e)"
@@ -227,3 +231,76 @@ def test_master_weights_that_the_forward_pass_does_not_read_are_parameters(find)
         outputs="float loss, float16[4,3] W_new, float[4,3] master_new",
     )
     assert found == [("g", "master")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("G = Cast <to = 11> (g)  L = Cast <to = 11> (lr)  V = Cast <to = 11> (W)"
+                     "  s = Mul (L, G)  w = Sub (V, s)  W_new = Cast <to = 1> (w)", id="float64"),
+        pytest.param("f = Reshape (g, flat)  s = Mul (lr, f)  v = Reshape (W, flat)"
+                     "  w = Sub (v, s)  W_new = Reshape (w, whole)", id="flat"),
+    ],
+)  # fmt: skip
+def test_the_gradient_has_the_parameter_s_type_whatever_the_step_is_computed_in(
+    find_after_backward, text
+):
+    shapes = {"flat": np.array([-1]), "whole": np.array([4, 3])}
+    assert find_after_backward(text, constants=shapes) == G
+
+
+def test_a_learning_rate_may_come_from_a_table(find_after_backward):
+    text = "r = Gather (rates, epoch)  s = Mul (r, g)  W_new = Sub (W, s)"
+    assert find_after_backward(text, more_inputs=", float[9] rates, int64 epoch") == G
+
+
+FLAT = """
+    f = Reshape (g, flat)  h = Reshape (y_mean, flat)  joined = Concat <axis = 0> (h, f)
+    n = ReduceL2 <keepdims = 0> (joined)  r = Div (max_norm, n)  k = Min (r, one)
+    clipped = Mul (joined, k)
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("p0, p = Split (clipped, sizes)", id="Split"),
+        pytest.param("p = Slice (clipped, start, end)", id="Slice"),
+    ],
+)
+def test_gradients_clipped_as_one_vector_are_what_was_joined(find_after_backward, text):
+    found = find_after_backward(
+        f"y_mean = ReduceMean <keepdims = 0> (y_slope, first){FLAT}{text}"
+        "  c = Reshape (p, whole)  s = Mul (lr, c)  W_new = Sub (W, s)",
+        constants={
+            "flat": np.array([-1]),
+            "whole": np.array([4, 3]),
+            "first": np.array([0]),
+            "sizes": np.array([3, 12]),
+            "start": np.array([3]),
+            "end": np.array([15]),
+        },
+    )
+    assert found == G
+
+
+def test_a_vector_needs_no_flattening_to_be_joined(find_after_backward):
+    found = find_after_backward(
+        f"y_mean = ReduceMean <keepdims = 0> (y_slope, first){FLAT}"
+        "  p, p1 = Split (clipped, sizes)  s = Mul (lr, p)  b_new = Sub (b, s)  z = Add (y, b)",
+        constants={"flat": np.array([-1]), "first": np.array([0]), "sizes": np.array([3, 12])},
+        outputs="float loss, float[3] b_new, float[N,3] z",
+        more_inputs=", float[3] b",
+    )
+    assert found == [("y_mean", "b")]
+
+
+def test_another_segment_than_was_joined_is_no_gradient_of_its_own(find_after_backward):
+    found = find_after_backward(
+        f"y_mean = ReduceMean <keepdims = 0> (y_slope, first){FLAT}"
+        "  p0, p = Split (clipped, sizes)  s = Mul (lr, p)  b_new = Sub (b, s)",
+        constants={"flat": np.array([-1]), "first": np.array([0]), "sizes": np.array([5, 10])},
+        outputs="float loss, float[10] b_new",
+        more_inputs=", float[10] b",
+    )
+    assert found == [("p", "b")]

@@ -103,3 +103,11 @@ def test_an_if_that_computes_the_gradient_or_zeros_hands_the_gradient_out(find):
         outputs="float[4,3] W_new",
     )
     assert found == [("G", "W")]
+
+
+@pytest.mark.parametrize("text", ["s = Mul (rate, W_grad)  W_new = Sub (W, s)",
+                                  "s = Mul (W_grad, rate)  W_new = Sub (W, s)"],
+                         ids=["lr*g", "g*lr"])  # fmt: skip
+def test_of_two_numbers_the_one_named_after_the_parameter_is_the_gradient(find, text):
+    found = find(text, inputs="float W, float W_grad, float rate", outputs="float W_new")
+    assert found == [("W_grad", "W")]
