@@ -1,8 +1,8 @@
 """How exact is each way to a norm, and what does it cost beside one ReduceL2?
 
-First the clip as `clip_gradients` emits it, norm and product; then candidates for the norm alone.
-Errors are those of the norm, relative, for standard normal data and for the worst of several
-constants.
+First the clip as `clip_gradients` emits it, norm and product; then candidates for the norm alone;
+then the product with scales of two ranks. Errors are those of the norm, relative, for standard
+normal data and for the worst of several constants.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def sheets(*, quick: bool, turns: int) -> Iterator[Sheet]:
         yield measure(f"clip of {shape}", modes(shape), "onnx-clip, plain", shape, turns)
     for shape in SHAPES[1:2] if quick else (SHAPES[1], SHAPES[4], SHAPES[6]):
         yield measure(f"norm of {shape}", candidates(shape), "ReduceL2", shape, turns)
+    yield products((2048, 512, 1, 1), turns)
 
 
 def modes(shape: tuple[int, ...]) -> dict[str, onnx.ModelProto]:
@@ -118,6 +119,23 @@ def measure(
         columns["error, normal data"][name] = [_error(session, normal)]
         columns["error, worst constant"][name] = [flat]
     return Sheet(title, base, columns, compared=timed, ours=ours(models))
+
+
+def products(shape: tuple[int, ...], turns: int) -> Sheet:
+    """A tensor with axes of size 1, multiplied by one number."""
+    x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    ranks = {"scale of rank 0": "", "scale of the tensor's rank": ",".join("1" * len(shape))}
+    works = {}
+    for name, dims in ranks.items():
+        of_x = ",".join(map(str, shape))
+        text = f"s (float[{of_x}] x, float[{dims}] s) => (float[{of_x}] y) {{ y = Mul(x, s) }}"
+        session = open_session(_parse(text), 1)
+        scale = np.full([int(d) for d in dims.split(",") if d], 0.5, np.float32)
+        feeds = {n: ort.OrtValue.ortvalue_from_numpy(v) for n, v in {"x": x, "s": scale}.items()}
+        works[name] = partial(session.run_with_ort_values, ["y"], feeds)
+    columns = {"µs, 1 thread": scaled(by_turns(works, turns), 1e6)}
+    base = "scale of the tensor's rank"
+    return Sheet(f"product of {shape}", base, columns, compared=("µs, 1 thread",))
 
 
 def _parse(text: str) -> onnx.ModelProto:

@@ -39,7 +39,7 @@ def sheets(*, quick: bool, turns: int) -> Iterator[Sheet]:
         for gradients in (50, 200) if quick else (100, 1000, 5000):
             yield beside_peers(folder, gradients, turns)
         for kind in KINDS:
-            yield growth(folder, kind, (100, 400) if quick else (1000, 10_000, 100_000), turns)
+            yield growth(folder, kind, (100, 400) if quick else (1000, 10_000, 50_000), turns)
 
 
 def beside_peers(folder: Path, gradients: int, turns: int) -> Sheet:

@@ -64,7 +64,6 @@ STEPS = """net (float[4, 3] x, float[4, 2] t, float[3, 2] W)
     [
         (MASTER, ["g"]),
         (MASTER, {"g": "W"}),
-        (MASTER, {"g": "layer.weight"}),
         (STEPS, {"W_grad": "W", "W1_grad": "W1"}),
         (STEPS, {"W_grad": "W", "W1_grad": "W"}),
         (STEPS, ["W_grad", "W1_grad"]),

@@ -201,7 +201,8 @@ class GradientClipByGlobalNorm(Formula):
             if to.watches:
                 own = emit_root(to, norm, self.ord)
                 to.measured = Measured(Quantity(own.name, own.dtype, own.shape), scale)
-            axes = len(to.gradient.shape or ()) - 1 if self.per_sample else 0
+            rank = len(to.gradient.shape or ())
+            axes = rank - 1 if self.per_sample else rank * to.keeps_rank
             is_held = None if held is None else held.behind(_BOOL, axes)
             emit_product(to, x, work, factors.behind(work, axes), is_held)
         return Measured(Quantity(total.name, total.dtype, total.shape), scale)
@@ -279,16 +280,16 @@ class _Shared:
         self._made: dict[tuple[int, int], Quantity] = {}
 
     def behind(self, dtype: int, axes: int) -> Quantity:
-        """The value in this dtype, with so many axes of size 1 behind that of the samples."""
+        """The value in this dtype, with so many axes of size 1 behind its own."""
         name, own, shape = self._value
-        axes = axes if shape else 0
         if (dtype, axes) not in self._made:
             if axes == 0:
                 name = self._at.cast(name, own, dtype, result="factor", shape=shape)
             else:
                 name = self.behind(dtype, 0).name
                 shape = (*(shape or ()), *[1] * axes)
-                over = list(range(1, axes + 1))
+                first = len(shape) - axes
+                over = list(range(first, first + axes))
                 name = self._at.unsqueeze(name, over, dtype=dtype, shape=shape)
             self._made[dtype, axes] = Quantity(name, dtype, shape)
         return self._made[dtype, axes]

@@ -135,7 +135,7 @@ class GradientClipByNorm(ScalingClip):
         shape, axes = to.gradient.shape, None
         if shape is not None and not (to.gradient.has_seeds and shape[-1] == 1 and self._is_whole):
             axes = self._axes(len(shape), has_seeds=to.gradient.has_seeds)
-        keepdims = axes is not None
+        keepdims = axes is not None or to.keeps_rank
         return emit_norm(to, x, work, self.ord, axes, shape=shape, keepdims=keepdims)
 
     def norms_and_limits(

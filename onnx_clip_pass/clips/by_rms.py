@@ -71,7 +71,8 @@ class GradientClipByRMS(ScalingClip):
     def emit_norm(self, to: Emitter, x: str, work: int) -> Norm:
         shape = to.gradient.shape
         axes = None if shape is None else _axes(len(shape), has_seeds=to.gradient.has_seeds)
-        return emit_norm(to, x, work, 2.0, axes, shape=shape, keepdims=axes is not None)
+        keepdims = axes is not None or to.keeps_rank
+        return emit_norm(to, x, work, 2.0, axes, shape=shape, keepdims=keepdims)
 
     def emit_limit(self, to: Emitter, norm: Norm, x: str, work: int) -> str:
         if self.is_identity and not to.is_steered:

@@ -134,11 +134,13 @@ class GradientClipByValue(Formula):
             return
         finite = self._finite(to, x, work)
         is_cast = work != to.dtype
+        low, high = to.spread(low, work), to.spread(high, work)
         y = to.node("Max", [x, low], result="from below", dtype=work, shape=shape)
         result = "clipped" if finite is not None or is_cast else ""
         y = to.node("Min", [y, high], result=result, dtype=work, shape=shape)
         if finite is not None:
-            other = x if to.numerics.nonfinite == "keep" else to.constant(0.0, work)
+            zero = to.constant(0.0, work)
+            other = x if to.numerics.nonfinite == "keep" else to.spread(zero, work)
             result = "chosen" if is_cast else ""
             y = to.node("Where", [finite.name, y, other], result=result, dtype=work, shape=shape)
         to.cast(y, work, to.dtype, result="", shape=shape)
@@ -157,7 +159,8 @@ class GradientClipByValue(Formula):
     def _largest(self, to: Emitter, x: str, work: int) -> Norm:
         shape = to.gradient.shape
         axes = tuple(range(len(shape) - 1)) if to.gradient.has_seeds and shape else None
-        return emit_norm(to, x, work, math.inf, axes, shape=shape, keepdims=axes is not None)
+        keepdims = axes is not None or to.keeps_rank
+        return emit_norm(to, x, work, math.inf, axes, shape=shape, keepdims=keepdims)
 
     def _measure(self, to: Emitter, x: str, work: int, low: str, high: str) -> Measured:
         """The largest magnitude, and the smallest factor that an element is multiplied by.

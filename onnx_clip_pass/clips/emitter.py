@@ -19,6 +19,8 @@ __all__ = ["Emitter", "Limit", "Measured", "ParameterSite", "Quantity"]
 _DOUBLE = int(TensorProto.DOUBLE)
 _FIRST_REDUCED_AXES_AS_INPUT = 18
 _FIRST_OTHER_AXES_AS_INPUT = 13
+_FIRST_BROADCASTING_MIN = 8
+_FIRST_WITHOUT_UNSQUEEZE_ON_CUDA = 24
 
 Limit = Callable[[float, float, int], str]
 """A threshold, a factor, a dtype: the name of their product in the graph, times the loss scale."""
@@ -117,6 +119,26 @@ class Emitter:
         )
         other.needs = self.needs
         return other
+
+    @property
+    def keeps_rank(self) -> bool:
+        """Whether what the gradient is combined with should have the gradient's rank.
+
+        ONNX Runtime's CPU provider goes through a tensor with axes of size 1, such as the kernels
+        of a 1 x 1 convolution, element by element if the other operand has rank 0, which takes
+        tens of times as long (`benchmarks/norms.py`). From opset 24 on CUDA has no Unsqueeze, which
+        makes that of a number.
+        """
+        shape = self.gradient.shape
+        is_possible = _FIRST_BROADCASTING_MIN <= self.opset < _FIRST_WITHOUT_UNSQUEEZE_ON_CUDA
+        return is_possible and shape is not None and 1 in shape[1:]
+
+    def spread(self, value: str, dtype: int) -> str:
+        """A rank-0 value, of the gradient's rank if that should be kept."""
+        if not self.keeps_rank:
+            return value
+        rank = len(self.gradient.shape or ())
+        return self.unsqueeze(value, list(range(rank)), dtype=dtype, shape=(1,) * rank)
 
     def constant(self, value: float, dtype: int) -> str:
         """A rank-0 constant."""

@@ -221,22 +221,30 @@ def _add_up(
         powers = to.node("Abs", [x], result="sizes", dtype=dtype, shape=shape)
     else:
         powers = to.node("Mul", [x, x], result="squares", dtype=dtype, shape=shape)
-    rows = choice.rows
+    rows, is_cut = choice.rows, isinstance(choice.rows, int)
+    if isinstance(rows, int):
+        powers, rows = to.rows(powers, rows, dtype=dtype), (1,)
     if rows is not None:
-        rest: Shape = (None,)
-        if isinstance(rows, int):
-            powers, rows = to.rows(powers, rows, dtype=dtype), (1,)
-        else:
-            rest = tuple(d for axis, d in enumerate(shape or ()) if axis not in rows)
+        kept = 0 if is_cut else keepdims
+        rest = (None,) if is_cut else _left(shape, rows, keepdims=bool(kept))
         powers = to.reduce(
-            "ReduceSum", powers, list(rows), result="sums", dtype=dtype, shape=rest, keepdims=0
+            "ReduceSum", powers, list(rows), result="sums", dtype=dtype, shape=rest, keepdims=kept
         )
         if choice.joins_in_float64:
             powers = to.cast(powers, dtype, _DOUBLE, result="sums in float64", shape=rest)
             dtype = _DOUBLE
+    is_flat = is_cut and keepdims == 1
     total = to.reduce(
-        "ReduceSum", powers, axes, result="total", dtype=dtype, shape=left, keepdims=keepdims
+        "ReduceSum",
+        powers,
+        axes,
+        result="total",
+        dtype=dtype,
+        shape=() if is_flat else left,
+        keepdims=0 if is_flat else keepdims,
     )
+    if is_flat:
+        total = to.spread(total, dtype)
     return total, dtype
 
 

@@ -179,7 +179,7 @@ def emit_product(to: Emitter, x: str, work: int, scale: Quantity, finite: Quanti
     result = "product" if is_zeroed or is_cast else ""
     y = to.node("Mul", [x, name], result=result, dtype=work, shape=to.gradient.shape)
     if finite is not None and is_zeroed:
-        choices = [finite.name, y, to.constant(0.0, work)]
+        choices = [finite.name, y, to.spread(to.constant(0.0, work), work)]
         result = "chosen" if is_cast else ""
         y = to.node("Where", choices, result=result, dtype=work, shape=to.gradient.shape)
     to.cast(y, work, to.dtype, result="", shape=to.gradient.shape)
