@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -309,7 +310,8 @@ def test_the_command_line_shows_which_rule_took_each_gradient(tmp_path: Path, ca
 
 
 def test_thirty_rules_over_a_thousand_parameters_are_planned_within_50_ms(tmp_path: Path):
-    """The best of five runs by the processor's clock: other work only makes it longer."""
+    """The best of five runs by the processor's clock, since other work only makes it longer, and
+    without the tracing by which coverage is measured."""
     kinds = ['"layer{0}.*"', '["*.{0}.bias", "block{0}.*.weight"]', '"re:(^|\\\\.)h{0}\\\\."']
     text = ""
     for number in range(30):
@@ -326,10 +328,12 @@ def test_thirty_rules_over_a_thousand_parameters_are_planned_within_50_ms(tmp_pa
         for leaf in ("weight", "bias")
     ]
     assert len(net) == 1000
-    times = []
+    times, tracing = [], sys.gettrace()
+    sys.settrace(None)
     for _ in range(5):
         start = time.process_time()
         choices, _ = assign(load_rules(path), net)
         times.append(time.process_time() - start)
+    sys.settrace(tracing)
     assert len(choices) > 100
     assert min(times) < 0.05
