@@ -32,7 +32,7 @@ PEERS = {
 
 def sheets(*, quick: bool, turns: int) -> Iterator[Sheet]:
     """Weights inside the model, then outside."""
-    inside_sizes, outside_sizes = ((0.01,), (0.02,)) if quick else ((0.1, 0.4, 1.6), (3,))
+    inside_sizes, outside_sizes = ((0.01,), (0.02,)) if quick else ((0.4, 1.6), (3,))
     jobs = [("inside", inside, size) for size in inside_sizes]
     jobs += [("outside", outside, size) for size in outside_sizes]
     for place, prepare, size in jobs:
