@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx
 import pytest
-from graphs import Arrays, Entry
+from graphs import SEED, Arrays, Entry
 
 # Scripts that need other packages, which --doctest-modules would import.
 collect_ignore = ["recorded"]
@@ -20,3 +22,11 @@ def model(entry: Entry) -> onnx.ModelProto:
 def feeds(entry: Entry) -> Arrays:
     """The inputs stored beside the model of the test's `entry`."""
     return entry.load_feeds()
+
+
+@pytest.fixture
+def seed(tmp_path: Path) -> Path:
+    """A copy of the seed example, alone in a folder."""
+    path = tmp_path / "step.onnx"
+    path.write_bytes(SEED.read_bytes())
+    return path

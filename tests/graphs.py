@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 MODELS = Path(__file__).parent.parent / "models"
+SEED = MODELS / "seed" / "train_step.onnx"
 HUGE = 1e30  # no gradient of the models comes near, and float32 holds it
 Arrays = dict[str, NDArray[Any]]
 
@@ -71,6 +72,14 @@ def each(which: Callable[[Entry], bool] = lambda entry: True) -> pytest.MarkDeco
     """Run a test once for every model `which` picks, as `entry`; its file's name is the id."""
     picked = [pytest.param(e, id=e.file.removesuffix(".onnx")) for e in ENTRIES if which(e)]
     return pytest.mark.parametrize("entry", picked)
+
+
+def save(path: Path, *nodes: str, inputs: str, outputs: str, opset: int = 17) -> Path:
+    """Write a model of these nodes, as text, and give its path."""
+    body = "\n".join(nodes)
+    text = f'<ir_version: 8, opset_import: ["" : {opset}]> g ({inputs}) => ({outputs}) {{ {body} }}'
+    onnx.save(onnx.parser.parse_model(text), path)
+    return path
 
 
 def run(

@@ -5,32 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from graphs import MODELS, SEED, save
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_clip_pass import strip
 from onnx_clip_pass.cli import main
-
-MODELS = Path(__file__).parent.parent / "models"
-SEED = MODELS / "seed" / "train_step.onnx"
-
-
-@pytest.fixture
-def seed(tmp_path: Path) -> Path:
-    path = tmp_path / "step.onnx"
-    path.write_bytes(SEED.read_bytes())
-    return path
-
-
-def save(path: Path, *nodes: str, inputs: str, outputs: str, opset: int = 17) -> Path:
-    body = "\n".join(nodes)
-    text = f'<ir_version: 8, opset_import: ["" : {opset}]> g ({inputs}) => ({outputs}) {{ {body} }}'
-    onnx.save(onnx.parser.parse_model(text), path)
-    return path
 
 
 def test_rewrite_writes_beside_the_model_and_leaves_the_model_alone(seed, capsys):

@@ -7,26 +7,10 @@ from pathlib import Path
 
 import onnx
 import pytest
+from graphs import MODELS, SEED, save
 
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients, clip_gradients_file
 from onnx_clip_pass.cli import main
-
-MODELS = Path(__file__).parent.parent / "models"
-SEED = MODELS / "seed" / "train_step.onnx"
-
-
-@pytest.fixture
-def seed(tmp_path: Path) -> Path:
-    path = tmp_path / "step.onnx"
-    path.write_bytes(SEED.read_bytes())
-    return path
-
-
-def save(path: Path, *nodes: str, inputs: str, outputs: str, opset: int = 17) -> Path:
-    body = "\n".join(nodes)
-    text = f'<ir_version: 8, opset_import: ["" : {opset}]> g ({inputs}) => ({outputs}) {{ {body} }}'
-    onnx.save(onnx.parser.parse_model(text), path)
-    return path
 
 
 def _bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnx_clip_pass.arguments import as_number
 from onnx_clip_pass.clips.base import Case, Formula, plain, positive
-from onnx_clip_pass.clips.emitter import Emitter, Measured, Quantity
+from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter, Measured, Quantity
 from onnx_clip_pass.clips.norms import Norm, emit_is_finite, emit_norm
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
 from onnx_clip_pass.clips.scaling import shared_fault, widened
@@ -22,7 +22,6 @@ from onnx_clip_pass.selection import NeedClip
 __all__ = ["GradientClipByValue"]
 
 _TINY = float(np.finfo(np.float32).tiny)
-_FIRST_BROADCASTING_MIN = 8
 
 
 class GradientClipByValue(Formula):
@@ -115,7 +114,7 @@ class GradientClipByValue(Formula):
 
     def fault(self, gradient: Gradient, opset: int, numerics: Numerics) -> str | None:
         fault = shared_fault(gradient, opset, numerics, self.work_dtype(gradient.dtype, numerics))
-        if fault is None and opset < _FIRST_BROADCASTING_MIN:
+        if fault is None and opset < FIRST_BROADCASTING_MIN:
             return f"clipping by value needs opset 8 or later, where Min broadcasts, not {opset}"
         return fault
 

@@ -14,12 +14,12 @@ from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.graph import Editor, Scope, Shape, TensorType
 from onnx_clip_pass.kernels import Need
 
-__all__ = ["Emitter", "Limit", "Measured", "ParameterSite", "Quantity"]
+__all__ = ["FIRST_BROADCASTING_MIN", "Emitter", "Limit", "Measured", "ParameterSite", "Quantity"]
 
 _DOUBLE = int(TensorProto.DOUBLE)
 _FIRST_REDUCED_AXES_AS_INPUT = 18
 _FIRST_OTHER_AXES_AS_INPUT = 13
-_FIRST_BROADCASTING_MIN = 8
+FIRST_BROADCASTING_MIN = 8
 _FIRST_WITHOUT_UNSQUEEZE_ON_CUDA = 24
 
 Limit = Callable[[float, float, int], str]
@@ -130,7 +130,7 @@ class Emitter:
         makes that of a number.
         """
         shape = self.gradient.shape
-        is_possible = _FIRST_BROADCASTING_MIN <= self.opset < _FIRST_WITHOUT_UNSQUEEZE_ON_CUDA
+        is_possible = FIRST_BROADCASTING_MIN <= self.opset < _FIRST_WITHOUT_UNSQUEEZE_ON_CUDA
         return is_possible and shape is not None and 1 in shape[1:]
 
     def spread(self, value: str, dtype: int) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnx_clip_pass.arguments import as_number
-from onnx_clip_pass.clips.emitter import Emitter, Quantity
+from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter, Quantity
 from onnx_clip_pass.clips.numerics import Reduction
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Shape
@@ -34,7 +34,6 @@ __all__ = [
 ]
 
 _DOUBLE, _BOOL = int(TensorProto.DOUBLE), int(TensorProto.BOOL)
-_FIRST_BROADCASTING_MIN = 8
 _HIGHEST_HELD_POWER = 8  # of any float32 in float64
 
 
@@ -92,7 +91,7 @@ def emit_norm(
     5. At opset 7, whose Min knows no float64, the norm comes back from there.
     """
     summed, left = _over(shape, axes), _left(shape, axes, keepdims=keepdims)
-    broadcasts = to.opset >= _FIRST_BROADCASTING_MIN or shape == ()
+    broadcasts = to.opset >= FIRST_BROADCASTING_MIN or shape == ()
     keeps_rank = axes is None or (keepdims and shape is not None)
     if _is_single(summed) and broadcasts and keeps_rank and not is_power:
         norm = to.node("Abs", [x], result="norm", dtype=work, shape=shape)  # rule 1
@@ -137,7 +136,7 @@ def emit_norm(
         )
         if may_be_single:
             norm = to.node("Abs", [norm], result="length", dtype=dtype, shape=left)
-    if to.opset < _FIRST_BROADCASTING_MIN:  # rule 5
+    if to.opset < FIRST_BROADCASTING_MIN:  # rule 5
         norm = to.cast(norm, dtype, work, result="norm in float32", shape=left)
         dtype = work
     return Norm(norm, dtype, left, cannot_overflow, axes, keepdims)

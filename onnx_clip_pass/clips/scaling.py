@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnx_clip_pass.clips.base import DTYPES, Case, Formula
-from onnx_clip_pass.clips.emitter import Emitter, Measured, Quantity
+from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter, Measured, Quantity
 from onnx_clip_pass.clips.norms import Norm, emit_is_finite
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
 from onnx_clip_pass.errors import OnnxClipError
@@ -29,7 +29,6 @@ __all__ = [
 
 _DOUBLE = int(TensorProto.DOUBLE)
 _FIRST_OPSET = 7  # Div and Mul broadcast from here on
-_FIRST_BROADCASTING_MIN = 8
 _FIRST_WHERE = 9
 _FIRST_BFLOAT16 = 13
 
@@ -131,7 +130,7 @@ def shared_fault(
             f"opset {opset} is too old: clipping needs {_FIRST_OPSET} or later, where Div and "
             f"Mul broadcast; convert the model with onnx.version_converter first"
         )
-    if opset < _FIRST_BROADCASTING_MIN:
+    if opset < FIRST_BROADCASTING_MIN:
         if work == _DOUBLE:
             return "float64 needs opset 8 or later: before, ONNX Runtime's CPU has no Min for it"
         if gradient.has_seeds:

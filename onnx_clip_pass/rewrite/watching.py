@@ -102,7 +102,7 @@ class Watch:
                     found.append(Emitted(output, quantity, (sight.gradient.name,)))
         if "norm" in self.emit:
             for group, at, measured, names in groups:
-                norm = _norm(editor, steering, at, measured.norm, _width(measured.norm))
+                norm = _norm(editor, steering, at, measured.norm, measured.norm.dtype)
                 output = _output(editor, at, group, "norm", norm)
                 found.append(Emitted(output, "norm", names, group))
         return tuple(found)
@@ -153,10 +153,6 @@ def _least(to: Emitter, scale: Quantity) -> Quantity:
         "ReduceMin", scale.name, None, result="least", dtype=scale.dtype, shape=(), keepdims=0
     )
     return Quantity(name, scale.dtype, ())
-
-
-def _width(quantity: Quantity) -> int:
-    return quantity.dtype
 
 
 def _output(editor: Editor, to: Emitter, label: str, what: str, value: Quantity) -> str:
