@@ -75,7 +75,7 @@ def inside(folder: Path, size: float) -> dict[str, Contest]:
 
 
 def outside(folder: Path, size: float) -> dict[str, Contest]:
-    """The contest for a model with its weights outside, all zeros in a sparse file."""
+    """The contest for a model with its weights outside."""
     source, beside, other = folder / "model.onnx", folder / "out.onnx", folder / "other"
     generate("outside", source, int(size * GB))
     memory = memory_limit()
@@ -87,7 +87,7 @@ def outside(folder: Path, size: float) -> dict[str, Contest]:
         beside.unlink(missing_ok=True)
         shutil.rmtree(other)
 
-    cp = ["cp", "--sparse=never", str(source), str(folder / DATA), str(other)]
+    cp = ["cp", str(source), str(folder / DATA), str(other)]
     there = other / "model.onnx"
     return {
         "cp": contest(cp),

@@ -47,28 +47,27 @@ def wide_model(gradients: int, *, sgd: bool = False) -> ModelProto:
 def large_model(size: int, folder: Path | None = None) -> ModelProto:
     """24 square weights of `size` bytes together.
 
-    Uniform random numbers inside the model; or, if there is a `folder`, zeros outside, in a sparse
-    file of it, which takes no room on the disk.
+    Uniform random numbers inside the model; or, if there is a `folder`, outside, in a file of it.
     """
     side = math.isqrt(size // (4 * _TENSORS))
     model = _model(_TENSORS, [side, side])
     rng = np.random.default_rng(0)
-    offset = 0
+    stride = -(-4 * side * side // _PAGE) * _PAGE
     for i in range(_TENSORS):
         tensor = model.graph.initializer.add()
         tensor.name, tensor.data_type = f"layer{i}.weight", _FLOAT
         tensor.dims.extend([side, side])
+        weight = rng.random((side, side), np.float32)
         if folder is None:
-            tensor.raw_data = rng.random((side, side), np.float32).tobytes()
-        else:
-            tensor.data_location = TensorProto.EXTERNAL
-            place = {"location": DATA, "offset": offset, "length": 4 * side * side}
-            for key, value in place.items():
-                tensor.external_data.add(key=key, value=str(value))
-            offset += -(-4 * side * side // _PAGE) * _PAGE
-    if folder is not None:
-        with (folder / DATA).open("wb") as file:
-            file.truncate(offset)
+            tensor.raw_data = weight.tobytes()
+            continue
+        tensor.data_location = TensorProto.EXTERNAL
+        place = {"location": DATA, "offset": i * stride, "length": 4 * side * side}
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=str(value))
+        with (folder / DATA).open("ab") as file:
+            file.truncate(i * stride)
+            file.write(weight)
     return model
 
 

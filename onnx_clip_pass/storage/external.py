@@ -258,7 +258,8 @@ def _bring(file: DataFile, temporary: Path, how: HowToBring, count: Callable[[in
             ) from error
         count(file.size)
         return
-    with Source(file.path) as source, temporary.open("wb") as out:
+    # Not "wb": ext4 writes a file that was cut to nothing to disk when it is closed.
+    with Source(file.path) as source, temporary.open("r+b") as out:
         if source.size != file.size:
             raise OnnxClipError(
                 f"{str(file.path)!r} had {file.size} bytes and now has {source.size}: it was "
