@@ -119,7 +119,6 @@ NOT_WITH_THE_OLDEST = [
     "--ignore=tests/gradients/test_accumulator.py",
     "--ignore=tests/gradients/test_names.py",
     "--ignore=tests/gradients/test_names_and_roles.py",
-    "--ignore=tests/test_extract.py",
     "-k",
     "not ("
     "test_names_that_are_taken_anywhere or test_rewrite_and_inspect_probe"

@@ -27,7 +27,7 @@ from onnx_clip_pass.cli import main
 SEED = MODELS / "seed" / "train_step.onnx"
 SUM = MODELS / "in_graph" / "sum_of_parameters.onnx"
 TWO = """<ir_version: 8, opset_import: ["" : 17]>
-    step (float[3] x, float[2,"N"] y, float S) => (float[3] a_grad, float[2,"N"] b_grad) {
+    step (float[3] x, float[2,N] y, float S) => (float[3] a_grad, float[2,N] b_grad) {
         a_grad = Identity(x) b_grad = Neg(y) }"""
 NAMED = {"a_grad": "a", "b_grad": "b"}
 FED = {"a_grad": np.float32([3, 4, 12]), "b_grad": np.float32([[1, -2], [3, 4]])}
