@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
@@ -23,17 +24,21 @@ from onnx_clip_pass.graph import rename_in_attributes
 
 __all__ = [
     "KEY",
+    "Body",
     "Record",
     "bodies_of",
     "digest_of",
     "read_record",
     "strip",
     "strip_if_clipped",
+    "undo",
     "write_record",
 ]
 
 KEY = "onnx_clip_pass"
 _FORMAT = 1
+
+Body = GraphProto | FunctionProto
 
 
 @dataclass(slots=True)
@@ -45,9 +50,9 @@ class Record:
     were searched for.
     `renamed` maps each changed name to what it was; `nodes`, `initializers`, `values`, `inputs` and
     `outputs` are the names of what was added. `order` says of bodies (by their number in
-    `bodies_of`) whose nodes had to move in which runs (first, count) of their old numbers they
-    stand now. `emitted` has the output, the quantity, the gradients and the group of each output
-    that hands out a measure.
+    `bodies_of` the model before) whose nodes had to move in which runs (first, count) of their old
+    numbers they stand now. `emitted` has the output, the quantity, the gradients and the group of
+    each output that hands out a measure.
     """
 
     version: str
@@ -157,16 +162,24 @@ def undo(model: ModelProto) -> bool:
             "joined with others by another tool since, so they cannot be undone; start from the "
             "original model"
         )
-    nodes = set(record.nodes)
-    values = {*record.values, *record.initializers}  # other tools declare initializers too
+    nodes, initializers = set(record.nodes), set(record.initializers)
     order = dict(record.order)
-    bodies = list(enumerate(bodies_of(model)))
-    for number, body in reversed(bodies):  # nested ones first: taking nodes out copies the others
-        _take_out(body, nodes, order.get(number))
+    bodies: list[tuple[Body, list[NodeProto]]] = []
+    todo = _outermost(model)
+    for number, body in enumerate(todo):  # grows while it is read
+        bodies.append((body, _nodes_before(body, nodes, order.get(number))))
+        todo += [graph for node in bodies[-1][1] for graph in _graphs_in(node)]
+    made = {name for body, _ in bodies for n in body.node if n.name in nodes for name in n.output}
+    # other tools declare more than we did
+    values = {*record.values, *initializers, *made} - {*record.renamed.values()}
+    for body, before in reversed(bodies):  # nested ones first: putting nodes back copies them
+        if len(before) < len(body.node):
+            del body.node[:]
+            body.node.extend(before)
         _remove(getattr(body, "value_info", ()), values)
         if isinstance(body, GraphProto):
             for at in range(len(body.initializer) - 1, -1, -1):  # one by one: weights stay put
-                if body.initializer[at].name in record.initializers:
+                if body.initializer[at].name in initializers:
                     del body.initializer[at]
         _rename_back(body, record.renamed)
     _remove(model.graph.input, set(record.inputs))
@@ -178,8 +191,8 @@ def undo(model: ModelProto) -> bool:
     return True
 
 
-def _take_out(body: GraphProto | FunctionProto, names: set[str], runs: Any) -> None:
-    """Remove the nodes of these names, and put the others into the order that they had.
+def _nodes_before(body: Body, names: set[str], runs: Any) -> list[NodeProto]:
+    """The nodes but those of these names, in the order that they had.
 
     If another tool has added nodes or taken some away, they stay in the order in which they are.
     """
@@ -187,10 +200,8 @@ def _take_out(body: GraphProto | FunctionProto, names: set[str], runs: Any) -> N
     if runs is not None and sum(count for _, count in runs) == len(kept):
         numbers = [number for first, count in runs for number in range(first, first + count)]
         if sorted(numbers) == list(range(len(kept))):
-            kept = [kept[at] for at in sorted(range(len(kept)), key=numbers.__getitem__)]
-    if len(kept) < len(body.node):
-        del body.node[:]
-        body.node.extend(kept)
+            return [kept[at] for at in sorted(range(len(kept)), key=numbers.__getitem__)]
+    return kept
 
 
 def _remove(items: Any, names: set[str]) -> None:
@@ -201,7 +212,7 @@ def _remove(items: Any, names: set[str]) -> None:
         items.extend(kept)
 
 
-def _rename_back(body: GraphProto | FunctionProto, names: dict[str, str]) -> None:
+def _rename_back(body: Body, names: dict[str, str]) -> None:
     for node in body.node:
         for ports in (node.input, node.output):
             for slot, name in enumerate(ports):
@@ -260,22 +271,22 @@ def _is_read_by_others(model: ModelProto, record: Record) -> bool:
     return not read.isdisjoint(removed - kept)
 
 
-def bodies_of(
-    model: ModelProto, *, but_in: Collection[str] = ()
-) -> Iterator[GraphProto | FunctionProto]:
+def bodies_of(model: ModelProto, *, but_in: Collection[str] = ()) -> Iterator[Body]:
     """Every body of nodes in a model, an outer one before those in its nodes.
 
     Those in the nodes named in `but_in` are left out.
     """
-    todo: list[GraphProto | FunctionProto] = [model.graph]
-    for info in model.training_info:
-        todo += [info.initialization, info.algorithm]
-    todo += model.functions
+    todo = _outermost(model)
     for body in todo:  # grows while it is read
         yield body
         for node in body.node:
             if node.name not in but_in:
                 todo += _graphs_in(node)
+
+
+def _outermost(model: ModelProto) -> list[Body]:
+    algorithms = [(info.initialization, info.algorithm) for info in model.training_info]
+    return [model.graph, *chain.from_iterable(algorithms), *model.functions]
 
 
 def _graphs_in(node: NodeProto) -> list[GraphProto]:

@@ -16,7 +16,7 @@ from onnx_clip_pass.arguments import check_model
 from onnx_clip_pass.clips import Clip, NonFinite, NormPrecision
 from onnx_clip_pass.gradients import name_gradients, survey
 from onnx_clip_pass.graph import Editor, Index
-from onnx_clip_pass.record import undo, write_record
+from onnx_clip_pass.record import bodies_of, undo, write_record
 from onnx_clip_pass.rewrite.emitting import emit as emit_clips
 from onnx_clip_pass.rewrite.planning import plan
 from onnx_clip_pass.rewrite.reporting import Clipped, Report, lacking_kernels, notes_on, record_of
@@ -147,6 +147,7 @@ def _clip(model: ModelProto, clips: Clip | list[Rule], settings: Settings) -> Re
     notes = notes_on(seen, sightings)  # the index is out of date when edits are made
     editor = Editor(index)
     made = emit_clips(editor, edits, settings)
+    bodies = list(bodies_of(model))  # before finishing copies nested ones
     editor.finish()
     rows = tuple(
         Clipped(sighting.gradient, choice.clip, choice.rule)
@@ -155,7 +156,7 @@ def _clip(model: ModelProto, clips: Clip | list[Rule], settings: Settings) -> Re
         for sighting, choice in sightings
     )
     if any(row.clip for row in rows):
-        write_record(model, record_of(editor, edits, sightings, settings, made.emitted))
+        write_record(model, record_of(editor, edits, sightings, settings, made.emitted, bodies))
     return Report(
         rows,
         (*warnings, *notes, *lacking_kernels(made.needs)),

@@ -9,7 +9,7 @@ from onnx_clip_pass.clips import Clip, facts_of
 from onnx_clip_pass.gradients import Gradient, Survey
 from onnx_clip_pass.graph import Editor
 from onnx_clip_pass.kernels import Need, missing
-from onnx_clip_pass.record import Record, bodies_of, digest_of
+from onnx_clip_pass.record import Body, Record, digest_of
 from onnx_clip_pass.rewrite.planning import Edit
 from onnx_clip_pass.rewrite.selecting import Chosen
 from onnx_clip_pass.rewrite.settings import Settings
@@ -57,8 +57,9 @@ def record_of(
     sightings: Chosen,
     settings: Settings,
     emitted: tuple[Emitted, ...],
+    bodies: list[Body],
 ) -> Record:
-    """The note to leave in the model."""
+    """The note to leave in the model; `bodies` are those that it had before it was edited."""
     entries = [
         {
             "gradient": sighting.gradient.name,
@@ -71,7 +72,6 @@ def record_of(
         if choice is not None
     ]
     added = editor.added
-    bodies = list(bodies_of(editor.model))
     return Record(
         version=__version__,
         clips=entries,

@@ -58,6 +58,13 @@ def test_inputs_outputs_and_the_optimizer_stay_and_strip_gives_the_model_back(fo
     assert strip(model) == original
 
 
+def test_what_shape_inference_declares_of_the_clip_goes_with_it():
+    inferred = onnx.shape_inference.infer_shapes(clipped(GradientClipByNorm(1.0)))
+    assert any(value.name.startswith("clip/") for value in inferred.graph.value_info)
+    left = [value.name for value in strip(inferred).graph.value_info]
+    assert not [name for name in left if name.startswith("clip/")]
+
+
 def test_the_graph_is_valid_onnx_but_for_the_runtimes_own_optimizer():
     model = clipped(GradientClipByNorm(1.0))
     del model.graph.node[-1:], model.graph.output[:]

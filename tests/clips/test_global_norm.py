@@ -196,6 +196,30 @@ def test_an_if_that_takes_a_clipped_gradient_from_outside_waits_too():
     assert strip(clipped) == model
 
 
+def test_nodes_that_moved_inside_a_node_that_moved_are_put_back():
+    model = parse(
+        """
+        step (float[2] x, bool yes) => (float[2] first, float[2] out, float[2] h) {
+            g = Neg(x)
+            first = If(yes) <
+                then_branch = t1 () => (float[2] p1) { p1 = Abs(g) },
+                else_branch = e1 () => (float[2] q1) { q1 = Identity(g) }>
+            out = If(yes) <
+                then_branch = t2 () => (float[2] p2) {
+                    a = Neg(x) early = Abs(a) b = Exp(x) p2 = Add(early, b) },
+                else_branch = e2 () => (float[2] q2) { q2 = Identity(x) }>
+            h = Add(x, x)
+        }"""
+    )
+    inside = GradientClipByGlobalNorm(1.0, group_name="inside")
+    rules = [Rule(["g", "h"], ONE), Rule(["a", "b"], inside)]
+    clipped = clip_gradients(model, rules, gradients=["g", "h", "a", "b"])
+    assert [n.output[0] for n in clipped.graph.node if not n.name.startswith("clip/")] == [
+        "clip/g/raw", "out", "clip/h/raw", "first",
+    ]  # fmt: skip
+    assert strip(clipped) == model
+
+
 TWO_STEPS = """
     steps (float[2] W, float[2] V, float[2] x) => (float[2] W2, float[2] V2) {
         W_grad1 = Mul(W, x)
