@@ -101,6 +101,21 @@ def test_an_argument_of_another_kind_says_what_was_expected(call, words, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+MISSPELT = {
+    "file": lambda: clip_file(non_finite="zero"),
+    "extract": lambda: extract_clip_file(SEED, "x", CLIP, non_finite="zero"),
+    "folder": lambda: clip_folder(non_finite="zero"),
+}
+
+
+@pytest.mark.parametrize("call", MISSPELT.values(), ids=MISSPELT)
+def test_an_argument_that_there_is_not_is_refused(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TypeError, match="non_finite"):
+        call()
+    assert not list(tmp_path.iterdir())
+
+
 def test_numbers_and_flags_of_numpy_are_numbers_and_flags():
     clip = GradientClipByNorm(np.float32(2), ord=np.array(1), per_sample=np.bool_(True))
     assert (clip.clip_norm, clip.ord, clip.per_sample) == (2.0, 1.0, True)

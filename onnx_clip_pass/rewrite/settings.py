@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict, Unpack
+from typing import Literal, TypedDict
 
 from onnx_clip_pass.arguments import check_flags, check_input_name
 from onnx_clip_pass.clips import NonFinite, NormPrecision, Numerics
@@ -44,27 +44,31 @@ class Settings:
     watch: Watch
 
     @classmethod
-    def of(cls, **options: Unpack[Options]) -> Settings:
-        """Check options.
+    def of(
+        cls,
+        *,
+        gradients: GradientNames = None,
+        skip: str | Sequence[str] = (),
+        norm_precision: NormPrecision = "auto",
+        nonfinite: NonFinite = "propagate",
+        threshold_input: str | None = None,
+        loss_scale: LossScale = 1.0,
+        emit: Sequence[Literal["norm", "scale", "clipped"]] = (),
+        emit_as: EmitAs = "each",
+        measure_only: bool = False,
+    ) -> Settings:
+        """Check `Options`.
 
         Raises:
             OnnxClipError: one of them cannot be meant.
         """
-        measure_only = options.get("measure_only", False)
-        threshold_input = options.get("threshold_input")
-        emit = options.get("emit", ())
         check_flags(measure_only=measure_only)
         check_input_name(threshold_input)
-        gradients = options.get("gradients")
         return cls(
             None if gradients is None else as_mapping(gradients),
-            options.get("skip", ()),
-            Numerics(options.get("norm_precision", "auto"), options.get("nonfinite", "propagate")),
+            skip,
+            Numerics(norm_precision, nonfinite),
             threshold_input,
-            Steering(options.get("loss_scale", 1.0)),
-            Watch(
-                (emit,) if isinstance(emit, str) else tuple(emit),
-                options.get("emit_as", "each"),
-                measure_only,
-            ),
+            Steering(loss_scale),
+            Watch((emit,) if isinstance(emit, str) else tuple(emit), emit_as, measure_only),
         )
