@@ -6,8 +6,10 @@ own. The command line is imported inside `run`, since importing it takes a while
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
+from contextlib import suppress
 
 __all__ = ["run"]
 
@@ -25,6 +27,9 @@ def run() -> int:
             number = getattr(signal, name, None)  # not every system has every one
             if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # not under nohup
                 signal.signal(number, signal.default_int_handler)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a name may be beyond what a console writes
+            with suppress(OSError):  # which writing will tell
+                sys.stdout.reconfigure(errors="backslashreplace")
         from onnx_clip_pass.cli import main
 
         return main()

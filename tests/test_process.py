@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 import onnx_clip_pass
 from onnx_clip_pass import cli
@@ -113,6 +114,21 @@ def test_a_reader_that_has_gone_does_not_look_like_a_failed_check():
     done = run(code, "inspect", str(SEED), "--json")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_a_name_that_the_console_cannot_write_is_written_all_the_same(tmp_path):
+    def port(name: str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [2])
+
+    node = helper.make_node("Neg", ["x"], ["∇W"])
+    graph = helper.make_graph([node], "step", [port("x"), port("W")], [port("∇W")])
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    code = "from onnx_clip_pass.__main__ import run; raise SystemExit(run())"
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = run(code, "inspect", str(path), env=ascii_only, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u2207W" in done.stdout
 
 
 def test_a_fault_of_our_own_has_an_exit_code_of_its_own(monkeypatch, capsys):

@@ -323,3 +323,14 @@ def test_a_graph_without_gradients_is_refused_with_what_was_looked_for():
 def test_a_pattern_that_matches_nothing_is_refused_with_what_there_is():
     with pytest.raises(OnnxClipError, match=r"^pattern 'nowhere' matches no .*there is: 'W'$"):
         clip_gradients(parse(STEP), GradientClipByNorm(1.0, need_clip="nowhere"))
+
+
+def test_a_gradient_that_is_cast_like_a_parameter_has_its_dtype():
+    model = parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        step (float[2] W, float16[2] h) => (float[2] W_new) {
+            g = CastLike(h, W) W_new = Sub(W, g) }"""
+    )
+    clipped = clip_gradients(model, GradientClipByNorm(1.0), gradients={"g": "W"})
+    feeds = {"W": np.float32([1, 1]), "h": np.float16([3, 4])}
+    np.testing.assert_allclose(run(clipped, feeds)["W_new"], [0.4, 0.2], rtol=1e-6)  # float32

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from onnx import NodeProto
 
-from onnx_clip_pass.graph import OUTPUT, Index, Scope, Value, attribute
+from onnx_clip_pass.graph import OUTPUT, Index, Read, Scope, Value, attribute
 
 __all__ = ["unit_axes"]
 
@@ -28,32 +28,31 @@ def unit_axes(index: Index, parameter: Value) -> tuple[int, ...] | str | None:
         return "the shape of its parameter is unknown"
     if sum(size != 1 for size in tensor.shape) <= 1:
         return None
-    return _axes(index, parameter.frame.scope, parameter.name, tuple(range(len(tensor.shape))))
-
-
-def _axes(index: Index, scope: Scope, name: str, order: tuple[int, ...]) -> tuple[int, ...] | str:
-    """`order` says which axis of the parameter each axis of the value is."""
-    for read in sorted(index.readers_of(scope, name), key=lambda read: (read.node, read.slot)):
-        if read.node == OUTPUT or read.slot < 0:
-            continue
+    todo = _reads(index, parameter.frame.scope, parameter.name, tuple(range(len(tensor.shape))))
+    ops = sorted({read.scope.nodes[read.node].op_type for read, _ in todo})
+    while todo:
+        read, order = todo.pop()
         node = read.scope.nodes[read.node]
         if node.op_type in _PASSED_ON and read.slot == 0:
             given = attribute(node, "perm")
-            passed = order
             if node.op_type == "Transpose":
-                passed = tuple(order[a] for a in given.ints) if given is not None else order[::-1]
-            found = _axes(index, read.scope, node.output[0], passed)
-            if not isinstance(found, str):
-                return found
+                order = order[::-1] if given is None else tuple(order[a] for a in given.ints)
+            todo += _reads(index, read.scope, node.output[0], order)
             continue
         layout = _LAYOUTS.get((node.op_type, read.slot))
         if layout is not None:
             return tuple(sorted(order[axis] for axis in layout(node, len(order))))
-    ops = sorted(
-        {r.scope.nodes[r.node].op_type for r in index.readers_of(scope, name) if r.node >= 0}
-    )
     taken = f"it is taken by {', '.join(ops)}" if ops else "no node takes it"
     return f"its parameter's units cannot be told, since {taken}"
+
+
+def _reads(
+    index: Index, scope: Scope, name: str, order: tuple[int, ...]
+) -> list[tuple[Read, tuple[int, ...]]]:
+    """The nodes that read a value, the first one last, and which axis of the parameter is which."""
+    reads = [read for read in index.readers_of(scope, name) if read.node != OUTPUT]
+    reads.sort(key=lambda read: (read.node, read.slot), reverse=True)
+    return [(read, order) for read in reads if read.slot >= 0]
 
 
 def _flag(node: NodeProto, name: str) -> bool:

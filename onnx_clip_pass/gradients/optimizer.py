@@ -58,11 +58,14 @@ def _pairs(
         return
     at = number
     if node.op_type in SEQUENCE_SLOTS:
-        made = [_constructor(frame, node, slot) for slot in SEQUENCE_SLOTS[node.op_type]]
-        if None in made or len({len(frame.scope.nodes[m].input) for m in made if m}) > 1:
+        slots_of = SEQUENCE_SLOTS[node.op_type]
+        made = [m for slot in slots_of if (m := _constructor(frame, node, slot)) is not None]
+        if len(made) < len(slots_of):
             return
-        weights, gradients = (list(frame.scope.nodes[m].input) for m in made if m is not None)
-        at = made[1] or 0
+        weights, gradients = (list(frame.scope.nodes[m].input) for m in made)
+        if len(weights) != len(gradients):
+            return
+        at = made[1]
         slots = list(enumerate(range(len(gradients))))
     else:
         weights = gradients = list(node.input)

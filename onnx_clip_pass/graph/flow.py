@@ -240,7 +240,7 @@ class Flow:
         """The dtype of a floating value: declared, or of what it is computed from; 0 if unknown.
 
         All operators of the default domain but Cast and the like (see `_stated_dtype`) hand on
-        the dtype of their floating inputs; so does Gradient.
+        the dtype of their floating inputs, CastLike that of its second; so does Gradient.
         """
         seen = {value}
         todo = [value]
@@ -259,7 +259,9 @@ class Flow:
                     if TensorType(stated).is_floating:
                         return stated
                     continue
-            for source, _ in self.sources(at):
+            for source, read in self.sources(at):
+                if node is not None and node.op_type == "CastLike" and read.slot == 0:
+                    continue
                 if source not in seen:
                     seen.add(source)
                     todo.append(source)

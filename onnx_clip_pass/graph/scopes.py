@@ -199,9 +199,10 @@ class Index:
         return scope
 
     def _add_function(self, function: FunctionProto, opsets: dict[str, int]) -> Scope:
+        overload = getattr(function, "overload", "")  # since IR 10
         scope = Scope(
             proto=function,
-            path=f"function {function.domain}::{function.name}",
+            path=f"function {function.domain}::{function.name}" + (overload and f":{overload}"),
             outer=None,
             opsets={entry.domain: entry.version for entry in function.opset_import} or opsets,
             nodes=list(function.node),

@@ -227,3 +227,19 @@ def test_what_a_bound_on_values_multiplies_by_at_most(
     out = run(clipped, {"x": np.float32(x)})
     assert out["g/scale"] == pytest.approx(scale, rel=1e-6, abs=1e-30)
     assert out["g/clipped"] == is_clipped
+
+
+def test_units_are_told_behind_however_many_aliases():
+    chain = " ".join(f"w{n + 1} = Identity(w{n})" for n in range(2000))
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 17]>
+        step (float[1,2] x, float[2,2] W, float[2,2] h)
+            => (float[1,2] y, float[2,2] W_grad) {{
+            w0 = Transpose <perm = [1, 0]> (W) {chain} y = MatMul(x, w2000)
+            W_grad = Identity(h) }}"""
+    )
+    clipped = clip_gradients(model, AdaptiveGradientClip(0.5), gradients={"W_grad": "W"})
+    weight, slope = np.float32([[3, 4], [6, 8]]), np.float32([[3, 4], [0.3, 0.4]])
+    out = run(clipped, {"x": np.float32([[1, 1]]), "W": weight, "h": slope}, ["W_grad"])
+    # a row of W gives one element of y; those of the gradient are 5 > 0.5 * 5 and 0.5 < 0.5 * 10
+    np.testing.assert_allclose(out["W_grad"], [[1.5, 2], [0.3, 0.4]], rtol=4 * 2**-24)

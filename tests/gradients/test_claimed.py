@@ -110,3 +110,16 @@ def test_naming_none_is_an_error_of_its_own(build, gradients):
     model = build(STEP)
     with pytest.raises(OnnxClipError, match="at least one"):
         clip_gradients(model, GradientClipByNorm(1.0), gradients=gradients)
+
+
+def test_a_value_of_two_overloads_of_a_function_is_a_value_of_several_graphs(build):
+    model = build(
+        "a = local.f (x)  b = local.f (x)",
+        inputs="float[4] x",
+        outputs="float[4] a, float[4] b",
+        functions='<domain: "local", opset_import: ["" : 18]> f (u) => (g) { g = Neg (u) }',
+    )
+    model.functions.add().CopyFrom(model.functions[0])
+    model.functions[1].overload = model.graph.node[1].overload = "other"
+    with pytest.raises(OnnxClipError, match=r"several graphs .*local::f, .*local::f:other"):
+        clip_gradients(model, GradientClipByNorm(1.0), gradients=["g"])

@@ -93,3 +93,14 @@ def test_the_gradient_lies_before_decay_and_clipping(find, text):
     assert find(f"{RAW}{text}  {call}", inputs=INPUTS, outputs="float[3] a, float[3] b") == [
         ("g1", "V")
     ]
+
+
+def test_sequences_of_unequal_lengths_show_no_gradients(find):
+    found = find(
+        "weights = SequenceConstruct (V)  g1 = Tanh (raw)  g2 = Sin (raw)"
+        "  gradients = SequenceConstruct (g1, g2)"
+        "  done = com.microsoft.SGDOptimizerV2 (rate, weights, gradients)",
+        inputs=INPUTS,
+        outputs="bool[1] done",
+    )
+    assert found == []
