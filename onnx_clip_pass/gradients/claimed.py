@@ -17,6 +17,7 @@ An initializer may be a gradient (a constant one), and so may an input (of an op
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from difflib import get_close_matches
 
@@ -59,6 +60,10 @@ class _Claims:
         self._wanted = wanted
         self._updated = {step.root for step in steps.handed_out if step.root in steps.parameters}
         self._named_after: set[Value] | None = None
+        self._places: dict[str, dict[str, Value]] = defaultdict(dict)
+        for frame in reversed(flow.frames()):
+            for name in frame.scope.names & wanted.keys():
+                self._places[name][frame.scope.path] = Value(frame, name)
         self.faults: list[str] = []
 
     def found(self, name: str, parameter_name: str | None) -> Found | None:
@@ -78,11 +83,7 @@ class _Claims:
 
     def _value(self, name: str) -> Value | None:
         """Rule 1: the value of that name, of the main graph if that has one."""
-        places = {
-            frame.scope.path: Value(frame, name)
-            for frame in reversed(self._flow.frames())
-            if name in frame.scope.names
-        }
+        places = self._places.get(name)
         if not places:
             self.faults.append(f"{name!r} is no value of this model" + self._nearest(name))
         elif len(places) > 1 and "" not in places:

@@ -135,15 +135,7 @@ class Flow:
         if at is None:
             return None
         for nested in reversed(chain):
-            number = next(
-                (
-                    n
-                    for n, held in frame.scope.bodies.items()
-                    if any(body is nested for body in held.values())
-                ),
-                OUTPUT,
-            )
-            frame = self._enter(frame, number, nested)
+            frame = self._enter(frame, nested.number, nested)
         return frame
 
     def given(self, value: Value) -> Value | None:

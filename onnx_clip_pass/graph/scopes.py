@@ -52,6 +52,8 @@ class Read(NamedTuple):
 class Scope:
     """One body of nodes; `path` says where it is, and is empty for the main graph.
 
+    `number` is that of the node of `outer` in which it is, OUTPUT if it is in none.
+
     What is asked for of every node of a large graph is taken out of protobuf once: `takes` are the
     inputs of each node, `by_op` the numbers of the nodes of each op type, `special` the numbers of
     those that run a body (an If, a call) or name tensors in attributes.
@@ -64,6 +66,7 @@ class Scope:
     nodes: list[NodeProto]
     inputs: list[str]
     outputs: list[str]
+    number: int = OUTPUT
     producers: dict[str, tuple[int, int]] = field(default_factory=dict)
     initializers: dict[str, TensorProto] = field(default_factory=dict)
     types: dict[str, TensorType | TypeProto | None] = field(default_factory=dict)
@@ -89,6 +92,13 @@ class Scope:
         while scope is not None and name not in scope.names:
             scope = scope.outer
         return scope
+
+    def number_in(self, outer: Scope) -> int:
+        """The number of the node of `outer` in which this body is, at whatever depth, see above."""
+        inner = self
+        while inner.outer is not None and inner.outer is not outer:
+            inner = inner.outer
+        return inner.number if inner.outer is outer else OUTPUT
 
     def producer(self, name: str) -> NodeProto | None:
         """The node of this very scope that computes `name`."""
@@ -238,6 +248,7 @@ class Index:
                     for key, graph in _graphs_of(attr):
                         path = f"{scope.path}/{node.op_type}[{number}].{key}".lstrip("/")
                         body = self._add_graph(graph, path, scope, scope.opsets, depth + 1)
+                        body.number = number
                         scope.bodies.setdefault(number, {})[key] = body
                         scope.special.add(number)
         scope.names.update(scope.producers)

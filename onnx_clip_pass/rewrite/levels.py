@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from onnx_clip_pass.graph import Index, Read, Scope
+from onnx_clip_pass.graph import OUTPUT, Index, Read, Scope
 
 if TYPE_CHECKING:
     from onnx_clip_pass.rewrite.planning import Edit
@@ -81,12 +81,6 @@ def _captured_reads(index: Index, scope: Scope) -> dict[int, list[tuple[str, Rea
         return found
     for name in scope.names:
         for read in index.readers_of(scope, name):
-            inner = read.scope
-            if inner is scope:
-                continue
-            while inner.outer is not None and inner.outer is not scope:
-                inner = inner.outer
-            for number, bodies in scope.bodies.items():
-                if inner in bodies.values():
-                    found.setdefault(number, []).append((name, read))
+            if read.scope is not scope and (number := read.scope.number_in(scope)) != OUTPUT:
+                found.setdefault(number, []).append((name, read))
     return found

@@ -55,7 +55,7 @@ def _behind(index: Index, scope: Scope, reads: Iterable[Read]) -> set[str]:
     todo = list(reads)
     values: set[str] = set()
     for read in todo:  # grows while it is read
-        number = _number_in(scope, read)
+        number = read.node if read.scope is scope else read.scope.number_in(scope)
         if number == OUTPUT:
             continue
         for name in scope.nodes[number].output:
@@ -63,18 +63,6 @@ def _behind(index: Index, scope: Scope, reads: Iterable[Read]) -> set[str]:
                 values.add(name)
                 todo += index.readers_of(scope, name)
     return values
-
-
-def _number_in(scope: Scope, read: Read) -> int:
-    """The node of the scope that reads, itself or by a body in it."""
-    inner = read.scope
-    if inner is scope:
-        return read.node
-    while inner.outer is not None and inner.outer is not scope:
-        inner = inner.outer
-    return next(
-        (number for number, bodies in scope.bodies.items() if inner in bodies.values()), OUTPUT
-    )
 
 
 def components(clips: Sequence[tuple[Clip, int, str, int]]) -> list[list[int]]:

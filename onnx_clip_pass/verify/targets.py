@@ -7,6 +7,7 @@ worked out here from the original, by walking forward.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -107,12 +108,17 @@ class _Reading:
         self._numbers = {id(scope): number for number, scope in enumerate(before.scopes)}
         self._ends = {(value.frame.scope, value.name) for value in seen.updates}
         self._gradients: set[Place] = set()
+        self._stops: set[Place] = set()
+        self._shared: dict[Place, set[str]] = defaultdict(set)
+        for sighting in seen.found:
+            self._shared[_place(sighting)].add(sighting.gradient.parameter.name)
 
     def targets(self, sightings: Iterable[Sighting]) -> list[Target]:
         groups: dict[Place, _Group] = {}
         for sighting, entry in zip(sightings, self._record.clips, strict=True):
             groups.setdefault(_place(sighting), []).append((sighting, entry))
-        self._gradients = {*groups, *map(_place, self._seen.found)}
+        self._gradients = {*groups, *self._shared}
+        self._stops = self._gradients | self._ends
         targets: list[Target] = []
         grouped: dict[Scope, dict[str, list[Read]]] = {}
         for place, group in groups.items():
@@ -159,9 +165,12 @@ class _Reading:
         """
         name = place[1]
         new = self._new_names(number, name)
-        recorded = {sighting.gradient.parameter for sighting, _ in group}
-        shared = {s.gradient.parameter for s in self._seen.found if _place(s) == place}
-        if shared <= recorded and len(new) <= 1 and len({_facts(entry) for _, entry in group}) == 1:
+        recorded = {sighting.gradient.parameter.name for sighting, _ in group}
+        if (
+            self._shared[place] <= recorded
+            and len(new) <= 1
+            and len({_facts(entry) for _, entry in group}) == 1
+        ):
             raw, clipped = (new[0], name) if new else (name, name)
             if new and self._is_result(number, new[0]):
                 raw, clipped = name, new[0]
@@ -212,9 +221,8 @@ class _Reading:
 
     def _is_backward(self, read: Read, own: Place) -> bool:
         """Whether another gradient of the same step is computed through this read."""
-        stop = self._ends | self._gradients
-        values, _ = reach(self._places, [read], stop=stop, next_iterations=False)
-        return not values.isdisjoint(self._gradients - {own} - self._ends)
+        values, _ = reach(self._places, [read], stop=self._stops, next_iterations=False)
+        return any(x in self._gradients and x != own and x not in self._ends for x in values)
 
     def _leads_to(self, read: Read, sighting: Sighting) -> bool:
         """Whether the sighting's parameter is updated through this read, in the same step."""
