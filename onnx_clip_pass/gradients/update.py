@@ -28,9 +28,9 @@ def find(flow: Flow, arithmetic: Arithmetic, steps: Steps) -> list[Found]:
        term without a factor is no update. Of sign(g) * steps, a step for each element, it is g.
     2. A gradient that is an input or initializer is named after the parameter, or is no state
        and either in a term without moments or an input that moments take up in a descent (what
-       x + dt * v moves is a state). Any other is not computed by elementwise ops alone, and its
-       parameter is not surely data (see `roles`); if a difference alone shows it, as with master
-       weights, a loss is reported too.
+       x + dt * v moves is a state). Any other is not computed by elementwise ops alone, nor
+       chosen from what is, and its parameter is not surely data (see `roles`); if a difference
+       alone shows it, as with master weights, a loss is reported too.
     3. What a reported value other than a gradient is computed from is no computed gradient,
        unless a reported number, the loss, is computed from the parameter without it.
     4. A term that is added to the parameter, not taken from it, is negative or has moments, or a
@@ -158,7 +158,14 @@ class _Finder:
             return None
         if is_surely_data(self.flow, step.root):
             return None
-        return None if self.arithmetic.is_free(gradient) else gradient
+        return None if self._is_handed_in(gradient) else gradient
+
+    def _is_handed_in(self, value: Value) -> bool:
+        """Whether elementwise ops compute a value from inputs, or a test chooses it from such."""
+        node, choices = value.node, [value]
+        if node is not None and node.op_type == "Where":
+            choices = self.flow.operands(value)[1:]
+        return all(self.arithmetic.is_free(choice) for choice in choices)
 
     def _of_its_type(self, gradient: Value, parameter: Value) -> Value:
         """Rule 6; the gradient as it is where no alias has the parameter's type."""
