@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from onnx_clip_pass.gradients.arithmetic import Arithmetic
 from onnx_clip_pass.gradients.found import Found, Sink
-from onnx_clip_pass.graph import Flow, Value
+from onnx_clip_pass.graph import OUTPUT, Flow, Value
 
-__all__ = ["find"]
+__all__ = ["find", "is_buffer"]
 
 OPS = {"InPlaceAccumulatorV2", "InPlaceAccumulator"}
 _BUFFER_SUFFIXES = ("_grad.accumulation.buffer", ".accumulation.buffer", "_grad_accumulate_buffer")
@@ -42,6 +42,15 @@ def find(flow: Flow, arithmetic: Arithmetic) -> list[Found]:
                 )
             )
     return found
+
+
+def is_buffer(flow: Flow, value: Value) -> bool:
+    """Whether an accumulator adds to the value."""
+    scope = value.frame.scope
+    return any(
+        read.node != OUTPUT and read.slot == 0 and read.scope.nodes[read.node].op_type in OPS
+        for read in flow.index.readers_of(scope, value.name)
+    )
 
 
 def _parameter_of(flow: Flow, buffer: Value) -> Value | None:

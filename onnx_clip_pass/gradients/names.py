@@ -2,8 +2,10 @@
 
 The weakest evidence. A value counts only if
 
-1. something comes of it: the gradient of a frozen parameter can be left over;
-2. the parameter exists as input or initializer, and is no data (see `roles`);
+1. something comes of it: the gradient of a frozen parameter can be left over; if it is handed in,
+   no product or layer takes it up, as it does a weight that happens to be called so;
+2. the parameter exists as input or initializer, and is no data (see `roles`) and no accumulator's
+   buffer;
 3. it has the parameter's shape, as declared or else as shape inference finds it. What its graph
    hands out may be of unknown shape, or have onnx-ad's seed dimension (see `has_gradient_shape`);
    the latter an inner value may have, too, if its name says adjoint.
@@ -15,6 +17,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.gradients import accumulator
 from onnx_clip_pass.gradients.arithmetic import Arithmetic
 from onnx_clip_pass.gradients.found import Found, has_gradient_shape
 from onnx_clip_pass.gradients.naming import SHORT, parameter_names
@@ -56,7 +59,11 @@ def find(
     for of_frame in candidates:
         for parameter, values in of_frame.items():
             name = flow.root_name(parameter)
-            taken_up = [value for value in values if name not in taken and _is_taken(flow, value)]
+            taken_up = [
+                value
+                for value in values
+                if name not in taken and _is_taken(flow, value) and not roles.is_weight(value)
+            ]
             if not taken_up:
                 continue
             role = roles.of(parameter)
@@ -82,7 +89,9 @@ def _candidates(flow: Flow, frame: Frame) -> Candidates:
                 continue
             parameter = flow.canonical(parameter)
             value = Value(frame, name)
-            if parameter.node is None and _fits(flow, value, parameter):
+            if parameter.node is not None or accumulator.is_buffer(flow, parameter):
+                continue
+            if _fits(flow, value, parameter):
                 found[parameter].append(value)
                 break
     return found

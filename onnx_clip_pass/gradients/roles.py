@@ -105,6 +105,12 @@ class Roles:
             return Role(True, f"{value.name} is an initializer")
         return Role(True, f"{value.name} is handed in")
 
+    def is_weight(self, value: Value) -> bool:
+        """Whether an input goes into a product, a convolution or a layer first."""
+        place = None if value.node is not None else _first_place(self._flow, value)
+        ops = _PRODUCTS | _DATA_FIRST | _WEIGHT_FIRST
+        return place is not None and place.node.op_type in ops
+
     # -- deciding ------------------------------------------------------------------------------
 
     def _decide_all(self) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from onnx_clip_pass.gradients.arithmetic import ELEMENTWISE, Arithmetic
+from onnx_clip_pass.gradients.arithmetic import Arithmetic
+from onnx_clip_pass.gradients.expressions import ELEMENTWISE
 from onnx_clip_pass.gradients.naming import parameter_names
 from onnx_clip_pass.graph import Flow, TensorType, Value
 
@@ -195,18 +196,24 @@ class Steps:
             if node.op_type == "Div" and parts[1] is not None:
                 self._divisors[self.arithmetic.behind_aliases(parts[0])] = parts[1]
             return self.root_of(parts[0], depth)
-        inner = self.arithmetic.aliased(value) or self._bounded(value)
+        inner = (
+            self.arithmetic.aliased(value)
+            or self._bounded(value)
+            or self.arithmetic.behind_norm(value)  # a bound of a norm
+        )
         if inner is not None:
             return self.root_of(inner, depth)
         if node.op_type == "Max":  # the moments of Adamax and AMSGrad
             return self._root_of_sum(value, False, depth)
         if node.op_type in ("Where", "If"):  # an update that is skipped, a sum that is reset
-            choices = self.flow.inside(value) or self.flow.operands(value)[1:]
-            roots = {
-                self.root_of(choice, depth)
-                for choice in choices
+            choices = [
+                choice
+                for choice in self.arithmetic.choices(value)
                 if not self.arithmetic.is_zero(self.arithmetic.behind_aliases(choice))
-            }
+            ]
+            roots = {self.root_of(choice, depth) for choice in choices}
+            if len(roots) == 2 and None not in roots:  # W, now and then drawn to slow weights
+                roots = {self.root_of(x) for x in [self.arithmetic.chosen(choices)] if x}
             return roots.pop() if len(roots) == 1 else None
         return None
 

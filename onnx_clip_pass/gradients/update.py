@@ -24,13 +24,13 @@ def find(flow: Flow, arithmetic: Arithmetic, steps: Steps) -> list[Found]:
 
     1. Where steps of other roots (moments) go into the terms, the gradient is what those
        take up that have the parameter's size. Else it is what remains of the term when one
-       factor, the learning rate, is taken off, and what smaller moments scale it by; a term
-       without a factor is no update.
+       factor, the learning rate, is taken off, and what smaller or old moments scale it by; a
+       term without a factor is no update. Of sign(g) * steps, a step for each element, it is g.
     2. A gradient that is an input or initializer is named after the parameter, or is no state
        and either in a term without moments or an input that moments take up in a descent (what
-       x + dt * v moves is a state). Any other is not computed by elementwise ops alone, and its
-       parameter is not surely data (see `roles`); if a difference alone shows it, as with master
-       weights, a loss is reported too.
+       x + dt * v moves is a state). Any other is not computed by elementwise ops alone, nor
+       chosen from what is, and its parameter is not surely data (see `roles`); if a difference
+       alone shows it, as with master weights, a loss is reported too.
     3. What a reported value other than a gradient is computed from is no computed gradient,
        unless a reported number, the loss, is computed from the parameter without it.
     4. A term that is added to the parameter, not taken from it, is negative or has moments, or a
@@ -137,7 +137,7 @@ class _Finder:
             gradient = self._without_rate(term, step)
             if gradient is not None:
                 gradient = self.arithmetic.raw_gradient(gradient, step.base)
-            if gradient is not None and moments:
+            if gradient is not None:
                 gradient = self._without_moments(gradient, step)
                 gradient = self.arithmetic.raw_gradient(gradient, step.base)
         gradient = None if gradient is None else self._of_its_type(gradient, step.root)
@@ -158,7 +158,14 @@ class _Finder:
             return None
         if is_surely_data(self.flow, step.root):
             return None
-        return None if self.arithmetic.is_free(gradient) else gradient
+        return None if self._is_handed_in(gradient) else gradient
+
+    def _is_handed_in(self, value: Value) -> bool:
+        """Whether elementwise ops compute a value from inputs, or a test chooses it from such."""
+        node, choices = value.node, [value]
+        if node is not None and node.op_type == "Where":
+            choices = self.flow.operands(value)[1:]
+        return all(self.arithmetic.is_free(choice) for choice in choices)
 
     def _of_its_type(self, gradient: Value, parameter: Value) -> Value:
         """Rule 6; the gradient as it is where no alias has the parameter's type."""
@@ -254,7 +261,8 @@ class _Finder:
             or self._is_dampened(scaled[1])
         ):
             term = scaled[0]
-        raw = self.arithmetic.raw_gradient(self._unsquared(term), step.base)
+        term = self._unsquared(self._without_moments(term, step))
+        raw = self.arithmetic.raw_gradient(term, step.base)
         total = self.steps.step_behind(raw)
         if total is None or total.value not in self.steps.ends:
             return raw
@@ -273,14 +281,27 @@ class _Finder:
             node, operands = term.node, self.flow.operands(term)
             if node is None or node.op_type not in ("Mul", "Div") or len(operands) != 2:
                 break
-            made = [bool(self.steps.moments_in(x, step)) for x in operands]
+            made = [self._is_of_moments(x, step) for x in operands]
             rest = operands[made.index(False)] if any(made) and not all(made) else None
-            if rest is None or self.arithmetic.is_single(rest):
+            if rest is None or self._is_factor(rest, step):
                 break
             if node.op_type == "Div" and made[0]:
                 break
             term = rest
         return term
+
+    def _is_factor(self, value: Value, step: Step) -> bool:
+        """Whether a value is a number; the gradient of a parameter of one element is computed."""
+        single = self.arithmetic.is_single
+        return single(value) and (self.arithmetic.is_free(value) or not single(step.root))
+
+    def _is_of_moments(self, value: Value, step: Step) -> bool:
+        """Whether a factor holds moments: their new values, or nothing but the old ones."""
+        if self.steps.moments_in(value, step):
+            return True
+        wide = [x for x in self.arithmetic.leaves(value) if not self.arithmetic.is_single(x)]
+        old = self.steps.states - self.steps.parameters
+        return self.arithmetic.is_free(value) and bool(wide) and old.issuperset(wide)
 
     def _unsquared(self, term: Value) -> Value:
         """The x of x * x, x ** 2, (c * x) * x or |x|, plus a number or not: of second moments."""
@@ -320,6 +341,9 @@ class _Finder:
             if normalised is not None:
                 return normalised
             scaled = self.arithmetic.scaled(term)
+            signed = self._behind_sign(term)
+            if signed is not None:
+                return signed
             if scaled is not None and scaled[1] is not None:
                 is_turned = is_named_after(scaled[1].name, name)  # lr * g of a scalar parameter
                 return self._unsigned(scaled[1] if is_turned else scaled[0], step)
@@ -330,8 +354,22 @@ class _Finder:
             term = inner
         return None
 
+    def _behind_sign(self, term: Value) -> Value | None:
+        """The g of sign(g) * steps, where each element has a step of its own, as in Rprop."""
+        node, operands = term.node, self.flow.operands(term)
+        if node is None or node.op_type != "Mul" or len(operands) != 2:
+            return None
+        for signs, steps in (operands, operands[::-1]):
+            made = self.arithmetic.behind_aliases(signs)
+            if made.node is not None and made.node.op_type == "Sign":
+                return None if self.arithmetic.is_single(steps) else self.flow.operand(made, 0)
+        return None
+
     def _unsigned(self, term: Value, step: Step) -> Value:
         """The g of sign(g), and of W + lr * -g; that of W - lr * -g is the gradient -g."""
+        signed = self._behind_sign(term)
+        if signed is not None:
+            return signed
         node = term.node
         if node is not None and node.op_type in ("Sign", "" if step.is_difference else "Neg"):
             return self.flow.operand(term, 0) or term

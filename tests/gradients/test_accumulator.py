@@ -62,3 +62,18 @@ def test_an_accumulator_is_believed_before_a_name(find):
     text = "W_grad = Tanh (raw)  g = Mul (W_grad, raw)" + accumulate("InPlaceAccumulatorV2", "g")
     found = find(text, inputs=f'{INPUTS} "{BUFFER}"', outputs="bool[1] done, float[4,3] W_grad")
     assert found == [("g", "W")]
+
+
+def test_a_buffer_is_no_parameter_whatever_another_one_is_called(find):
+    other = "adj_W_grad.accumulation.buffer"
+    text = (
+        "g = Tanh (raw)  h = Sin (raw)"
+        + accumulate("InPlaceAccumulatorV2", "g")
+        + accumulate("InPlaceAccumulatorV2", "h", other).replace("done", "other_done")
+    )
+    found = find(
+        text,
+        inputs=f'{INPUTS} "{BUFFER}", float[4,3] adj_W, float[4,3] "{other}"',
+        outputs="bool[1] done, bool[1] other_done",
+    )
+    assert found == [("g", "W"), ("h", "adj_W")]

@@ -53,6 +53,15 @@ def test_an_inner_value_without_a_declared_type_has_the_shape_or_does_not_count(
     assert found == []
 
 
+def test_a_weight_that_is_called_like_the_gradient_of_another_one_is_none(find):
+    found = find(
+        "y = MatMul (x, W)  z = MatMul (y, W_grad)",
+        inputs="float[N,4] x, float[4,4] W, float[4,4] W_grad",
+        outputs="float[N,4] z",
+    )
+    assert found == []
+
+
 def test_an_output_of_a_shape_known_to_nobody_counts(find):
     found = find("dW = Reshape (e, s)", inputs="float[5,4] e, float[5,4] W, int64[K] s",
                  outputs="dW")  # fmt: skip

@@ -20,16 +20,21 @@ SCALAR = """
                      id="decay"),
         pytest.param("k = Mul (mu, m)  m_new = Add (k, g)  s = Mul (lr, m_new)"
                      "  W_new = Sub (W, s)", "m", id="momentum"),
+        pytest.param("q = Mul (g, g)  c = Mul (a2, q)  d = Mul (b2, v)  v_new = Add (c, d)"
+                     "  r = Sqrt (v_new)  i = Reciprocal (r)  l = Mul (lr, g)  u = Mul (l, i)"
+                     "  k = Mul (mu, m)  m_new = Add (k, u)  W_new = Sub (W, m_new)", "m v",
+                     id="velocity-of-the-scaled-gradient"),
         pytest.param("k = Mul (b1, m)  a = Mul (a1, g)  m_new = Add (k, a)"
                      "  q = Mul (lr, wd)  r = Sub (one, q)  V = Mul (W, r)"
                      "  s = Mul (lr, m_new)  W_new = Sub (V, s)", "m", id="decoupled-decay"),
     ],
 )  # fmt: skip
 def test_a_scalar_parameter_is_told_from_the_numbers_around_it(find, text, states):
+    names = states.split()
     found = find(
         SCALAR + text,
-        inputs="float[N,3] x, float[N,3] t, float W" + "".join(f", float {s}" for s in states),
-        outputs="float loss, float W_new" + "".join(f", float {s}_new" for s in states),
+        inputs="float[N,3] x, float[N,3] t, float W" + "".join(f", float {s}" for s in names),
+        outputs="float loss, float W_new" + "".join(f", float {s}_new" for s in names),
     )
     assert found == G
 
