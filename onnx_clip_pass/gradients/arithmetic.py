@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from onnx_clip_pass.gradients.expressions import (
     ALIASES,
     ELEMENTWISE,
-    MAX_DEPTH,
     MAX_STEPS,
     NORM_OPS,
     REDUCTIONS,
@@ -164,23 +163,25 @@ class Arithmetic(Expressions):
             return a, b
         return (b, a) if node.op_type == "Mul" and self._is_reduced(a) else None
 
-    def _is_reduced(self, value: Value, depth: int = 0) -> bool:
+    def _is_reduced(self, value: Value) -> bool:
         """Whether reductions stand between `value` and all that has more than one element."""
-        node = value.node
-        if self.is_single(value):
-            return True
-        if node is None or depth > MAX_DEPTH:
-            return False
-        if node.op_type in REDUCTIONS:
-            return True
-        operands = self.flow.operands(value)
-        if node.op_type in ALIASES | {"Expand"}:
-            operands = operands[:1]
-        return (
-            node.op_type in NORM_OPS - RESHAPERS | {"Expand"}
-            and bool(operands)
-            and all(self._is_reduced(x, depth + 1) for x in operands)
-        )
+        todo = [value]
+        seen = {value}
+        for at in todo:  # grows while it is read
+            node = at.node
+            if self.is_single(at) or (node is not None and node.op_type in REDUCTIONS):
+                continue
+            operands = self.flow.operands(at)
+            if node is not None and node.op_type in ALIASES | {"Expand"}:
+                operands = operands[:1]
+            if node is None or node.op_type not in NORM_OPS - RESHAPERS | {"Expand"}:
+                return False
+            if not operands:
+                return False
+            new = [x for x in operands if x not in seen]
+            seen.update(new)
+            todo += new
+        return True
 
     def _joined(self, value: Value) -> Value | None:
         """The operand of the Concat behind a Split or Slice that is the same segment of it."""

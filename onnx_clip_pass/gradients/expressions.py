@@ -6,13 +6,14 @@ The ops told apart here are those that optimizers, schedules and clips are writt
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from typing import Any, TypeVar
 
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from onnx_clip_pass.graph import Flow, Value, attribute
 
-__all__ = ["ALIASES", "ELEMENTWISE", "Expressions"]
+__all__ = ["ALIASES", "ELEMENTWISE", "Expressions", "worked_out"]
 
 ALIASES = {"Identity", "Cast", "CastLike", "Reshape", "Squeeze", "Unsqueeze"}
 """Ops whose result is their first input, but for its type or the way its dimensions are cut."""
@@ -49,7 +50,8 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 }  # fmt: skip
 
 MAX_STEPS = 1000
-MAX_DEPTH = 200  # of an expression; a backward pass can be a far longer chain of additions
+
+Known = TypeVar("Known")
 
 
 class Expressions:
@@ -62,14 +64,11 @@ class Expressions:
 
     # -- what kind of value --------------------------------------------------------------------
 
-    def is_single(self, value: Value, depth: int = 0) -> bool:
+    def is_single(self, value: Value) -> bool:
         """Whether the value surely has one element: a learning rate, a norm, a coefficient."""
-        if value not in self._single:
-            self._single[value] = False  # while it is being worked out, and in cycles
-            self._single[value] = depth < MAX_DEPTH and self._is_single(value, depth + 1)
-        return self._single[value]
+        return worked_out(value, self._single, self._is_single)
 
-    def _is_single(self, value: Value, depth: int) -> bool:
+    def _is_single(self, value: Value) -> Generator[Value, bool, bool]:
         known = value.type
         if known is not None and known.shape is not None:
             return known.is_single
@@ -83,27 +82,27 @@ class Expressions:
         if node.op_type == "Gather":  # a learning rate from a table
             table, at = self.flow.operand(value, 0), self.flow.operand(value, 1)
             shape = None if table is None or table.type is None else table.type.shape
-            return shape is not None and len(shape) == 1 and at is not None and self.is_single(at)
+            return shape is not None and len(shape) == 1 and at is not None and (yield at)
         insides = self.flow.inside(value)
         if not insides and node.op_type not in (NORM_OPS | _SCHEDULES) - RESHAPERS:
             return False
         operands = insides or self.flow.operands(value)
         if node.op_type in ALIASES:
             operands = operands[:1]
-        return bool(operands) and all(self.is_single(x, depth) for x in operands)
+        for operand in operands:
+            if not (yield operand):
+                return False
+        return bool(operands)
 
-    def is_free(self, value: Value, depth: int = 0) -> bool:
+    def is_free(self, value: Value) -> bool:
         """Whether elementwise ops alone compute it from inputs, initializers and noise.
 
         Parameters, moments and decay terms are free; what a backward pass computes is not, since
         it has matrix products and reductions in it.
         """
-        if value not in self._free:
-            self._free[value] = False
-            self._free[value] = depth < MAX_DEPTH and self._is_free(value, depth + 1)
-        return self._free[value]
+        return worked_out(value, self._free, self._is_free)
 
-    def _is_free(self, value: Value, depth: int) -> bool:
+    def _is_free(self, value: Value) -> Generator[Value, bool, bool]:
         node = value.node
         if node is None or node.op_type in {"Constant", "ConstantOfShape"} | _RANDOM:
             return True
@@ -113,23 +112,34 @@ class Expressions:
         operands = insides or self.flow.operands(value)
         if node.op_type in ALIASES:
             operands = operands[:1]
-        return all(self.is_free(x, depth) for x in operands)
+        for operand in operands:
+            if not (yield operand):
+                return False
+        return True
 
-    def is_made_of(self, value: Value, only: Value, depth: int = 0) -> bool:
+    def is_made_of(self, value: Value, only: Value) -> bool:
         """Whether elementwise ops compute `value` from `only`, noise and free numbers, as decay."""
-        node = value.node
-        if value == only or (node is not None and node.op_type in _RANDOM):
-            return True
-        if node is None or depth > MAX_DEPTH or node.op_type not in ELEMENTWISE:
-            return False
-        operands = [
-            x
-            for x in self.flow.operands(value)
-            if x == only or not (self.is_single(x) and self.is_free(x))
-        ]
-        if node.op_type in ALIASES:
-            operands = operands[:1]
-        return bool(operands) and all(self.is_made_of(x, only, depth + 1) for x in operands)
+        todo = [value]
+        seen = {value}
+        for at in todo:  # grows while it is read
+            node = at.node
+            if at == only or (node is not None and node.op_type in _RANDOM):
+                continue
+            if node is None or node.op_type not in ELEMENTWISE:
+                return False
+            operands = [
+                x
+                for x in self.flow.operands(at)
+                if x == only or not (self.is_single(x) and self.is_free(x))
+            ]
+            if node.op_type in ALIASES:
+                operands = operands[:1]
+            if not operands:
+                return False
+            new = [x for x in operands if x not in seen]
+            seen.update(new)
+            todo += new
+        return True
 
     def leaves(self, value: Value) -> set[Value]:
         """The inputs, initializers and results of other ops that elementwise ops compute it of."""
@@ -231,6 +241,31 @@ class Expressions:
         if node is not None and node.op_type == "Expand":
             return self.number(self.flow.operand(value, 0)) == 0
         return self.number(value) == 0
+
+
+def worked_out(
+    value: Value,
+    known: dict[Value, Known],
+    work: Callable[[Value], Generator[Value, Known, Known]],
+) -> Known:
+    """What `work` returns for a value, where it asks for that of others by yielding them.
+
+    As by recursion, but as deep as graphs are. What is found is kept in `known`.
+    """
+    waiting = [] if value in known else [(value, work(value))]
+    answer: Any = None
+    while waiting:
+        at, search = waiting[-1]
+        try:
+            asked = search.send(answer)
+        except StopIteration as done:
+            answer = known[at] = done.value
+            waiting.pop()
+            continue
+        answer = known.get(asked)
+        if asked not in known:
+            waiting.append((asked, work(asked)))
+    return known[value]
 
 
 def constant_of(node: NodeProto) -> float | None:

@@ -8,16 +8,17 @@ prediction.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Generator
 from dataclasses import dataclass
 
 from onnx_clip_pass.gradients.arithmetic import Arithmetic
-from onnx_clip_pass.gradients.expressions import ELEMENTWISE
+from onnx_clip_pass.gradients.expressions import ELEMENTWISE, worked_out
 from onnx_clip_pass.gradients.naming import parameter_names
 from onnx_clip_pass.graph import Flow, TensorType, Value
 
 __all__ = ["Step", "Steps", "same_shape"]
 
-_MAX_DEPTH = 200
+_Search = Generator[Value, Value | None, Value | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,15 +175,11 @@ class Steps:
 
     # -- steps ---------------------------------------------------------------------------------
 
-    def root_of(self, value: Value, depth: int = 0) -> Value | None:
+    def root_of(self, value: Value) -> Value | None:
         """The root that additions and scalings lead back to; notes the steps on the way."""
-        if value not in self._root:
-            self._root[value] = None
-            if depth < _MAX_DEPTH:
-                self._root[value] = self._find_root(value, depth + 1)
-        return self._root[value]
+        return worked_out(value, self._root, self._find_root)
 
-    def _find_root(self, value: Value, depth: int) -> Value | None:
+    def _find_root(self, value: Value) -> _Search:
         node = value.node
         if node is None:
             known = value.type
@@ -190,30 +187,33 @@ class Steps:
         if node.op_type not in ELEMENTWISE | {"Relu"} and not self.flow.inside(value):
             return None
         if node.op_type in ("Add", "Sub", "Sum"):
-            return self._root_of_sum(value, node.op_type == "Sub", depth)
+            return (yield from self._root_of_sum(value, node.op_type == "Sub"))
         parts = self.arithmetic.scaled(value)
         if parts is not None:
             if node.op_type == "Div" and parts[1] is not None:
                 self._divisors[self.arithmetic.behind_aliases(parts[0])] = parts[1]
-            return self.root_of(parts[0], depth)
+            return (yield parts[0])
         inner = (
             self.arithmetic.aliased(value)
             or self._bounded(value)
             or self.arithmetic.behind_norm(value)  # a bound of a norm
         )
         if inner is not None:
-            return self.root_of(inner, depth)
+            return (yield inner)
         if node.op_type == "Max":  # the moments of Adamax and AMSGrad
-            return self._root_of_sum(value, False, depth)
+            return (yield from self._root_of_sum(value, False))
         if node.op_type in ("Where", "If"):  # an update that is skipped, a sum that is reset
             choices = [
                 choice
                 for choice in self.arithmetic.choices(value)
                 if not self.arithmetic.is_zero(self.arithmetic.behind_aliases(choice))
             ]
-            roots = {self.root_of(choice, depth) for choice in choices}
-            if len(roots) == 2 and None not in roots:  # W, now and then drawn to slow weights
-                roots = {self.root_of(x) for x in [self.arithmetic.chosen(choices)] if x}
+            roots = set()
+            for choice in choices:
+                roots.add((yield choice))
+            chosen = self.arithmetic.chosen(choices) if len(roots) == 2 else None
+            if chosen is not None and None not in roots:  # W, now and then drawn to slow weights
+                return (yield chosen)
             return roots.pop() if len(roots) == 1 else None
         return None
 
@@ -229,11 +229,15 @@ class Steps:
             return wide[0] if len(wide) == 1 else None
         return None
 
-    def _root_of_sum(self, value: Value, is_difference: bool, depth: int) -> Value | None:
+    def _root_of_sum(self, value: Value, is_difference: bool) -> _Search:
         operands = self.flow.operands(value)
         if len(operands) < 2:
             return None
-        carried = [x for x in operands[: 1 if is_difference else None] if self.root_of(x, depth)]
+        candidates = operands[: 1 if is_difference else None]
+        roots = {}
+        for candidate in candidates:
+            roots[candidate] = yield candidate
+        carried = [x for x in candidates if roots[x]]
         for narrower in (
             lambda x: not self._is_gradient_name(x),
             self.arithmetic.is_free,
@@ -245,7 +249,7 @@ class Steps:
         if len(carried) != 1:
             return None
         base = carried[0]
-        root = self.root_of(base, depth)
+        root = yield base
         if root is None or not same_shape(value.type, root.type):
             return None
         terms = list(operands)

@@ -113,3 +113,34 @@ def test_a_frozen_parameter_has_no_gradient(find_after_backward):
 def test_what_the_rules_do_not_know_is_left_unfound_rather_than_guessed(find_after_backward, text):
     found = find_after_backward(text, more_inputs=", float[4,3] rates")
     assert found == []
+
+
+def test_an_unrolled_loop_may_have_any_number_of_steps(find):
+    step = "g{0} = MatMul (x, w{0})  s{0} = Mul (lr, g{0})  w{1} = Sub (w{0}, s{0})"
+    found = find(
+        "  ".join(step.format(number, number + 1) for number in range(1200)),
+        inputs="float[4,4] x, float[4,4] w0",
+        outputs="float[4,4] w1200",
+    )
+    assert found == [(f"g{number}", "w0") for number in range(1200)]
+
+
+def test_decay_that_is_squared_over_and_over_is_still_decay(find):
+    powers = "  ".join(f"d{number + 1} = Mul (d{number}, d{number})" for number in range(60))
+    found = find(
+        f"g = MatMul (x, W)  d0 = Mul (wd, W)  {powers}"
+        "  decayed = Add (g, d60)  s = Mul (lr, decayed)  V = Sub (W, s)",
+        inputs="float[4,4] x, float[4,4] W",
+        outputs="float[4,4] V",
+    )
+    assert found == [("g", "W")]
+
+
+def test_a_rate_may_stand_behind_any_number_of_aliases(find):
+    aliases = "  ".join(f"l{number + 1} = Identity (l{number})" for number in range(2000))
+    found = find(
+        f"g = MatMul (x, W)  l0 = Identity (rate)  {aliases}  s = Mul (l2000, g)  V = Sub (W, s)",
+        inputs="float[4,4] x, float[4,4] W, float rate",
+        outputs="float[4,4] V",
+    )
+    assert found == [("g", "W")]
