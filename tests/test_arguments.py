@@ -10,6 +10,7 @@ import pytest
 
 from onnx_clip_pass import (
     AdaptiveGradientClip,
+    Chain,
     GradientClipByGlobalNorm,
     GradientClipByNorm,
     GradientClipByRMS,
@@ -56,6 +57,12 @@ CASES = {
     "clip a path": (lambda: clip_gradients("m", CLIP), "not str; .* clip_gradients_file"),
     "extract a path": (lambda: extract_clip("e", CLIP), "not str; .* extract_clip_file"),
     "apply to an array": (lambda: CLIP.apply(FLAGS), "mapping of parameter names .* not ndarray"),
+    "chain applied to a list": (lambda: Chain(CLIP).apply([1, 2]), "parameter names .* not list"),
+    "apply with a policy": (
+        lambda: CLIP.apply({}, nonfinite="zeros"),
+        "nonfinite must be one of propagate, zero, keep, not 'zeros'",
+    ),
+    "apply with parameters": (lambda: CLIP.apply({}, parameters=[1]), "parameters must be .* list"),
     "probe with a path": (lambda: probe_gradients(SEED, feeds="x.npz"), "feeds must be a mapping"),
     "probe one name": (lambda: probe_gradients(SEED, data="abc"), "data must be a list of names"),
     "probe of flags": (lambda: probe_gradients(SEED, inner=FLAGS), "inner must be True or False"),

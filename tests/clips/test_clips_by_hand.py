@@ -181,6 +181,8 @@ def test_adaptive_asks_for_what_it_cannot_know():
         clip.apply({"w": x})
     with pytest.raises(OnnxClipError, match=r"shape \[2, 2\] has units that nothing tells"):
         clip.apply({"w": x}, parameters={"w": x})
+    with pytest.raises(OnnxClipError, match=r"'b': .* shape \[2\], and the parameter \[3\]"):
+        clip.apply({"b": np.ones(2)}, parameters={"b": np.ones(3)})
 
 
 @pytest.mark.parametrize("nonfinite", ["propagate", "zero", "keep"])
