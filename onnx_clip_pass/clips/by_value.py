@@ -127,11 +127,13 @@ class GradientClipByValue(Formula):
         x, work = widened(to, self)
         shape = to.gradient.shape
         low, high = self._limits(to, work)
-        if to.watches:
-            to.measured = self._measure(to, x, work, low, high)
+        is_asked = to.watches or to.numerics.nonfinite != "propagate"
+        largest = self._largest(to, x, work) if is_asked else None
+        if largest is not None and to.watches:
+            to.measured = self._measure(to, largest, x, low, high)
         if to.measures_only:
             return
-        finite = self._finite(to, x, work)
+        finite = None if largest is None else emit_is_finite(to, largest, x, work)
         is_cast = work != to.dtype
         low, high = to.spread(low, work), to.spread(high, work)
         y = to.node("Max", [x, low], result="from below", dtype=work, shape=shape)
@@ -149,25 +151,18 @@ class GradientClipByValue(Formula):
         low = to.limit(self.max, dtype, -1.0) if self._is_symmetric else to.limit(self.min, dtype)
         return low, to.limit(self.max, dtype)
 
-    def _finite(self, to: Emitter, x: str, work: int) -> Quantity | None:
-        """Whether all elements are finite; None if nobody asks."""
-        if to.numerics.nonfinite == "propagate":
-            return None
-        return emit_is_finite(to, self._largest(to, x, work), x, work)
-
     def _largest(self, to: Emitter, x: str, work: int) -> Norm:
         shape = to.gradient.shape
         axes = tuple(range(len(shape) - 1)) if to.gradient.has_seeds and shape else None
         keepdims = axes is not None or to.keeps_rank
         return emit_norm(to, x, work, math.inf, axes, shape=shape, keepdims=keepdims)
 
-    def _measure(self, to: Emitter, x: str, work: int, low: str, high: str) -> Measured:
-        """The largest magnitude, and the smallest factor that an element is multiplied by.
+    def _measure(self, to: Emitter, norm: Norm, x: str, low: str, high: str) -> Measured:
+        """The largest magnitude, `norm`, and the smallest factor that an element is multiplied by.
 
         The factor is min(1, max / largest element) on the one side, the like on the other. Where no
         element is on a side, and for a bound of zero, the smallest float stands in.
         """
-        norm = self._largest(to, x, work)
         dtype, shape = norm.dtype, norm.shape
         factors = [to.constant(1.0, dtype)]
         for reduction, bound, further, value, tiny in (
