@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -120,10 +121,12 @@ def test_numbers_and_flags_of_numpy_are_numbers_and_flags():
         GradientClipByGlobalNorm(np.inf, group_name="inf"),
         GradientClipByValue(np.inf, -np.inf),
         GradientClipByValue(1.0, -np.inf),
+        AdaptiveGradientClip(1.0, eps=np.inf),
     ],
 )
 def test_a_record_says_inf_in_words_and_is_read_back(clip):
     facts = {"clip": type(clip).__name__, **clip.settings()}
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
     assert clip_of(facts).settings() == clip.settings()
 
 

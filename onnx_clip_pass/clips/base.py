@@ -216,5 +216,5 @@ def positive(name: str, value: object, *, why: str = "") -> float:
 
 
 def plain(number: float) -> float | str:
-    """A number in the types of JSON, which has no inf."""
-    return "inf" if number == math.inf else number
+    """A number in the types of JSON, which has no inf and no -inf."""
+    return str(number) if math.isinf(number) else number

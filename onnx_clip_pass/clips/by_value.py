@@ -39,7 +39,8 @@ class GradientClipByValue(Formula):
         need_clip: which parameters, see `GradientClipByNorm`.
 
     Raises:
-        OnnxClipError: the bounds are no numbers, the wrong way round, or both zero.
+        OnnxClipError: the bounds are no numbers, the wrong way round, or both zero or the same
+            infinity.
 
     Example:
         >>> import numpy as np
@@ -58,10 +59,11 @@ class GradientClipByValue(Formula):
         self.max = _number("max", max)
         self.min = -self.max if min is None else _number("min", min)
         self._is_symmetric = min is None
-        if not self.min <= self.max or self.min == self.max == 0:
+        is_single = self.min == self.max and abs(self.max) in (0, math.inf)
+        if not self.min <= self.max or is_single:
             raise OnnxClipError(
-                f"expected min below max, and not both of them zero, not min={min!r} and "
-                f"max={max!r}"
+                f"expected min below max, and not both of them zero or the same infinity, not "
+                f"min={min!r} and max={max!r}"
             )
 
     @property
@@ -93,8 +95,7 @@ class GradientClipByValue(Formula):
     def settings(self) -> dict[str, Any]:
         if self._is_symmetric:
             return {"max": plain(self.max)}
-        low = "-inf" if self.min == -math.inf else self.min
-        return {"max": plain(self.max), "min": low}
+        return {"max": plain(self.max), "min": plain(self.min)}
 
     def reference(
         self, cases: Sequence[Case], nonfinite: NonFinite = "propagate"
