@@ -12,7 +12,7 @@ from typing import Unpack
 
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
-from onnx_clip_pass.arguments import check_flags, check_model
+from onnx_clip_pass.arguments import check_flags, check_model, check_path
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.graph import Index, TensorType
@@ -72,6 +72,8 @@ def extract_clip_file(
     Raises:
         OnnxClipError: what `extract_clip` refuses, and files that cannot be read or written.
     """
+    check_path("source", source)
+    check_path("target", target)
     check_flags(force=force)
     source, target = Path(source), Path(target)
     _check_target(target, force=force)

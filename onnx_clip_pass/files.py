@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
-from onnx_clip_pass.arguments import check_choice, check_flags
+from onnx_clip_pass.arguments import check_choice, check_flags, check_path
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient, survey
 from onnx_clip_pass.graph import Index
@@ -72,6 +72,8 @@ def clip_gradients_file(
         OnnxClipError: what `clip_gradients` refuses, and files that cannot be read or written, or
             must not be replaced.
     """
+    check_path("source", source)
+    check_path("target", target)
     check_flags(replace=replace, force=force, dry_run=dry_run)
     check_choice("external_data", external_data, HowToBring)
     source, target = Path(source), _resolved(Path(target), replace=replace)
@@ -93,7 +95,16 @@ def strip_file(
     force: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Undo a rewrite from file to file, see `strip`; options as for `clip_gradients_file`."""
+    """Undo a rewrite from file to file, see `strip`; options as for `clip_gradients_file`.
+
+    Raises:
+        OnnxClipError: the model is not clipped, or its record no longer fits it; files cannot be
+            read or written, or must not be replaced.
+    """
+    check_path("source", source)
+    check_path("target", target)
+    check_flags(replace=replace, force=force)
+    check_choice("external_data", external_data, HowToBring)
     source, target = Path(source), _resolved(Path(target), replace=replace)
     with open_model(source) as structure:
         may_replace = _check_target(source, target, replace=replace, force=force)

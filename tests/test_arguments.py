@@ -24,10 +24,14 @@ from onnx_clip_pass import (
     extract_clip,
     extract_clip_file,
     find_gradients,
+    load_rules,
     probe_gradients,
     strip,
 )
+from onnx_clip_pass.artifacts import strip_artifacts
 from onnx_clip_pass.clips import clip_of
+from onnx_clip_pass.files import strip_file
+from onnx_clip_pass.verify import verify
 
 MODELS = Path(__file__).parent.parent / "models"
 SEED = MODELS / "seed" / "train_step.onnx"
@@ -52,6 +56,14 @@ def clip_folder(**options):
     return clip_artifacts(FOLDER, "never", CLIP, **options)
 
 
+def strip_seed(**options):
+    return strip_file(SEED, "never.onnx", **options)
+
+
+def strip_folder(**options):
+    return strip_artifacts(FOLDER, "never", **options)
+
+
 CASES = {
     "find in a path": (lambda: find_gradients("m.onnx"), "a ModelProto, not str; .* onnx.load"),
     "strip a path": (lambda: strip("m.onnx"), "expected a ModelProto, not str"),
@@ -74,6 +86,10 @@ CASES = {
     "input that is bytes": (lambda: clip_seed(threshold_input=b"x"), "name of an input, not b'x'"),
     "input without a name": (lambda: clip_seed(threshold_input=""), "name of an input, not ''"),
     "measuring flags": (lambda: clip_seed(measure_only=FLAGS), "measure_only must be True or"),
+    "emit a number": (lambda: clip_seed(emit=[1]), "emit takes a list of .*, not 1"),
+    "parameter by number": (lambda: clip_seed(gradients={"g": 5}), "must map names .*'g': 5"),
+    "gradient by number": (lambda: clip_seed(gradients={5: "W"}), "must map names .*5: 'W'"),
+    "policy of arrays": (lambda: clip_seed(nonfinite=FLAGS), "nonfinite must be one of .* array"),
     "scale by text": (lambda: clip_seed(loss_scale=True), "loss_scale must be .* not True"),
     "file: flags": (lambda: clip_file(force=FLAGS), "force must be True or False"),
     "file: dry_run": (lambda: clip_file(dry_run="no"), "dry_run must be True or False, not 'no'"),
@@ -83,6 +99,19 @@ CASES = {
     "folder: scale": (lambda: clip_folder(loss_scale=True), "loss_scale must be .* not True"),
     "folder: data": (lambda: clip_folder(external_data="lnk"), "one of copy, link, not 'lnk'"),
     "folder: flags": (lambda: clip_folder(replace=FLAGS), "replace must be True or False"),
+    "strip: flags": (lambda: strip_seed(force="yes"), "force must be True or False, not 'yes'"),
+    "strip: data": (lambda: strip_seed(external_data="lnik"), "copy, link, not 'lnik'"),
+    "strip a folder: flags": (lambda: strip_folder(force="yes"), "force must be .* not 'yes'"),
+    "strip a folder: data": (lambda: strip_folder(external_data="lnik"), "link, not 'lnik'"),
+    "rules of a number": (lambda: load_rules(5), "path must be a path, not 5"),
+    "file: source": (lambda: clip_gradients_file(5, "x", CLIP), "source must be a path, not 5"),
+    "file: target": (lambda: clip_gradients_file(SEED, 5, CLIP), "target must be a path, not 5"),
+    "strip: target": (lambda: strip_file(SEED, 5), "target must be a path, not 5"),
+    "folder: source": (lambda: clip_artifacts(5, "x", CLIP), "folder must be a path, not 5"),
+    "extract: source": (lambda: extract_clip_file(5, "x", CLIP), "source must be a path, not 5"),
+    "extract: target": (lambda: extract_clip_file(SEED, 5, CLIP), "target must be a path, not 5"),
+    "probe a number": (lambda: probe_gradients(5), "model must be a ModelProto or a path, not 5"),
+    "verify a number": (lambda: verify(SEED, 5), "the rewritten model must be .* path, not 5"),
     "norm per sample": (lambda: GradientClipByNorm(1.0, per_sample="abc"), "per_sample must be"),
     "group per sample": (
         lambda: GradientClipByGlobalNorm(1.0, per_sample=FLAGS),

@@ -24,7 +24,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnx_clip_pass.arguments import check_flags
+from onnx_clip_pass.arguments import check_flags, check_path
 from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.gradients.found import Gradient
 from onnx_clip_pass.probe.bench import Bench, is_float
@@ -103,6 +103,7 @@ def probe(
         raise OnnxClipError(f"data must be a list of names of inputs, not {data!r}")
     folder = None
     if not isinstance(model, ModelProto):
+        check_path("model", model, also="a ModelProto or ")
         folder = Path(model)
         try:
             model = onnx.load(folder)
