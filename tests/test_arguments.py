@@ -106,6 +106,11 @@ CASES = {
     "rules of a number": (lambda: load_rules(5), "path must be a path, not 5"),
     "file: source": (lambda: clip_gradients_file(5, "x", CLIP), "source must be a path, not 5"),
     "file: target": (lambda: clip_gradients_file(SEED, 5, CLIP), "target must be a path, not 5"),
+    "file: a NUL": (lambda: clip_gradients_file(SEED, "x\0", CLIP), "no name of a file holds a"),
+    "file: 300 letters": (
+        lambda: clip_gradients_file(SEED, "x" * 300, CLIP, replace=True),
+        "cannot write .*File name too long",
+    ),
     "strip: target": (lambda: strip_file(SEED, 5), "target must be a path, not 5"),
     "folder: source": (lambda: clip_artifacts(5, "x", CLIP), "folder must be a path, not 5"),
     "extract: source": (lambda: extract_clip_file(5, "x", CLIP), "source must be a path, not 5"),
