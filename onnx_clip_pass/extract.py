@@ -46,7 +46,8 @@ def extract_clip(model: ModelProto, clip: ClipOrRules, **options: Unpack[Options
 
     Raises:
         OnnxClipError: what `clip_gradients` refuses, and gradients in nested graphs or functions,
-            or of which only one parameter's share is to be clipped.
+            of which only one parameter's share is to be clipped, or whose `<name>.clipped` is the
+            name of a value that goes in.
     """
     check_model(model, "extract_clip_file")
     copy = ModelProto()
@@ -100,10 +101,11 @@ def _extract(model: ModelProto, clip: ClipOrRules, options: Options) -> tuple[Mo
     gradients_of = {
         row.gradient.name: row.gradient for row in report.rows if not row.gradient.graph
     }
-    _check(report)
     added = set(record.nodes)
+    own = [node for node in model.graph.node if node.name in added]
+    _check(report, _read_from_outside(own) | set(gradients_of))
     names = _names(model, record, added)
-    nodes = [_renamed(node, names) for node in model.graph.node if node.name in added]
+    nodes = [_renamed(node, names) for node in own]
     made = {name for node in nodes for name in node.output}
     for name in gradients_of:
         if f"{name}.clipped" not in made:  # left alone
@@ -133,8 +135,14 @@ def _extract(model: ModelProto, clip: ClipOrRules, options: Options) -> tuple[Mo
     return extracted, report
 
 
-def _check(report: Report) -> None:
-    """Refuse a clip that cannot stand alone."""
+def _read_from_outside(nodes: list[NodeProto]) -> set[str]:
+    """What nodes read of what they do not compute."""
+    made = {name for node in nodes for name in node.output}
+    return {name for node in nodes for name in node.input} - made
+
+
+def _check(report: Report, goes_in: set[str]) -> None:
+    """Refuse a clip that cannot stand alone; `goes_in` are the names of its inputs."""
     faults = [
         f"gradient {row.gradient.name!r} is in {row.gradient.graph}: only a clip of the main graph "
         f"can stand alone"
@@ -149,6 +157,12 @@ def _check(report: Report) -> None:
         f"come out in one way only"
         for name, different in clips.items()
         if len(different) > 1
+    ]
+    faults += [
+        f"gradient {name!r} would come out as '{name}.clipped', but a value of that name goes in; "
+        f"give that another name"
+        for name in clips
+        if f"{name}.clipped" in goes_in
     ]
     if faults:
         raise OnnxClipError("the clip cannot be extracted:", dict.fromkeys(faults))

@@ -166,6 +166,29 @@ def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, name: str, reas
     assert not list(tmp_path.iterdir())
 
 
+OTHERS = {
+    "a gradient": ({"gradients": ["a", "a.clipped"]}, GradientClipByNorm(1.0)),
+    "a gradient left alone": (
+        {"gradients": ["a", "a.clipped"], "skip": "a.clipped"},
+        GradientClipByNorm(1.0),
+    ),
+    "a loss scale": ({"gradients": ["a"], "loss_scale": "a.clipped"}, GradientClipByNorm(1.0)),
+    "a parameter": ({"gradients": {"a": "a.clipped"}}, AdaptiveGradientClip(1.0)),
+    "a threshold": ({"gradients": ["b"], "threshold_input": "b.clipped"}, GradientClipByNorm(1.0)),
+}
+
+
+@pytest.mark.parametrize(("options", "clip"), OTHERS.values(), ids=OTHERS)
+def test_a_name_that_would_go_in_and_come_out_is_refused(options: Any, clip: Any):
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        step (float[1] x, float[1] "a.clipped") => (float[1] a, float[1] b) {
+            a = Identity(x) b = Neg("a.clipped") }"""
+    )
+    with pytest.raises(OnnxClipError, match=r"come out as '.\.clipped', but a value of that name"):
+        extract_clip(model, clip, **options)
+
+
 def test_what_makes_no_clip_is_refused(tmp_path: Path, capsys):
     assert main(["extract", str(SEED), "--emit", "norm", "--measure-only"]) == 2
     assert "there is no clip to extract" in capsys.readouterr().err
