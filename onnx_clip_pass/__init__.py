@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     from onnx_clip_pass.probe import probe_gradients
     from onnx_clip_pass.record import strip
     from onnx_clip_pass.rewrite import Clipped, Emitted, Report, clip_gradients
-    from onnx_clip_pass.rules import Rule, load_rules
+    from onnx_clip_pass.rules import Bounds, Rule, load_rules
 
 __all__ = [
     "AdaptiveGradientClip",
+    "Bounds",
     "Chain",
     "Clipped",
     "Emitted",
@@ -67,7 +68,7 @@ _ROOMS = {
     "strip": "record",
     **dict.fromkeys(("Clipped", "Emitted", "Report", "clip_gradients"), "rewrite"),
     **dict.fromkeys(("Gradient", "Parameter", "find_gradients"), "gradients"),
-    **dict.fromkeys(("Rule", "load_rules"), "rules"),
+    **dict.fromkeys(("Bounds", "Rule", "load_rules"), "rules"),
     **dict.fromkeys(("extract_clip", "extract_clip_file"), "extract"),
 }
 """Where a name comes from; the others are clips."""

@@ -6,6 +6,7 @@ Everything here refuses by `OnnxClipError` before anything is done.
 from __future__ import annotations
 
 import math
+import os
 from typing import Any, get_args
 
 import numpy as np
@@ -13,7 +14,14 @@ from onnx import ModelProto
 
 from onnx_clip_pass.errors import OnnxClipError
 
-__all__ = ["as_number", "check_choice", "check_flags", "check_input_name", "check_model"]
+__all__ = [
+    "as_number",
+    "check_choice",
+    "check_flags",
+    "check_input_name",
+    "check_model",
+    "check_path",
+]
 
 
 def as_number(value: Any) -> float:
@@ -51,6 +59,12 @@ def check_choice(name: str, value: object, choices: Any) -> None:
     words = get_args(choices)
     if not isinstance(value, str) or value not in words:
         raise OnnxClipError(f"{name} must be one of {', '.join(words)}, not {value!r}")
+
+
+def check_path(name: str, value: object, *, also: str = "") -> None:
+    """Refuse what is no path; `also` is what may stand there besides, for the message."""
+    if not isinstance(value, str | os.PathLike):
+        raise OnnxClipError(f"{name} must be {also}a path, not {value!r}")
 
 
 def check_input_name(name: object) -> None:

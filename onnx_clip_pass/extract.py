@@ -12,13 +12,15 @@ from typing import Unpack
 
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
-from onnx_clip_pass.arguments import check_flags, check_model
+from onnx_clip_pass.arguments import check_flags, check_model, check_path
 from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.files import file_at
 from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.graph import Index, TensorType
 from onnx_clip_pass.record import Record, read_record
 from onnx_clip_pass.rewrite import ClipOrRules, Options, Report, clip_in_place
-from onnx_clip_pass.storage import open_model, write_bytes
+from onnx_clip_pass.storage import Structure, locations, open_model, write_bytes
+from onnx_clip_pass.storage.moving import errors_name
 
 __all__ = ["extract_clip", "extract_clip_file"]
 
@@ -44,7 +46,8 @@ def extract_clip(model: ModelProto, clip: ClipOrRules, **options: Unpack[Options
 
     Raises:
         OnnxClipError: what `clip_gradients` refuses, and gradients in nested graphs or functions,
-            or of which only one parameter's share is to be clipped.
+            of which only one parameter's share is to be clipped, or whose `<name>.clipped` is the
+            name of a value that goes in.
     """
     check_model(model, "extract_clip_file")
     copy = ModelProto()
@@ -66,16 +69,22 @@ def extract_clip_file(
         source: a model file.
         target: where to write the clip.
         clip: what to do, see `clip_gradients`.
-        force: replace a target that is there.
+        force: replace a target that `extract_clip_file` did not write.
         **options: see `extract_clip`.
 
+    Returns:
+        What was found, and what becomes of it in the clip.
+
     Raises:
-        OnnxClipError: what `extract_clip` refuses, and files that cannot be read or written.
+        OnnxClipError: what `extract_clip` refuses, and files that cannot be read or written, or
+            must not be replaced: never the model or its external data.
     """
+    check_path("source", source)
+    check_path("target", target)
     check_flags(force=force)
     source, target = Path(source), Path(target)
-    _check_target(target, force=force)
     with open_model(source) as structure:
+        _check_target(structure, target, force=force)
         extracted, report = _extract(structure.model, clip, options)
     write_bytes(target, extracted.SerializeToString())
     return report
@@ -92,10 +101,11 @@ def _extract(model: ModelProto, clip: ClipOrRules, options: Options) -> tuple[Mo
     gradients_of = {
         row.gradient.name: row.gradient for row in report.rows if not row.gradient.graph
     }
-    _check(report)
     added = set(record.nodes)
+    own = [node for node in model.graph.node if node.name in added]
+    _check(report, _read_from_outside(own) | set(gradients_of))
     names = _names(model, record, added)
-    nodes = [_renamed(node, names) for node in model.graph.node if node.name in added]
+    nodes = [_renamed(node, names) for node in own]
     made = {name for node in nodes for name in node.output}
     for name in gradients_of:
         if f"{name}.clipped" not in made:  # left alone
@@ -125,8 +135,14 @@ def _extract(model: ModelProto, clip: ClipOrRules, options: Options) -> tuple[Mo
     return extracted, report
 
 
-def _check(report: Report) -> None:
-    """Refuse a clip that cannot stand alone."""
+def _read_from_outside(nodes: list[NodeProto]) -> set[str]:
+    """What nodes read of what they do not compute."""
+    made = {name for node in nodes for name in node.output}
+    return {name for node in nodes for name in node.input} - made
+
+
+def _check(report: Report, goes_in: set[str]) -> None:
+    """Refuse a clip that cannot stand alone; `goes_in` are the names of its inputs."""
     faults = [
         f"gradient {row.gradient.name!r} is in {row.gradient.graph}: only a clip of the main graph "
         f"can stand alone"
@@ -141,6 +157,12 @@ def _check(report: Report) -> None:
         f"come out in one way only"
         for name, different in clips.items()
         if len(different) > 1
+    ]
+    faults += [
+        f"gradient {name!r} would come out as '{name}.clipped', but a value of that name goes in; "
+        f"give that another name"
+        for name in clips
+        if f"{name}.clipped" in goes_in
     ]
     if faults:
         raise OnnxClipError("the clip cannot be extracted:", dict.fromkeys(faults))
@@ -190,11 +212,19 @@ def _port(name: str, kind: TensorType) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, kind.dtype, shape)
 
 
-def _check_target(target: Path, *, force: bool) -> None:
-    """Refuse to replace what we did not write."""
-    if target.is_dir() or not target.parent.is_dir():
-        raise OnnxClipError(f"cannot write {str(target)!r}: give a file in a folder that exists")
-    if force or not target.exists():
+def _check_target(structure: Structure, target: Path, *, force: bool) -> None:
+    """Refuse to replace the model, its external data, or by default what we did not write."""
+    source = structure.source.path
+    with errors_name(target):
+        if not file_at(target, "clip.onnx"):
+            return
+        is_source = target.samefile(source)
+        lying = [source.parent / location for location in locations(structure.model)]
+        is_data = any(_is_one(target, path) for path in lying)
+    if is_source or is_data:
+        what = "the model itself" if is_source else "where the model's external data lies"
+        raise OnnxClipError(f"the output {str(target)!r} is {what}; choose another name")
+    if force:
         return
     try:
         with open_model(target) as structure:
@@ -206,3 +236,10 @@ def _check_target(target: Path, *, force: bool) -> None:
             f"{str(target)!r} exists and onnx-clip did not extract it; pass --force (in Python: "
             f"force=True) to replace it, or give another output"
         )
+
+
+def _is_one(file: Path, path: Path) -> bool:
+    try:
+        return file.samefile(path)
+    except (OSError, ValueError):  # it is not there, or no path at all
+        return False

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
-from onnx_clip_pass.arguments import check_choice, check_flags
+from onnx_clip_pass.arguments import check_choice, check_flags, check_path
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient, survey
 from onnx_clip_pass.graph import Index
@@ -24,8 +24,16 @@ from onnx_clip_pass.storage import (
     open_model,
     write_structure,
 )
+from onnx_clip_pass.storage.moving import errors_name
 
-__all__ = ["Inspection", "clip_gradients_file", "inspect_file", "read_map", "strip_file"]
+__all__ = [
+    "Inspection",
+    "clip_gradients_file",
+    "file_at",
+    "inspect_file",
+    "read_map",
+    "strip_file",
+]
 
 _Path = str | os.PathLike[str]
 
@@ -72,6 +80,8 @@ def clip_gradients_file(
         OnnxClipError: what `clip_gradients` refuses, and files that cannot be read or written, or
             must not be replaced.
     """
+    check_path("source", source)
+    check_path("target", target)
     check_flags(replace=replace, force=force, dry_run=dry_run)
     check_choice("external_data", external_data, HowToBring)
     source, target = Path(source), _resolved(Path(target), replace=replace)
@@ -93,7 +103,16 @@ def strip_file(
     force: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Undo a rewrite from file to file, see `strip`; options as for `clip_gradients_file`."""
+    """Undo a rewrite from file to file, see `strip`; options as for `clip_gradients_file`.
+
+    Raises:
+        OnnxClipError: the model is not clipped, or its record no longer fits it; files cannot be
+            read or written, or must not be replaced.
+    """
+    check_path("source", source)
+    check_path("target", target)
+    check_flags(replace=replace, force=force)
+    check_choice("external_data", external_data, HowToBring)
     source, target = Path(source), _resolved(Path(target), replace=replace)
     with open_model(source) as structure:
         may_replace = _check_target(source, target, replace=replace, force=force)
@@ -138,9 +157,32 @@ def read_map(path: _Path) -> dict[str, str]:
     return found
 
 
+def file_at(target: Path, name: str) -> bool:
+    """Whether there is a file to be replaced; `name` is for an example of a path.
+
+    Raises:
+        OnnxClipError: there is no folder for it, or something else in its place.
+    """
+    if "\0" in target.name:  # to which the system says that there is no such file
+        raise OnnxClipError(f"cannot write {str(target)!r}: no name of a file holds a NUL")
+    if not target.parent.is_dir():
+        raise OnnxClipError(
+            f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}"
+        )
+    if target.is_dir():
+        raise OnnxClipError(
+            f"cannot write {str(target)!r}: it is a folder; give a file in it, such as "
+            f"{str(target / name)!r}"
+        )
+    if target.exists() and not target.is_file():
+        raise OnnxClipError(f"cannot write {str(target)!r}: it is there and is no regular file")
+    return target.exists()
+
+
 def _resolved(target: Path, *, replace: bool) -> Path:
     """The file itself where a model is to be replaced by way of a symbolic link to it."""
-    return target.resolve() if replace and target.is_symlink() else target
+    with errors_name(target):
+        return target.resolve() if replace and target.is_symlink() else target
 
 
 def _check_target(source: Path, target: Path, *, replace: bool, force: bool) -> set[str] | None:
@@ -149,33 +191,15 @@ def _check_target(source: Path, target: Path, *, replace: bool, force: bool) -> 
     Returns:
         The locations beside it at which data files may be replaced; None for all.
     """
-    try:
-        return _replaceable(source, target, replace=replace, force=force)
-    except (OSError, ValueError) as error:  # a path that is too long, or holds a NUL
-        reason = getattr(error, "strerror", None) or error
-        raise OnnxClipError(f"cannot write {str(target)!r}: {reason}") from error
-
-
-def _replaceable(source: Path, target: Path, *, replace: bool, force: bool) -> set[str] | None:
-    if not target.parent.is_dir():
+    with errors_name(target):  # of a name that is too long
+        is_there = file_at(target, source.name)
+        is_source = is_there and target.samefile(source)
+    if is_source and not replace:
         raise OnnxClipError(
-            f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}"
+            f"the output {str(target)!r} is the model itself; pass --in-place (in Python: "
+            f"replace=True) to replace it"
         )
-    if target.is_dir():
-        raise OnnxClipError(
-            f"cannot write {str(target)!r}: it is a folder; give a file in it, such as "
-            f"{str(target / source.name)!r}"
-        )
-    if not target.exists():
-        return None if force else set()
-    if not target.is_file():
-        raise OnnxClipError(f"cannot write {str(target)!r}: it is there and is no regular file")
-    if target.samefile(source):
-        if not replace:
-            raise OnnxClipError(
-                f"the output {str(target)!r} is the model itself; pass --in-place (in Python: "
-                f"replace=True) to replace it"
-            )
+    if is_source or not is_there:
         return None if force else set()
     owned = None if force else _owned_by(target)
     if not force and owned is None:

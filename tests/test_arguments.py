@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from onnx_clip_pass import (
     AdaptiveGradientClip,
+    Chain,
     GradientClipByGlobalNorm,
     GradientClipByNorm,
     GradientClipByRMS,
@@ -22,10 +24,14 @@ from onnx_clip_pass import (
     extract_clip,
     extract_clip_file,
     find_gradients,
+    load_rules,
     probe_gradients,
     strip,
 )
+from onnx_clip_pass.artifacts import strip_artifacts
 from onnx_clip_pass.clips import clip_of
+from onnx_clip_pass.files import strip_file
+from onnx_clip_pass.verify import verify
 
 MODELS = Path(__file__).parent.parent / "models"
 SEED = MODELS / "seed" / "train_step.onnx"
@@ -50,12 +56,26 @@ def clip_folder(**options):
     return clip_artifacts(FOLDER, "never", CLIP, **options)
 
 
+def strip_seed(**options):
+    return strip_file(SEED, "never.onnx", **options)
+
+
+def strip_folder(**options):
+    return strip_artifacts(FOLDER, "never", **options)
+
+
 CASES = {
     "find in a path": (lambda: find_gradients("m.onnx"), "a ModelProto, not str; .* onnx.load"),
     "strip a path": (lambda: strip("m.onnx"), "expected a ModelProto, not str"),
     "clip a path": (lambda: clip_gradients("m", CLIP), "not str; .* clip_gradients_file"),
     "extract a path": (lambda: extract_clip("e", CLIP), "not str; .* extract_clip_file"),
     "apply to an array": (lambda: CLIP.apply(FLAGS), "mapping of parameter names .* not ndarray"),
+    "chain applied to a list": (lambda: Chain(CLIP).apply([1, 2]), "parameter names .* not list"),
+    "apply with a policy": (
+        lambda: CLIP.apply({}, nonfinite="zeros"),
+        "nonfinite must be one of propagate, zero, keep, not 'zeros'",
+    ),
+    "apply with parameters": (lambda: CLIP.apply({}, parameters=[1]), "parameters must be .* list"),
     "probe with a path": (lambda: probe_gradients(SEED, feeds="x.npz"), "feeds must be a mapping"),
     "probe one name": (lambda: probe_gradients(SEED, data="abc"), "data must be a list of names"),
     "probe of flags": (lambda: probe_gradients(SEED, inner=FLAGS), "inner must be True or False"),
@@ -66,6 +86,10 @@ CASES = {
     "input that is bytes": (lambda: clip_seed(threshold_input=b"x"), "name of an input, not b'x'"),
     "input without a name": (lambda: clip_seed(threshold_input=""), "name of an input, not ''"),
     "measuring flags": (lambda: clip_seed(measure_only=FLAGS), "measure_only must be True or"),
+    "emit a number": (lambda: clip_seed(emit=[1]), "emit takes a list of .*, not 1"),
+    "parameter by number": (lambda: clip_seed(gradients={"g": 5}), "must map names .*'g': 5"),
+    "gradient by number": (lambda: clip_seed(gradients={5: "W"}), "must map names .*5: 'W'"),
+    "policy of arrays": (lambda: clip_seed(nonfinite=FLAGS), "nonfinite must be one of .* array"),
     "scale by text": (lambda: clip_seed(loss_scale=True), "loss_scale must be .* not True"),
     "file: flags": (lambda: clip_file(force=FLAGS), "force must be True or False"),
     "file: dry_run": (lambda: clip_file(dry_run="no"), "dry_run must be True or False, not 'no'"),
@@ -75,6 +99,24 @@ CASES = {
     "folder: scale": (lambda: clip_folder(loss_scale=True), "loss_scale must be .* not True"),
     "folder: data": (lambda: clip_folder(external_data="lnk"), "one of copy, link, not 'lnk'"),
     "folder: flags": (lambda: clip_folder(replace=FLAGS), "replace must be True or False"),
+    "strip: flags": (lambda: strip_seed(force="yes"), "force must be True or False, not 'yes'"),
+    "strip: data": (lambda: strip_seed(external_data="lnik"), "copy, link, not 'lnik'"),
+    "strip a folder: flags": (lambda: strip_folder(force="yes"), "force must be .* not 'yes'"),
+    "strip a folder: data": (lambda: strip_folder(external_data="lnik"), "link, not 'lnik'"),
+    "rules of a number": (lambda: load_rules(5), "path must be a path, not 5"),
+    "file: source": (lambda: clip_gradients_file(5, "x", CLIP), "source must be a path, not 5"),
+    "file: target": (lambda: clip_gradients_file(SEED, 5, CLIP), "target must be a path, not 5"),
+    "file: a NUL": (lambda: clip_gradients_file(SEED, "x\0", CLIP), "no name of a file holds a"),
+    "file: 300 letters": (
+        lambda: clip_gradients_file(SEED, "x" * 300, CLIP, replace=True),
+        "cannot write .*File name too long",
+    ),
+    "strip: target": (lambda: strip_file(SEED, 5), "target must be a path, not 5"),
+    "folder: source": (lambda: clip_artifacts(5, "x", CLIP), "folder must be a path, not 5"),
+    "extract: source": (lambda: extract_clip_file(5, "x", CLIP), "source must be a path, not 5"),
+    "extract: target": (lambda: extract_clip_file(SEED, 5, CLIP), "target must be a path, not 5"),
+    "probe a number": (lambda: probe_gradients(5), "model must be a ModelProto or a path, not 5"),
+    "verify a number": (lambda: verify(SEED, 5), "the rewritten model must be .* path, not 5"),
     "norm per sample": (lambda: GradientClipByNorm(1.0, per_sample="abc"), "per_sample must be"),
     "group per sample": (
         lambda: GradientClipByGlobalNorm(1.0, per_sample=FLAGS),
@@ -128,10 +170,12 @@ def test_numbers_and_flags_of_numpy_are_numbers_and_flags():
         GradientClipByGlobalNorm(np.inf, group_name="inf"),
         GradientClipByValue(np.inf, -np.inf),
         GradientClipByValue(1.0, -np.inf),
+        AdaptiveGradientClip(1.0, eps=np.inf),
     ],
 )
 def test_a_record_says_inf_in_words_and_is_read_back(clip):
     facts = {"clip": type(clip).__name__, **clip.settings()}
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
     assert clip_of(facts).settings() == clip.settings()
 
 

@@ -363,3 +363,14 @@ def test_no_clip_combines_axes_of_size_1_with_rank_0(clip: Clip, nonfinite: NonF
     is_value = isinstance(clip, GradientClipByValue)
     expected = np.clip(x, -2, 2) if is_value else x * LIMIT / norm
     np.testing.assert_allclose(run(clipped, {"x": x})["g"], -expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("nonfinite", ["propagate", "zero", "keep"])
+def test_a_norm_that_policy_and_output_both_ask_for_is_computed_once(nonfinite: NonFinite):
+    clipped = clip_gradients(
+        negate(), GradientClipByValue(2), gradients=["g"], nonfinite=nonfinite, emit=("norm",)
+    )
+    computed = [op for op in ops(clipped) if op in ("Abs", "ReduceMax", "ReduceL1")]
+    assert computed == ["Abs", "ReduceMax", "ReduceL1", "ReduceMax"]  # the last for the scale
+    x = np.float32([3, -4])
+    np.testing.assert_array_equal(run(clipped, {"x": x})["g/norm"], 4)

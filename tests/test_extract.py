@@ -138,10 +138,61 @@ def test_what_another_program_wrote_is_not_replaced(tmp_path: Path, capsys):
     assert main(["extract", str(SEED), "-o", str(target), "--force"]) == 0
 
 
+def test_model_and_external_data_are_not_replaced_by_their_clip(tmp_path: Path, capsys):
+    model, data, link = (tmp_path / name for name in ("m.onnx", "w.bin", "link"))
+    onnx.save(
+        onnx.load(SEED), model, save_as_external_data=True, location="w.bin", size_threshold=0
+    )
+    link.symlink_to(data)
+    before = (model.read_bytes(), data.read_bytes())
+    for path, what in (
+        (model, "the model itself"),
+        (data, "where the model's external data lies"),
+        (link, "where the model's external data lies"),
+    ):
+        assert main(["extract", str(model), "-o", str(path), "--force"]) == 2
+        assert f"is {what}; choose another name" in " ".join(capsys.readouterr().err.split())
+    assert (model.read_bytes(), data.read_bytes()) == before
+    data.unlink()  # the weights are not read
+    assert main(["extract", str(model), "-o", str(data), "--force"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("x" * 300, "File name too long"), ("x\0", "holds a NUL")]
+)
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, name: str, reason: str):
+    with pytest.raises(OnnxClipError, match=f"cannot write .*{reason}"):
+        extract_clip_file(SEED, tmp_path / name, GradientClipByNorm(1.0))
+    assert not list(tmp_path.iterdir())
+
+
+OTHERS = {
+    "a gradient": ({"gradients": ["a", "a.clipped"]}, GradientClipByNorm(1.0)),
+    "a gradient left alone": (
+        {"gradients": ["a", "a.clipped"], "skip": "a.clipped"},
+        GradientClipByNorm(1.0),
+    ),
+    "a loss scale": ({"gradients": ["a"], "loss_scale": "a.clipped"}, GradientClipByNorm(1.0)),
+    "a parameter": ({"gradients": {"a": "a.clipped"}}, AdaptiveGradientClip(1.0)),
+    "a threshold": ({"gradients": ["b"], "threshold_input": "b.clipped"}, GradientClipByNorm(1.0)),
+}
+
+
+@pytest.mark.parametrize(("options", "clip"), OTHERS.values(), ids=OTHERS)
+def test_a_name_that_would_go_in_and_come_out_is_refused(options: Any, clip: Any):
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        step (float[1] x, float[1] "a.clipped") => (float[1] a, float[1] b) {
+            a = Identity(x) b = Neg("a.clipped") }"""
+    )
+    with pytest.raises(OnnxClipError, match=r"come out as '.\.clipped', but a value of that name"):
+        extract_clip(model, clip, **options)
+
+
 def test_what_makes_no_clip_is_refused(tmp_path: Path, capsys):
     assert main(["extract", str(SEED), "--emit", "norm", "--measure-only"]) == 2
     assert "there is no clip to extract" in capsys.readouterr().err
     assert main(["extract", str(SEED), "-o", str(tmp_path / "no" / "clip.onnx")]) == 2
-    assert "a folder that exists" in capsys.readouterr().err
+    assert "there is no folder" in capsys.readouterr().err
     with pytest.raises(OnnxClipError, match="nothing is clipped"):
         extract_clip(two(), GradientClipByNorm(1.0, need_clip=lambda p: False), gradients=NAMED)

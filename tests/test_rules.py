@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_clip_pass import (
+    Bounds,
     Chain,
     GradientClipByGlobalNorm,
     GradientClipByNorm,
@@ -23,7 +24,7 @@ from onnx_clip_pass import (
     load_rules,
 )
 from onnx_clip_pass.cli import main
-from onnx_clip_pass.rules import Bounds, assign
+from onnx_clip_pass.rules import assign
 
 ROOT = Path(__file__).parent.parent
 ONE = GradientClipByNorm(1.0)

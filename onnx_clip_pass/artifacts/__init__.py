@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Unpack
 
-from onnx_clip_pass.arguments import check_choice, check_flags
+from onnx_clip_pass.arguments import check_choice, check_flags, check_path
 from onnx_clip_pass.artifacts.layout import Layout, check_training_model, find_layout
 from onnx_clip_pass.artifacts.placing import building, check_target
 from onnx_clip_pass.artifacts.sequence import clip_sequence, find_optimizer
@@ -105,6 +105,8 @@ def clip_artifacts(
             or without an optimizer model; what `clip_gradients` refuses; and files that cannot be
             read or written, or must not be replaced. Nothing is written then.
     """
+    check_path("folder", folder)
+    check_path("target", target)
     check_flags(replace=replace, force=force, dry_run=dry_run)
     check_choice("at", at, Place)
     check_choice("external_data", external_data, HowToBring)
@@ -151,6 +153,10 @@ def strip_artifacts(
     Raises:
         OnnxClipError: also if neither model is clipped.
     """
+    check_path("folder", folder)
+    check_path("target", target)
+    check_flags(replace=replace, force=force)
+    check_choice("external_data", external_data, HowToBring)
     layout, target = find_layout(Path(folder)), Path(target)
     with _open_models(layout) as (structures, was_clipped):
         if not was_clipped:

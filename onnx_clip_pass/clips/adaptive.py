@@ -98,7 +98,7 @@ class AdaptiveGradientClip(ScalingClip):
         return AdaptiveGradientClip(self.clipping * factor, self.eps, self.need_clip, self.axes)
 
     def settings(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"clipping": plain(self.clipping), "eps": self.eps}
+        found: dict[str, Any] = {"clipping": plain(self.clipping), "eps": plain(self.eps)}
         return found if self.axes is None else found | {"axes": list(self.axes)}
 
     def fault(self, gradient: Gradient, opset: int, numerics: Numerics) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_clip_pass.arguments import as_number
+from onnx_clip_pass.arguments import as_number, check_choice
 from onnx_clip_pass.clips.emitter import Emitter, Measured
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
 from onnx_clip_pass.errors import OnnxClipError
@@ -112,34 +112,26 @@ class Clip(ABC):
             The same names; what `need_clip` does not pick is handed back as it is.
 
         Raises:
-            OnnxClipError: an array of no floating dtype, a selection that matches nothing, or a
-                parameter that is needed and not given.
+            OnnxClipError: an argument of another kind, an array of no floating dtype, a selection
+                that matches nothing, a parameter that is needed and not given or of another shape,
+                or gradients that cannot be clipped together.
         """
+        check_choice("nonfinite", nonfinite, NonFinite)
         if not isinstance(gradients, Mapping):
             raise OnnxClipError(
                 f"expected a mapping of parameter names to gradients, not "
                 f"{type(gradients).__name__}"
             )
-        arrays = {name: np.asarray(array) for name, array in gradients.items()}
-        known = [
-            Parameter(name, array.shape, str(array.dtype), name) for name, array in arrays.items()
-        ]
-        picked = [parameter.name for parameter in select(known, self.need_clip)]
-        for name in picked:
-            if str(arrays[name].dtype) not in DTYPES:
-                raise OnnxClipError(
-                    f"expected a floating array for {name!r}, but it is {arrays[name].dtype}"
-                )
-        if self.reads_parameter and (missing := set(picked) - set(parameters or {})):
+        if parameters is not None and not isinstance(parameters, Mapping):
             raise OnnxClipError(
-                f"{type(self).__name__} compares gradients with their parameters: pass "
-                f"parameters={{name: array}}, which lacks {', '.join(map(repr, sorted(missing)))}"
+                f"parameters must be a mapping of names to arrays, not {type(parameters).__name__}"
             )
-        cases = [
-            Case(arrays[name], None if parameters is None else parameters.get(name))
-            for name in picked
-        ]
-        return dict(gradients) | dict(zip(picked, self.reference(cases, nonfinite), strict=True))
+        clipped = dict(gradients)
+        for formula in self.formulas:
+            cases = formula.cases(clipped, parameters or {})
+            arrays = formula.reference(list(cases.values()), nonfinite)
+            clipped |= dict(zip(cases, arrays, strict=True))
+        return clipped
 
     def __repr__(self) -> str:
         words = ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
@@ -174,6 +166,42 @@ class Formula(Clip):
         Sets `measured` of those that watch; returns what was measured of all of them together.
         """
 
+    def cases(
+        self, gradients: Mapping[str, NDArray[Any]], parameters: Mapping[str, NDArray[Any]]
+    ) -> dict[str, Case]:
+        """What `need_clip` picks, to be clipped, by name.
+
+        Raises:
+            OnnxClipError: what `apply` refuses of them.
+        """
+        arrays = {name: np.asarray(array) for name, array in gradients.items()}
+        known = [
+            Parameter(name, array.shape, str(array.dtype), name) for name, array in arrays.items()
+        ]
+        picked = [parameter.name for parameter in select(known, self.need_clip)]
+        for name in picked:
+            if str(arrays[name].dtype) not in DTYPES:
+                raise OnnxClipError(
+                    f"expected a floating array for {name!r}, but it is {arrays[name].dtype}"
+                )
+        if not self.reads_parameter:
+            return {name: Case(arrays[name]) for name in picked}
+        if missing := set(picked) - set(parameters):
+            raise OnnxClipError(
+                f"{type(self).__name__} compares gradients with their parameters: pass "
+                f"parameters={{name: array}}, which lacks {', '.join(map(repr, sorted(missing)))}"
+            )
+        own = {name: np.asarray(parameters[name]) for name in picked}
+        faults = [
+            f"{name!r}: the gradient has shape {list(arrays[name].shape)}, and the parameter "
+            f"{list(parameter.shape)}"
+            for name, parameter in own.items()
+            if parameter.shape != arrays[name].shape
+        ]
+        if faults:
+            raise OnnxClipError("expected each parameter in the shape of its gradient:", faults)
+        return {name: Case(arrays[name], parameter) for name, parameter in own.items()}
+
     def work_dtype(self, dtype: str, numerics: Numerics) -> int:
         """The dtype in which the clipped gradient is formed; see `Numerics.work_dtype`."""
         return numerics.work_dtype(dtype, self.threshold)
@@ -188,5 +216,5 @@ def positive(name: str, value: object, *, why: str = "") -> float:
 
 
 def plain(number: float) -> float | str:
-    """A number in the types of JSON, which has no inf."""
-    return "inf" if number == math.inf else number
+    """A number in the types of JSON, which has no inf and no -inf."""
+    return str(number) if math.isinf(number) else number

@@ -40,6 +40,7 @@ __all__ = ["GradientClipByGlobalNorm"]
 _FLOAT, _DOUBLE = int(TensorProto.FLOAT), int(TensorProto.DOUBLE)
 _BOOL = int(TensorProto.BOOL)
 _DEFAULT_GROUP = "default_group"
+_NO_SAMPLES = "per_sample needs a gradient of known rank whose first axis is that of samples"
 _MOST_SUMMED_IN_FLOAT32 = 64  # so many roundings keep the root of a sum of squares below 4e-6
 
 
@@ -134,7 +135,7 @@ class GradientClipByGlobalNorm(Formula):
     def fault(self, gradient: Gradient, opset: int, numerics: Numerics) -> str | None:
         shape = gradient.shape
         if self.per_sample and (shape is None or gradient.has_seeds or not shape):
-            return "per_sample needs a gradient of known rank whose first axis is that of samples"
+            return _NO_SAMPLES
         work = self.work_dtype(gradient.dtype, numerics)
         return shared_fault(gradient, opset, numerics, work, broadcasts=self.per_sample)
 
@@ -142,14 +143,18 @@ class GradientClipByGlobalNorm(Formula):
         if one.has_seeds != other.has_seeds:
             return "one has a seed dimension and the other has none"
         if self.per_sample and one.shape and other.shape:
-            sizes = {size for size in (one.shape[0], other.shape[0]) if isinstance(size, int)}
-            if len(sizes) > 1:
-                return f"they have {' and '.join(map(str, sorted(sizes)))} samples"
+            sizes = (one.shape[0], other.shape[0])
+            return _uneven({size for size in sizes if isinstance(size, int)})
         return None
 
     def reference(
         self, cases: Sequence[Case], nonfinite: NonFinite = "propagate"
     ) -> list[NDArray[Any]]:
+        if self.per_sample:
+            if any(case.has_seeds or not case.gradient.ndim for case in cases):
+                raise OnnxClipError(_NO_SAMPLES)
+            if what := _uneven({len(case.gradient) for case in cases}):
+                raise OnnxClipError(f"these gradients cannot have one norm: {what}")
         norms, finite = [], []
         for case in cases:
             wide = case.gradient.astype(np.float64)
@@ -293,6 +298,13 @@ class _Shared:
                 name = self._at.unsqueeze(name, over, dtype=dtype, shape=shape)
             self._made[dtype, axes] = Quantity(name, dtype, shape)
         return self._made[dtype, axes]
+
+
+def _uneven(sizes: set[int]) -> str | None:
+    """Why gradients of so many samples cannot have one norm for each; None if they can."""
+    if len(sizes) < 2:
+        return None
+    return f"they have {' and '.join(map(str, sorted(sizes)))} samples"
 
 
 def _name(group_name: object) -> str:

@@ -39,7 +39,8 @@ class GradientClipByValue(Formula):
         need_clip: which parameters, see `GradientClipByNorm`.
 
     Raises:
-        OnnxClipError: the bounds are no numbers, the wrong way round, or both zero.
+        OnnxClipError: the bounds are no numbers, the wrong way round, or both zero or the same
+            infinity.
 
     Example:
         >>> import numpy as np
@@ -58,10 +59,11 @@ class GradientClipByValue(Formula):
         self.max = _number("max", max)
         self.min = -self.max if min is None else _number("min", min)
         self._is_symmetric = min is None
-        if not self.min <= self.max or self.min == self.max == 0:
+        is_single = self.min == self.max and abs(self.max) in (0, math.inf)
+        if not self.min <= self.max or is_single:
             raise OnnxClipError(
-                f"expected min below max, and not both of them zero, not min={min!r} and "
-                f"max={max!r}"
+                f"expected min below max, and not both of them zero or the same infinity, not "
+                f"min={min!r} and max={max!r}"
             )
 
     @property
@@ -93,8 +95,7 @@ class GradientClipByValue(Formula):
     def settings(self) -> dict[str, Any]:
         if self._is_symmetric:
             return {"max": plain(self.max)}
-        low = "-inf" if self.min == -math.inf else self.min
-        return {"max": plain(self.max), "min": low}
+        return {"max": plain(self.max), "min": plain(self.min)}
 
     def reference(
         self, cases: Sequence[Case], nonfinite: NonFinite = "propagate"
@@ -127,11 +128,13 @@ class GradientClipByValue(Formula):
         x, work = widened(to, self)
         shape = to.gradient.shape
         low, high = self._limits(to, work)
-        if to.watches:
-            to.measured = self._measure(to, x, work, low, high)
+        is_asked = to.watches or to.numerics.nonfinite != "propagate"
+        largest = self._largest(to, x, work) if is_asked else None
+        if largest is not None and to.watches:
+            to.measured = self._measure(to, largest, x, low, high)
         if to.measures_only:
             return
-        finite = self._finite(to, x, work)
+        finite = None if largest is None else emit_is_finite(to, largest, x, work)
         is_cast = work != to.dtype
         low, high = to.spread(low, work), to.spread(high, work)
         y = to.node("Max", [x, low], result="from below", dtype=work, shape=shape)
@@ -149,25 +152,18 @@ class GradientClipByValue(Formula):
         low = to.limit(self.max, dtype, -1.0) if self._is_symmetric else to.limit(self.min, dtype)
         return low, to.limit(self.max, dtype)
 
-    def _finite(self, to: Emitter, x: str, work: int) -> Quantity | None:
-        """Whether all elements are finite; None if nobody asks."""
-        if to.numerics.nonfinite == "propagate":
-            return None
-        return emit_is_finite(to, self._largest(to, x, work), x, work)
-
     def _largest(self, to: Emitter, x: str, work: int) -> Norm:
         shape = to.gradient.shape
         axes = tuple(range(len(shape) - 1)) if to.gradient.has_seeds and shape else None
         keepdims = axes is not None or to.keeps_rank
         return emit_norm(to, x, work, math.inf, axes, shape=shape, keepdims=keepdims)
 
-    def _measure(self, to: Emitter, x: str, work: int, low: str, high: str) -> Measured:
-        """The largest magnitude, and the smallest factor that an element is multiplied by.
+    def _measure(self, to: Emitter, norm: Norm, x: str, low: str, high: str) -> Measured:
+        """The largest magnitude, `norm`, and the smallest factor that an element is multiplied by.
 
         The factor is min(1, max / largest element) on the one side, the like on the other. Where no
         element is on a side, and for a bound of zero, the smallest float stands in.
         """
-        norm = self._largest(to, x, work)
         dtype, shape = norm.dtype, norm.shape
         factors = [to.constant(1.0, dtype)]
         for reduction, bound, further, value, tiny in (

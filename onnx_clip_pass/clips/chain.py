@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -91,18 +91,6 @@ class Chain(Clip):
                 replace(case, gradient=array) for case, array in zip(cases, arrays, strict=True)
             ]
         return [case.gradient for case in cases]
-
-    def apply(
-        self,
-        gradients: Mapping[str, NDArray[Any]],
-        *,
-        parameters: Mapping[str, NDArray[Any]] | None = None,
-        nonfinite: NonFinite = "propagate",
-    ) -> dict[str, NDArray[Any]]:
-        clipped = dict(gradients)
-        for formula in self._formulas:
-            clipped = formula.apply(clipped, parameters=parameters, nonfinite=nonfinite)
-        return clipped
 
     def __repr__(self) -> str:
         return f"Chain({', '.join(map(repr, self._formulas))})"

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from onnx import TensorProto
 
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.arguments import check_choice
 from onnx_clip_pass.graph import Shape
 
 __all__ = ["NonFinite", "NormPrecision", "Numerics", "Reduction"]
@@ -58,12 +58,8 @@ class Numerics:
     nonfinite: NonFinite = "propagate"
 
     def __post_init__(self) -> None:
-        for name, kind in (("norm_precision", NormPrecision), ("nonfinite", NonFinite)):
-            if getattr(self, name) not in get_args(kind):
-                raise OnnxClipError(
-                    f"{name} must be one of {', '.join(get_args(kind))}, not "
-                    f"{getattr(self, name)!r}"
-                )
+        check_choice("norm_precision", self.norm_precision, NormPrecision)
+        check_choice("nonfinite", self.nonfinite, NonFinite)
 
     def work_dtype(self, dtype: str, threshold: float | None) -> int:
         """The dtype in which a clipped gradient is formed: float32 wherever it is enough.

@@ -78,7 +78,8 @@ def find_gradients(model: ModelProto) -> list[Gradient]:
         nothing is found. A model that is clipped already is searched as it was before.
 
     Raises:
-        OnnxClipError: two values claim to be the gradient of one parameter by name alone.
+        OnnxClipError: two values claim to be the gradient of one parameter by name alone, or the
+            model is clipped and has been changed since, so that its record does not fit it.
     """
     check_model(model, "onnx.load")
     return [sighting.gradient for sighting in survey(Index(strip_if_clipped(model))).found]

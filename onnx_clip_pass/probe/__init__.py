@@ -24,7 +24,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnx_clip_pass.arguments import check_flags
+from onnx_clip_pass.arguments import check_flags, check_path
 from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.gradients.found import Gradient
 from onnx_clip_pass.probe.bench import Bench, is_float
@@ -50,7 +50,28 @@ def probe_gradients(
     data: Sequence[str] = (),
     provider: Provider = "cpu",
 ) -> list[Gradient]:
-    """The gradients among a model's outputs, recognised by running it; see `probe` for the rest.
+    """The gradients among a model's outputs, recognised by running it.
+
+    Costs about 18 runs of the loss a parameter and two of the model.
+
+    Args:
+        model: a training graph that ONNX Runtime can run, or its path. A model that is clipped
+            already is probed as it was before.
+        feeds: arrays by input name; the others are made up.
+        loss: the value whose slopes are taken; by default the one scalar float output.
+        dims: sizes of symbolic dimensions.
+        seed: of made-up feeds and of the second point.
+        inner: look among the values inside the main graph too, not only at its outputs.
+        data: inputs to be treated as parameters though they look like data.
+        provider: where to run: "cpu" or "cuda".
+
+    Returns:
+        One `Gradient` for each that is recognised, with its evidence; an empty list where none is.
+
+    Raises:
+        OnnxClipError: the model cannot be read or does not run, the loss is not clear, not scalar,
+            not finite or not the same in two runs, or an argument is of another kind or names what
+            is not there.
 
     Example:
         found = probe_gradients("model.onnx", feeds={"x": x, "t": t}, loss="mse_loss")
@@ -103,6 +124,7 @@ def probe(
         raise OnnxClipError(f"data must be a list of names of inputs, not {data!r}")
     folder = None
     if not isinstance(model, ModelProto):
+        check_path("model", model, also="a ModelProto or ")
         folder = Path(model)
         try:
             model = onnx.load(folder)

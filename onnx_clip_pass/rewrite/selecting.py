@@ -39,6 +39,10 @@ class Selected(NamedTuple):
 def as_mapping(gradients: Sequence[str] | Mapping[str, str]) -> dict[str, str | None]:
     """Gradient name to parameter name, or None where the caller does not say it."""
     if isinstance(gradients, Mapping):
+        if not all(isinstance(name, str) for pair in gradients.items() for name in pair):
+            raise OnnxClipError(
+                f"gradients must map names of gradients to names of parameters, not {gradients!r}"
+            )
         return dict(gradients)
     if isinstance(gradients, str):
         raise OnnxClipError(f"gradients must be a list of names, not the string {gradients!r}")

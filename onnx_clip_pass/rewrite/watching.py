@@ -57,7 +57,8 @@ class Watch:
         unknown = [word for word in self.emit if word not in get_args(Emit)]
         if unknown:
             raise OnnxClipError(
-                f"emit takes a list of {', '.join(get_args(Emit))}, not {', '.join(unknown)}"
+                f"emit takes a list of {', '.join(get_args(Emit))}, not "
+                f"{', '.join(map(str, unknown))}"
             )
         check_choice("emit_as", self.emit_as, EmitAs)
         if self.measures_only and not self.emit:

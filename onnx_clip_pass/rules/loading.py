@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from onnx_clip_pass.arguments import check_path
 from onnx_clip_pass.clips import (
     AdaptiveGradientClip,
     Chain,
@@ -64,6 +65,7 @@ def load_rules(path: str | os.PathLike[str]) -> list[Rule]:
         OnnxClipError: the file cannot be read, is no TOML, or its rules are at fault; each fault
             names the file and the number of the rule.
     """
+    check_path("path", path)
     path = Path(path)
     text = _read(path)
     try:

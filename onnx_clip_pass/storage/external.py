@@ -220,6 +220,11 @@ def _missing(
                 )
             elif not os.path.lexists(target):
                 missing.append(file)
+            elif target.is_dir():  # no file can be renamed to it
+                faults.append(
+                    f"{str(target)!r} is a folder, where a data file is to lie; move it away, or "
+                    f"write to another folder"
+                )
             elif not _same(file.path, target):
                 missing.append(file)
                 if may_replace is not None and file.location not in may_replace:

@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
+from onnx_clip_pass.arguments import check_path
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record, read_record, strip_if_clipped
@@ -78,6 +79,7 @@ def _load(source: _Model, called: str, weights: Weights) -> _Loaded:
         model = ModelProto()
         model.CopyFrom(source)
     else:
+        check_path(called, source, also="a ModelProto or ")
         path = Path(source)
         called, folder = repr(str(path)), path.parent
         try:

@@ -157,6 +157,8 @@ REFUSED = {
     "bounds turned": (lambda: GradientClipByValue(1, 2), "min below max"),
     "bounds of nan": (lambda: GradientClipByValue(NAN, -1), "max must be a number"),
     "bounds of zero": (lambda: GradientClipByValue(0, 0), "not both of them zero"),
+    "bounds of inf": (lambda: GradientClipByValue(INF, INF), "the same infinity, not min=inf"),
+    "bounds of -inf": (lambda: GradientClipByValue(-INF, -INF), "the same infinity, not min=-inf"),
     "rms of nan": (lambda: GradientClipByRMS(NAN), "threshold must be a positive number"),
     "rms of True": (lambda: GradientClipByRMS(True), "threshold must be a positive number"),
     "global norm below zero": (lambda: GradientClipByGlobalNorm(-1), "clip_norm must be"),
@@ -181,6 +183,8 @@ def test_adaptive_asks_for_what_it_cannot_know():
         clip.apply({"w": x})
     with pytest.raises(OnnxClipError, match=r"shape \[2, 2\] has units that nothing tells"):
         clip.apply({"w": x}, parameters={"w": x})
+    with pytest.raises(OnnxClipError, match=r"'b': .* shape \[2\], and the parameter \[3\]"):
+        clip.apply({"b": np.ones(2)}, parameters={"b": np.ones(3)})
 
 
 @pytest.mark.parametrize("nonfinite", ["propagate", "zero", "keep"])

@@ -303,6 +303,17 @@ def test_samples_that_are_not_equally_many_are_refused():
     clip = GradientClipByGlobalNorm(1.0, per_sample=True)
     with pytest.raises(OnnxClipError, match="they have 3 and 4 samples"):
         clipped_by_graph(handed_out(gradients), clip, gradients)
+    with pytest.raises(OnnxClipError, match="cannot have one norm: they have 3 and 4 samples"):
+        clip.apply(gradients)
+
+
+def test_a_gradient_without_an_axis_for_samples_is_refused():
+    gradients = {"a": np.array(3, np.float32)}
+    clip = GradientClipByGlobalNorm(1.0, per_sample=True)
+    with pytest.raises(OnnxClipError, match="first axis is that of samples"):
+        clipped_by_graph(handed_out(gradients), clip, gradients)
+    with pytest.raises(OnnxClipError, match="first axis is that of samples"):
+        clip.apply(gradients)
 
 
 def test_a_sample_that_is_not_finite_is_zeroed_alone_where_there_is_no_bound():

@@ -165,6 +165,20 @@ def test_a_failure_at_the_second_file_leaves_the_first_as_it_was(source, outside
     assert found == dict.fromkeys(("model.onnx", "v.bin", "w.bin"), b"old")
 
 
+def test_a_folder_where_one_file_is_to_lie_leaves_the_others_as_they_were(source, outside):
+    model = onnx.load(source, load_external_data=False)
+    (source.parent / "v.bin").write_bytes(large("V", 1).raw_data)
+    point_to(model.graph.initializer[1], location="v.bin")
+    source.write_bytes(model.SerializeToString())
+    (outside / "sub" / "w.bin").mkdir(parents=True)
+    for name in ("model.onnx", "v.bin"):
+        (outside / name).write_bytes(b"old")
+    with pytest.raises(OnnxClipError, match=r"w\.bin' is a folder, where a data file is to lie"):
+        rewrite(source, outside / "model.onnx", force=True)
+    found = {path.name: path.read_bytes() for path in outside.rglob("*") if path.is_file()}
+    assert found == dict.fromkeys(("model.onnx", "v.bin"), b"old")
+
+
 @pytest.mark.parametrize("size", [0, SIZE, 10 * SIZE])
 def test_data_that_changes_while_it_is_copied_is_an_error(source, outside, size: int):
     data = source.parent / "sub" / "w.bin"
