@@ -320,6 +320,16 @@ def test_rules_at_the_step_are_names_too(folder):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("at", ["step", "micro-batch"])
+@pytest.mark.parametrize("clips", [1.0, "norm", [], [1, 2]], ids=repr)
+def test_what_is_no_clip_is_called_so(folder, clips, at):
+    target = folder.with_name("out")
+    with pytest.raises(OnnxClipError, match="expected a clip such as") as refusal:
+        clip_artifacts(folder, target, clips, at=at)
+    assert str(refusal.value).endswith(f"or a list of Rule, not {clips!r}")
+    assert not target.exists()
+
+
 @pytest.mark.parametrize(
     ("option", "word"), [(["--emit", "norm"], "emit"), (["--loss-scale", "8"], "loss_scale")]
 )
