@@ -12,7 +12,7 @@ from onnx_clip_pass.gradients.arithmetic import Arithmetic
 from onnx_clip_pass.gradients.found import Found, Sink
 from onnx_clip_pass.graph import Flow, Value
 
-__all__ = ["find"]
+__all__ = ["OPS", "find"]
 
 OPS = {"InPlaceAccumulatorV2", "InPlaceAccumulator"}
 _BUFFER_SUFFIXES = ("_grad.accumulation.buffer", ".accumulation.buffer", "_grad_accumulate_buffer")
