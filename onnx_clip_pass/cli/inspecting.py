@@ -11,8 +11,7 @@ import click
 from onnx_clip_pass.cli.folders import inspect_folder, is_folder
 from onnx_clip_pass.cli.options import MODEL, json_option
 from onnx_clip_pass.cli.probing import ProbeOptions, probe_options
-from onnx_clip_pass.cli.showing import gradient_facts, settings_in_words
-from onnx_clip_pass.cli.tables import show_gradients
+from onnx_clip_pass.cli.showing import gradient_facts, show_inspected
 from onnx_clip_pass.cli.verifying import RunOptions, run_options
 from onnx_clip_pass.cli.words import counted, escape_control, print_json
 from onnx_clip_pass.files import inspect_file
@@ -60,15 +59,7 @@ def inspect(
             }
         )
         return
-    done = found.record.clips if found.record else []
-    clips = {(clip.get("gradient"), clip.get("parameter")): clip for clip in done}
-    show_gradients(
-        (
-            (gradient, settings_in_words(clips.get((gradient.name, gradient.parameter.name))))
-            for gradient in found.gradients
-        ),
-        is_result=True,
-    )
+    show_inspected(found)
     click.echo(f"{counted(len(found.gradients))} in {escape_control(model)}")
     for line in found.reason.splitlines():
         click.echo(escape_control(line))
@@ -76,7 +67,7 @@ def inspect(
         "not clipped by onnx-clip"
         if found.record is None
         else f"clipped by onnx-clip {escape_control(found.record.version)}: "
-        f"{len(done)} of them, norms {escape_control(found.record.norm_precision)}, "
+        f"{len(found.record.clips)} of them, norms {escape_control(found.record.norm_precision)}, "
         f"nan and inf: {escape_control(found.record.nonfinite)}"
     )
     for line in _further(found.record) if found.record is not None else ():

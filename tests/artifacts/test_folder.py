@@ -320,6 +320,13 @@ def test_rules_at_the_step_are_names_too(folder):
     }  # fmt: skip
 
 
+def test_the_rule_of_each_gradient_is_shown(folder, capsys):
+    rules = folder.with_name("clip.toml")
+    rules.write_text('[[rule]]\nclip = "norm"\nclip_norm = 2\n')
+    assert main(["rewrite", str(folder), "--rules", str(rules), "--at", "micro-batch"]) == 0
+    assert "norm <= 2 [rule 1]" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("at", ["step", "micro-batch"])
 @pytest.mark.parametrize("clips", [1.0, "norm", [], [1, 2]], ids=repr)
 def test_what_is_no_clip_is_called_so(folder, clips, at):
