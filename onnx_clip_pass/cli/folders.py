@@ -17,7 +17,9 @@ from onnx_clip_pass.artifacts import (
 from onnx_clip_pass.artifacts.layout import find_layout
 from onnx_clip_pass.cli.showing import (
     ProgressBar,
+    done_by,
     gradient_facts,
+    record_facts,
     report_facts,
     settings_in_words,
     show_inspected,
@@ -146,8 +148,8 @@ def inspect_folder(folder: Path, *, as_json: bool) -> None:
                 "gradients": [gradient_facts(gradient) for gradient in training.gradients],
                 "reason": training.reason or None,
                 "optimizer": found.optimizer or None,
-                "micro-batch": _record_facts(training.record),
-                "step": _record_facts(found.record),
+                "micro-batch": record_facts(training.record),
+                "step": record_facts(found.record),
             }
         )
         return
@@ -162,16 +164,10 @@ def inspect_folder(folder: Path, *, as_json: bool) -> None:
     click.echo(f"at the step: {_in_words(found.record)}")
 
 
-def _record_facts(record: Record | None) -> dict[str, Any] | None:
-    return None if record is None else {"version": record.version, "clips": record.clips}
-
-
 def _in_words(record: Record | None) -> str:
     if record is None:
         return "not clipped"
     done = {settings_in_words(clip) for clip in record.clips}
-    version = escape_control(record.version)
     names = [str(clip.get("gradient")) for clip in record.clips]
     count = "all gradients" if names == ["gradients"] else counted(len(names))
-    verb = "measured" if record.measures_only else "clipped"
-    return f"{verb} by onnx-clip {version}: {count}, {escape_control('; '.join(sorted(done)))}"
+    return f"{done_by(record)}: {count}, {escape_control('; '.join(sorted(done)))}"

@@ -12,15 +12,18 @@ from rich.console import Console
 
 from onnx_clip_pass.cli.tables import show_gradients
 from onnx_clip_pass.cli.words import counted, escape_control, say
-from onnx_clip_pass.clips import clip_of
+from onnx_clip_pass.clips import clip_of, facts_of
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import Inspection
 from onnx_clip_pass.gradients import Gradient
+from onnx_clip_pass.record import Record
 from onnx_clip_pass.rewrite import Clipped, Report
 
 __all__ = [
     "ProgressBar",
+    "done_by",
     "gradient_facts",
+    "record_facts",
     "report_facts",
     "settings_in_words",
     "show_inspected",
@@ -153,9 +156,7 @@ def report_facts(report: Report) -> dict[str, Any]:
         "gradients": [
             gradient_facts(row.gradient)
             | {
-                "clip": None
-                if row.clip is None
-                else {"type": type(row.clip).__name__, **row.clip.settings()},
+                "clip": None if row.clip is None else facts_of(row.clip),
                 "rule": row.rule,
             }
             for row in report.rows
@@ -176,6 +177,28 @@ def gradient_facts(gradient: Gradient) -> dict[str, Any]:
         "dtype": gradient.dtype,
         "evidence": gradient.evidence,
     }
+
+
+def record_facts(record: Record | None) -> dict[str, Any] | None:
+    """What a rewrite did, in the types of JSON."""
+    if record is None:
+        return None
+    return {
+        "version": record.version,
+        "clips": record.clips,
+        "measures_only": record.measures_only,
+        "loss_scale": record.loss_scale,
+        "norm_precision": record.norm_precision,
+        "nonfinite": record.nonfinite,
+        "inputs": record.inputs,
+        "outputs": record.outputs,
+    }
+
+
+def done_by(record: Record) -> str:
+    """What a rewrite did, and which version: clipped by onnx-clip 1.0."""
+    verb = "measured" if record.measures_only else "clipped"
+    return f"{verb} by onnx-clip {escape_control(record.version)}"
 
 
 def settings_in_words(entry: dict[str, Any] | None) -> str:
