@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnx_clip_pass.arguments import check_model
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.graph import rename_in_attributes
+from onnx_clip_pass.graph import bodies_of, rename_in_attributes
 
 __all__ = [
     "KEY",
     "Record",
-    "bodies_of",
     "digest_of",
     "read_record",
     "strip",
@@ -258,31 +257,3 @@ def _is_read_by_others(model: ModelProto, record: Record) -> bool:
             read.update(body.output)
     kept = {*record.renamed, *record.renamed.values()}
     return not read.isdisjoint(removed - kept)
-
-
-def bodies_of(
-    model: ModelProto, *, but_in: Collection[str] = ()
-) -> Iterator[GraphProto | FunctionProto]:
-    """Every body of nodes in a model, an outer one before those in its nodes.
-
-    Those in the nodes named in `but_in` are left out.
-    """
-    todo: list[GraphProto | FunctionProto] = [model.graph]
-    for info in model.training_info:
-        todo += [info.initialization, info.algorithm]
-    todo += model.functions
-    for body in todo:  # grows while it is read
-        yield body
-        for node in body.node:
-            if node.name not in but_in:
-                todo += _graphs_in(node)
-
-
-def _graphs_in(node: NodeProto) -> list[GraphProto]:
-    graphs = []
-    for attr in node.attribute:
-        if attr.type == AttributeProto.GRAPH:
-            graphs.append(attr.g)
-        elif attr.type == AttributeProto.GRAPHS:
-            graphs += attr.graphs
-    return graphs

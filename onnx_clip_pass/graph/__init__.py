@@ -3,6 +3,7 @@
 Knows nothing of clipping.
 """
 
+from onnx_clip_pass.graph.bodies import bodies_of, graphs_in
 from onnx_clip_pass.graph.edit import Editor, rename_in_attributes
 from onnx_clip_pass.graph.flow import Flow, Frame, Value
 from onnx_clip_pass.graph.scopes import (
@@ -30,5 +31,7 @@ __all__ = [
     "TensorType",
     "Value",
     "attribute",
+    "bodies_of",
+    "graphs_in",
     "rename_in_attributes",
 ]
