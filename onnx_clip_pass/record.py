@@ -28,6 +28,7 @@ __all__ = [
     "read_record",
     "strip",
     "strip_if_clipped",
+    "undo",
     "write_record",
 ]
 

@@ -19,9 +19,11 @@ from onnx_clip_pass.gradients import Gradient
 
 __all__ = [
     "ScalingClip",
+    "check_axes",
     "emit_product",
     "emit_scale",
     "normal_axes",
+    "own_axes",
     "scaled_down",
     "shared_fault",
     "widened",

@@ -29,7 +29,16 @@ from onnx_clip_pass.graph.bodies import graphs_in
 from onnx_clip_pass.graph.inference import infer_types
 from onnx_clip_pass.graph.types import TensorType
 
-__all__ = ["BY_NAME", "OUTPUT", "TRAINING_DOMAIN", "Index", "Read", "Scope", "attribute"]
+__all__ = [
+    "BY_NAME",
+    "OUTPUT",
+    "TRAINING_DOMAIN",
+    "Index",
+    "Read",
+    "Scope",
+    "attribute",
+    "names_by_attribute",
+]
 
 OUTPUT = -1
 """The node number of a `Read` by which a body hands a value out."""
