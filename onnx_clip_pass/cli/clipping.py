@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from onnx_clip_pass.cli.options import MODEL, given_options
+from onnx_clip_pass.cli.options import PATH, given_options
 from onnx_clip_pass.clips import KINDS
 from onnx_clip_pass.files import read_map
 from onnx_clip_pass.rewrite import ClipOrRules, GradientNames
@@ -134,7 +134,7 @@ def gradient_options(command: _Command) -> _Command:
         click.option(
             "--map",
             "map_file",
-            type=MODEL,
+            type=PATH,
             metavar="FILE",
             help="JSON object, gradient name to parameter name; nothing is searched.",
         ),
@@ -201,7 +201,7 @@ _DECLARED = (
     ),
     click.option(
         "--rules",
-        type=MODEL,
+        type=PATH,
         metavar="FILE",
         help="A clip.toml with rules, of which the first that matches a gradient is taken.",
     ),

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from onnx_clip_pass.cli.folders import inspect_folder, is_folder
-from onnx_clip_pass.cli.options import MODEL, json_option
+from onnx_clip_pass.cli.options import PATH, json_option
 from onnx_clip_pass.cli.probing import ProbeOptions, probe_options
 from onnx_clip_pass.cli.showing import done_by, gradient_facts, record_facts, show_inspected
 from onnx_clip_pass.cli.verifying import RunOptions, run_options
@@ -21,7 +21,7 @@ __all__ = ["inspect"]
 
 
 @click.command(short_help="Show gradients, and what is clipped.")
-@click.argument("model", type=MODEL)
+@click.argument("model", type=PATH)
 @probe_options
 @run_options
 @json_option
