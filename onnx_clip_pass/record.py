@@ -11,22 +11,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnx_clip_pass.arguments import check_model
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.graph import rename_in_attributes
+from onnx_clip_pass.graph import Body, bodies_of, graphs_in, outermost, rename_in_attributes
 
 __all__ = [
     "KEY",
-    "Body",
     "Record",
-    "bodies_of",
     "digest_of",
     "read_record",
     "strip",
@@ -37,8 +34,6 @@ __all__ = [
 
 KEY = "onnx_clip_pass"
 _FORMAT = 1
-
-Body = GraphProto | FunctionProto
 
 
 @dataclass(slots=True)
@@ -165,10 +160,10 @@ def undo(model: ModelProto) -> bool:
     nodes, initializers = set(record.nodes), set(record.initializers)
     order = dict(record.order)
     bodies: list[tuple[Body, list[NodeProto]]] = []
-    todo = _outermost(model)
+    todo = outermost(model)
     for number, body in enumerate(todo):  # grows while it is read
         bodies.append((body, _nodes_before(body, nodes, order.get(number))))
-        todo += [graph for node in bodies[-1][1] for graph in _graphs_in(node)]
+        todo += [graph for node in bodies[-1][1] for _, graph in graphs_in(node)]
     made = {name for body, _ in bodies for n in body.node if n.name in nodes for name in n.output}
     # other tools declare more than we did
     values = {*record.values, *initializers, *made} - {*record.renamed.values()}
@@ -269,31 +264,3 @@ def _is_read_by_others(model: ModelProto, record: Record) -> bool:
             read.update(body.output)
     kept = {*record.renamed, *record.renamed.values()}
     return not read.isdisjoint(removed - kept)
-
-
-def bodies_of(model: ModelProto, *, but_in: Collection[str] = ()) -> Iterator[Body]:
-    """Every body of nodes in a model, an outer one before those in its nodes.
-
-    Those in the nodes named in `but_in` are left out.
-    """
-    todo = _outermost(model)
-    for body in todo:  # grows while it is read
-        yield body
-        for node in body.node:
-            if node.name not in but_in:
-                todo += _graphs_in(node)
-
-
-def _outermost(model: ModelProto) -> list[Body]:
-    algorithms = [(info.initialization, info.algorithm) for info in model.training_info]
-    return [model.graph, *chain.from_iterable(algorithms), *model.functions]
-
-
-def _graphs_in(node: NodeProto) -> list[GraphProto]:
-    graphs = []
-    for attr in node.attribute:
-        if attr.type == AttributeProto.GRAPH:
-            graphs.append(attr.g)
-        elif attr.type == AttributeProto.GRAPHS:
-            graphs += attr.graphs
-    return graphs

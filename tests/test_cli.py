@@ -12,7 +12,7 @@ import pytest
 from graphs import MODELS, SEED, save
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_clip_pass import strip
+from onnx_clip_pass import __version__, strip
 from onnx_clip_pass.cli import main
 
 
@@ -37,7 +37,7 @@ def test_json_is_one_object_on_standard_output_and_nothing_else(seed, capsys):
     assert main(["rewrite", str(seed), "--json", "--need-clip", "fc_0.w_0"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert [(g["parameter"], g["clip"]) for g in report["gradients"]] == [
-        ("fc_0.w_0", {"type": "GradientClipByNorm", "clip_norm": 1.0}),
+        ("fc_0.w_0", {"clip": "GradientClipByNorm", "clip_norm": 1.0}),
         ("fc_0.b_0", None),
     ]
 
@@ -124,7 +124,17 @@ def test_inspect_shows_gradients_evidence_and_record(seed, capsys):
     capsys.readouterr()
     assert main(["inspect", str(seed), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["record"]["clips"][0]["clip_norm"] == 1.0
+    record = found["record"]
+    assert record.pop("version") == __version__
+    assert record.pop("clips")[0]["clip_norm"] == 1.0
+    assert record == {
+        "measures_only": False,
+        "loss_scale": 1.0,
+        "norm_precision": "auto",
+        "nonfinite": "propagate",
+        "inputs": [],
+        "outputs": [],
+    }
     assert len(found["gradients"]) == 2
 
 

@@ -135,5 +135,13 @@ def test_emitted_outputs_and_inputs_are_in_the_json(seed, capsys):
 def test_measure_only_says_that_nothing_is_clipped(seed, capsys):
     assert main(["rewrite", str(seed), "--emit", "norm", "--measure-only"]) == 0
     assert "measured 2 of 2 gradients" in capsys.readouterr().out
-    assert main(["inspect", str(seed.with_name("step.clipped.onnx"))]) == 0
-    assert "nothing is clipped: the gradients are only measured" in capsys.readouterr().out
+    clipped = str(seed.with_name("step.clipped.onnx"))
+    assert main(["inspect", clipped]) == 0
+    out = capsys.readouterr().out
+    assert "measured by onnx-clip" in out
+    assert ": 2 of them, norms auto" in out
+    assert "nothing is clipped: the gradients are only measured" in out
+    assert main(["inspect", clipped, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)["record"]
+    assert record["measures_only"]
+    assert record["outputs"] == ["fc_0.w_0@GRAD/norm", "fc_0.b_0@GRAD/norm"]

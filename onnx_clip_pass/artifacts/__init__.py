@@ -12,7 +12,7 @@ With one micro-batch a step the two are the same.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +27,8 @@ from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import Inspection, inspect_file
 from onnx_clip_pass.record import Record, read_record, undo
 from onnx_clip_pass.rewrite import ClipOrRules, Options, Report, Settings, clip_in_place
+from onnx_clip_pass.rewrite.selecting import as_clips
+from onnx_clip_pass.rules import Rule
 from onnx_clip_pass.storage import (
     HowToBring,
     Progress,
@@ -110,7 +112,7 @@ def clip_artifacts(
     check_flags(replace=replace, force=force, dry_run=dry_run)
     check_choice("at", at, Place)
     check_choice("external_data", external_data, HowToBring)
-    settings = Settings.of(**options)
+    clips, settings = as_clips(clip), Settings.of(**options)
     if settings.threshold_input is not None:
         raise OnnxClipError(
             "the training runtime feeds no input that it does not know, so a threshold input would "
@@ -124,14 +126,14 @@ def clip_artifacts(
         "emit": bool(settings.watch),
         "measure_only": settings.watch.measures_only,
     }
-    uniform = _check_place(layout, clip, at, [name for name, given in wishes.items() if given])
+    uniform = _check_place(layout, clips, at, [name for name, given in wishes.items() if given])
     chosen = layout.training if uniform is None else layout.optimizer
     with _open_models(layout) as (structures, was_clipped):
         model = structures[chosen].model
         if uniform is not None:
             report = clip_sequence(model, uniform, settings.numerics, layout.shown(chosen))
         else:
-            report = clip_in_place(model, clip, **options)
+            report = clip_in_place(model, clips, **options)
         changed = {name: structures[name] for name in (*was_clipped, chosen)}
         _check_written(layout, target, changed, in_place=replace, force=force)
         if not dry_run:
@@ -191,7 +193,7 @@ def inspect_artifacts(folder: _Path) -> ArtifactsInspection:
 
 def _check_place(
     layout: Layout,
-    clip: ClipOrRules,
+    clip: Clip | list[Rule],
     at: str,
     wishes: list[str],
 ) -> Clip | None:
@@ -201,12 +203,10 @@ def _check_place(
     """
     if at == "micro-batch":
         return None
-    is_clip = isinstance(clip, Clip)
-    if not is_clip and not (isinstance(clip, Sequence) and not isinstance(clip, str)):
-        raise OnnxClipError(f"expected a clip such as GradientClipByNorm(1.0), not {clip!r}")
-    formulas = clip.formulas if isinstance(clip, Clip) else ()
-    named = [] if is_clip else ["rules"]
-    named += ["need_clip"] if any(each.need_clip is not None for each in formulas) else []
+    if isinstance(clip, Clip):
+        named = ["need_clip"] if any(f.need_clip is not None for f in clip.formulas) else []
+    else:
+        named = ["rules"]
     named += [wish for wish in wishes if wish in ("skip", "gradients")]
     if named:
         raise OnnxClipError(

@@ -18,13 +18,13 @@ from pathlib import Path
 from onnx import ModelProto
 
 from onnx_clip_pass.errors import OnnxClipError, listed
+from onnx_clip_pass.gradients import accumulator
 from onnx_clip_pass.storage import DataFile
 
 __all__ = ["Layout", "check_training_model", "find_layout"]
 
 _TRAINING, _OPTIMIZER, _EVAL = "training_model.onnx", "optimizer_model.onnx", "eval_model.onnx"
 _CHECKPOINTS = ("checkpoint", "nominal_checkpoint")
-_ACCUMULATORS = {"InPlaceAccumulatorV2", "InPlaceAccumulator"}
 _RESET = "lazy_reset_grad"
 
 
@@ -107,7 +107,7 @@ def check_training_model(model: ModelProto, name: str) -> None:
         OnnxClipError: it has no accumulators, or not the input that resets them.
     """
     inputs = [value.name for value in model.graph.input]
-    if _RESET in inputs and any(node.op_type in _ACCUMULATORS for node in model.graph.node):
+    if _RESET in inputs and any(node.op_type in accumulator.OPS for node in model.graph.node):
         return
     raise OnnxClipError(
         f"{name} is of another version: onnxruntime-training 1.19 gives a training model the input "

@@ -9,15 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
-from onnx_clip_pass.cli.options import MODEL, given_options
-from onnx_clip_pass.clips import (
-    AdaptiveGradientClip,
-    Clip,
-    GradientClipByGlobalNorm,
-    GradientClipByNorm,
-    GradientClipByRMS,
-    GradientClipByValue,
-)
+from onnx_clip_pass.cli.options import PATH, given_options
+from onnx_clip_pass.clips import KINDS
 from onnx_clip_pass.files import read_map
 from onnx_clip_pass.rewrite import ClipOrRules, GradientNames
 from onnx_clip_pass.rules import load_rules
@@ -26,33 +19,9 @@ __all__ = ["ClipOptions", "clip_options", "gradient_options", "named_gradients"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-_CLIPS: dict[str, tuple[type[Clip], dict[str, str]]] = {
-    "norm": (
-        GradientClipByNorm,
-        {
-            "clip_norm": "--clip-norm",
-            "ord": "--ord",
-            "axes": "--axes",
-            "per_sample": "--per-sample",
-        },
-    ),
-    "value": (GradientClipByValue, {"max": "--max", "min": "--min"}),
-    "global-norm": (
-        GradientClipByGlobalNorm,
-        {
-            "clip_norm": "--clip-norm",
-            "ord": "--ord",
-            "group_name": "--group-name",
-            "per_sample": "--per-sample",
-        },
-    ),
-    "rms": (GradientClipByRMS, {"threshold": "--threshold"}),
-    "adaptive": (
-        AdaptiveGradientClip,
-        {"clipping": "--clipping", "eps": "--eps", "axes": "--axes"},
-    ),
+_OPTIONS = {
+    name: "--" + name.replace("_", "-") for kind in KINDS.values() for name in kind.settings
 }
-_REQUIRED = {"value": "max", "rms": "threshold", "adaptive": "clipping"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +80,15 @@ class ClipOptions:
                 raise click.UsageError(f"--rules says it all: not with {', '.join(extra)}")
             return load_rules(self.rules)
         kind = self.kind or "norm"
-        made, own = _CLIPS[kind]
+        made, needed, own = KINDS[kind]
         foreign = [_OPTIONS[name] for name in given if name not in own]
         if foreign:
-            raise click.UsageError(
-                f"--clip {kind} takes {', '.join(own.values())}, not {', '.join(foreign)}"
-            )
+            taken = ", ".join(_OPTIONS[name] for name in own)
+            raise click.UsageError(f"--clip {kind} takes {taken}, not {', '.join(foreign)}")
         if "clip_norm" in own:
             given.setdefault("clip_norm", 1.0)
-        needed = _REQUIRED.get(kind)
-        if needed is not None and needed not in given:
-            raise click.UsageError(f"--clip {kind} needs {own[needed]}")
+        if needed not in given:
+            raise click.UsageError(f"--clip {kind} needs {_OPTIONS[needed]}")
         if "axes" in given:
             given["axes"] = _axes(given["axes"])
         return made(**given, need_clip=list(self.need_clip) or None)
@@ -138,9 +105,6 @@ class ClipOptions:
             "emit_as": self.emit_as,
             "measure_only": self.measure_only,
         }
-
-
-_OPTIONS = {name: option for _, own in _CLIPS.values() for name, option in own.items()}
 
 
 def _axes(text: str) -> Sequence[int]:
@@ -170,7 +134,7 @@ def gradient_options(command: _Command) -> _Command:
         click.option(
             "--map",
             "map_file",
-            type=MODEL,
+            type=PATH,
             metavar="FILE",
             help="JSON object, gradient name to parameter name; nothing is searched.",
         ),
@@ -204,7 +168,7 @@ _DECLARED = (
     click.option(
         "--clip",
         "kind",
-        type=click.Choice(list(_CLIPS)),
+        type=click.Choice(list(KINDS)),
         help="norm: each gradient by its own norm. global-norm: all gradients by the one norm of "
         "all together. value: each element. rms: each gradient by its root mean square. adaptive: "
         "each unit against its parameter. [default: norm]",
@@ -237,7 +201,7 @@ _DECLARED = (
     ),
     click.option(
         "--rules",
-        type=MODEL,
+        type=PATH,
         metavar="FILE",
         help="A clip.toml with rules, of which the first that matches a gradient is taken.",
     ),

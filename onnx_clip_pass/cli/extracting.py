@@ -13,7 +13,7 @@ from onnx_clip_pass.cli.clipping import (
     gradient_options,
     named_gradients,
 )
-from onnx_clip_pass.cli.options import MODEL, json_option
+from onnx_clip_pass.cli.options import PATH, json_option
 from onnx_clip_pass.cli.showing import report_facts, tell_rewrite
 from onnx_clip_pass.cli.words import print_json
 from onnx_clip_pass.extract import extract_clip_file
@@ -22,8 +22,8 @@ __all__ = ["extract"]
 
 
 @click.command(short_help="Write the clip of a model alone.")
-@click.argument("model", type=MODEL)
-@click.option("-o", "--output", type=MODEL, help="Where to write. [default: MODEL.clip.onnx]")
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", type=PATH, help="Where to write. [default: MODEL.clip.onnx]")
 @clip_options
 @gradient_options
 @click.option("--force", is_flag=True, help="Replace an output that extract did not write.")

@@ -17,18 +17,18 @@ from onnx_clip_pass.artifacts import (
 from onnx_clip_pass.artifacts.layout import find_layout
 from onnx_clip_pass.cli.showing import (
     ProgressBar,
-    bounds_in_words,
-    done_in_words,
+    done_by,
     gradient_facts,
+    record_facts,
     report_facts,
     settings_in_words,
-    tell_ports,
+    show_inspected,
+    tell_rewrite,
 )
-from onnx_clip_pass.cli.tables import show_gradients
-from onnx_clip_pass.cli.words import counted, escape_control, print_json, say
+from onnx_clip_pass.cli.words import counted, escape_control, print_json
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.record import Record
-from onnx_clip_pass.rewrite import ClipOrRules, Report
+from onnx_clip_pass.rewrite import ClipOrRules
 
 __all__ = [
     "AT",
@@ -103,7 +103,15 @@ def rewrite_folder(
     with ProgressBar(f"writing {target.name}") as progress:
         report = clip_artifacts(folder, target, clip, at=place, progress=progress, **options)
     is_written = not options["dry_run"]
-    _tell(folder, target if is_written else None, report, place, as_json=as_json)
+    tell_rewrite(
+        folder,
+        target if is_written else None,
+        report,
+        as_json=as_json,
+        what="folder",
+        count="all gradients" if place == "step" else None,
+        when=f" {_WHEN[place]}",
+    )
     return {"output": str(target) if is_written else None, "at": place} | report_facts(report)
 
 
@@ -140,20 +148,12 @@ def inspect_folder(folder: Path, *, as_json: bool) -> None:
                 "gradients": [gradient_facts(gradient) for gradient in training.gradients],
                 "reason": training.reason or None,
                 "optimizer": found.optimizer or None,
-                "micro-batch": _record_facts(training.record),
-                "step": _record_facts(found.record),
+                "micro-batch": record_facts(training.record),
+                "step": record_facts(found.record),
             }
         )
         return
-    done = training.record.clips if training.record else []
-    clips = {(clip.get("gradient"), clip.get("parameter")): clip for clip in done}
-    show_gradients(
-        (
-            (gradient, settings_in_words(clips.get((gradient.name, gradient.parameter.name))))
-            for gradient in training.gradients
-        ),
-        is_result=True,
-    )
+    show_inspected(training)
     click.echo(
         f"{counted(len(training.gradients))} in the training artifacts "
         f"{escape_control(folder)}, optimizer: {found.optimizer or 'unknown'}"
@@ -164,40 +164,10 @@ def inspect_folder(folder: Path, *, as_json: bool) -> None:
     click.echo(f"at the step: {_in_words(found.record)}")
 
 
-def _tell(
-    folder: Path, target: Path | None, report: Report, place: Place, *, as_json: bool
-) -> None:
-    for warning in report.warnings:
-        say(f"note: {warning}")
-    if report.replaced:
-        say("note: the folder was clipped already; the clips it had are replaced")
-    if as_json:
-        return
-    rows = ((row.gradient, row.clip.label if row.clip else "-") for row in report.rows)
-    show_gradients(rows, is_result=False)
-    count = (
-        "all gradients"
-        if place == "step"
-        else f"{len(report.clipped)} of {counted(len(report.rows))}"
-    )
-    click.echo(
-        f"{done_in_words(report, target)} {count} in {escape_control(folder)} "
-        f"{_WHEN[place]}, {bounds_in_words(report)}; "
-        + ("nothing was written" if target is None else f"wrote {escape_control(target)}")
-    )
-    tell_ports(report)
-
-
-def _record_facts(record: Record | None) -> dict[str, Any] | None:
-    return None if record is None else {"version": record.version, "clips": record.clips}
-
-
 def _in_words(record: Record | None) -> str:
     if record is None:
         return "not clipped"
     done = {settings_in_words(clip) for clip in record.clips}
-    version = escape_control(record.version)
     names = [str(clip.get("gradient")) for clip in record.clips]
     count = "all gradients" if names == ["gradients"] else counted(len(names))
-    verb = "measured" if record.measures_only else "clipped"
-    return f"{verb} by onnx-clip {version}: {count}, {escape_control('; '.join(sorted(done)))}"
+    return f"{done_by(record)}: {count}, {escape_control('; '.join(sorted(done)))}"

@@ -9,10 +9,9 @@ from typing import Any
 import click
 
 from onnx_clip_pass.cli.folders import inspect_folder, is_folder
-from onnx_clip_pass.cli.options import MODEL, json_option
+from onnx_clip_pass.cli.options import PATH, json_option
 from onnx_clip_pass.cli.probing import ProbeOptions, probe_options
-from onnx_clip_pass.cli.showing import gradient_facts, settings_in_words
-from onnx_clip_pass.cli.tables import show_gradients
+from onnx_clip_pass.cli.showing import done_by, gradient_facts, record_facts, show_inspected
 from onnx_clip_pass.cli.verifying import RunOptions, run_options
 from onnx_clip_pass.cli.words import counted, escape_control, print_json
 from onnx_clip_pass.files import inspect_file
@@ -22,7 +21,7 @@ __all__ = ["inspect"]
 
 
 @click.command(short_help="Show gradients, and what is clipped.")
-@click.argument("model", type=MODEL)
+@click.argument("model", type=PATH)
 @probe_options
 @run_options
 @json_option
@@ -52,40 +51,26 @@ def inspect(
                 "model": str(model),
                 "gradients": [gradient_facts(gradient) for gradient in found.gradients],
                 "reason": found.reason or None,
-                "record": found.record
-                and {
-                    "version": found.record.version,
-                    "clips": found.record.clips,
-                },
+                "record": record_facts(found.record),
             }
         )
         return
-    done = found.record.clips if found.record else []
-    clips = {(clip.get("gradient"), clip.get("parameter")): clip for clip in done}
-    show_gradients(
-        (
-            (gradient, settings_in_words(clips.get((gradient.name, gradient.parameter.name))))
-            for gradient in found.gradients
-        ),
-        is_result=True,
-    )
+    show_inspected(found)
     click.echo(f"{counted(len(found.gradients))} in {escape_control(model)}")
     for line in found.reason.splitlines():
         click.echo(escape_control(line))
-    click.echo(
-        "not clipped by onnx-clip"
-        if found.record is None
-        else f"clipped by onnx-clip {escape_control(found.record.version)}: "
-        f"{len(done)} of them, norms {escape_control(found.record.norm_precision)}, "
-        f"nan and inf: {escape_control(found.record.nonfinite)}"
-    )
-    for line in _further(found.record) if found.record is not None else ():
+    for line in _in_words(found.record):
         click.echo(line)
 
 
-def _further(record: Record) -> list[str]:
-    """What else a rewrite did, in a line each."""
-    lines = []
+def _in_words(record: Record | None) -> list[str]:
+    """What a rewrite did, in a few lines."""
+    if record is None:
+        return ["not clipped by onnx-clip"]
+    lines = [
+        f"{done_by(record)}: {len(record.clips)} of them, norms {record.norm_precision}, "
+        f"nan and inf: {record.nonfinite}"
+    ]
     if record.measures_only:
         lines.append("nothing is clipped: the gradients are only measured")
     if record.loss_scale != 1:

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from onnx_clip_pass.cli.words import error_facts, print_json
 from onnx_clip_pass.errors import OnnxClipError
 
-__all__ = ["MODEL", "given_options", "json_option"]
+__all__ = ["PATH", "given_options", "json_option"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -27,8 +27,8 @@ class _File(click.Path):
         return cast(Path, super().convert(value, param, ctx))
 
 
-MODEL = _File(path_type=Path)
-"""The type of an argument that is a model."""
+PATH = _File(path_type=Path)
+"""The type of an argument or option that is a path."""
 
 
 def given_options(*names: str) -> list[str]:

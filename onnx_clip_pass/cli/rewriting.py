@@ -17,7 +17,7 @@ from onnx_clip_pass.cli.clipping import (
     named_gradients,
 )
 from onnx_clip_pass.cli.folders import AT, beside_folder, is_folder, rewrite_folder, strip_folder
-from onnx_clip_pass.cli.options import MODEL, json_option
+from onnx_clip_pass.cli.options import PATH, json_option
 from onnx_clip_pass.cli.probing import ProbeOptions, probe_options, with_evidence
 from onnx_clip_pass.cli.showing import ProgressBar, report_facts, tell_rewrite
 from onnx_clip_pass.cli.verifying import RunOptions, run_options, tell_verification
@@ -41,8 +41,8 @@ EXTERNAL_DATA = click.option(
 
 
 @click.command(short_help="Clip the gradients of models.")
-@click.argument("models", type=MODEL, nargs=-1, required=True, metavar="MODEL...")
-@click.option("-o", "--output", type=MODEL, help="Where to write. [default: MODEL.clipped.onnx]")
+@click.argument("models", type=PATH, nargs=-1, required=True, metavar="MODEL...")
+@click.option("-o", "--output", type=PATH, help="Where to write. [default: MODEL.clipped.onnx]")
 @clip_options
 @gradient_options
 @AT
@@ -148,8 +148,8 @@ def rewrite(
 
 
 @click.command(short_help="Undo a rewrite.")
-@click.argument("model", type=MODEL)
-@click.option("-o", "--output", type=MODEL, help="Where to write. [default: MODEL.stripped.onnx]")
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", type=PATH, help="Where to write. [default: MODEL.stripped.onnx]")
 @EXTERNAL_DATA
 @click.option("--in-place", is_flag=True, help="Replace MODEL itself.")
 @click.option("--force", is_flag=True, help="Replace an output without a record of onnx-clip.")

@@ -12,19 +12,21 @@ from rich.console import Console
 
 from onnx_clip_pass.cli.tables import show_gradients
 from onnx_clip_pass.cli.words import counted, escape_control, say
-from onnx_clip_pass.clips import clip_of
+from onnx_clip_pass.clips import clip_of, facts_of
 from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.files import Inspection
 from onnx_clip_pass.gradients import Gradient
+from onnx_clip_pass.record import Record
 from onnx_clip_pass.rewrite import Clipped, Report
 
 __all__ = [
     "ProgressBar",
-    "bounds_in_words",
-    "done_in_words",
+    "done_by",
     "gradient_facts",
+    "record_facts",
     "report_facts",
     "settings_in_words",
-    "tell_ports",
+    "show_inspected",
     "tell_rewrite",
 ]
 
@@ -66,30 +68,60 @@ class ProgressBar:
         self._bar.update(self._task, completed=done, total=total)
 
 
-def tell_rewrite(model: Path, target: Path | None, report: Report, *, as_json: bool) -> None:
-    """What was done to one model: notes always, the rest unless it is told as JSON."""
+def tell_rewrite(
+    source: Path,
+    target: Path | None,
+    report: Report,
+    *,
+    as_json: bool,
+    what: str = "model",
+    count: str | None = None,
+    when: str = "",
+) -> None:
+    """What was done: notes always, the rest unless it is told as JSON.
+
+    Args:
+        source: what was rewritten.
+        target: what was written; None if nothing was.
+        report: what was found and done.
+        as_json: whether the report is told as JSON, elsewhere.
+        what: what the source is.
+        count: how many gradients were clipped, if not so many of so many.
+        when: when they are clipped, with a space before it.
+    """
     for warning in report.warnings:
         say(f"note: {warning}")
     if report.replaced:
-        say("note: the model was clipped already; the clips it had are replaced")
+        say(f"note: the {what} was clipped already; the clips it had are replaced")
     if as_json:
         return
     show_gradients(((row.gradient, _done_to(row)) for row in report.rows), is_result=False)
-    done = done_in_words(report, target)
-    count = f"{len(report.clipped)} of {counted(len(report.rows))}"
-    written = "nothing was written" if target is None else f"wrote {escape_control(target)}"
-    click.echo(f"{done} {count} in {escape_control(model)}, {bounds_in_words(report)}; {written}")
-    tell_ports(report)
-
-
-def done_in_words(report: Report, target: Path | None) -> str:
-    """What was done, or would be if there were a target."""
     if target is None:
-        return "would measure" if report.measured_only else "would clip"
-    return "measured" if report.measured_only else "clipped"
+        done = "would measure" if report.measured_only else "would clip"
+        written = "nothing was written"
+    else:
+        done = "measured" if report.measured_only else "clipped"
+        written = f"wrote {escape_control(target)}"
+    count = count or f"{len(report.clipped)} of {counted(len(report.rows))}"
+    where = f"{escape_control(source)}{when}"
+    click.echo(f"{done} {count} in {where}, {_bounds_in_words(report)}; {written}")
+    _tell_ports(report)
 
 
-def tell_ports(report: Report) -> None:
+def show_inspected(found: Inspection) -> None:
+    """The gradients that were found, each with the clip that it has."""
+    done = found.record.clips if found.record else []
+    clips = {(clip.get("gradient"), clip.get("parameter")): clip for clip in done}
+    show_gradients(
+        (
+            (gradient, settings_in_words(clips.get((gradient.name, gradient.parameter.name))))
+            for gradient in found.gradients
+        ),
+        is_result=True,
+    )
+
+
+def _tell_ports(report: Report) -> None:
     """The inputs and outputs that were added."""
     for name in report.threshold_inputs:
         click.echo(f"input {escape_control(name)}: the threshold; not fed, it is as given here")
@@ -108,7 +140,7 @@ def _done_to(row: Clipped) -> str:
     return row.clip.label + (f" [rule {row.rule}]" if row.rule is not None else "")
 
 
-def bounds_in_words(report: Report) -> str:
+def _bounds_in_words(report: Report) -> str:
     """By what the gradients are bounded: there must be no doubt whether a norm is global."""
     found = list(dict.fromkeys(row.clip.bounds for row in report.clipped if row.clip))
     if not found:
@@ -124,9 +156,7 @@ def report_facts(report: Report) -> dict[str, Any]:
         "gradients": [
             gradient_facts(row.gradient)
             | {
-                "clip": None
-                if row.clip is None
-                else {"type": type(row.clip).__name__, **row.clip.settings()},
+                "clip": None if row.clip is None else facts_of(row.clip),
                 "rule": row.rule,
             }
             for row in report.rows
@@ -147,6 +177,28 @@ def gradient_facts(gradient: Gradient) -> dict[str, Any]:
         "dtype": gradient.dtype,
         "evidence": gradient.evidence,
     }
+
+
+def record_facts(record: Record | None) -> dict[str, Any] | None:
+    """What a rewrite did, in the types of JSON."""
+    if record is None:
+        return None
+    return {
+        "version": record.version,
+        "clips": record.clips,
+        "measures_only": record.measures_only,
+        "loss_scale": record.loss_scale,
+        "norm_precision": record.norm_precision,
+        "nonfinite": record.nonfinite,
+        "inputs": record.inputs,
+        "outputs": record.outputs,
+    }
+
+
+def done_by(record: Record) -> str:
+    """What a rewrite did, and which version: clipped by onnx-clip 1.0."""
+    verb = "measured" if record.measures_only else "clipped"
+    return f"{verb} by onnx-clip {escape_control(record.version)}"
 
 
 def settings_in_words(entry: dict[str, Any] | None) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from onnx_clip_pass.cli.folders import is_folder, refuse_to_verify
-from onnx_clip_pass.cli.options import MODEL, given_options, json_option
+from onnx_clip_pass.cli.options import PATH, given_options, json_option
 from onnx_clip_pass.cli.tables import MOST_ROWS, show_table
 from onnx_clip_pass.cli.words import counted, escape_control, print_json, say
 
@@ -118,7 +118,7 @@ def run_options(command: _Command) -> _Command:
         ),
         click.option(
             "--feeds",
-            type=MODEL,
+            type=PATH,
             multiple=True,
             metavar="FILE",
             help="An .npz file with inputs by name; the others are made up. Repeatable.",
@@ -129,8 +129,8 @@ def run_options(command: _Command) -> _Command:
 
 
 @click.command(short_help="Run a rewrite beside its original.")
-@click.argument("original", type=MODEL)
-@click.argument("rewritten", type=MODEL)
+@click.argument("original", type=PATH)
+@click.argument("rewritten", type=PATH)
 @run_options
 @json_option
 def verify(

@@ -8,11 +8,12 @@ from onnx_clip_pass.clips.by_rms import GradientClipByRMS
 from onnx_clip_pass.clips.by_value import GradientClipByValue
 from onnx_clip_pass.clips.chain import Chain
 from onnx_clip_pass.clips.emitter import Emitter, Limit, Measured, ParameterSite, Quantity
-from onnx_clip_pass.clips.facts import clip_of, facts_of
+from onnx_clip_pass.clips.facts import KINDS, clip_of, facts_of
 from onnx_clip_pass.clips.numerics import NonFinite, NormPrecision, Numerics
 from onnx_clip_pass.clips.turns import shared_norms, turns
 
 __all__ = [
+    "KINDS",
     "AdaptiveGradientClip",
     "Case",
     "Chain",

@@ -14,7 +14,7 @@ from onnx_clip_pass.clips.norms import Norm, emit_norm, norm_of
 from onnx_clip_pass.clips.numerics import Numerics
 from onnx_clip_pass.clips.scaling import ScalingClip, check_axes, normal_axes, shared_fault
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.gradients import Gradient
+from onnx_clip_pass.gradients.found import Gradient
 from onnx_clip_pass.selection import NeedClip
 
 __all__ = ["AdaptiveGradientClip"]

@@ -15,7 +15,7 @@ from onnx_clip_pass.arguments import as_number, check_choice
 from onnx_clip_pass.clips.emitter import Emitter, Measured
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.gradients import Gradient, Parameter
+from onnx_clip_pass.gradients.found import Gradient, Parameter
 from onnx_clip_pass.selection import NeedClip, check_need_clip, select
 
 __all__ = ["DTYPES", "Case", "Clip", "Formula", "plain", "positive"]

@@ -32,7 +32,7 @@ from onnx_clip_pass.clips.scaling import (
     widened,
 )
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.gradients import Gradient
+from onnx_clip_pass.gradients.found import Gradient
 from onnx_clip_pass.selection import NeedClip
 
 __all__ = ["GradientClipByGlobalNorm"]

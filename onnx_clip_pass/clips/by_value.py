@@ -16,7 +16,7 @@ from onnx_clip_pass.clips.norms import Norm, emit_is_finite, emit_norm
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
 from onnx_clip_pass.clips.scaling import shared_fault, widened
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.gradients import Gradient
+from onnx_clip_pass.gradients.found import Gradient
 from onnx_clip_pass.selection import NeedClip
 
 __all__ = ["GradientClipByValue"]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx_clip_pass.clips.base import Case, Clip, Formula
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.gradients import Gradient
+from onnx_clip_pass.gradients.found import Gradient
 
 __all__ = ["Chain"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_clip_pass.clips.numerics import Numerics
-from onnx_clip_pass.gradients import Gradient
+from onnx_clip_pass.gradients.found import Gradient
 from onnx_clip_pass.graph import Editor, Scope, Shape, TensorType
 from onnx_clip_pass.kernels import Need
 

@@ -256,8 +256,8 @@ def _reduce(
     result: str,
     dtype: int,
     shape: Shape | None,
-    keepdims: int = 0,
-    is_power: bool = False,
+    keepdims: int,
+    is_power: bool,
 ) -> str:
     def reduce(op_type: str, value: str, result: str) -> str:
         return to.reduce(

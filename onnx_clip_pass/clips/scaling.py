@@ -15,13 +15,15 @@ from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter, Measur
 from onnx_clip_pass.clips.norms import Norm, emit_is_finite
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.gradients import Gradient
+from onnx_clip_pass.gradients.found import Gradient
 
 __all__ = [
     "ScalingClip",
+    "check_axes",
     "emit_product",
     "emit_scale",
     "normal_axes",
+    "own_axes",
     "scaled_down",
     "shared_fault",
     "widened",

@@ -12,7 +12,7 @@ from onnx_clip_pass.gradients.arithmetic import Arithmetic
 from onnx_clip_pass.gradients.found import Found, Sink
 from onnx_clip_pass.graph import OUTPUT, Flow, Value
 
-__all__ = ["find", "is_buffer"]
+__all__ = ["OPS", "find", "is_buffer"]
 
 OPS = {"InPlaceAccumulatorV2", "InPlaceAccumulator"}
 _BUFFER_SUFFIXES = ("_grad.accumulation.buffer", ".accumulation.buffer", "_grad_accumulate_buffer")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from onnx_clip_pass.graph import Frame, Shape, TensorType, Value
 
-__all__ = ["Found", "Gradient", "Parameter", "has_gradient_shape"]
+__all__ = ["Found", "Gradient", "Parameter", "Sink", "has_gradient_shape"]
 
 
 @dataclass(frozen=True, slots=True)

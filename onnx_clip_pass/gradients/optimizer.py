@@ -20,7 +20,7 @@ from onnx_clip_pass.gradients.arithmetic import Arithmetic
 from onnx_clip_pass.gradients.found import Found, Sink
 from onnx_clip_pass.graph import TRAINING_DOMAIN, Flow, Frame, Value
 
-__all__ = ["find", "is_optimizer"]
+__all__ = ["OPS", "SEQUENCE_SLOTS", "find", "is_optimizer"]
 
 _STATES = {"Adagrad": 1, "Momentum": 1, "Adam": 2}
 _TENSOR_SLOTS = {"SGDOptimizer": (1, 2), "AdamOptimizer": (2, 3)}

@@ -3,6 +3,7 @@
 Knows nothing of clipping.
 """
 
+from onnx_clip_pass.graph.bodies import Body, bodies_of, graphs_in, outermost
 from onnx_clip_pass.graph.edit import Editor, rename_in_attributes
 from onnx_clip_pass.graph.flow import Flow, Frame, Value
 from onnx_clip_pass.graph.scopes import (
@@ -20,6 +21,7 @@ __all__ = [
     "BY_NAME",
     "OUTPUT",
     "TRAINING_DOMAIN",
+    "Body",
     "Editor",
     "Flow",
     "Frame",
@@ -30,5 +32,8 @@ __all__ = [
     "TensorType",
     "Value",
     "attribute",
+    "bodies_of",
+    "graphs_in",
+    "outermost",
     "rename_in_attributes",
 ]

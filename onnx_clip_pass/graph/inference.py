@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from onnx import AttributeProto, GraphProto, ModelProto, helper, shape_inference
+from onnx import GraphProto, ModelProto, helper, shape_inference
 
+from onnx_clip_pass.graph.bodies import graphs_in
 from onnx_clip_pass.graph.types import TensorType
 
 __all__ = ["infer_types"]
@@ -49,7 +50,5 @@ def _collect(graph: GraphProto, path: str, types: dict[str, dict[str, TensorType
         if known is not None:
             found[value.name] = known
     for number, node in enumerate(graph.node):
-        for attr in node.attribute:
-            if attr.type == AttributeProto.GRAPH:
-                inner = f"{path}/{node.op_type}[{number}].{attr.name}".lstrip("/")
-                _collect(attr.g, inner, types)
+        for key, graph in graphs_in(node):
+            _collect(graph, f"{path}/{node.op_type}[{number}].{key}".lstrip("/"), types)

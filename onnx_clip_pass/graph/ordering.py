@@ -6,9 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 
-from onnx import AttributeProto, GraphProto, NodeProto
+from onnx import GraphProto, NodeProto
 
 from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.graph.bodies import graphs_in
 from onnx_clip_pass.graph.scopes import Scope, names_by_attribute
 
 __all__ = ["in_order"]
@@ -54,12 +55,8 @@ def _read_by(node: NodeProto) -> Iterator[str]:
     """The values that a node takes, those that its bodies take from around them included."""
     yield from node.input
     yield from names_by_attribute(node)
-    for attr in node.attribute:
-        if attr.type == AttributeProto.GRAPH:
-            yield from _captured(attr.g)
-        elif attr.type == AttributeProto.GRAPHS:
-            for graph in attr.graphs:
-                yield from _captured(graph)
+    for _, graph in graphs_in(node):
+        yield from _captured(graph)
 
 
 def _captured(graph: GraphProto) -> Iterator[str]:

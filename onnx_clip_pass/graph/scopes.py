@@ -25,10 +25,20 @@ from onnx import (
 )
 
 from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.graph.bodies import graphs_in
 from onnx_clip_pass.graph.inference import infer_types
 from onnx_clip_pass.graph.types import TensorType
 
-__all__ = ["BY_NAME", "OUTPUT", "TRAINING_DOMAIN", "Index", "Read", "Scope", "attribute"]
+__all__ = [
+    "BY_NAME",
+    "OUTPUT",
+    "TRAINING_DOMAIN",
+    "Index",
+    "Read",
+    "Scope",
+    "attribute",
+    "names_by_attribute",
+]
 
 OUTPUT = -1
 """The node number of a `Read` by which a body hands a value out."""
@@ -243,14 +253,12 @@ class Index:
                 if name:
                     scope.producers.setdefault(name, (number, slot))
             scope.by_op[node.op_type].append(number)
-            for attr in node.attribute:
-                if attr.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
-                    for key, graph in _graphs_of(attr):
-                        path = f"{scope.path}/{node.op_type}[{number}].{key}".lstrip("/")
-                        body = self._add_graph(graph, path, scope, scope.opsets, depth + 1)
-                        body.number = number
-                        scope.bodies.setdefault(number, {})[key] = body
-                        scope.special.add(number)
+            for key, graph in graphs_in(node):
+                path = f"{scope.path}/{node.op_type}[{number}].{key}".lstrip("/")
+                body = self._add_graph(graph, path, scope, scope.opsets, depth + 1)
+                body.number = number
+                scope.bodies.setdefault(number, {})[key] = body
+                scope.special.add(number)
         scope.names.update(scope.producers)
 
     def _mark_special(self) -> None:
@@ -289,12 +297,6 @@ def names_by_attribute(node: NodeProto) -> list[str]:
         elif attr.name == "y":
             found.append(attr.s.decode(errors="replace"))
     return found
-
-
-def _graphs_of(attr: AttributeProto) -> list[tuple[str, GraphProto]]:
-    if attr.type == AttributeProto.GRAPH:
-        return [(attr.name, attr.g)]
-    return [(f"{attr.name}[{number}]", graph) for number, graph in enumerate(attr.graphs)]
 
 
 def _reads_in(scope: Scope) -> Iterator[tuple[str, int, int]]:

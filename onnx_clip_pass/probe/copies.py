@@ -24,6 +24,8 @@ from onnx import (
     numpy_helper,
 )
 
+from onnx_clip_pass.graph import graphs_in
+
 __all__ = ["cut_down", "double_copy", "names_read"]
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -33,11 +35,10 @@ _RANDOM = ("Bernoulli", "RandomNormal", "RandomUniform")
 def names_read(node: NodeProto) -> Iterator[str]:
     """What a node reads, the graphs nested in it included."""
     yield from filter(None, node.input)
-    for attr in node.attribute:
-        for graph in _graphs_of(attr):
-            yield from (output.name for output in graph.output)
-            for inner in graph.node:
-                yield from names_read(inner)
+    for _, graph in graphs_in(node):
+        yield from (output.name for output in graph.output)
+        for inner in graph.node:
+            yield from names_read(inner)
 
 
 def cut_down(
@@ -87,11 +88,6 @@ def double_copy(model: ModelProto) -> ModelProto:
     return copy
 
 
-def _graphs_of(attr: AttributeProto) -> list[GraphProto]:
-    """Its graphs; an attribute of another type must not be asked, or it grows an empty one."""
-    return [attr.g] if attr.type == AttributeProto.GRAPH else list(attr.graphs)
-
-
 def _widen_graph(graph: GraphProto) -> None:
     for tensor in graph.initializer:
         _widen_tensor(tensor)
@@ -117,8 +113,8 @@ def _widen_nodes(body: GraphProto | FunctionProto) -> None:
                 numbers = attr.f if attr.name == "value_float" else list(attr.floats)
                 tensor = numpy_helper.from_array(np.array(numbers, np.float64))
                 attr.CopyFrom(helper.make_attribute("value", tensor))
-            for graph in _graphs_of(attr):
-                _widen_graph(graph)
+        for _, graph in graphs_in(node):
+            _widen_graph(graph)
 
 
 def _state_dtype(node: NodeProto) -> None:

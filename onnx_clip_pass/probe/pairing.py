@@ -78,7 +78,7 @@ class Fit:
 
 
 Before = Callable[[str, str], bool | None]
-"""Whether a value is computed from another; None if only through a clip."""
+"""Whether a value is computed from another; None if a way leads through a clip."""
 
 
 def layouts(value: tuple[int, ...], parameter: tuple[int, ...]) -> Iterable[str]:

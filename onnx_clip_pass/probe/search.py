@@ -253,7 +253,7 @@ class Search:
         return chosen
 
     def _before(self, earlier: str, later: str) -> bool | None:
-        """Whether `later` is computed from `earlier`; None if on every way through a clip."""
+        """Whether `later` is computed from `earlier`; None if a way leads through a clip."""
         if earlier not in self.bench.ancestors(later):
             return False
         main = self.bench.index.main

@@ -15,8 +15,8 @@ from onnx import ModelProto
 from onnx_clip_pass.arguments import check_model
 from onnx_clip_pass.clips import Clip, NonFinite, NormPrecision
 from onnx_clip_pass.gradients import name_gradients, survey
-from onnx_clip_pass.graph import Editor, Index
-from onnx_clip_pass.record import bodies_of, undo, write_record
+from onnx_clip_pass.graph import Editor, Index, bodies_of
+from onnx_clip_pass.record import undo, write_record
 from onnx_clip_pass.rewrite.emitting import emit as emit_clips
 from onnx_clip_pass.rewrite.planning import plan
 from onnx_clip_pass.rewrite.reporting import Clipped, Report, lacking_kernels, notes_on, record_of

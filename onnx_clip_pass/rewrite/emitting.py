@@ -10,7 +10,7 @@ from onnx_clip_pass.graph import Editor
 from onnx_clip_pass.kernels import Need
 from onnx_clip_pass.rewrite.planning import Edit
 from onnx_clip_pass.rewrite.settings import Settings
-from onnx_clip_pass.rewrite.watching import Emitted, Sight
+from onnx_clip_pass.rewrite.watching import Emitted, GroupSight, Sight
 
 __all__ = ["Made", "emit"]
 
@@ -46,14 +46,14 @@ def emit(editor: Editor, edits: Sequence[Edit], settings: Settings) -> Made:
         scaled = clip if steering.factor == 1 else clip.scaled(steering.factor)
         streams.append(_Stream(edit, scaled.formulas, edit.name))
     made = Made()
-    groups: list[tuple[str, Emitter, Measured, tuple[str, ...]]] = []
+    groups: list[GroupSight] = []
     chains = [stream.formulas for stream in streams]
     apart = [(id(stream.edit.scope), stream.edit.level) for stream in streams]
     for turn in turns(chains, apart):
         members = [(streams[number], stage) for number, stage in turn]
-        group = _emit_together(editor, members, settings, made)
-        if group is not None:
-            groups.append(group)
+        together = _emit_together(editor, members, settings, made)
+        if together is not None:
+            groups.append(together)
     if watch:
         end = len(editor.index.main.nodes)
         sights = []
@@ -61,12 +61,11 @@ def emit(editor: Editor, edits: Sequence[Edit], settings: Settings) -> Made:
             assert stream.emitter is not None
             stream.emitter.position = end
             sights.append(Sight(stream.edit.sightings[0].gradient, stream.emitter, stream.measured))
-        for _, at, _, _ in groups:
-            at.position = end
+        for group in groups:
+            group.emitter.position = end
         made.emitted = watch.hand_out(editor, steering, sights, groups)
-        emitters = {id(sight.emitter): sight.emitter for sight in sights}
-        emitters |= {id(at): at for _, at, _, _ in groups}
-        made.needs.update(*(emitter.needs for emitter in emitters.values()))
+        emitters = [*(sight.emitter for sight in sights), *(group.emitter for group in groups)]
+        made.needs.update(*(emitter.needs for emitter in emitters))
     return made
 
 
@@ -75,7 +74,7 @@ def _emit_together(
     members: Sequence[tuple[_Stream, int]],
     settings: Settings,
     made: Made,
-) -> tuple[str, Emitter, Measured, tuple[str, ...]] | None:
+) -> GroupSight | None:
     emitters, watch = [], settings.watch
     for stream, stage in members:
         if stage == 0 and not watch.measures_only:
@@ -96,7 +95,7 @@ def _emit_together(
             target,
             sighting.type.dtype,
             settings.numerics,
-            limit=settings.steering.limit(editor, edit.scope, edit.choice),
+            limit=settings.steering.limit(editor, edit.choice),
             is_steered=edit.choice.threshold_input is not None,
             parameter=edit.site,
             count=edit.count,
@@ -117,4 +116,4 @@ def _emit_together(
     if whole is None or formula.group is None or not watch:
         return None
     names = tuple(stream.edit.name for stream, _ in members)
-    return formula.group, emitters[0].relabelled(formula.group), whole, names
+    return GroupSight(formula.group, emitters[0].relabelled(formula.group), whole, names)

@@ -11,10 +11,10 @@ from onnx_clip_pass.graph import OUTPUT, Index, Read, Scope
 if TYPE_CHECKING:
     from onnx_clip_pass.rewrite.planning import Edit
 
-__all__ = ["levels_of"]
+__all__ = ["assign_levels"]
 
 
-def levels_of(index: Index, edits: Sequence[Edit]) -> None:
+def assign_levels(index: Index, edits: Sequence[Edit]) -> None:
     """Give each gradient of a group its level: the number of its step, from 0.
 
     1. One that is computed from a clipped gradient, as in the second step of an unrolled loop, is a

@@ -21,7 +21,7 @@ from onnx_clip_pass.clips import Formula, Numerics, ParameterSite, shared_norms,
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient, Sighting, Survey, unit_axes
 from onnx_clip_pass.graph import BY_NAME, OUTPUT, Editor, Index, Read, Scope, Value
-from onnx_clip_pass.rewrite.levels import levels_of
+from onnx_clip_pass.rewrite.levels import assign_levels
 from onnx_clip_pass.rewrite.selecting import Chosen
 from onnx_clip_pass.rewrite.settings import Settings
 from onnx_clip_pass.rewrite.watching import Watch
@@ -115,7 +115,7 @@ def plan(
     _check_groups(edits, faults)
     if faults:
         raise OnnxClipError("this model cannot be clipped:", dict.fromkeys(faults))
-    levels_of(index, edits)
+    assign_levels(index, edits)
     turns(
         [edit.choice.clip.formulas for edit in edits],
         [(id(edit.scope), edit.level) for edit in edits],

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from onnx_clip_pass._version import __version__
 from onnx_clip_pass.clips import Clip, facts_of
 from onnx_clip_pass.gradients import Gradient, Survey
-from onnx_clip_pass.graph import Editor
+from onnx_clip_pass.graph import Body, Editor
 from onnx_clip_pass.kernels import Need, missing
-from onnx_clip_pass.record import Body, Record, digest_of
+from onnx_clip_pass.record import Record, digest_of
 from onnx_clip_pass.rewrite.planning import Edit
 from onnx_clip_pass.rewrite.selecting import Chosen
 from onnx_clip_pass.rewrite.settings import Settings

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from onnx_clip_pass.clips import Chain, Clip, Formula
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Parameter, Sighting, Survey
+from onnx_clip_pass.gradients.optimizer import SEQUENCE_SLOTS
 from onnx_clip_pass.rules import Choice, Rule, assign
 from onnx_clip_pass.selection import select
 
@@ -135,7 +136,7 @@ def nothing_found(seen: Survey, *, can_name: bool) -> str:
     """
     scope = seen.flow.index.main
     ops = {node.op_type for node in scope.nodes}
-    if ops & {"AdamWOptimizer", "SGDOptimizerV2"}:
+    if ops & SEQUENCE_SLOTS.keys():
         return (
             "this is an optimizer model of ONNX Runtime training: its gradients come as one "
             "sequence without names; rewrite training_model.onnx of the same folder instead, or "

@@ -112,8 +112,8 @@ class Steering:
         if isinstance(self.loss_scale, str) and self.loss_scale in editor.index.main.producers:
             editor.unsettle(editor.index.main)
 
-    def limit(self, editor: Editor, scope: Scope, choice: Choice) -> Limit | None:
-        """How a clip in this scope gets at its threshold; None if it is a constant."""
+    def limit(self, editor: Editor, choice: Choice) -> Limit | None:
+        """How a clip gets at its threshold; None if it is a constant."""
         name = choice.threshold_input
         if name is None and not self.is_value:
             return None
@@ -123,13 +123,13 @@ class Steering:
 
         return limit
 
-    def unscaled(self, editor: Editor, value: str, dtype: int) -> tuple[str, str] | None:
-        """The operator and the operand that take the loss scale out of a norm; None if it is 1."""
+    def divisor(self, editor: Editor, dtype: int) -> str | None:
+        """What takes the loss scale out of a norm; None if the loss scale is 1."""
         if isinstance(self.loss_scale, str):
-            return "Div", self._scale_as(editor, dtype)
+            return self._scale_as(editor, dtype)
         if self.loss_scale == 1.0:
             return None
-        return "Div", editor.constant(editor.index.main, self.loss_scale, dtype)
+        return editor.constant(editor.index.main, self.loss_scale, dtype)
 
     def _product(
         self, editor: Editor, name: str | None, threshold: float, factor: float, dtype: int

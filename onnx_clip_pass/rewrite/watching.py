@@ -15,7 +15,7 @@ from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.graph import Editor, Scope, TensorType
 from onnx_clip_pass.rewrite.steering import Steering
 
-__all__ = ["EmitAs", "Emitted", "Sight", "Watch"]
+__all__ = ["EmitAs", "Emitted", "GroupSight", "Sight", "Watch"]
 
 EmitAs = Literal["each", "vector"]
 Emit = Literal["norm", "scale", "clipped"]
@@ -43,6 +43,15 @@ class Sight(NamedTuple):
     gradient: Gradient
     emitter: Emitter
     measured: list[Measured]
+
+
+class GroupSight(NamedTuple):
+    """What the clip of a group measured of all its gradients together."""
+
+    name: str
+    emitter: Emitter
+    measured: Measured
+    gradients: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +94,7 @@ class Watch:
         editor: Editor,
         steering: Steering,
         sights: Sequence[Sight],
-        groups: Sequence[tuple[str, Emitter, Measured, tuple[str, ...]]],
+        groups: Sequence[GroupSight],
     ) -> tuple[Emitted, ...]:
         """Add the outputs, behind those that are there."""
         found: list[Emitted] = []
@@ -102,10 +111,11 @@ class Watch:
                     output = _output(editor, sight.emitter, sight.gradient.name, quantity, value)
                     found.append(Emitted(output, quantity, (sight.gradient.name,)))
         if "norm" in self.emit:
-            for group, at, measured, names in groups:
-                norm = _norm(editor, steering, at, measured.norm, measured.norm.dtype)
-                output = _output(editor, at, group, "norm", norm)
-                found.append(Emitted(output, "norm", names, group))
+            for group in groups:
+                whole = group.measured.norm
+                norm = _norm(editor, steering, group.emitter, whole, whole.dtype)
+                output = _output(editor, group.emitter, group.name, "norm", norm)
+                found.append(Emitted(output, "norm", group.gradients, group.name))
         return tuple(found)
 
 
@@ -139,10 +149,9 @@ def _norm(editor: Editor, steering: Steering, to: Emitter, norm: Quantity, dtype
         name = to.reduce(
             "ReduceMax", name, None, result="largest", dtype=norm.dtype, shape=(), keepdims=0
         )
-    taken_out = steering.unscaled(editor, name, norm.dtype)
-    if taken_out is not None:
-        op_type, scale = taken_out
-        name = to.node(op_type, [name, scale], result="unscaled", dtype=norm.dtype)
+    divisor = steering.divisor(editor, norm.dtype)
+    if divisor is not None:
+        name = to.node("Div", [name, divisor], result="unscaled", dtype=norm.dtype)
     name = to.cast(name, norm.dtype, dtype, result="norm", shape=())
     return Quantity(name, dtype, ())
 

@@ -14,15 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_clip_pass.arguments import check_path
-from onnx_clip_pass.clips import (
-    AdaptiveGradientClip,
-    Chain,
-    Clip,
-    GradientClipByGlobalNorm,
-    GradientClipByNorm,
-    GradientClipByRMS,
-    GradientClipByValue,
-)
+from onnx_clip_pass.clips import KINDS, Chain, Clip
 from onnx_clip_pass.clips.base import DTYPES
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.rules.rule import Bounds, Rule
@@ -30,19 +22,8 @@ from onnx_clip_pass.rules.rule import Bounds, Rule
 __all__ = ["load_rules"]
 
 _LARGEST = 4 << 20
-_CLIPS: dict[str, tuple[type[Clip], str, tuple[str, ...]]] = {
-    "norm": (GradientClipByNorm, "clip_norm", ("clip_norm", "ord", "axes", "per_sample")),
-    "value": (GradientClipByValue, "max", ("max", "min")),
-    "global-norm": (
-        GradientClipByGlobalNorm,
-        "clip_norm",
-        ("clip_norm", "ord", "group_name", "per_sample"),
-    ),
-    "rms": (GradientClipByRMS, "threshold", ("threshold",)),
-    "adaptive": (AdaptiveGradientClip, "clipping", ("clipping", "eps", "axes")),
-}
 _NUMBERS = {"clip_norm", "ord", "max", "min", "threshold", "clipping", "eps"}
-_SETTINGS = {setting for _, _, own in _CLIPS.values() for setting in own}
+_SETTINGS = {setting for kind in KINDS.values() for setting in kind.settings}
 _SELECTION = {
     "parameters",
     "dtype",
@@ -207,7 +188,7 @@ class _Reader:
             if settings:
                 self._fault(f"say {', '.join(sorted(settings))} in the tables of the chain")
             return self._chain(kind)
-        return self._one(kind, settings, known=[*_CLIPS, "none"])
+        return self._one(kind, settings, known=[*KINDS, "none"])
 
     def _chain(self, tables: list[Any]) -> Clip | None:
         clips = []
@@ -216,7 +197,7 @@ class _Reader:
                 self._fault(f'a chain is a list of tables such as {{clip = "norm"}}, not {table!r}')
                 continue
             settings = {key: value for key, value in table.items() if key != "clip"}
-            clip = self._one(table.get("clip"), settings, known=list(_CLIPS))
+            clip = self._one(table.get("clip"), settings, known=list(KINDS))
             if clip is not None:
                 clips.append(clip)
         if not tables:
@@ -224,13 +205,13 @@ class _Reader:
         return Chain(*clips) if clips else None
 
     def _one(self, kind: object, settings: dict[str, Any], known: list[str]) -> Clip | None:
-        if not isinstance(kind, str) or kind not in _CLIPS:
+        if not isinstance(kind, str) or kind not in KINDS:
             names = ", ".join(known)
             near = _near(kind, known) if isinstance(kind, str) else ""
             what = "there is none" if kind is None else f"not {kind!r}"
             self._fault(f"clip must be one of {names}; {what}{near}")
             return None
-        made, needed, own = _CLIPS[kind]
+        made, needed, own = KINDS[kind]
         before = len(self.faults)
         for key in settings:
             if key not in own:

@@ -111,7 +111,8 @@ def _verify(
     first, second = Index(before[0]), Index(after[0])
     _check_related(first, original.called, rewritten.called, record)
     feeds = make_feeds(before[0], given=given, dims=dims, seed=seed)
-    result = Verification([], [], declared_faults(*before, *after, record))
+    faults = declared_faults(first, original.folder, second, rewritten.folder, record)
+    result = Verification([], [], faults)
     if [scope.path.count("/") for scope in first.scopes] != [
         scope.path.count("/") for scope in second.scopes
     ]:

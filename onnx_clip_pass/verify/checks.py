@@ -49,9 +49,7 @@ class Seen:
         return self.expected.clipping
 
 
-def check_gradients(
-    seen: Seen, targets: Sequence[Target], record: Record, result: Verification
-) -> list[tuple[One, Outcome]]:
+def check_gradients(seen: Seen, record: Record, result: Verification) -> list[tuple[One, Outcome]]:
     """Hold every clipped gradient to the formulas; what these say of each, but for its elements."""
     found: list[tuple[One, Outcome]] = []
     faulty: set[int] = set()

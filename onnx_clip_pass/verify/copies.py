@@ -149,7 +149,7 @@ class Copy:
         raise OnnxClipError(f"{scope.path}: values cannot be taken out of {key} of {op_type}")
 
     def _through_calls(self, scope: Scope, name: str, fed: str, dtype: int) -> list[Port]:
-        out = self._handed(scope, name, dtype)
+        out = self._handed(scope, name)
         scope.proto.output.append(out)  # type: ignore[arg-type]
         if fed:
             scope.proto.input.append(fed)  # type: ignore[arg-type]
@@ -170,7 +170,7 @@ class Copy:
         outer, number, key = self._places.holder[id(scope)]
         for other_key, body in outer.bodies[number].items():
             if other_key == key:
-                out = self._handed(body, name, dtype)
+                out = self._handed(body, name)
             elif fed:  # the branch that is not taken hands back what it is fed
                 out = self._editor.fresh(f"not taken/{name}")
                 self._append(body, "Identity", [fed], out)
@@ -185,7 +185,7 @@ class Copy:
 
     def _through_loop(self, scope: Scope, name: str, fed: str, dtype: int) -> list[Port]:
         outer, number, _ = self._places.holder[id(scope)]
-        self._declare_output(scope, self._handed(scope, name, dtype), dtype)
+        self._declare_output(scope, self._handed(scope, name), dtype)
         node = outer.nodes[number]
         outside = self._editor.fresh(f"out/{name}")
         node.output.extend([""] * (len(scope.proto.output) - 2 - len(node.output)))
@@ -199,7 +199,7 @@ class Copy:
 
     def _through_scan(self, scope: Scope, name: str, fed: str, dtype: int) -> list[Port]:
         outer, number, _ = self._places.holder[id(scope)]
-        self._declare_output(scope, self._handed(scope, name, dtype), dtype)
+        self._declare_output(scope, self._handed(scope, name), dtype)
         node = outer.nodes[number]
         outside = self._editor.fresh(f"out/{name}")
         node.output.extend([""] * (len(scope.proto.output) - 1 - len(node.output)))
@@ -217,7 +217,7 @@ class Copy:
         ports = self._climb(outer, outside, stack, dtype)
         return [Port(port.output, port.fed, port.loops + 1) for port in ports]
 
-    def _handed(self, scope: Scope, name: str, dtype: int) -> str:
+    def _handed(self, scope: Scope, name: str) -> str:
         """A new name at the end of a body for a value of it."""
         out = self._editor.fresh(f"out/{name}")
         self._append(scope, "Identity", [name], out)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto, TensorProto
+from onnx import TensorProto
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor
 
 from onnx_clip_pass.errors import OnnxClipError
@@ -18,9 +18,9 @@ __all__ = ["declared_faults"]
 
 
 def declared_faults(
-    before: ModelProto,
+    before: Index,
     before_folder: Path | None,
-    after: ModelProto,
+    after: Index,
     after_folder: Path | None,
     record: Record,
 ) -> list[str]:
@@ -42,8 +42,8 @@ def declared_faults(
             f"are {_list(measures)}"
         )
     for kind, old, new, added in (
-        ("inputs", before.graph.input, after.graph.input, record.inputs),
-        ("outputs", before.graph.output, after.graph.output, record.outputs),
+        ("inputs", before.model.graph.input, after.model.graph.input, record.inputs),
+        ("outputs", before.model.graph.output, after.model.graph.output, record.outputs),
     ):
         names, new_names = [value.name for value in old], [value.name for value in new]
         if [*names, *added] != new_names:
@@ -54,9 +54,7 @@ def declared_faults(
             )
         elif any(a.type != b.type for a, b in zip(old, new, strict=False)):
             faults.append(f"the {kind} have other types than in the original")
-    for number, (scope, other) in enumerate(
-        zip(Index(before).scopes, Index(after).scopes, strict=False)
-    ):
+    for number, (scope, other) in enumerate(zip(before.scopes, after.scopes, strict=False)):
         renamed = {old: new for new, old in record.renamed.items() if new in other.initializers}
         for name, tensor in scope.initializers.items():
             found = other.initializers.get(renamed.get(name, name))

@@ -150,11 +150,9 @@ def _clip_stage(
     scale = _least_scale(wide, formula.reference(wide, "propagate")) if is_finite else None
     norms = [_norms(formula, case) for case in wide]
     own = [
-        _precision(formula, str(case.gradient.dtype), case.gradient.size // norm.size, rule)
+        _precision(formula, case.gradient, norm.size, norm_precision)
         for case, norm in zip(cases, norms, strict=True)
-        if norm.size
-        for rule in (norm_precision,)
-    ] or [0.0]
+    ]
     earlier = max(outcome.precision for outcome in found)
     precision = max(own)
     if formula.group is not None:
@@ -170,7 +168,7 @@ def _clip_stage(
     for number, (case, outcome) in enumerate(zip(cases, found, strict=True)):
         if stages[number] == 0:
             outcome.norm = float(norms[number].max(initial=0.0))
-            outcome.norm_precision = own[min(number, len(own) - 1)]
+            outcome.norm_precision = own[number]
         if outcome.scale is not None:
             outcome.scale = None if scale is None else outcome.scale * scale
         outcome.acts += _acts(formula, clipped[number], case.gradient)
@@ -213,9 +211,11 @@ def _ord(formula: Formula) -> float:
     return float(getattr(formula, "ord", 2.0))
 
 
-def _precision(formula: Formula, dtype: str, size: int, norm_precision: str) -> float:
+def _precision(formula: Formula, gradient: NDArray[Any], count: int, norm_precision: str) -> float:
+    """Of the `count` norms that a gradient has."""
     if isinstance(formula, GradientClipByValue):
         return 0.0
+    dtype, size = str(gradient.dtype), gradient.size // max(count, 1)
     found = compare.precision_of_norm(dtype, size, norm_precision, _ord(formula))
     return 2 * found if formula.reads_parameter else found
 

@@ -176,7 +176,7 @@ class Trials:
             return
         del session
         seen = checks.Seen(when, plain, expected, after, steady, rewritten)
-        found = checks.check_gradients(seen, self._targets, self._record, self._result)
+        found = checks.check_gradients(seen, self._record, self._result)
         for one, outcome in found:
             acts = zip_longest(self._acts[one.target], outcome.acts, fillvalue=False)
             self._acts[one.target] = [before or now for before, now in acts]

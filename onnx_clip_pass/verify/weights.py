@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto
 from onnx.external_data_helper import uses_external_data
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.record import bodies_of
+from onnx_clip_pass.graph import bodies_of
 
 __all__ = ["Weights"]
 

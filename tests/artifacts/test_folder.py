@@ -60,8 +60,13 @@ def test_measures_are_named_as_outputs(folder, capsys):
     out = capsys.readouterr().out
     assert "measured 4 of 4 gradients" in out
     assert "output fc1.weight_grad/norm: norm of" in out
-    assert main(["inspect", str(folder.with_name("artifacts.clipped"))]) == 0
+    clipped = str(folder.with_name("artifacts.clipped"))
+    assert main(["inspect", clipped]) == 0
     assert "at the micro-batch: measured by onnx-clip" in capsys.readouterr().out
+    assert main(["inspect", clipped, "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)["micro-batch"]
+    assert done["measures_only"]
+    assert "fc1.weight_grad/norm" in done["outputs"]
 
 
 def test_one_norm_over_all_gradients_is_called_so(folder, capsys):
@@ -173,7 +178,7 @@ def test_json_names_the_place(folder, capsys):
     assert (facts["at"], facts["replaced"]) == ("step", False)
     assert facts["output"] == str(folder.with_name("artifacts.clipped"))
     assert facts["gradients"][0]["gradient"] == "gradients"
-    assert facts["gradients"][0]["clip"] == {"type": "GradientClipByNorm", "clip_norm": 1.0}
+    assert facts["gradients"][0]["clip"] == {"clip": "GradientClipByNorm", "clip_norm": 1.0}
 
 
 def test_of_several_folders_one_failure_does_not_stop_the_others(folder, capsys):
@@ -318,6 +323,23 @@ def test_rules_at_the_step_are_names_too(folder):
     assert {row.gradient.parameter.name: row.rule for row in report.rows} == {
         "fc1.weight": 1, "fc1.bias": 1, "fc2.weight": 2, "fc2.bias": 2,
     }  # fmt: skip
+
+
+def test_the_rule_of_each_gradient_is_shown(folder, capsys):
+    rules = folder.with_name("clip.toml")
+    rules.write_text('[[rule]]\nclip = "norm"\nclip_norm = 2\n')
+    assert main(["rewrite", str(folder), "--rules", str(rules), "--at", "micro-batch"]) == 0
+    assert "norm <= 2 [rule 1]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("at", ["step", "micro-batch"])
+@pytest.mark.parametrize("clips", [1.0, "norm", [], [1, 2]], ids=repr)
+def test_what_is_no_clip_is_called_so(folder, clips, at):
+    target = folder.with_name("out")
+    with pytest.raises(OnnxClipError, match="expected a clip such as") as refusal:
+        clip_artifacts(folder, target, clips, at=at)
+    assert str(refusal.value).endswith(f"or a list of Rule, not {clips!r}")
+    assert not target.exists()
 
 
 @pytest.mark.parametrize(
