@@ -20,7 +20,6 @@ from onnx_clip_pass.storage import (
     Progress,
     Structure,
     data_files,
-    locations,
     open_model,
     write_structure,
 )
@@ -86,11 +85,11 @@ def clip_gradients_file(
     check_choice("external_data", external_data, HowToBring)
     source, target = Path(source), _resolved(Path(target), replace=replace)
     with open_model(source) as structure:
-        may_replace = _check_target(source, target, replace=replace, force=force)
+        _check_target(source, target, replace=replace, force=force)
         report = clip_in_place(structure.model, clip, **options)
         files = _data_files(structure, target)
         if not dry_run:
-            _write(structure, target, files, external_data, may_replace, progress)
+            _write(structure, target, files, external_data, force, progress)
     return report
 
 
@@ -115,13 +114,13 @@ def strip_file(
     check_choice("external_data", external_data, HowToBring)
     source, target = Path(source), _resolved(Path(target), replace=replace)
     with open_model(source) as structure:
-        may_replace = _check_target(source, target, replace=replace, force=force)
+        _check_target(source, target, replace=replace, force=force)
         if not undo(structure.model):
             raise OnnxClipError(
                 f"{str(source)!r} is not clipped by onnx-clip: there is nothing to undo"
             )
         files = _data_files(structure, target)
-        _write(structure, target, files, external_data, may_replace, progress)
+        _write(structure, target, files, external_data, force, progress)
 
 
 def inspect_file(source: _Path) -> Inspection:
@@ -185,12 +184,8 @@ def _resolved(target: Path, *, replace: bool) -> Path:
         return target.resolve() if replace and target.is_symlink() else target
 
 
-def _check_target(source: Path, target: Path, *, replace: bool, force: bool) -> set[str] | None:
-    """Refuse a target that must not be written.
-
-    Returns:
-        The locations beside it at which data files may be replaced; None for all.
-    """
+def _check_target(source: Path, target: Path, *, replace: bool, force: bool) -> None:
+    """Refuse a target that must not be written."""
     with errors_name(target):  # of a name that is too long
         is_there = file_at(target, source.name)
         is_source = is_there and target.samefile(source)
@@ -199,26 +194,20 @@ def _check_target(source: Path, target: Path, *, replace: bool, force: bool) -> 
             f"the output {str(target)!r} is the model itself; pass --in-place (in Python: "
             f"replace=True) to replace it"
         )
-    if is_source or not is_there:
-        return None if force else set()
-    owned = None if force else _owned_by(target)
-    if not force and owned is None:
+    if is_there and not is_source and not force and not _is_ours(target):
         raise OnnxClipError(
             f"{str(target)!r} exists and bears no record of onnx-clip; pass --force (in Python: "
             f"force=True) to replace it, or give another output"
         )
-    return owned
 
 
-def _owned_by(path: Path) -> set[str] | None:
-    """The data files of a model that bears our record; None for what we did not write."""
+def _is_ours(path: Path) -> bool:
+    """Whether there is a model that bears our record."""
     try:
         with open_model(path) as structure:
-            if read_record(structure.model) is None:
-                return None
-            return locations(structure.model)
+            return read_record(structure.model) is not None
     except OnnxClipError:
-        return None
+        return False
 
 
 def _data_files(structure: Structure, target: Path) -> list[DataFile]:
@@ -240,11 +229,9 @@ def _write(
     target: Path,
     files: list[DataFile],
     external_data: HowToBring,
-    may_replace: set[str] | None,
+    force: bool,
     progress: Progress | None,
 ) -> None:
     if target.parent.samefile(structure.source.path.parent):
         files = []
-    write_structure(
-        structure, target, files, how=external_data, may_replace=may_replace, progress=progress
-    )
+    write_structure(structure, target, files, how=external_data, force=force, progress=progress)

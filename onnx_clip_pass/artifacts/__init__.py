@@ -298,7 +298,7 @@ def _write(
     with building(layout, target) as temporary:
         for name in layout.folders:
             (temporary / name).mkdir()
-        bring_along(others, temporary, how=how, may_replace=None, count=count)
+        bring_along(others, temporary, how=how, force=True, count=count)
         for name, structure in changed.items():
             write_structure(structure, temporary / name)
             count(layout.files[name].size)

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -94,7 +94,7 @@ def bring_along(
     folder: Path,
     *,
     how: HowToBring,
-    may_replace: Collection[str] | None,
+    force: bool,
     count: Callable[[int], None],
 ) -> None:
     """Put data files into another folder, at the same relative paths.
@@ -106,14 +106,14 @@ def bring_along(
         files: what to bring.
         folder: where to.
         how: as copies or as hard links.
-        may_replace: the locations at which files of other content are replaced; None for all.
+        force: replace files of other content, of which nothing tells whose they are.
         count: is told of bytes that are done.
 
     Raises:
-        OnnxClipError: a file of other content is in the way and may not be replaced, a folder leads
-            out of `folder`, a file changes while it is copied, or the disk is full.
+        OnnxClipError: a file of other content is in the way, a folder leads out of `folder`, a file
+            changes while it is copied, or the disk is full.
     """
-    missing = _missing(files, folder, may_replace)
+    missing = _missing(files, folder, force=force)
     with ExitStack() as stack:
         for file in files:
             if file not in missing:
@@ -205,9 +205,7 @@ def _size_of(tensor: TensorProto) -> int:
 # -- taking it along ---------------------------------------------------------------------------
 
 
-def _missing(
-    files: Iterable[DataFile], folder: Path, may_replace: Collection[str] | None
-) -> list[DataFile]:
+def _missing(files: Iterable[DataFile], folder: Path, *, force: bool) -> list[DataFile]:
     """The files that are not there yet, or only with other content."""
     missing = []
     faults = []
@@ -227,7 +225,7 @@ def _missing(
                 )
             elif not _same(file.path, target):
                 missing.append(file)
-                if may_replace is not None and file.location not in may_replace:
+                if not force:
                     faults.append(
                         f"{str(target)!r} exists with other content; pass --force (in Python: "
                         f"force=True) to replace it, or write to another folder"

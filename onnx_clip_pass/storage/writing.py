@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from google.protobuf.message import EncodeError
@@ -29,7 +29,7 @@ def write_structure(
     files: Sequence[DataFile] = (),
     *,
     how: HowToBring = "copy",
-    may_replace: Collection[str] | None = (),
+    force: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Write the model as it now is; its weights go from file to file without passing through here.
@@ -42,7 +42,7 @@ def write_structure(
         files: external data to bring along, see `bring_along`. The model is complete before they
             appear, and takes the path over last.
         how: how to bring it.
-        may_replace: the locations at which data files of other content are replaced; None for all.
+        force: replace data files of other content.
         progress: is told how many bytes are done, and of how many.
 
     Raises:
@@ -65,7 +65,7 @@ def write_structure(
 
     with errors_name(target), replacing(target) as temporary:
         _write_pieces(pieces, structure.source, temporary, count)
-        bring_along(files, target.parent, how=how, may_replace=may_replace, count=count)
+        bring_along(files, target.parent, how=how, force=force, count=count)
 
 
 def write_bytes(target: Path, data: bytes) -> None:
