@@ -160,10 +160,20 @@ def test_map_names_gradients_and_their_parameters(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["gradients"][0]["parameter"] == "w"
 
 
-def test_an_accumulator_is_mentioned_on_standard_error(tmp_path, capsys):
-    model = MODELS / "ort_artifacts" / "mlp_mse_sgd" / "training_model.onnx"
-    assert main(["rewrite", str(model), "-o", str(tmp_path / "out.onnx")]) == 0
-    assert "each micro-batch is clipped" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("model", "is_mentioned"),
+    [
+        ("ort_artifacts/mlp_mse_sgd/training_model.onnx", True),
+        ("in_graph/accumulation_buffer.onnx", True),
+        ("in_graph/momentum.onnx", False),
+        ("in_graph/adam.onnx", False),
+    ],
+)
+def test_sums_over_micro_batches_are_mentioned_on_standard_error(
+    model, is_mentioned, tmp_path, capsys
+):
+    assert main(["rewrite", str(MODELS / model), "-o", str(tmp_path / "out.onnx")]) == 0
+    assert ("each micro-batch is clipped" in capsys.readouterr().err) is is_mentioned
 
 
 def test_above_forty_rows_the_table_sums_up(tmp_path, capsys):

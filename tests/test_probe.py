@@ -251,6 +251,13 @@ def test_randomness_is_an_error():
         probe(graph(nodes, "loss, float[4,2] v1"))
 
 
+@pytest.mark.parametrize("bad", ["nan", "inf"])
+def test_feeds_that_give_no_finite_loss_are_told(bad):
+    feeds = {"x": np.full((6, 4), float(bad), np.float32)}
+    with pytest.raises(OnnxClipError, match=r"the loss 'loss' is (nan|inf) with these feeds"):
+        probe(graph(LOSS + GRADIENTS, "loss, float[4,2] v1"), feeds=feeds)
+
+
 @pytest.mark.parametrize(
     ("outputs", "loss", "message"),
     [

@@ -334,3 +334,32 @@ def test_a_gradient_that_is_cast_like_a_parameter_has_its_dtype():
     clipped = clip_gradients(model, GradientClipByNorm(1.0), gradients={"g": "W"})
     feeds = {"W": np.float32([1, 1]), "h": np.float16([3, 4])}
     np.testing.assert_allclose(run(clipped, feeds)["W_new"], [0.4, 0.2], rtol=1e-6)  # float32
+
+
+CIRCLES = {
+    "of one node": "g = Mul(g, lr) W_new = Sub(W, g)",
+    "of two": "g = Identity(h) h = Identity(g) W_new = Sub(W, g)",
+    "through the update": "W_new = Sub(W, g) g = Mul(lr, W_new)",
+    "through a branch": """
+        g = If(yes) <then_branch = t () => (float[2] p) { p = Mul(g, lr) },
+                     else_branch = e () => (float[2] q) { q = Identity(W) }>
+        W_new = Sub(W, g)""",
+}
+
+
+@pytest.mark.parametrize("nodes", CIRCLES.values(), ids=CIRCLES)
+@pytest.mark.parametrize("gradients", [None, ["g"]], ids=["searched", "named"])
+def test_nodes_that_wait_for_each_other_are_refused(nodes, gradients):
+    model = parse(f"step (float[2] W, float lr, bool yes) => (float[2] W_new) {{ {nodes} }}")
+    with pytest.raises(OnnxClipError, match="would have to wait for itself: it takes what is"):
+        clip_gradients(model, ONE, gradients=gradients)
+
+
+def test_nodes_that_only_stand_in_the_wrong_order_are_not_moved():
+    model = parse(
+        """step (float[2] W, float[2] x, float lr) => (float[2] W_new) {
+            W_new = Sub(W, move) move = Mul(g, lr) g = Exp(x) }"""
+    )
+    clipped = clip_gradients(model, ONE, gradients=["g"])
+    assert [node.op_type for node in clipped.graph.node][:3] == ["Sub", "Mul", "Exp"]
+    assert strip(clipped) == model

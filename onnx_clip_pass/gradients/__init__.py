@@ -51,17 +51,19 @@ class Survey(NamedTuple):
     """What was found in a model.
 
     `of_data` are values named like gradients of inputs that were taken for data; `updates` are the
-    new values of parameters, at which the backward pass of a step ends.
+    new values of parameters, at which the backward pass of a step ends; `summed` is what is added
+    to sums that are carried from run to run.
     """
 
     flow: Flow
     found: list[Sighting]
     of_data: list[Sighting]
     updates: set[Value]
+    summed: set[Value]
 
     def is_accumulated(self, value: Value) -> bool:
-        """Whether an accumulator takes the value, so that it is one micro-batch's gradient."""
-        return any(
+        """Whether a sum over runs takes the value, so that it is one micro-batch's gradient."""
+        return value in self.summed or any(
             read.node != OUTPUT and read.scope.nodes[read.node].op_type in accumulator.OPS
             for read in self.flow.index.readers_of(value.frame.scope, value.name)
         )
@@ -110,7 +112,8 @@ def survey(index: Index) -> Survey:
     _join(joined, named.gradients)
     found = [_sighting(flow, group) for values in joined.values() for group in values.values()]
     of_data = [_sighting(flow, [each]) for each in named.of_data]
-    return Survey(flow, _in_order(index, found), of_data, steps.updates() | _ends(flow))
+    ends = steps.updates() | _ends(flow)
+    return Survey(flow, _in_order(index, found), of_data, ends, steps.summed())
 
 
 def name_gradients(index: Index, wanted: Mapping[str, str | None]) -> Survey:
@@ -127,7 +130,7 @@ def name_gradients(index: Index, wanted: Mapping[str, str | None]) -> Survey:
     flow = Flow(index)
     steps = Steps(flow, Arithmetic(flow))
     found = [_sighting(flow, [each]) for each in claimed.find(flow, steps, wanted)]
-    return Survey(flow, found, [], steps.updates() | _ends(flow))
+    return Survey(flow, found, [], steps.updates() | _ends(flow), steps.summed())
 
 
 _Joined = dict[str, dict[tuple[int, str], list[Found]]]

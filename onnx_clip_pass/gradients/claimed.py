@@ -2,7 +2,8 @@
 
 1. A gradient is a value of one graph.
 2. It is no parameter: no step in the graph updates it, and no other gradient of the same call is
-   said to be its own. Where the caller names no parameter, no value is named after it, either.
+   said to be its own. Where the caller names no parameter, no value is named after it, either, and
+   it is not what a step with a gradient makes of one.
 3. Unless the caller or its own name tells its parameter, it is no data (`roles.is_surely_data`)
    and, where the graph updates parameters, of which none has a single element, no number such as
    the loss.
@@ -22,7 +23,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.gradients import names
+from onnx_clip_pass.gradients import names, update
 from onnx_clip_pass.gradients.found import Found, has_gradient_shape
 from onnx_clip_pass.gradients.naming import parameter_names
 from onnx_clip_pass.gradients.roles import is_surely_data
@@ -145,7 +146,20 @@ class _Claims:
             and not any(self._arithmetic.is_single(each) for each in self._updated)
         ):
             return f"{value.name!r} is one number, and no parameter here is one{how}"
+        root = self._steps.root_of(value)
+        if root is not None and value in self._steps.updates() and value in self._new_values():
+            return f"{value.name!r} is what {root.name!r} becomes, so it is no gradient{how}"
         return None
+
+    def _new_values(self) -> set[Value]:
+        """What the steps make of parameters in which a gradient shows."""
+        finds = update.find(self._flow, self._arithmetic, self._steps)
+        return {
+            Value(sink.frame, name)
+            for sink in (found.sink for found in finds)
+            if sink is not None
+            for name in sink.frame.scope.nodes[sink.node].output
+        }
 
     def _has_parameters(self) -> bool:
         """Whether parameters of this call's gradients, or updated ones, lie in the main graph."""

@@ -286,11 +286,9 @@ def _places(flow: Flow, value: Value, through: Collection[str]) -> Iterator[Plac
 
 
 def _behind_reshapers(flow: Flow, value: Value) -> Value:
-    seen = {value}
     while (node := value.node) is not None and node.op_type in _RESHAPERS:
         inner = flow.operand(value, 0)
-        if inner is None or inner in seen:  # a graph may be no graph, but a circle
+        if inner is None:
             return value
         value = inner
-        seen.add(value)
     return flow.canonical(value)

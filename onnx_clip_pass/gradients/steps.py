@@ -85,6 +85,17 @@ class Steps:
         """The new values of parameters: where the backward pass of a step ends."""
         return {step.value for step in self.handed_out if step.root in self.parameters}
 
+    def summed(self) -> set[Value]:
+        """What is added, as it is or scaled, to sums that are carried from run to run."""
+        sums = [
+            step
+            for step in self.handed_out
+            if step.root not in self.parameters and not (step.is_difference or step.is_base_scaled)
+        ]
+        terms = [self.arithmetic.behind_aliases(term) for step in sums for term in step.terms]
+        scaled = [self.arithmetic.scaled(term) for term in terms]
+        return {*terms, *(self.arithmetic.behind_aliases(parts[0]) for parts in scaled if parts)}
+
     def moments_in(self, term: Value, step: Step) -> list[Step]:
         """Steps of other roots that elementwise ops lead to from `term`, nearest first.
 

@@ -183,8 +183,8 @@ class Editor:
         """Say that nodes of this scope may now stand before what they read."""
         self._unsettled.add(id(scope))
 
-    def finish(self) -> None:
-        """Put the inserted nodes into place."""
+    def finish(self, advice: str = "") -> None:
+        """Put the inserted nodes into place; `advice` is for those that wait for each other."""
         for scope in reversed(self.index.scopes):  # nested graphs first: merging copies nodes
             pending = self._pending.pop(id(scope), None)
             if not pending:
@@ -192,7 +192,7 @@ class Editor:
             merged = _merge(scope, pending)
             if id(scope) in self._unsettled:
                 old = {id(node): number for number, node in enumerate(scope.nodes)}
-                merged = in_order(scope, merged)
+                merged = in_order(scope, merged, advice=advice)
                 moved = [old[id(node)] for node in merged if id(node) in old]
                 if moved != sorted(moved):
                     self.added.order.append((scope, _runs(moved)))

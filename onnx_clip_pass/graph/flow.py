@@ -21,6 +21,7 @@ from onnx_clip_pass.graph.control import (
     node_input_of_output,
     node_inputs_of_body_input,
 )
+from onnx_clip_pass.graph.ordering import in_order
 from onnx_clip_pass.graph.scopes import (
     BY_NAME,
     OUTPUT,
@@ -74,9 +75,16 @@ class Value(NamedTuple):
 
 
 class Flow:
-    """Follows values of an `Index` backwards."""
+    """Follows values of an `Index` backwards.
+
+    Raises:
+        OnnxClipError: nodes wait for each other in a circle, so that following would not end.
+    """
 
     def __init__(self, index: Index) -> None:
+        for scope in index.scopes:
+            if not scope.is_sorted:
+                in_order(scope, scope.nodes, advice="it takes what is computed from its own result")
         self.index = index
         self.main = Frame(index.main)
         self._entered: dict[tuple[int, int, str], Frame] = {}

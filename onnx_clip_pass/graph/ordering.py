@@ -15,11 +15,16 @@ from onnx_clip_pass.graph.scopes import Scope, names_by_attribute
 __all__ = ["in_order"]
 
 
-def in_order(scope: Scope, nodes: Sequence[NodeProto]) -> list[NodeProto]:
+def in_order(scope: Scope, nodes: Sequence[NodeProto], *, advice: str) -> list[NodeProto]:
     """The nodes such that each stands behind those whose values it takes.
 
     Of the nodes that can come next the first one does, so a node moves only to wait for what it
     reads, itself or through another.
+
+    Args:
+        scope: where the nodes are.
+        nodes: in their old order.
+        advice: for the error, why nodes may wait for each other and what to do then.
 
     Raises:
         OnnxClipError: some nodes wait for each other.
@@ -45,8 +50,7 @@ def in_order(scope: Scope, nodes: Sequence[NodeProto]) -> list[NodeProto]:
         stuck = next(node for node, count in zip(nodes, waits, strict=True) if count)
         raise OnnxClipError(
             f"{scope.path or 'the main graph'}: node {stuck.name or stuck.op_type!r} would have to "
-            f"wait for itself: a gradient of the group is computed from a clipped one; use another "
-            f"group for it"
+            f"wait for itself: {advice}"
         )
     return ordered
 

@@ -66,7 +66,8 @@ class Scope:
 
     What is asked for of every node of a large graph is taken out of protobuf once: `takes` are the
     inputs of each node, `by_op` the numbers of the nodes of each op type, `special` the numbers of
-    those that run a body (an If, a call) or name tensors in attributes.
+    those that run a body (an If, a call) or name tensors in attributes; `is_sorted` says whether
+    each node stands behind those whose values it takes.
     """
 
     proto: GraphProto | FunctionProto
@@ -86,6 +87,7 @@ class Scope:
     by_op: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     special: set[int] = field(default_factory=set)
     handed_out: frozenset[str] = frozenset()
+    is_sorted: bool = True
 
     @property
     def is_function(self) -> bool:
@@ -276,8 +278,15 @@ class Index:
             for name, number, slot in _reads_in(scope):
                 if name in names:
                     readers[own, name].append((scope, number, slot))
-                elif name and (owner := scope.lookup(name)) is not None:
-                    readers[id(owner), name].append((scope, number, slot))
+                    owner, taker = scope, number
+                elif name and (around := scope.lookup(name)) is not None:
+                    readers[id(around), name].append((scope, number, slot))
+                    owner, taker = around, scope.number_in(around)
+                else:
+                    continue
+                made = owner.producers.get(name)
+                if made is not None and made[0] >= taker != OUTPUT:
+                    owner.is_sorted = False
         return dict(readers)
 
 

@@ -152,14 +152,14 @@ class Bench:
     def _open_loss(self) -> Session:
         own = self._open([self.loss], double=False)
         self._loss = own
-        value = self.loss_at(self.point(0).feeds)
-        if value != self.loss_at(self.point(0).feeds):
+        value, again = (self.loss_at(self.point(0).feeds) for _ in range(2))
+        if not np.isfinite(value):
+            raise OnnxClipError(f"the loss {self.loss!r} is {value} with these feeds; give others")
+        if value != again:
             raise OnnxClipError(
                 f"two runs with the same feeds give {self.loss!r} two values: something in the "
                 f"graph is random (a Dropout in training mode?); switch it off to probe the model"
             )
-        if not np.isfinite(value):
-            raise OnnxClipError(f"the loss {self.loss!r} is {value} with these feeds; give others")
         try:
             self._loss = self._open([self.loss], double=True)
             self.is_double = True

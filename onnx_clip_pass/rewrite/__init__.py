@@ -148,7 +148,7 @@ def _clip(model: ModelProto, clips: Clip | list[Rule], settings: Settings) -> Re
     editor = Editor(index)
     made = emit_clips(editor, edits, settings)
     bodies = list(bodies_of(model))  # before finishing copies nested ones
-    editor.finish()
+    editor.finish("a gradient of the group is computed from a clipped one; use another group")
     rows = tuple(
         Clipped(sighting.gradient, choice.clip, choice.rule)
         if choice is not None

@@ -74,6 +74,8 @@ def test_a_transposed_gradient_fits(claim):
         pytest.param({"x": None}, "'x' is data, so it is no gradient", id="data"),
         pytest.param({"loss": None}, "'loss' is one number, and no parameter here is one",
                      id="loss"),
+        pytest.param({"W_new": None}, "'W_new' is what 'W' becomes, so it is no gradient",
+                     id="new-value"),
         pytest.param({"g": "V"}, "'V' is no parameter: this model has no such value",
                      id="parameter-that-does-not-exist"),
         pytest.param({"g": "y"}, "'y' is computed by MatMul, so it is no parameter",
@@ -86,6 +88,12 @@ def test_a_transposed_gradient_fits(claim):
 def test_what_is_surely_wrong_is_refused(claim, wanted, fault):
     with pytest.raises(OnnxClipError, match=re.escape(fault)):
         claim(wanted)
+
+
+def test_what_is_left_of_a_parameter_may_be_a_gradient(claim):
+    """That of the squared distance of W from t, halved."""
+    inputs, outputs = "float[4,3] W, float[4,3] t", "float[4,3] d"
+    assert claim({"d": None}, "d = Sub (W, t)", inputs, outputs) == [("d", "d")]
 
 
 def test_an_exchange_is_seen_where_the_parameter_is_not_updated(claim):

@@ -106,8 +106,3 @@ def test_a_target_of_the_batch_size_that_is_compared_is_data(parameters, text):
 
 def test_whatever_nothing_shows_to_be_data_is_a_parameter(parameters):
     assert parameters("out = Tanh (gain)", "float[4] gain") == ["gain"]
-
-
-def test_a_circle_of_nodes_ends_the_search_for_what_is_behind(parameters):
-    text = "a = Identity (b)  b = Identity (a)  out = MatMul (W, a)"
-    assert parameters(text, "float[3,4] W", "float[K,K] out") == ["W"]
