@@ -58,8 +58,13 @@ class Steps:
             self.root_of(value)
         self.ends: set[Value] = set()
         self.parameters: set[Value] = set()
+        self.only_lessened: set[Value] = set()
         self.moments: set[Value] = set()
+        self.states: set[Value] = set()
         self.handed_out: list[Step] = []
+        self.reports: list[Value] = []
+        self.reported: set[Value] = set()
+        self._handed_on: set[Value] = set()
         if self.steps:
             self._tell_apart()
 
