@@ -89,6 +89,18 @@ def _bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
             ["rewrite", path, "-o", str(folder / "no" / "out.onnx")],
             "there is no folder",
         ),
+        "output as a folder that is not there": (
+            ["rewrite", path, "-o", f"{folder}/new/"],
+            "there is no folder",
+        ),
+        "clip as a folder that is not there": (
+            ["extract", path, "-o", f"{folder}/new/"],
+            "there is no folder",
+        ),
+        "original as a folder that is not there": (
+            ["strip", str(folder / "changed.onnx"), "-o", f"{folder}/new/"],
+            "there is no folder",
+        ),
         "a name that is too long": (["rewrite", path, "-o", "x" * 300], "File name too long"),
         "a model name that is too long": (["rewrite", "x" * 300], "File name too long"),
         "output is a folder": (["rewrite", path, "-o", str(folder)], "is a folder"),

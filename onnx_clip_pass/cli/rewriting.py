@@ -17,7 +17,7 @@ from onnx_clip_pass.cli.clipping import (
     named_gradients,
 )
 from onnx_clip_pass.cli.folders import AT, beside_folder, is_folder, rewrite_folder, strip_folder
-from onnx_clip_pass.cli.options import PATH, json_option
+from onnx_clip_pass.cli.options import OUTPUT, PATH, json_option, output_path
 from onnx_clip_pass.cli.probing import ProbeOptions, probe_options, with_evidence
 from onnx_clip_pass.cli.showing import ProgressBar, report_facts, tell_rewrite
 from onnx_clip_pass.cli.verifying import RunOptions, run_options, tell_verification
@@ -42,7 +42,7 @@ EXTERNAL_DATA = click.option(
 
 @click.command(short_help="Clip the gradients of models.")
 @click.argument("models", type=PATH, nargs=-1, required=True, metavar="MODEL...")
-@click.option("-o", "--output", type=PATH, help="Where to write. [default: MODEL.clipped.onnx]")
+@click.option("-o", "--output", type=OUTPUT, help="Where to write. [default: MODEL.clipped.onnx]")
 @clip_options
 @gradient_options
 @AT
@@ -58,7 +58,7 @@ EXTERNAL_DATA = click.option(
 @json_option
 def rewrite(
     models: tuple[Path, ...],
-    output: Path | None,
+    output: str | None,
     names: tuple[str, ...],
     map_file: Path | None,
     at: Place | None,
@@ -100,7 +100,10 @@ def rewrite(
     run = RunOptions.of(options)
     if not (probing.probes or verifies):
         run.refuse_without("--verify", "--probe")
-    targets = [model if in_place else output or _beside(model, "clipped") for model in models]
+    targets = [
+        model if in_place else output_path(output, model) or _beside(model, "clipped")
+        for model in models
+    ]
     _refuse_same(models, targets)
     written = {
         "gradients": named_gradients(names, map_file),
@@ -149,17 +152,17 @@ def rewrite(
 
 @click.command(short_help="Undo a rewrite.")
 @click.argument("model", type=PATH)
-@click.option("-o", "--output", type=PATH, help="Where to write. [default: MODEL.stripped.onnx]")
+@click.option("-o", "--output", type=OUTPUT, help="Where to write. [default: MODEL.stripped.onnx]")
 @EXTERNAL_DATA
 @click.option("--in-place", is_flag=True, help="Replace MODEL itself.")
 @click.option("--force", is_flag=True, help="Replace an output without a record of onnx-clip.")
 def strip(
-    model: Path, output: Path | None, external_data: HowToBring, in_place: bool, force: bool
+    model: Path, output: str | None, external_data: HowToBring, in_place: bool, force: bool
 ) -> None:
     """Undo a rewrite: write MODEL, a file or a folder, as it was before it was clipped."""
     if in_place and output is not None:
         raise click.UsageError("--in-place and --output exclude each other")
-    target = model if in_place else output or _beside(model, "stripped")
+    target = model if in_place else output_path(output, model) or _beside(model, "stripped")
     if is_folder(model):
         strip_folder(model, target, external_data=external_data, replace=in_place, force=force)
         return
