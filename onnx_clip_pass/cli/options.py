@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from onnx_clip_pass.cli.words import error_facts, print_json
 from onnx_clip_pass.errors import OnnxClipError
 
 __all__ = ["OUTPUT", "PATH", "given_options", "json_option", "output_path"]
@@ -68,18 +66,8 @@ def given_options(*names: str) -> list[str]:
 
 
 def json_option(command: _Command) -> _Command:
-    """Add `--json` to a command; its object then says what went wrong, as the message does."""
-
-    @wraps(command)
-    def telling(*arguments: Any, as_json: bool, **options: Any) -> Any:
-        try:
-            return command(*arguments, as_json=as_json, **options)
-        except (OnnxClipError, click.ClickException) as error:
-            if as_json:
-                print_json(error_facts(error))
-            raise
-
+    """Add `--json` to a command; what goes wrong is then told as JSON too, by `main`."""
     add = click.option(
         "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
     )
-    return cast(_Command, add(telling))
+    return add(command)
