@@ -132,6 +132,17 @@ def test_emitted_outputs_and_inputs_are_in_the_json(seed, capsys):
     ]
 
 
+def test_a_list_may_be_given_by_commas_or_bit_by_bit(seed, capsys):
+    told = []
+    for options in (["--emit", "norm,scale"], ["--emit", "norm", "--emit", "scale"]):
+        assert main(["rewrite", str(seed), "--json", "--dry-run", *options]) == 0
+        told.append(json.loads(capsys.readouterr().out))
+    assert told[0] == told[1]
+    options = ["--need-clip", "fc_0.w_0", "--axes", "0", "--axes", "1", "--json"]
+    assert main(["rewrite", str(seed), *options]) == 0
+    assert json.loads(capsys.readouterr().out)["gradients"][0]["clip"]["axes"] == [0, 1]
+
+
 def test_measure_only_says_that_nothing_is_clipped(seed, capsys):
     assert main(["rewrite", str(seed), "--emit", "norm", "--measure-only"]) == 0
     assert "measured 2 of 2 gradients" in capsys.readouterr().out
