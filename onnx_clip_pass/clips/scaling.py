@@ -134,7 +134,12 @@ def shared_fault(
         )
     if opset < FIRST_BROADCASTING_MIN:
         if work == _DOUBLE:
-            return "float64 needs opset 8 or later: before, ONNX Runtime's CPU has no Min for it"
+            is_wished = gradient.dtype != "float64" and numerics.norm_precision == "wide"
+            whose = " of norm_precision='wide' (--norm-precision wide)" if is_wished else ""
+            return (
+                f"float64{whose} needs opset 8 or later: before, ONNX Runtime's CPU has no Min "
+                f"for it"
+            )
         if gradient.has_seeds:
             return "a seed dimension needs opset 8 or later, where Min broadcasts"
         if broadcasts:
