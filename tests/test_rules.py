@@ -289,6 +289,12 @@ def test_a_file_that_is_not_there_or_is_no_text_is_one_message(tmp_path: Path):
         load_rules(tmp_path / "clip.toml")
 
 
+def test_a_mark_of_utf_8_before_the_text_is_passed_over(tmp_path: Path):
+    path = tmp_path / "clip.toml"
+    path.write_bytes(b'\xef\xbb\xbf[[rule]]\nclip = "none"\n')
+    assert len(load_rules(path)) == 1
+
+
 def test_the_example_loads():
     assert len(load_rules(ROOT / "examples" / "clip.toml")) == 4
 

@@ -81,7 +81,7 @@ def _read(path: Path) -> str:
             raise OnnxClipError(
                 f"{str(path)!r} has {path.stat().st_size:,} bytes, more than any rules need"
             )
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # Windows editors put a mark before the text
     except OSError as error:
         raise OnnxClipError(f"cannot read {str(path)!r}: {error.strerror}") from error
     except UnicodeDecodeError as error:
