@@ -71,6 +71,10 @@ BAD = {
     "no such clip": (["--clip", "l2"], "'l2' is not one of"),
     "axes that are none": (["--axes", "a"], "--axes: expected axes such as 0 or 0,2"),
     "axes twice": (["--axes", "0,0"], "one is named twice: [0, 0]"),
+    "axes twice from either end": (
+        ["--need-clip", "fc_0.w_0", "--axes", "0,-2"],
+        "axes [0, -2] name one axis of a gradient of rank 2 twice",
+    ),
     "axes beyond the rank": (["--axes", "5"], "axes [5] do not fit a gradient of rank"),
     "bounds the wrong way": (["--clip", "value", "--max", "1", "--min", "2"], "min below max"),
     "no scale to emit": (

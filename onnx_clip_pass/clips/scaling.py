@@ -210,6 +210,8 @@ def normal_axes(axes: Sequence[int], rank: int) -> tuple[int, ...]:
         OnnxClipError: an axis is beyond the rank, or twice there.
     """
     found = sorted(axis + rank if axis < 0 else axis for axis in axes)
-    if len(set(found)) < len(found) or any(not 0 <= axis < rank for axis in found):
+    if any(not 0 <= axis < rank for axis in found):
         raise OnnxClipError(f"axes {list(axes)} do not fit a gradient of rank {rank}")
+    if len(set(found)) < len(found):
+        raise OnnxClipError(f"axes {list(axes)} name one axis of a gradient of rank {rank} twice")
     return tuple(found)
