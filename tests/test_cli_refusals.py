@@ -53,7 +53,12 @@ def _bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
         "no name": (["rewrite", ""], "expected a path, not an empty text"),
         "no output": (["rewrite", path, "-o", ""], "expected a path, not an empty text"),
         "feeds and no run": (["rewrite", path, "--feeds", "x.npz"], "add --verify or --probe"),
-        "a seed and no run": (["inspect", path, "--seed", "0"], "--seed say how to run a model"),
+        "a seed and no run": (["inspect", path, "--seed", "0"], "--seed says how to run a model"),
+        "a loss and no probe": (["rewrite", path, "--loss", "l"], "--loss says how to probe: add"),
+        "a loss, data and no probe": (
+            ["inspect", path, "--loss", "l", "--data", "d"],
+            "--loss, --data say how to probe: add --probe",
+        ),
         "sizes and no run": (
             ["rewrite", path, "--dim", "N=2", "--provider", "cpu"],
             "--dim, --provider say how to run a model, and none is run",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from onnx_clip_pass.errors import OnnxClipError
 
-__all__ = ["OUTPUT", "PATH", "given_options", "json_option", "output_path"]
+__all__ = ["OUTPUT", "PATH", "given_options", "json_option", "output_path", "say_together"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -63,6 +63,11 @@ def given_options(*names: str) -> list[str]:
         if option.name in names
         and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
     ]
+
+
+def say_together(options: Sequence[str]) -> str:
+    """Options as the subject of a message: --seed says, or --dim, --seed say."""
+    return f"{', '.join(options)} {'say' if options[1:] else 'says'}"
 
 
 def json_option(command: _Command) -> _Command:
