@@ -114,6 +114,14 @@ def test_of_several_models_one_failure_does_not_stop_the_others(seed, capsys):
     assert ["error" in result for result in results] == [False, True, False]
 
 
+def test_of_several_models_each_failure_names_its_model_once(tmp_path, capsys):
+    plain = save(tmp_path / "plain.onnx", "y = Relu(x)", inputs="float[2] x", outputs="float[2] y")
+    assert main(["rewrite", "none.onnx", str(plain)]) == 2
+    first, second, _ = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: cannot read 'none.onnx'")
+    assert second.startswith(f"error: {plain}: no gradients found")
+
+
 def test_an_output_that_onnx_clip_wrote_is_replaced_without_force(seed):
     assert main(["rewrite", str(seed)]) == 0
     assert main(["rewrite", str(seed), "--clip-norm", "2"]) == 0

@@ -149,11 +149,13 @@ def test_two_models_for_one_place_are_refused_before_anything_is_written(options
     twin = seed.with_name("step")
     twin.write_bytes(SEED.read_bytes())
     before = sorted(path.name for path in seed.parent.iterdir())
-    same = [[str(seed), f"{seed.parent}/./step.onnx"]]
-    same += [[str(seed), str(twin)]] if not options else []
-    for models in same:
-        assert main(["rewrite", *models, *options]) == 2
-        assert "would both be written to" in capsys.readouterr().err
+    same = [(f"{seed.parent}/./step.onnx", "name it once")]
+    same += [(str(twin), "rewrite one of them alone, with --output")] if not options else []
+    for other, way_out in same:
+        assert main(["rewrite", str(seed), other, *options]) == 2
+        err = capsys.readouterr().err
+        assert "would both be written to" in err
+        assert err.endswith(f": {way_out}\n")
     assert sorted(path.name for path in seed.parent.iterdir()) == before
     assert seed.read_bytes() == SEED.read_bytes()
 

@@ -137,7 +137,8 @@ def rewrite(
                     mismatches += not found.ok
         except OnnxClipError as error:
             failures += 1
-            say(f"error: {error}" if len(models) == 1 else f"error: {model}: {error}")
+            is_named = len(models) == 1 or repr(str(model)) in str(error)
+            say(f"error: {error}" if is_named else f"error: {model}: {error}")
             facts |= error_facts(error)
         results.append(facts)
     if as_json:
@@ -217,9 +218,11 @@ def _refuse_same(models: Sequence[Path], targets: Sequence[Path]) -> None:
     for model, target in zip(models, targets, strict=True):
         place = os.path.realpath(target)
         if place in taken:
+            is_one = os.path.realpath(model) == os.path.realpath(taken[place])
+            way_out = "name it once" if is_one else "rewrite one of them alone, with --output"
             raise click.UsageError(
                 f"{str(taken[place])!r} and {str(model)!r} would both be written to "
-                f"{str(target)!r}: name each model once, or give one an --output of its own"
+                f"{str(target)!r}: {way_out}"
             )
         taken[place] = model
 
