@@ -33,7 +33,7 @@ def extract_clip(model: ModelProto, clip: ClipOrRules, **options: Unpack[Options
     """The clip of a training graph as a model of its own.
 
     Args:
-        model: a training graph; it stays as it is.
+        model: a training graph that is not clipped; it stays as it is.
         clip: what to do, see `clip_gradients`.
         **options: those of `clip_gradients` but `measure_only`; a `loss_scale` that is a value of
             the graph becomes an input.
@@ -45,9 +45,9 @@ def extract_clip(model: ModelProto, clip: ClipOrRules, **options: Unpack[Options
         for thresholds, and outputs for what is emitted. It has `model`'s opset and IR version.
 
     Raises:
-        OnnxClipError: what `clip_gradients` refuses, and gradients in nested graphs or functions,
-            of which only one parameter's share is to be clipped, or whose `<name>.clipped` is the
-            name of a value that goes in.
+        OnnxClipError: what `clip_gradients` refuses, a model that is rewritten already, and
+            gradients in nested graphs or functions, of which only one parameter's share is to be
+            clipped, or whose `<name>.clipped` is the name of a value that goes in.
     """
     check_model(model, "extract_clip_file")
     copy = ModelProto()
@@ -94,6 +94,12 @@ def _extract(model: ModelProto, clip: ClipOrRules, options: Options) -> tuple[Mo
     """The clip's own nodes, out of the rewritten model, which is used up."""
     if options.get("measure_only"):
         raise OnnxClipError("measure_only clips nothing, so there is no clip to extract")
+    if read_record(model) is not None:
+        raise OnnxClipError(
+            "the model is rewritten already, and what is extracted is the clip that is asked for "
+            "here, not that one: give the original, or what onnx-clip strip (in Python: strip) "
+            "makes of it"
+        )
     report = clip_in_place(model, clip, **options)
     record = read_record(model)
     if record is None:

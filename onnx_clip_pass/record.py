@@ -87,6 +87,8 @@ def read_record(model: ModelProto) -> Record | None:
         return None
     try:
         fields = json.loads(text)
+        if not isinstance(fields, dict):
+            raise ValueError("no JSON object")
         record = Record(**fields)
         names = [*record.nodes, *record.initializers, *record.values]
         names += [*record.inputs, *record.outputs]

@@ -89,6 +89,10 @@ CASES = {
     "emit a number": (lambda: clip_seed(emit=[1]), "emit takes a list of .*, not 1"),
     "parameter by number": (lambda: clip_seed(gradients={"g": 5}), "must map names .*'g': 5"),
     "gradient by number": (lambda: clip_seed(gradients={5: "W"}), "must map names .*5: 'W'"),
+    "gradients as found": (
+        lambda: clip_seed(gradients=find_gradients(seed_model())),
+        r"must be names, not Gradient objects: .*{g.name: g.parameter.name for g in found}$",
+    ),
     "policy of arrays": (lambda: clip_seed(nonfinite=FLAGS), "nonfinite must be one of .* array"),
     "scale by text": (lambda: clip_seed(loss_scale=True), "loss_scale must be .* not True"),
     "file: flags": (lambda: clip_file(force=FLAGS), "force must be True or False"),

@@ -67,9 +67,21 @@ def test_json_of_a_failure_is_one_object_with_the_error_of_the_message(arguments
     assert f"error: {json.loads(out)['error']}\n" == err
 
 
-def test_json_of_bad_usage_is_an_object_too(seed, capsys):
-    assert main(["rewrite", str(seed), "--in-place", "-o", "x", "--json"]) == 2
-    assert "exclude each other" in json.loads(capsys.readouterr().out)["error"]
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rewrite", "m.onnx", "--in-place", "-o", "x"], "exclude each other"),
+        (["rewrite", "m.onnx", "--clip", "foo"], "Invalid value for '--clip': 'foo' is not one of"),
+        (["rewrite", "m.onnx", "--nope"], "No such option"),
+        (["rewrite"], "Missing argument 'MODEL...'"),
+        (["inspct", "m.onnx"], "No such command"),
+    ],
+)
+def test_json_of_bad_usage_is_an_object_too(arguments, words, capsys):
+    assert main([*arguments, "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert words in json.loads(out)["error"]
+    assert words in err
 
 
 def test_json_of_a_failure_lists_each_fault(seed, capsys):
@@ -100,6 +112,14 @@ def test_of_several_models_one_failure_does_not_stop_the_others(seed, capsys):
     assert main(["rewrite", *models, "--json"]) == 2
     results = json.loads(capsys.readouterr().out)["models"]
     assert ["error" in result for result in results] == [False, True, False]
+
+
+def test_of_several_models_each_failure_names_its_model_once(tmp_path, capsys):
+    plain = save(tmp_path / "plain.onnx", "y = Relu(x)", inputs="float[2] x", outputs="float[2] y")
+    assert main(["rewrite", "none.onnx", str(plain)]) == 2
+    first, second, _ = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: cannot read 'none.onnx'")
+    assert second.startswith(f"error: {plain}: no gradients found")
 
 
 def test_an_output_that_onnx_clip_wrote_is_replaced_without_force(seed):

@@ -71,6 +71,10 @@ BAD = {
     "no such clip": (["--clip", "l2"], "'l2' is not one of"),
     "axes that are none": (["--axes", "a"], "--axes: expected axes such as 0 or 0,2"),
     "axes twice": (["--axes", "0,0"], "one is named twice: [0, 0]"),
+    "axes twice from either end": (
+        ["--need-clip", "fc_0.w_0", "--axes", "0,-2"],
+        "axes [0, -2] name one axis of a gradient of rank 2 twice",
+    ),
     "axes beyond the rank": (["--axes", "5"], "axes [5] do not fit a gradient of rank"),
     "bounds the wrong way": (["--clip", "value", "--max", "1", "--min", "2"], "min below max"),
     "no scale to emit": (
@@ -130,6 +134,17 @@ def test_emitted_outputs_and_inputs_are_in_the_json(seed, capsys):
             "group": "",
         }
     ]
+
+
+def test_a_list_may_be_given_by_commas_or_bit_by_bit(seed, capsys):
+    told = []
+    for options in (["--emit", "norm,scale"], ["--emit", "norm", "--emit", "scale"]):
+        assert main(["rewrite", str(seed), "--json", "--dry-run", *options]) == 0
+        told.append(json.loads(capsys.readouterr().out))
+    assert told[0] == told[1]
+    options = ["--need-clip", "fc_0.w_0", "--axes", "0", "--axes", "1", "--json"]
+    assert main(["rewrite", str(seed), *options]) == 0
+    assert json.loads(capsys.readouterr().out)["gradients"][0]["clip"]["axes"] == [0, 1]
 
 
 def test_measure_only_says_that_nothing_is_clipped(seed, capsys):

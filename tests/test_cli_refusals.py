@@ -53,7 +53,12 @@ def _bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
         "no name": (["rewrite", ""], "expected a path, not an empty text"),
         "no output": (["rewrite", path, "-o", ""], "expected a path, not an empty text"),
         "feeds and no run": (["rewrite", path, "--feeds", "x.npz"], "add --verify or --probe"),
-        "a seed and no run": (["inspect", path, "--seed", "0"], "--seed say how to run a model"),
+        "a seed and no run": (["inspect", path, "--seed", "0"], "--seed says how to run a model"),
+        "a loss and no probe": (["rewrite", path, "--loss", "l"], "--loss says how to probe: add"),
+        "a loss, data and no probe": (
+            ["inspect", path, "--loss", "l", "--data", "d"],
+            "--loss, --data say how to probe: add --probe",
+        ),
         "sizes and no run": (
             ["rewrite", path, "--dim", "N=2", "--provider", "cpu"],
             "--dim, --provider say how to run a model, and none is run",
@@ -87,6 +92,18 @@ def _bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "output in a missing folder": (
             ["rewrite", path, "-o", str(folder / "no" / "out.onnx")],
+            "there is no folder",
+        ),
+        "output as a folder that is not there": (
+            ["rewrite", path, "-o", f"{folder}/new/"],
+            "there is no folder",
+        ),
+        "clip as a folder that is not there": (
+            ["extract", path, "-o", f"{folder}/new/"],
+            "there is no folder",
+        ),
+        "original as a folder that is not there": (
+            ["strip", str(folder / "changed.onnx"), "-o", f"{folder}/new/"],
             "there is no folder",
         ),
         "a name that is too long": (["rewrite", path, "-o", "x" * 300], "File name too long"),
@@ -132,11 +149,13 @@ def test_two_models_for_one_place_are_refused_before_anything_is_written(options
     twin = seed.with_name("step")
     twin.write_bytes(SEED.read_bytes())
     before = sorted(path.name for path in seed.parent.iterdir())
-    same = [[str(seed), f"{seed.parent}/./step.onnx"]]
-    same += [[str(seed), str(twin)]] if not options else []
-    for models in same:
-        assert main(["rewrite", *models, *options]) == 2
-        assert "would both be written to" in capsys.readouterr().err
+    same = [(f"{seed.parent}/./step.onnx", "name it once")]
+    same += [(str(twin), "rewrite one of them alone, with --output")] if not options else []
+    for other, way_out in same:
+        assert main(["rewrite", str(seed), other, *options]) == 2
+        err = capsys.readouterr().err
+        assert "would both be written to" in err
+        assert err.endswith(f": {way_out}\n")
     assert sorted(path.name for path in seed.parent.iterdir()) == before
     assert seed.read_bytes() == SEED.read_bytes()
 

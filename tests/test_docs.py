@@ -5,13 +5,16 @@ That of docs/artifacts.md is in `artifacts/test_artifacts_page.py`, with its com
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import onnx_clip_pass
 from onnx_clip_pass import load_rules
+from onnx_clip_pass.clips import KINDS
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,3 +40,15 @@ def test_the_rules_of_the_page_load(tmp_path: Path):
     (block,) = blocks("docs/rules.md", "toml")
     (tmp_path / "clip.toml").write_text(block, encoding="utf-8")
     assert len(load_rules(tmp_path / "clip.toml")) == 3
+
+
+def test_the_clips_of_the_readme_take_what_it_says_in_that_order():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)(\(.*\))` \|", text, re.MULTILINE)
+    assert {name for name, _ in rows} == {kind.made.__name__ for kind in KINDS.values()} | {"Chain"}
+    for name, arguments in rows:
+        space: dict[str, Any] = {}
+        exec(f"def said{arguments}: ...", space)
+        real = inspect.signature(getattr(onnx_clip_pass, name)).parameters.values()
+        said = inspect.signature(space["said"]).parameters.values()
+        assert [(p.name, p.default) for p in said] == [(p.name, p.default) for p in real], name

@@ -46,6 +46,9 @@ def test_every_opset_from_7_on_clips_3_4_to_norm_1(opset: int, dtype: str):
         with pytest.raises(OnnxClipError, match="float64 needs opset 8 or later"):
             clip_gradients(model, ONE, gradients=["g"])
         return
+    if opset == 7:
+        with pytest.raises(OnnxClipError, match=r"norm_precision='wide' \(--norm-precision wide\)"):
+            clip_gradients(model, ONE, gradients=["g"], norm_precision="wide")
     clipped = clip_gradients(model, ONE, gradients=["g"])
     onnx.checker.check_model(clipped, full_check=True)
     assert clipped.opset_import == model.opset_import

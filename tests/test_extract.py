@@ -129,6 +129,17 @@ def test_from_file_to_file_and_again(tmp_path: Path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["clip.onnx"]
 
 
+def test_a_model_that_is_clipped_already_is_refused(tmp_path: Path, capsys):
+    clipped, target = tmp_path / "clipped.onnx", tmp_path / "clip.onnx"
+    assert main(["rewrite", str(SEED), "-o", str(clipped), "--clip-norm", "0.25"]) == 0
+    capsys.readouterr()
+    assert main(["extract", str(clipped), "-o", str(target)]) == 2
+    assert "give the original, or what onnx-clip strip" in capsys.readouterr().err
+    assert not target.exists()
+    with pytest.raises(OnnxClipError, match="the model is rewritten already"):
+        extract_clip(onnx.load(clipped), GradientClipByNorm(1.0))
+
+
 def test_what_another_program_wrote_is_not_replaced(tmp_path: Path, capsys):
     target = tmp_path / "clip.onnx"
     target.write_bytes(SEED.read_bytes())

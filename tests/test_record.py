@@ -152,6 +152,12 @@ def test_a_note_that_is_none_of_ours_is_refused(original: onnx.ModelProto, text:
             act(original)
 
 
+def test_a_note_that_is_no_object_is_called_so(original: onnx.ModelProto):
+    original.metadata_props.add(key=KEY, value="[1]")
+    with pytest.raises(OnnxClipError, match=r"can read \(no JSON object\); remove"):
+        read_record(original)
+
+
 # -- changes by other tools --------------------------------------------------------------------
 
 

@@ -227,7 +227,11 @@ WRONG = {
     "no threshold": ('clip = "rms"', 'clip = "rms" needs threshold'),
     "a foreign setting": ('clip = "rms"\nthreshold = 1\nord = 2', "takes threshold, not ord"),
     "text for a number": ('clip = "norm"\nclip_norm = "1"', "clip_norm must be a number, not '1'"),
-    "true for a number": ('clip = "norm"\nclip_norm = true', "clip_norm must be a number"),
+    "true for a number": ('clip = "norm"\nclip_norm = true', "must be a number, not true"),
+    "true for a rank": ('rank = true\nclip = "none"', "0 or more, not true"),
+    "false for a name": ('clip = "rms"\nthreshold = 1\nthreshold_input = false', "not false"),
+    "true for a clip": ("clip = true", "not true"),
+    "true for a pattern": ('parameters = true\nclip = "none"', "not true"),
     "a threshold of zero": ('clip = "norm"\nclip_norm = 0', "clip_norm must be a positive number"),
     "samples": ('clip = "norm"\nclip_norm = 1\nper_sample = 1', "per_sample must be true or false"),
     "parameters": ('parameters = 3\nclip = "none"', "parameters must be a pattern"),
@@ -287,6 +291,12 @@ def test_a_file_that_is_not_there_or_is_no_text_is_one_message(tmp_path: Path):
     (tmp_path / "clip.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(OnnxClipError, match="is no TOML, which is UTF-8 text"):
         load_rules(tmp_path / "clip.toml")
+
+
+def test_a_mark_of_utf_8_before_the_text_is_passed_over(tmp_path: Path):
+    path = tmp_path / "clip.toml"
+    path.write_bytes(b'\xef\xbb\xbf[[rule]]\nclip = "none"\n')
+    assert len(load_rules(path)) == 1
 
 
 def test_the_example_loads():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -275,8 +276,10 @@ def test_a_clip_removed_in_a_branch_is_noticed() -> None:
 
 def test_a_model_without_a_record_is_refused() -> None:
     model = onnx.load(SGD)
-    with pytest.raises(OnnxClipError, match="no record of onnx-clip"):
+    with pytest.raises(OnnxClipError, match="the rewritten model has no record of onnx-clip"):
         verify(model, model)
+    with pytest.raises(OnnxClipError, match=rf"{re.escape(repr(str(SGD)))} has no record of"):
+        verify(SGD, SGD)
 
 
 def test_the_model_that_lacks_the_gradients_is_named(

@@ -21,7 +21,13 @@ from onnx import ModelProto, TypeProto
 
 from onnx_clip_pass._version import __version__
 from onnx_clip_pass.artifacts.loops import insert_clip_by_global_norm, insert_clip_of_each
-from onnx_clip_pass.clips import Clip, GradientClipByGlobalNorm, Numerics, facts_of
+from onnx_clip_pass.clips import (
+    Clip,
+    GradientClipByGlobalNorm,
+    GradientClipByNorm,
+    Numerics,
+    facts_of,
+)
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient, Parameter
 from onnx_clip_pass.graph import OUTPUT, Editor, Index, Read, TensorType
@@ -145,13 +151,20 @@ def _check_clip(clip: Clip) -> None:
             f"{type(clip).__name__} compares each gradient with its parameter, and at the step "
             f"the order of neither is promised; {way_out}"
         )
-    if isinstance(clip, GradientClipByGlobalNorm):
-        if clip.per_sample:
-            raise OnnxClipError(
-                f"per_sample needs gradients whose first axis is that of samples, which those of a "
-                f"step are not; {way_out}"
-            )
-    elif any(formula.group is not None for formula in clip.formulas):
+    by_norm = [f for f in clip.formulas if isinstance(f, GradientClipByNorm)]
+    by_global = [f for f in clip.formulas if isinstance(f, GradientClipByGlobalNorm)]
+    if any(f.per_sample for f in by_norm) or any(f.per_sample for f in by_global):
+        raise OnnxClipError(
+            f"per_sample needs gradients whose first axis is that of samples, which those of a "
+            f"step are not; {way_out}"
+        )
+    if any(f.axes is not None for f in by_norm):
+        raise OnnxClipError(
+            f"axes need gradients of which the rank is known, which those of a step are not; "
+            f"{way_out}"
+        )
+    is_alone = isinstance(clip, GradientClipByGlobalNorm)
+    if not is_alone and any(formula.group is not None for formula in clip.formulas):
         raise OnnxClipError(
             f"a global norm in a chain is not to be had at the step, alone it is; {way_out}"
         )

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import click
 
@@ -20,7 +21,7 @@ from onnx_clip_pass.cli.extracting import extract
 from onnx_clip_pass.cli.inspecting import inspect
 from onnx_clip_pass.cli.rewriting import rewrite, strip
 from onnx_clip_pass.cli.verifying import verify
-from onnx_clip_pass.cli.words import say
+from onnx_clip_pass.cli.words import error_facts, print_json, say
 from onnx_clip_pass.errors import OnnxClipError
 
 __all__ = ["main"]
@@ -45,11 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _outcome(arguments: Sequence[str] | None) -> tuple[int, str]:
     """The exit code, and what is to be said last; "" if all is said."""
     try:
-        code = cli.main(
-            args=None if arguments is None else list(arguments),
-            prog_name="onnx-clip",
-            standalone_mode=False,
-        )
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
     except click.ClickException as error:
         with suppress(OSError):
             error.show()
@@ -70,6 +67,16 @@ def _outcome(arguments: Sequence[str] | None) -> tuple[int, str]:
         fault = "error: this is a fault of onnx-clip itself; please report it with these lines"
         return 3, f"{traceback.format_exc()}{fault}"
     return (code if isinstance(code, int) else 0), ""
+
+
+def _run(arguments: list[str]) -> Any:
+    """Run a command; what goes wrong is told on standard output too where that is to be JSON."""
+    try:
+        return cli.main(args=arguments, prog_name="onnx-clip", standalone_mode=False)
+    except (OnnxClipError, click.ClickException) as error:
+        if "--json" in arguments:
+            print_json(error_facts(error))
+        raise
 
 
 def _let_go_of_streams() -> None:

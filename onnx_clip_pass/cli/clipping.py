@@ -107,6 +107,11 @@ class ClipOptions:
         }
 
 
+def _joined(_context: click.Context, _option: click.Parameter, texts: Sequence[str]) -> str | None:
+    """A list as one text, whether commas or the option itself, again, part it; None if empty."""
+    return ",".join(texts) if texts else None
+
+
 def _axes(text: str) -> Sequence[int]:
     try:
         return [int(part) for part in text.split(",")]
@@ -181,7 +186,13 @@ _DECLARED = (
     click.option(
         "--ord", type=float, help="norm, global-norm: 1, 2, inf or any other. [default: 2]"
     ),
-    click.option("--axes", metavar="AXES", help="norm, adaptive: one norm over these axes: 0,2"),
+    click.option(
+        "--axes",
+        multiple=True,
+        callback=_joined,
+        metavar="AXES",
+        help="norm, adaptive: one norm over these axes: 0,2",
+    ),
     click.option(
         "--per-sample",
         is_flag=True,
@@ -243,6 +254,8 @@ _DECLARED = (
     ),
     click.option(
         "--emit",
+        multiple=True,
+        callback=_joined,
         metavar="WHAT",
         help="Add outputs: norm (before clipping), scale, clipped, or several: norm,scale",
     ),

@@ -13,7 +13,7 @@ from onnx_clip_pass.cli.clipping import (
     gradient_options,
     named_gradients,
 )
-from onnx_clip_pass.cli.options import PATH, json_option
+from onnx_clip_pass.cli.options import OUTPUT, PATH, json_option, output_path
 from onnx_clip_pass.cli.showing import report_facts, tell_rewrite
 from onnx_clip_pass.cli.words import print_json
 from onnx_clip_pass.extract import extract_clip_file
@@ -23,14 +23,14 @@ __all__ = ["extract"]
 
 @click.command(short_help="Write the clip of a model alone.")
 @click.argument("model", type=PATH)
-@click.option("-o", "--output", type=PATH, help="Where to write. [default: MODEL.clip.onnx]")
+@click.option("-o", "--output", type=OUTPUT, help="Where to write. [default: MODEL.clip.onnx]")
 @clip_options
 @gradient_options
 @click.option("--force", is_flag=True, help="Replace an output that extract did not write.")
 @json_option
 def extract(
     model: Path,
-    output: Path | None,
+    output: str | None,
     names: tuple[str, ...],
     map_file: Path | None,
     force: bool,
@@ -45,7 +45,8 @@ def extract(
     arguments = clipping.arguments()
     if arguments.pop("measure_only"):
         raise click.UsageError("--measure-only clips nothing: there is no clip to extract")
-    target = output or model.with_name(f"{model.name.removesuffix('.onnx')}.clip.onnx")
+    beside = model.with_name(f"{model.name.removesuffix('.onnx')}.clip.onnx")
+    target = output_path(output, model) or beside
     report = extract_clip_file(
         model,
         target,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from onnx_clip_pass.cli.words import error_facts, print_json
 from onnx_clip_pass.errors import OnnxClipError
 
-__all__ = ["PATH", "given_options", "json_option"]
+__all__ = ["OUTPUT", "PATH", "given_options", "json_option", "output_path", "say_together"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -21,14 +20,34 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 class _File(click.Path):
     """A path; an empty text is none, though it would be that of the current folder."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
         if not value:
             self.fail("expected a path, not an empty text", param, ctx)
-        return cast(Path, super().convert(value, param, ctx))
+        return super().convert(value, param, ctx)
 
 
 PATH = _File(path_type=Path)
 """The type of an argument or option that is a path."""
+
+OUTPUT = _File(path_type=str)
+"""The type of an option that says where to write: text, for `output_path`."""
+
+
+def output_path(text: str | None, model: Path) -> Path | None:
+    """Where to write what is made of a model, as far as the user says it.
+
+    Raises:
+        OnnxClipError: a file is to be written, and the text ends as that of a folder does, which a
+            `Path` forgets; but there is no such folder.
+    """
+    if text is None:
+        return None
+    isdir = os.path.isdir  # Path.is_dir raises for a name that is too long
+    if text.endswith(("/", os.sep)) and not isdir(text) and not isdir(model):
+        raise OnnxClipError(f"cannot write {text!r}: there is no folder {text!r}")
+    return Path(text)
 
 
 def given_options(*names: str) -> list[str]:
@@ -46,19 +65,14 @@ def given_options(*names: str) -> list[str]:
     ]
 
 
+def say_together(options: Sequence[str]) -> str:
+    """Options as the subject of a message: --seed says, or --dim, --seed say."""
+    return f"{', '.join(options)} {'say' if options[1:] else 'says'}"
+
+
 def json_option(command: _Command) -> _Command:
-    """Add `--json` to a command; its object then says what went wrong, as the message does."""
-
-    @wraps(command)
-    def telling(*arguments: Any, as_json: bool, **options: Any) -> Any:
-        try:
-            return command(*arguments, as_json=as_json, **options)
-        except (OnnxClipError, click.ClickException) as error:
-            if as_json:
-                print_json(error_facts(error))
-            raise
-
+    """Add `--json` to a command; what goes wrong is then told as JSON too, by `main`."""
     add = click.option(
         "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
     )
-    return cast(_Command, add(telling))
+    return add(command)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from onnx_clip_pass.cli.options import given_options
+from onnx_clip_pass.cli.options import given_options, say_together
 from onnx_clip_pass.cli.showing import ProgressBar
 from onnx_clip_pass.cli.verifying import RunOptions
 from onnx_clip_pass.cli.words import say
@@ -42,7 +42,7 @@ class ProbeOptions:
     def __post_init__(self) -> None:
         idle = given_options("loss", "inner", "data")
         if idle and not self.probes:
-            raise click.UsageError(f"{', '.join(idle)} say how to probe: add --probe")
+            raise click.UsageError(f"{say_together(idle)} how to probe: add --probe")
 
     def find(self, model: Path, run: RunOptions) -> Probing:
         """Probe a model; the modules that run models are imported only here."""

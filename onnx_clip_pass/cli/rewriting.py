@@ -17,7 +17,7 @@ from onnx_clip_pass.cli.clipping import (
     named_gradients,
 )
 from onnx_clip_pass.cli.folders import AT, beside_folder, is_folder, rewrite_folder, strip_folder
-from onnx_clip_pass.cli.options import PATH, json_option
+from onnx_clip_pass.cli.options import OUTPUT, PATH, json_option, output_path
 from onnx_clip_pass.cli.probing import ProbeOptions, probe_options, with_evidence
 from onnx_clip_pass.cli.showing import ProgressBar, report_facts, tell_rewrite
 from onnx_clip_pass.cli.verifying import RunOptions, run_options, tell_verification
@@ -42,7 +42,7 @@ EXTERNAL_DATA = click.option(
 
 @click.command(short_help="Clip the gradients of models.")
 @click.argument("models", type=PATH, nargs=-1, required=True, metavar="MODEL...")
-@click.option("-o", "--output", type=PATH, help="Where to write. [default: MODEL.clipped.onnx]")
+@click.option("-o", "--output", type=OUTPUT, help="Where to write. [default: MODEL.clipped.onnx]")
 @clip_options
 @gradient_options
 @AT
@@ -58,7 +58,7 @@ EXTERNAL_DATA = click.option(
 @json_option
 def rewrite(
     models: tuple[Path, ...],
-    output: Path | None,
+    output: str | None,
     names: tuple[str, ...],
     map_file: Path | None,
     at: Place | None,
@@ -100,7 +100,10 @@ def rewrite(
     run = RunOptions.of(options)
     if not (probing.probes or verifies):
         run.refuse_without("--verify", "--probe")
-    targets = [model if in_place else output or _beside(model, "clipped") for model in models]
+    targets = [
+        model if in_place else output_path(output, model) or _beside(model, "clipped")
+        for model in models
+    ]
     _refuse_same(models, targets)
     written = {
         "gradients": named_gradients(names, map_file),
@@ -134,7 +137,8 @@ def rewrite(
                     mismatches += not found.ok
         except OnnxClipError as error:
             failures += 1
-            say(f"error: {error}" if len(models) == 1 else f"error: {model}: {error}")
+            is_named = len(models) == 1 or repr(str(model)) in str(error)
+            say(f"error: {error}" if is_named else f"error: {model}: {error}")
             facts |= error_facts(error)
         results.append(facts)
     if as_json:
@@ -149,17 +153,17 @@ def rewrite(
 
 @click.command(short_help="Undo a rewrite.")
 @click.argument("model", type=PATH)
-@click.option("-o", "--output", type=PATH, help="Where to write. [default: MODEL.stripped.onnx]")
+@click.option("-o", "--output", type=OUTPUT, help="Where to write. [default: MODEL.stripped.onnx]")
 @EXTERNAL_DATA
 @click.option("--in-place", is_flag=True, help="Replace MODEL itself.")
 @click.option("--force", is_flag=True, help="Replace an output without a record of onnx-clip.")
 def strip(
-    model: Path, output: Path | None, external_data: HowToBring, in_place: bool, force: bool
+    model: Path, output: str | None, external_data: HowToBring, in_place: bool, force: bool
 ) -> None:
     """Undo a rewrite: write MODEL, a file or a folder, as it was before it was clipped."""
     if in_place and output is not None:
         raise click.UsageError("--in-place and --output exclude each other")
-    target = model if in_place else output or _beside(model, "stripped")
+    target = model if in_place else output_path(output, model) or _beside(model, "stripped")
     if is_folder(model):
         strip_folder(model, target, external_data=external_data, replace=in_place, force=force)
         return
@@ -214,9 +218,11 @@ def _refuse_same(models: Sequence[Path], targets: Sequence[Path]) -> None:
     for model, target in zip(models, targets, strict=True):
         place = os.path.realpath(target)
         if place in taken:
+            is_one = os.path.realpath(model) == os.path.realpath(taken[place])
+            way_out = "name it once" if is_one else "rewrite one of them alone, with --output"
             raise click.UsageError(
                 f"{str(taken[place])!r} and {str(model)!r} would both be written to "
-                f"{str(target)!r}: name each model once, or give one an --output of its own"
+                f"{str(target)!r}: {way_out}"
             )
         taken[place] = model
 

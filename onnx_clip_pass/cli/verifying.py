@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from onnx_clip_pass.cli.folders import is_folder, refuse_to_verify
-from onnx_clip_pass.cli.options import PATH, given_options, json_option
+from onnx_clip_pass.cli.options import PATH, given_options, json_option, say_together
 from onnx_clip_pass.cli.tables import MOST_ROWS, show_table
 from onnx_clip_pass.cli.words import counted, escape_control, print_json, say
 
@@ -48,8 +48,7 @@ class RunOptions:
         idle = given_options(*RunOptions.__slots__)
         if idle:
             raise click.UsageError(
-                f"{', '.join(idle)} say how to run a model, and none is run: add "
-                f"{' or '.join(runs)}"
+                f"{say_together(idle)} how to run a model, and none is run: add {' or '.join(runs)}"
             )
 
     def rehearse(self, model: Path) -> None:

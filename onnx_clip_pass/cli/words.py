@@ -28,8 +28,9 @@ def print_json(facts: dict[str, Any]) -> None:
 
 def error_facts(error: Exception) -> dict[str, Any]:
     """What went wrong, in the types of JSON; all faults, where there are several."""
+    message = error.format_message() if isinstance(error, click.ClickException) else str(error)
     faults = getattr(error, "faults", ())
-    return {"error": str(error)} | ({"faults": list(faults)} if faults else {})
+    return {"error": message} | ({"faults": list(faults)} if faults else {})
 
 
 def counted(number: int, noun: str = "gradient") -> str:

@@ -134,7 +134,12 @@ def shared_fault(
         )
     if opset < FIRST_BROADCASTING_MIN:
         if work == _DOUBLE:
-            return "float64 needs opset 8 or later: before, ONNX Runtime's CPU has no Min for it"
+            is_wished = gradient.dtype != "float64" and numerics.norm_precision == "wide"
+            whose = " of norm_precision='wide' (--norm-precision wide)" if is_wished else ""
+            return (
+                f"float64{whose} needs opset 8 or later: before, ONNX Runtime's CPU has no Min "
+                f"for it"
+            )
         if gradient.has_seeds:
             return "a seed dimension needs opset 8 or later, where Min broadcasts"
         if broadcasts:
@@ -205,6 +210,8 @@ def normal_axes(axes: Sequence[int], rank: int) -> tuple[int, ...]:
         OnnxClipError: an axis is beyond the rank, or twice there.
     """
     found = sorted(axis + rank if axis < 0 else axis for axis in axes)
-    if len(set(found)) < len(found) or any(not 0 <= axis < rank for axis in found):
+    if any(not 0 <= axis < rank for axis in found):
         raise OnnxClipError(f"axes {list(axes)} do not fit a gradient of rank {rank}")
+    if len(set(found)) < len(found):
+        raise OnnxClipError(f"axes {list(axes)} name one axis of a gradient of rank {rank} twice")
     return tuple(found)

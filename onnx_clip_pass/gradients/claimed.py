@@ -136,7 +136,10 @@ class _Claims:
 
     def _fault_alone(self, value: Value) -> str | None:
         """Rule 3."""
-        how = f"; if it is a gradient, say of what: {{{value.name!r}: parameter}}"
+        how = (
+            f"; if it is a gradient, say of what with --map (in Python: "
+            f"gradients={{{value.name!r}: parameter}})"
+        )
         if value.node is None and is_surely_data(self._flow, value):
             return f"{value.name!r} is data, so it is no gradient{how}"
         if (

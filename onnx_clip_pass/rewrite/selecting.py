@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from onnx_clip_pass.clips import Chain, Clip, Formula
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.gradients import Parameter, Sighting, Survey
+from onnx_clip_pass.gradients import Gradient, Parameter, Sighting, Survey
 from onnx_clip_pass.gradients.optimizer import SEQUENCE_SLOTS
 from onnx_clip_pass.rules import Choice, Rule, assign
 from onnx_clip_pass.selection import select
@@ -39,6 +39,12 @@ class Selected(NamedTuple):
 
 def as_mapping(gradients: Sequence[str] | Mapping[str, str]) -> dict[str, str | None]:
     """Gradient name to parameter name, or None where the caller does not say it."""
+    names = list(gradients) if hasattr(gradients, "__iter__") else []
+    if any(isinstance(name, Gradient) for name in names):
+        raise OnnxClipError(
+            "gradients must be names, not Gradient objects: for those found, pass "
+            "gradients={g.name: g.parameter.name for g in found}"
+        )
     if isinstance(gradients, Mapping):
         if not all(isinstance(name, str) for pair in gradients.items() for name in pair):
             raise OnnxClipError(
@@ -47,7 +53,6 @@ def as_mapping(gradients: Sequence[str] | Mapping[str, str]) -> dict[str, str | 
         return dict(gradients)
     if isinstance(gradients, str):
         raise OnnxClipError(f"gradients must be a list of names, not the string {gradients!r}")
-    names = list(gradients) if hasattr(gradients, "__iter__") else []
     if not names or not all(isinstance(name, str) for name in names):
         raise OnnxClipError(f"gradients must be a list of names, at least one, not {gradients!r}")
     return dict.fromkeys(names)

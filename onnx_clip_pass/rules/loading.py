@@ -81,7 +81,7 @@ def _read(path: Path) -> str:
             raise OnnxClipError(
                 f"{str(path)!r} has {path.stat().st_size:,} bytes, more than any rules need"
             )
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # Windows editors put a mark before the text
     except OSError as error:
         raise OnnxClipError(f"cannot read {str(path)!r}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -117,7 +117,7 @@ class _Reader:
         parameters, bounds, clip = self._parameters(), self._bounds(), self._clip()
         given = self._table.get("threshold_input")
         if given is not None and (not isinstance(given, str) or not given):
-            self._fault(f"threshold_input must be a name, not {given!r}")
+            self._fault(f"threshold_input must be a name, not {_written(given)}")
         elif given is not None and (clip is None or clip.threshold is None):
             self._fault(f"threshold_input {given!r} needs a clip with one threshold")
         if self.faults:
@@ -141,7 +141,7 @@ class _Reader:
             or not patterns
             or not all(isinstance(pattern, str) for pattern in patterns)
         ):
-            self._fault(f"parameters must be a pattern, or a list of them, not {given!r}")
+            self._fault(f"parameters must be a pattern, or a list of them, not {_written(given)}")
             return None
         return patterns
 
@@ -174,7 +174,7 @@ class _Reader:
         given = self._table.get(key)
         if given is None or (type(given) is int and given >= 0):
             return given
-        self._fault(f"{key} must be a whole number, 0 or more, not {given!r}")
+        self._fault(f"{key} must be a whole number, 0 or more, not {_written(given)}")
         return None
 
     def _clip(self) -> Clip | None:
@@ -208,7 +208,7 @@ class _Reader:
         if not isinstance(kind, str) or kind not in KINDS:
             names = ", ".join(known)
             near = _near(kind, known) if isinstance(kind, str) else ""
-            what = "there is none" if kind is None else f"not {kind!r}"
+            what = "there is none" if kind is None else f"not {_written(kind)}"
             self._fault(f"clip must be one of {names}; {what}{near}")
             return None
         made, needed, own = KINDS[kind]
@@ -220,7 +220,7 @@ class _Reader:
             self._fault(f'clip = "{kind}" needs {needed}')
         for key, value in settings.items():
             if key in _NUMBERS and not _is_number(value):
-                self._fault(f"{key} must be a number, not {value!r}")
+                self._fault(f"{key} must be a number, not {_written(value)}")
             if key == "per_sample" and not isinstance(value, bool):
                 self._fault(f"per_sample must be true or false, not {value!r}")
         if len(self.faults) > before:
@@ -235,6 +235,11 @@ class _Reader:
 
 def _is_number(value: object) -> bool:
     return value == "inf" or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _written(value: object) -> str:
+    """A value as messages show it: true and false as TOML spells them."""
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _near(key: str, known: list[str]) -> str:

@@ -105,8 +105,8 @@ def _verify(
     record = read_record(rewritten.model)
     if record is None:
         raise OnnxClipError(
-            "expected a rewritten model, but its metadata has no record of onnx-clip; verify takes "
-            "the original first, then what onnx-clip made of it"
+            f"{rewritten.called} has no record of onnx-clip in its metadata, so it is no rewritten "
+            f"model; verify takes the original first, then what onnx-clip made of it"
         )
     first, second = Index(before[0]), Index(after[0])
     _check_related(first, original.called, rewritten.called, record)

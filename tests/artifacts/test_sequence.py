@@ -292,12 +292,14 @@ def test_gradients_that_are_handed_out_are_refused():
     [
         (AdaptiveGradientClip(0.1), "AdaptiveGradientClip compares each gradient with its"),
         (GradientClipByGlobalNorm(1.0, per_sample=True), "per_sample needs gradients whose first"),
+        (GradientClipByNorm(1.0, per_sample=True), "per_sample needs .* pass --at micro-batch"),
+        (GradientClipByNorm(1.0, axes=0), "axes need gradients of .* pass --at micro-batch"),
         (
             Chain(GradientClipByValue(1.0), GradientClipByGlobalNorm(1.0)),
             "a global norm in a chain",
         ),
     ],
-    ids=["by parameter", "by sample", "a chain with a global norm"],
+    ids=["by parameter", "all by sample", "by sample", "by axes", "a chain with a global norm"],
 )
 def test_what_needs_more_than_a_nameless_tensor_is_refused_with_the_way_out(clip, reason):
     with pytest.raises(OnnxClipError, match=reason) as caught:

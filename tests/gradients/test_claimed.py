@@ -96,6 +96,13 @@ def test_what_is_left_of_a_parameter_may_be_a_gradient(claim):
     assert claim({"d": None}, "d = Sub (W, t)", inputs, outputs) == [("d", "d")]
 
 
+@pytest.mark.parametrize("name", ["x", "loss"])
+def test_what_may_be_a_gradient_all_the_same_is_told_the_way_to_say_so(claim, name):
+    way = f"say of what with --map (in Python: gradients={{'{name}': parameter}})"
+    with pytest.raises(OnnxClipError, match=re.escape(way)):
+        claim({name: None})
+
+
 def test_an_exchange_is_seen_where_the_parameter_is_not_updated(claim):
     with pytest.raises(OnnxClipError, match=r"computed by MatMul.*\{'g': 'W'\}"):
         claim({"W": "g"}, BACKWARD, INPUTS, "float loss, float[4,3] g")
