@@ -49,8 +49,9 @@ class Outcome:
 
     `acts` says of each of them whether it changed the gradient, of one that bounds elements for
     each of its bounds, and nothing of those that never do. `norm` is the largest that the first
-    limits, still times the loss scale, and `scale` the least factor, None if something is not
-    finite. `totals` are the norms of whole groups. Precisions are relative errors.
+    limits, still times the loss scale, and `scale` the least factor: nan if an element is nan, None
+    if one is infinite, or where nothing is ever clipped. `totals` are the norms of whole groups.
+    Precisions are relative errors.
     """
 
     clipped: NDArray[Any]
@@ -146,8 +147,11 @@ def _clip_stage(
     cases = [replace(m.case, gradient=f.clipped) for m, f in zip(members, found, strict=True)]
     wide = [replace(case, gradient=compare.wide(case.gradient)) for case in cases]
     clipped = formula.reference(cases, nonfinite)
-    is_finite = all(np.isfinite(case.gradient).all() for case in wide)
-    scale = _least_scale(wide, formula.reference(wide, "propagate")) if is_finite else None
+    scale = None
+    if all(np.isfinite(case.gradient).all() for case in wide):
+        scale = _least_scale(wide, formula.reference(wide, "propagate"))
+    elif not formula.is_identity and any(np.isnan(case.gradient).any() for case in wide):
+        scale = math.nan
     norms = [_norms(formula, case) for case in wide]
     own = [
         _precision(formula, case.gradient, norm.size, norm_precision)
