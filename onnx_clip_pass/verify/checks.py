@@ -242,18 +242,18 @@ def _measure_fault(
 ) -> str:
     rounding = 4 * compare.epsilon("float32")  # of the limit, the loss scale, and twice of itself
     if quantity == "norm":
-        norm, precision = outcome.norm, outcome.norm_precision
+        norm, precision, unrounded = outcome.norm, outcome.norm_precision, outcome.norm_rounding
         if group:
-            norm, precision = outcome.totals[group]
+            norm, precision, unrounded = outcome.totals[group]
         wanted = norm / seen.clipping.loss_scale
-        allowed = (precision + rounding) * abs(wanted)
+        allowed = (precision + rounding) * abs(wanted) + unrounded / seen.clipping.loss_scale
     elif outcome.scale is None:
         note = "what is handed out of gradients with nan or inf was not compared, but for norms"
         if not seen.when and note not in result.notes:
             result.notes.append(note)
         return ""
     else:
-        wanted, allowed = outcome.scale, outcome.precision + rounding
+        wanted, allowed = outcome.scale, max(outcome.precision, outcome.rounding) + rounding
     if quantity == "clipped":
         if actual.dtype != np.bool_:
             return f"expected a bool, but it is {actual.dtype}"

@@ -50,8 +50,10 @@ class Outcome:
     `acts` says of each of them whether it changed the gradient, of one that bounds elements for
     each of its bounds, and nothing of those that never do. `norm` is the largest that the first
     limits, still times the loss scale, and `scale` the least factor: nan if an element is nan, None
-    if one is infinite, or where nothing is ever clipped. `totals` are the norms of whole groups.
-    Precisions are relative errors.
+    if one is infinite, or where nothing is ever clipped. Precisions are relative errors. `rounding`
+    says by which part a norm of the gradient may differ where the runtime takes it before the
+    gradient is rounded to half precision, and `norm_rounding` by how much; see `_roundings`.
+    `totals` are the norms of whole groups, their precisions and roundings.
     """
 
     clipped: NDArray[Any]
@@ -60,7 +62,9 @@ class Outcome:
     norm_precision: float = 0.0
     scale: float | None = 1.0
     precision: float = 0.0
-    totals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    rounding: float = 0.0
+    norm_rounding: float = 0.0
+    totals: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
 
 def with_threshold(clip: Clip, value: float) -> Clip:
@@ -157,22 +161,32 @@ def _clip_stage(
         _precision(formula, case.gradient, norm.size, norm_precision)
         for case, norm in zip(cases, norms, strict=True)
     ]
+    roundings = [
+        _roundings(formula, case) if stage == 0 else np.zeros_like(norm)
+        for case, norm, stage in zip(cases, norms, stages, strict=True)
+    ]
+    parts = [_largest_part(*pair) for pair in zip(roundings, norms, strict=True)]
     earlier = max(outcome.precision for outcome in found)
     precision = max(own)
     if formula.group is not None:
         precision += _precision_of_sum(formula, cases, norm_precision)
-        joined = np.stack(
-            [n.ravel() for n, c in zip(norms, cases, strict=True) for _ in range(c.count)]
+        total = (
+            _total(formula, cases, norms),
+            precision + earlier,
+            _total(formula, cases, roundings),
         )
-        total = float(norm_of(joined, _ord(formula), (0,)).max(initial=0.0))
         for outcome in found:
-            outcome.totals[formula.group] = (total, precision + earlier)
+            outcome.totals[formula.group] = total
+    if not isinstance(formula, GradientClipByValue):  # rounding once more keeps to the bounds
+        precision += max(parts)
     if any(member.is_steered for member in members):
         precision += 2 * 2.0**-23
     for number, (case, outcome) in enumerate(zip(cases, found, strict=True)):
         if stages[number] == 0:
             outcome.norm = float(norms[number].max(initial=0.0))
             outcome.norm_precision = own[number]
+            outcome.rounding = parts[number]
+            outcome.norm_rounding = float(roundings[number].max(initial=0.0))
         if outcome.scale is not None:
             outcome.scale = None if scale is None else outcome.scale * scale
         outcome.acts += _acts(formula, clipped[number], case.gradient)
@@ -209,6 +223,33 @@ def _norms(formula: Formula, case: Case) -> NDArray[np.float64]:
         axes = own_axes(wide.ndim, has_seeds=case.has_seeds, per_sample=formula.per_sample)
         return norm_of(wide, formula.ord, axes)
     return norm_of(wide, math.inf)
+
+
+def _total(formula: Formula, cases: Sequence[Case], norms: Sequence[NDArray[np.float64]]) -> float:
+    """The largest norm of a whole group, from those of its gradients."""
+    pairs = zip(norms, cases, strict=True)
+    joined = np.stack([norm.ravel() for norm, case in pairs for _ in range(case.count)])
+    return float(norm_of(joined, _ord(formula), (0,)).max(initial=0.0))
+
+
+def _roundings(formula: Formula, case: Case) -> NDArray[np.float64]:
+    """By how much each norm may differ since the gradient is rounded, or is not.
+
+    ONNX Runtime's CPU provider has no kernels in half precision for most operators. It computes the
+    gradient in float32, rounds it, and widens it again for our nodes; the two Casts it then takes
+    out, with optimizations disabled too. So the norm is that of the gradient before it is rounded,
+    while who reads the gradient sees it rounded: each element by up to 2**-11 of it in float16, or
+    2**-8 in bfloat16, or half of the smallest number.
+    """
+    wide = compare.wide(case.gradient)
+    return _norms(
+        formula, replace(case, gradient=compare.half_ulps(wide, str(case.gradient.dtype)))
+    )
+
+
+def _largest_part(roundings: NDArray[np.float64], norms: NDArray[np.float64]) -> float:
+    taken = np.isfinite(norms) & (norms > 0)
+    return float(np.max(roundings[taken] / norms[taken], initial=0.0))
 
 
 def _ord(formula: Formula) -> float:
