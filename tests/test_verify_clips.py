@@ -231,6 +231,42 @@ def test_a_norm_that_is_off_by_more_than_its_rounding_is_noticed(kind: str) -> N
     assert "is right, within" in faults(verify(model, rewritten))
 
 
+OF_DOUBLE = {
+    "threshold input": {"threshold_input": "limit"},
+    "loss scale": {"loss_scale": 3.3},
+    "loss scale by name": {"loss_scale": "S"},
+    "both": {"threshold_input": "limit", "loss_scale": "S"},
+}
+DOUBLE = """net (double[6] x, float S) => (double[6] y) { g = Neg (x) y = Neg (g) }"""
+
+
+@pytest.mark.parametrize("options", OF_DOUBLE.values(), ids=OF_DOUBLE)
+def test_a_steered_limit_of_float64_is_held_to_float64(options: dict[str, Any]) -> None:
+    """The root of the sum of 6 squares may be off by 6 / 4 units of 2**-52, what follows by 4, and
+    the limit by 2. Twice that in units of the last place, and 2 for the elements' own rounding: 17.
+    """
+    model, feeds = parse(DOUBLE), {"S": np.float32(1.1)}
+    rewritten = clip_gradients(
+        model, GradientClipByNorm(0.1), gradients=["g"], emit=EMIT, **options
+    )
+    found = verify(model, rewritten, feeds=feeds)
+    assert found.ok, faults(found)
+    assert found.gradients[0].allowed_ulps == 17
+
+
+@pytest.mark.parametrize("emitted", ["norm", "scale"])
+def test_a_measure_of_float64_is_held_to_float64(emitted: str) -> None:
+    """2**-30 is below what float32 would show, and far above 11 units of 2**-52."""
+    model, feeds = parse(DOUBLE), {"S": np.float32(1.1)}
+    rewritten = clip_gradients(model, GradientClipByNorm(0.1), gradients=["g"], emit=[emitted])
+    number = numpy_helper.from_array(np.float64(1 + 2**-30), "factor")
+    rewritten.graph.initializer.append(number)
+    handed = added(rewritten, "Identity")
+    handed.op_type = "Mul"
+    handed.input.append("factor")
+    assert "is right, within" in faults(verify(model, rewritten, feeds=feeds))
+
+
 # -- wrong rewrites ----------------------------------------------------------------------------
 
 

@@ -75,7 +75,7 @@ def check_gradients(seen: Seen, record: Record, result: Verification) -> list[tu
             for member, outcome in zip(larger, seen.clipping.outcomes_of(larger), strict=True)
         ]
         for one, outcome, is_within in zip(ones, outcomes, within, strict=True):
-            found.append((one, replace(outcome, clipped=np.empty(0))))
+            found.append((one, replace(outcome, clipped=np.empty(0, one.raw.dtype))))
             if one.target in faulty:
                 continue
             if record.measures_only:
@@ -240,7 +240,9 @@ def check_emitted(
 def _measure_fault(
     seen: Seen, quantity: str, group: str, outcome: Outcome, actual: Any, result: Verification
 ) -> str:
-    rounding = 4 * compare.epsilon("float32")  # of the limit, the loss scale, and twice of itself
+    is_wide = outcome.clipped.dtype == np.float64  # what is measured of it is float64 throughout
+    # of the limit, the loss scale, and twice of itself
+    rounding = 4 * compare.epsilon("float64" if is_wide else "float32")
     if quantity == "norm":
         norm, precision, unrounded = outcome.norm, outcome.norm_precision, outcome.norm_rounding
         if group:

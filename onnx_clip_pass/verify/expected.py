@@ -180,7 +180,7 @@ def _clip_stage(
     if not isinstance(formula, GradientClipByValue):  # rounding once more keeps to the bounds
         precision += max(parts)
     if any(member.is_steered for member in members):
-        precision += 2 * 2.0**-23
+        precision += _precision_of_limit(cases, norm_precision)
     for number, (case, outcome) in enumerate(zip(cases, found, strict=True)):
         if stages[number] == 0:
             outcome.norm = float(norms[number].max(initial=0.0))
@@ -269,7 +269,21 @@ def _precision_of_sum(formula: Formula, cases: Sequence[Case], norm_precision: s
     """Of adding up the powers of norms: in float32 no more than so many."""
     if _ord(formula) == math.inf:
         return 0.0
-    is_wide = norm_precision == "wide" or all(c.gradient.dtype == np.float64 for c in cases)
+    is_wide = _is_wide(cases, norm_precision)
     eps = 2.0**-52 if is_wide else 2.0**-23
     count = len(cases) if is_wide else min(len(cases), _MOST_SUMMED_IN_FLOAT32)
     return eps * (count + 2) / (2 * _ord(formula))
+
+
+def _precision_of_limit(cases: Sequence[Case], norm_precision: str) -> float:
+    """Of a threshold that is an input, times a factor and a loss scale.
+
+    The input, the factor, and two products are rounded by half a unit each, to float64 if that is
+    what all the gradients are clipped in: an input that steers one of them is float64 then.
+    """
+    return 2 * (2.0**-52 if _is_wide(cases, norm_precision) else 2.0**-23)
+
+
+def _is_wide(cases: Sequence[Case], norm_precision: str) -> bool:
+    """Whether these gradients are clipped in float64."""
+    return norm_precision == "wide" or all(case.gradient.dtype == np.float64 for case in cases)
