@@ -16,7 +16,7 @@ from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.graph import Editor, Scope, TensorType
 from onnx_clip_pass.rewrite.steering import Steering
 
-__all__ = ["EmitAs", "Emitted", "GroupSight", "Sight", "Watch"]
+__all__ = ["Emit", "EmitAs", "Emitted", "GroupSight", "Sight", "Watch"]
 
 EmitAs = Literal["each", "vector"]
 Emit = Literal["norm", "scale", "clipped"]
@@ -71,6 +71,10 @@ class Watch:
                 f"{', '.join(map(str, unknown))}"
             )
         check_choice("emit_as", self.emit_as, EmitAs)
+        if self.emit_as == "vector" and not self.emit:
+            raise OnnxClipError(
+                "emit_as='vector' needs something to emit: say norm, scale or clipped"
+            )
         if self.measures_only and not self.emit:
             raise OnnxClipError("measure_only needs something to emit: say norm, scale or clipped")
 
