@@ -162,7 +162,7 @@ def _clip_stage(
         for case, norm in zip(cases, norms, strict=True)
     ]
     roundings = [
-        _roundings(formula, case) if stage == 0 else np.zeros_like(norm)
+        _roundings(formula, case, norm) if stage == 0 else np.zeros_like(norm)
         for case, norm, stage in zip(cases, norms, stages, strict=True)
     ]
     parts = [_largest_part(*pair) for pair in zip(roundings, norms, strict=True)]
@@ -170,11 +170,12 @@ def _clip_stage(
     precision = max(own)
     if formula.group is not None:
         precision += _precision_of_sum(formula, cases, norm_precision)
-        total = (
-            _total(formula, cases, norms),
-            precision + earlier,
-            _total(formula, cases, roundings),
-        )
+        whole = _total(formula, cases, norms)
+        ends = [
+            _total(formula, cases, [n + sign * r for n, r in zip(norms, roundings, strict=True)])
+            for sign in (1, -1)
+        ]
+        total = whole, precision + earlier, float(_farthest(np.asarray(whole), *ends))
         for outcome in found:
             outcome.totals[formula.group] = total
     if not isinstance(formula, GradientClipByValue):  # rounding once more keeps to the bounds
@@ -232,7 +233,7 @@ def _total(formula: Formula, cases: Sequence[Case], norms: Sequence[NDArray[np.f
     return float(norm_of(joined, _ord(formula), (0,)).max(initial=0.0))
 
 
-def _roundings(formula: Formula, case: Case) -> NDArray[np.float64]:
+def _roundings(formula: Formula, case: Case, norms: NDArray[np.float64]) -> NDArray[np.float64]:
     """By how much each norm may differ since the gradient is rounded, or is not.
 
     ONNX Runtime's CPU provider has no kernels in half precision for most operators. It computes the
@@ -241,10 +242,24 @@ def _roundings(formula: Formula, case: Case) -> NDArray[np.float64]:
     while who reads the gradient sees it rounded: each element by up to 2**-11 of it in float16, or
     2**-8 in bfloat16, or half of the smallest number.
     """
-    wide = compare.wide(case.gradient)
-    return _norms(
-        formula, replace(case, gradient=compare.half_ulps(wide, str(case.gradient.dtype)))
+    sizes = np.abs(compare.wide(case.gradient))
+    halves = compare.half_ulps(sizes, str(case.gradient.dtype))
+    return _farthest(
+        norms,
+        *(
+            _norms(formula, replace(case, gradient=np.maximum(sizes + sign * halves, 0.0)))
+            for sign in (1, -1)
+        ),
     )
+
+
+def _farthest(
+    norms: NDArray[np.float64], *ends: NDArray[np.float64] | float
+) -> NDArray[np.float64]:
+    """How far these ends are off at most; 0 where it is not finite."""
+    with np.errstate(invalid="ignore"):  # inf - inf is nan
+        found = np.max([np.abs(end - norms) for end in ends], axis=0)
+    return np.where(np.isfinite(found), found, 0.0)
 
 
 def _largest_part(roundings: NDArray[np.float64], norms: NDArray[np.float64]) -> float:
