@@ -87,6 +87,14 @@ CASES = {
     "input without a name": (lambda: clip_seed(threshold_input=""), "name of an input, not ''"),
     "measuring flags": (lambda: clip_seed(measure_only=FLAGS), "measure_only must be True or"),
     "emit a number": (lambda: clip_seed(emit=[1]), "emit takes a list of .*, not 1"),
+    "emit None": (lambda: clip_seed(emit=None), r"emit takes a list of .*, and \(\) .* not None"),
+    "emit no list": (lambda: clip_seed(emit=5), "emit takes a list of norm, scale, clipped.*not 5"),
+    "file: emit None": (lambda: clip_file(emit=None), "emit takes a list of .*, not None"),
+    "a vector of nothing": (lambda: clip_seed(emit_as="vector"), "emit_as='vector' needs some"),
+    "file: a vector of nothing": (
+        lambda: clip_file(emit_as="vector", emit=[]),
+        "needs something to emit: say norm, scale or clipped",
+    ),
     "parameter by number": (lambda: clip_seed(gradients={"g": 5}), "must map names .*'g': 5"),
     "gradient by number": (lambda: clip_seed(gradients={5: "W"}), "must map names .*5: 'W'"),
     "gradients as found": (

@@ -274,6 +274,17 @@ def test_a_clip_removed_in_a_branch_is_noticed() -> None:
 # -- what is refused ---------------------------------------------------------------------------
 
 
+def test_a_first_model_that_is_clipped_is_undone_and_said_to_be() -> None:
+    model = onnx.load(SGD)
+    one, other = clipped(model, 1.0), clipped(model, 2.0)
+    assert not verify(model, one).notes
+    for first in (one, other):
+        found = verify(first, one)
+        assert found.ok, faults(found)
+        note = "the first model is clipped, too: it was undone before comparing"
+        assert found.notes == [note]
+
+
 def test_a_model_without_a_record_is_refused() -> None:
     model = onnx.load(SGD)
     with pytest.raises(OnnxClipError, match="the rewritten model has no record of onnx-clip"):

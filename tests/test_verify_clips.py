@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import MODELS, Arrays, Entry, each
+from graphs import MODELS, Arrays, Entry, each, run
 from onnx import helper, numpy_helper
 
 from onnx_clip_pass import (
@@ -170,6 +170,111 @@ def test_steps_of_a_graph_have_norms_of_their_own() -> None:
     )
     found = verify(model, rewritten)
     assert found.ok, faults(found)
+
+
+HALF = """
+    net (T[3, 1] x, T[1, 4] d, T[3, 4] w) => (T[3, 4] y) {
+    g = MatMul (x, d)
+    y = Sub (w, g)
+}"""
+OF_HALF = {
+    "norm": GradientClipByNorm(1.0),
+    "norms": GradientClipByNorm(1.0, axes=[1], ord=0.5),
+    "value": GradientClipByValue(1.0),
+    "group": GradientClipByGlobalNorm(1.0),
+    "chain": Chain(GradientClipByValue(1.2), GradientClipByGlobalNorm(1.0)),
+}
+
+
+@pytest.mark.parametrize("threshold", [1.0, 1.000001], ids=["beyond", "at the norm"])
+@pytest.mark.parametrize("clip", OF_HALF.values(), ids=OF_HALF)
+def test_a_norm_of_a_gradient_in_half_precision_may_be_that_before_rounding(
+    clip: Clip, threshold: float
+) -> None:
+    """Each element is 1.5 * (1 + 2**-10) in float32, midway between two numbers of float16.
+
+    It is rounded to 1.5 + 2**-9, by 3.25e-4 of it, and the norm of the unrounded ones is handed
+    out: 12 ** 0.5 of them, 4 ** 2 of them for L0.5. The second threshold is at the rounded norm.
+    """
+    element = 1.5 + 1.5 * 2**-10
+    feeds = {"x": np.full((3, 1), 1.5), "d": np.full((1, 4), 1 + 2**-10), "w": np.ones((3, 4))}
+    model = parse(HALF.replace("T[", "float16["))
+    if threshold != 1:
+        clip = clip.scaled(threshold * (1.5 + 2**-9) * 12**0.5)
+    rewritten = clip_gradients(model, clip, gradients=["g"], emit=EMIT)
+    given = {name: array.astype(np.float16) for name, array in feeds.items()}
+    found = verify(model, rewritten, feeds=given)
+    assert found.ok, faults(found)
+    measured = run(clip_gradients(model, GradientClipByNorm(1), gradients=["g"], emit=EMIT), given)
+    assert measured["g/norm"] == pytest.approx(element * 12**0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("make", [GradientClipByNorm, GradientClipByGlobalNorm])
+@pytest.mark.parametrize("ord", [2.0, 0.5])
+@pytest.mark.parametrize("largest", [2.0**-13, 1.0], ids=["all", "all but some"])
+def test_elements_that_vanish_in_half_precision_may_have_a_norm(
+    make: Any, ord: float, largest: float
+) -> None:
+    """2**-13 ** 2 is 2**-26, which float16 rounds to 0; 12 of them have the norm 5e-8.
+
+    With 4 elements 2**-13 and 8 times 2**-26, the L0.5 norm is (0.0442 + 0.00098)**2, some 4 % more
+    than without the 8: no sum of the norms of what is there and of what is lost.
+    """
+    model = parse(HALF.replace("T[", "float16["))
+    rewritten = clip_gradients(model, make(1.0, ord=ord), gradients=["g"], emit=EMIT)
+    x = np.array([[largest], [2**-13], [2**-13]])
+    small = {"x": x, "d": np.full((1, 4), 2**-13)}
+    found = verify(model, rewritten, feeds={k: v.astype(np.float16) for k, v in small.items()})
+    assert found.ok, faults(found)
+
+
+@pytest.mark.parametrize("kind", ["float16", "float"])
+def test_a_norm_that_is_off_by_more_than_its_rounding_is_noticed(kind: str) -> None:
+    """2**-10 is twice what float16 may lose, and far beyond what float32 may."""
+    model = parse(HALF.replace("T[", f"{kind}["))
+    rewritten = clip_gradients(model, GradientClipByNorm(1.0), gradients=["g"], emit=["norm"])
+    number = numpy_helper.from_array(np.float32(1 + 2**-10), "factor")
+    rewritten.graph.initializer.append(number)
+    handed = added(rewritten, "Identity")
+    handed.op_type = "Mul"
+    handed.input.append("factor")
+    assert "is right, within" in faults(verify(model, rewritten))
+
+
+OF_DOUBLE = {
+    "threshold input": {"threshold_input": "limit"},
+    "loss scale": {"loss_scale": 3.3},
+    "loss scale by name": {"loss_scale": "S"},
+    "both": {"threshold_input": "limit", "loss_scale": "S"},
+}
+DOUBLE = """net (double[6] x, float S) => (double[6] y) { g = Neg (x) y = Neg (g) }"""
+
+
+@pytest.mark.parametrize("options", OF_DOUBLE.values(), ids=OF_DOUBLE)
+def test_a_steered_limit_of_float64_is_held_to_float64(options: dict[str, Any]) -> None:
+    """The root of the sum of 6 squares may be off by 6 / 4 units of 2**-52, what follows by 4, and
+    the limit by 2. Twice that in units of the last place, and 2 for the elements' own rounding: 17.
+    """
+    model, feeds = parse(DOUBLE), {"S": np.float32(1.1)}
+    rewritten = clip_gradients(
+        model, GradientClipByNorm(0.1), gradients=["g"], emit=EMIT, **options
+    )
+    found = verify(model, rewritten, feeds=feeds)
+    assert found.ok, faults(found)
+    assert found.gradients[0].allowed_ulps == 17
+
+
+@pytest.mark.parametrize("emitted", ["norm", "scale"])
+def test_a_measure_of_float64_is_held_to_float64(emitted: str) -> None:
+    """2**-30 is below what float32 would show, and far above 11 units of 2**-52."""
+    model, feeds = parse(DOUBLE), {"S": np.float32(1.1)}
+    rewritten = clip_gradients(model, GradientClipByNorm(0.1), gradients=["g"], emit=[emitted])
+    number = numpy_helper.from_array(np.float64(1 + 2**-30), "factor")
+    rewritten.graph.initializer.append(number)
+    handed = added(rewritten, "Identity")
+    handed.op_type = "Mul"
+    handed.input.append("factor")
+    assert "is right, within" in faults(verify(model, rewritten, feeds=feeds))
 
 
 # -- wrong rewrites ----------------------------------------------------------------------------

@@ -123,6 +123,27 @@ def test_no_gradient_is_spoiled_where_nan_is_left_to_the_formula() -> None:
     assert found.ok, faults(found)
 
 
+@pytest.mark.parametrize("policy", ["propagate", "zero", "keep"])
+@pytest.mark.parametrize("emitted", ["norm", "scale", "clipped"])
+def test_a_measure_that_passes_over_nan_is_noticed(emitted: str, policy: str) -> None:
+    """The largest element, which becomes nan, is in the last row; a reduction begins at the first.
+
+    Min is let to take its 1 alone, and Max the number that ReduceMax gives.
+    """
+    model = parse("net (float[3,2] x) => (float[3,2] y) { g = Identity (x) y = Neg (g) }")
+    x = np.float32([[1, 2], [3, 4], [5, 6]])
+    clip = GradientClipByNorm(1.0, axes=[1])
+    options = {"nonfinite": policy, "emit": [emitted]}
+    rewritten = clip_gradients(model, clip, gradients=["g"], **options)  # type: ignore[arg-type]
+    found = verify(model, rewritten, feeds={"x": x})
+    assert found.ok, faults(found)
+    for node in rewritten.graph.node:
+        if node.op_type in ("Max", "Min") and node.input[0].startswith(("clip/g/la", "clip/g/le")):
+            node.op_type, _ = "Identity", node.input.pop()
+    broken = verify(model, rewritten, feeds={"x": x})
+    assert "with nan in the gradients: it is " in faults(broken)
+
+
 # -- what once ended in a traceback ------------------------------------------------------------
 
 

@@ -134,8 +134,13 @@ class Clip(ABC):
         return clipped
 
     def __repr__(self) -> str:
-        words = ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
+        words = ", ".join(f"{name}={self._typed(name)}" for name in self.settings())
         return f"{type(self).__name__}({words})"
+
+    def _typed(self, name: str) -> str:
+        """A setting as one types it: inf is a number here, and a word in JSON only."""
+        number = getattr(self, name)
+        return repr(number if isinstance(number, float) else self.settings()[name])
 
 
 class Formula(Clip):

@@ -162,10 +162,15 @@ class GradientClipByValue(Formula):
         """The largest magnitude, `norm`, and the smallest factor that an element is multiplied by.
 
         The factor is min(1, max / largest element) on the one side, the like on the other. Where no
-        element is on a side, and for a bound of zero, the smallest float stands in.
+        element is on a side, and for a bound of zero, the smallest float stands in. ReduceMax and
+        ReduceMin of ONNX Runtime's CPU provider pass over nan; the norm, taken for the 1, does not.
         """
         dtype, shape = norm.dtype, norm.shape
-        factors = [to.constant(1.0, dtype)]
+        one = to.constant(1.0, dtype)
+        guard = to.node(
+            "Max", [norm.name, one], result="one or more, or nan", dtype=dtype, shape=shape
+        )
+        factors = [one, guard]
         for reduction, bound, further, value, tiny in (
             ("ReduceMax", high, "Max", self.max, _TINY),
             ("ReduceMin", low, "Min", self.min, -_TINY),

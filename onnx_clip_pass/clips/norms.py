@@ -10,7 +10,7 @@ theirs; every form here rests on that.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ __all__ = [
     "Norm",
     "check_ord",
     "emit_is_finite",
+    "emit_largest",
+    "emit_least",
     "emit_norm",
     "emit_nothing",
     "emit_root",
@@ -184,6 +186,48 @@ def emit_nothing(to: Emitter, norm: Norm, x: str, work: int) -> str:
     )
 
 
+def emit_largest(
+    to: Emitter,
+    sizes: str,
+    axes: list[int] | None,
+    *,
+    signed: str = "",
+    result: str,
+    dtype: int,
+    shape: Shape | None,
+    keepdims: int,
+) -> str:
+    """The largest of numbers that are not negative: 0 if there is none, nan if one of them is.
+
+    ReduceMax of ONNX Runtime's CPU provider passes over nan, and gives -inf for nothing; a sum, Min
+    and Max do not. `signed` are the same numbers before their Abs, where there was one.
+    """
+
+    def reduce(op_type: str, value: str, result: str) -> str:
+        return to.reduce(
+            op_type, value, axes, result=result, dtype=dtype, shape=shape, keepdims=keepdims
+        )
+
+    largest = reduce("ReduceMax", sizes, "largest")
+    length = reduce("ReduceL1", signed or sizes, "length")
+    zero = to.constant(0.0, dtype)
+    guard = to.node("Min", [length, zero], result="zero or nan", dtype=dtype, shape=shape)
+    return to.node("Max", [largest, guard], result=result, dtype=dtype, shape=shape)
+
+
+def emit_least(to: Emitter, scales: str, *, result: str, dtype: int) -> str:
+    """The least of all numbers, none of which is above 1: 1 if there is none, nan if one is.
+
+    Guarded as `emit_largest` is.
+    """
+    kind: dict[str, Any] = {"dtype": dtype, "shape": ()}
+    least = to.reduce("ReduceMin", scales, None, result="least", keepdims=0, **kind)
+    length = to.reduce("ReduceL1", scales, None, result="length", keepdims=0, **kind)
+    sides = [length, to.constant(1.0, dtype)]
+    guard = to.node("Max", sides, result="one or more, or nan", **kind)
+    return to.node("Min", [least, guard], result=result, **kind)
+
+
 def norm_of(
     wide: NDArray[np.float64], ord: float = 2.0, axes: tuple[int, ...] | None = None
 ) -> NDArray[np.float64]:
@@ -269,12 +313,17 @@ def _reduce(
     if ord == 1:
         return reduce("ReduceL1", x, result)
     sizes = to.node("Abs", [x], result="sizes", dtype=dtype, shape=None)
-    if ord == math.inf:  # ReduceMax passes over nan, and gives -inf for nothing; Min and Max do not
-        largest = reduce("ReduceMax", sizes, "largest")
-        length = reduce("ReduceL1", x, "length")
-        zero = to.constant(0.0, dtype)
-        guard = to.node("Min", [length, zero], result="zero or nan", dtype=dtype, shape=shape)
-        return to.node("Max", [largest, guard], result=result, dtype=dtype, shape=shape)
+    if ord == math.inf:
+        return emit_largest(
+            to,
+            sizes,
+            axes,
+            signed=x,
+            result=result,
+            dtype=dtype,
+            shape=shape,
+            keepdims=keepdims,
+        )
     exponent = to.constant(ord, dtype)
     powers = to.node("Pow", [sizes, exponent], result="powers", dtype=dtype, shape=None)
     total = reduce("ReduceSum", powers, result if is_power else "sum of powers")

@@ -87,7 +87,8 @@ def clip_gradients(
             clipping; "scale", what it is multiplied by; "clipped", whether that is below 1. Where
             a clip has several norms, the largest, and the smallest factor. A global norm is handed
             out once more for the group.
-        emit_as: "each", a scalar for each gradient, or "vector", one for all of them.
+        emit_as: "each", a scalar for each gradient, or "vector", one for all of them; it needs
+            something to emit.
         measure_only: hand out, and clip nothing.
 
     Returns:

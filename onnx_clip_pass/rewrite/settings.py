@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, TypedDict, get_args
 
 from onnx_clip_pass.arguments import check_flags, check_input_name
 from onnx_clip_pass.clips import NonFinite, NormPrecision, Numerics
+from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.rewrite.selecting import GradientNames, as_mapping
 from onnx_clip_pass.rewrite.steering import LossScale, Steering
-from onnx_clip_pass.rewrite.watching import EmitAs, Watch
+from onnx_clip_pass.rewrite.watching import Emit, EmitAs, Watch
 
 __all__ = ["Options", "Settings"]
 
@@ -24,7 +25,7 @@ class Options(TypedDict, total=False):
     nonfinite: NonFinite
     threshold_input: str | None
     loss_scale: LossScale
-    emit: Sequence[Literal["norm", "scale", "clipped"]]
+    emit: Sequence[Emit]
     emit_as: EmitAs
     measure_only: bool
 
@@ -53,7 +54,7 @@ class Settings:
         nonfinite: NonFinite = "propagate",
         threshold_input: str | None = None,
         loss_scale: LossScale = 1.0,
-        emit: Sequence[Literal["norm", "scale", "clipped"]] = (),
+        emit: Sequence[Emit] = (),
         emit_as: EmitAs = "each",
         measure_only: bool = False,
     ) -> Settings:
@@ -70,5 +71,16 @@ class Settings:
             Numerics(norm_precision, nonfinite),
             threshold_input,
             Steering(loss_scale),
-            Watch((emit,) if isinstance(emit, str) else tuple(emit), emit_as, measure_only),
+            Watch(_words(emit), emit_as, measure_only),
         )
+
+
+def _words(emit: object) -> tuple[Any, ...]:
+    """What is to be emitted, one word or several; `Watch` says which there are."""
+    if isinstance(emit, str):
+        return (emit,)
+    if not isinstance(emit, Iterable):
+        raise OnnxClipError(
+            f"emit takes a list of {', '.join(get_args(Emit))}, and () for nothing, not {emit!r}"
+        )
+    return tuple(emit)

@@ -10,12 +10,13 @@ from onnx import TensorProto
 
 from onnx_clip_pass.arguments import check_choice
 from onnx_clip_pass.clips import Clip, Emitter, Measured, Quantity
+from onnx_clip_pass.clips.norms import emit_largest, emit_least
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.graph import Editor, Scope, TensorType
 from onnx_clip_pass.rewrite.steering import Steering
 
-__all__ = ["EmitAs", "Emitted", "GroupSight", "Sight", "Watch"]
+__all__ = ["Emit", "EmitAs", "Emitted", "GroupSight", "Sight", "Watch"]
 
 EmitAs = Literal["each", "vector"]
 Emit = Literal["norm", "scale", "clipped"]
@@ -70,6 +71,10 @@ class Watch:
                 f"{', '.join(map(str, unknown))}"
             )
         check_choice("emit_as", self.emit_as, EmitAs)
+        if self.emit_as == "vector" and not self.emit:
+            raise OnnxClipError(
+                "emit_as='vector' needs something to emit: say norm, scale or clipped"
+            )
         if self.measures_only and not self.emit:
             raise OnnxClipError("measure_only needs something to emit: say norm, scale or clipped")
 
@@ -143,11 +148,12 @@ def _quantity(quantity: str, editor: Editor, steering: Steering, sight: Sight) -
 
 
 def _norm(editor: Editor, steering: Steering, to: Emitter, norm: Quantity, dtype: int) -> Quantity:
-    """The largest of the norms, in the unit of the unscaled gradient."""
-    name = norm.name
-    if norm.shape != ():
-        name = to.reduce(
-            "ReduceMax", name, None, result="largest", dtype=norm.dtype, shape=(), keepdims=0
+    """The largest of the norms, nan if one of them is, in the unit of the unscaled gradient."""
+    if _is_one(norm):
+        name = _flat(to, norm)
+    else:
+        name = emit_largest(
+            to, norm.name, None, result="largest norm", dtype=norm.dtype, shape=(), keepdims=0
         )
     divisor = steering.divisor(editor, norm.dtype)
     if divisor is not None:
@@ -157,12 +163,24 @@ def _norm(editor: Editor, steering: Steering, to: Emitter, norm: Quantity, dtype
 
 
 def _least(to: Emitter, scale: Quantity) -> Quantity:
-    if scale.shape == ():
-        return scale
-    name = to.reduce(
-        "ReduceMin", scale.name, None, result="least", dtype=scale.dtype, shape=(), keepdims=0
-    )
+    """The least of the scales, nan if one of them is."""
+    if _is_one(scale):
+        return Quantity(_flat(to, scale), scale.dtype, ())
+    name = emit_least(to, scale.name, result="least scale", dtype=scale.dtype)
     return Quantity(name, scale.dtype, ())
+
+
+def _is_one(value: Quantity) -> bool:
+    return value.shape is not None and all(size == 1 for size in value.shape)
+
+
+def _flat(to: Emitter, one: Quantity) -> str:
+    """One number, of rank 0."""
+    if one.shape == ():
+        return one.name
+    return to.reduce(
+        "ReduceSum", one.name, None, result="one", dtype=one.dtype, shape=(), keepdims=0
+    )
 
 
 def _output(editor: Editor, to: Emitter, label: str, what: str, value: Quantity) -> str:

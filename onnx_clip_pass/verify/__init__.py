@@ -11,7 +11,8 @@
    bit for bit with the original where no clipped gradient leads.
 5. Where the feeds do not show a clip both acting, on either side if it bounds elements, and letting
    pass, 3 and 4 are repeated with the gradients scaled, in both models alike, so that they do;
-   where there is a policy for nan, with some; where thresholds are inputs, with half of each.
+   where there is a policy for nan, or measures are handed out, with some nan; where thresholds are
+   inputs, with half of each.
 
 Nothing is optimized by ONNX Runtime meanwhile: a fusion that a clip happens to prevent would round
 differently.

@@ -43,7 +43,8 @@ def verify(
     """Run both models and compare what they do with the formula in float64.
 
     Args:
-        original: the model before clipping, or its path (needed for external data).
+        original: the model before clipping, or its path (needed for external data). One that is
+            clipped itself is undone first, and a note says so.
         rewritten: the same after clipping; its record says which gradients are clipped and how.
         feeds: arrays for inputs; the others are made up, see `make_feeds`.
         dims: sizes of symbolic dimensions.
@@ -113,6 +114,8 @@ def _verify(
     feeds = make_feeds(before[0], given=given, dims=dims, seed=seed)
     faults = declared_faults(first, original.folder, second, rewritten.folder, record)
     result = Verification([], [], faults)
+    if read_record(original.model) is not None:
+        result.notes.append("the first model is clipped, too: it was undone before comparing")
     if [scope.path.count("/") for scope in first.scopes] != [
         scope.path.count("/") for scope in second.scopes
     ]:

@@ -75,7 +75,7 @@ def check_gradients(seen: Seen, record: Record, result: Verification) -> list[tu
             for member, outcome in zip(larger, seen.clipping.outcomes_of(larger), strict=True)
         ]
         for one, outcome, is_within in zip(ones, outcomes, within, strict=True):
-            found.append((one, replace(outcome, clipped=np.empty(0))))
+            found.append((one, replace(outcome, clipped=np.empty(0, one.raw.dtype))))
             if one.target in faulty:
                 continue
             if record.measures_only:
@@ -240,20 +240,22 @@ def check_emitted(
 def _measure_fault(
     seen: Seen, quantity: str, group: str, outcome: Outcome, actual: Any, result: Verification
 ) -> str:
-    rounding = 4 * compare.epsilon("float32")  # of the limit, the loss scale, and twice of itself
+    is_wide = outcome.clipped.dtype == np.float64  # what is measured of it is float64 throughout
+    # of the limit, the loss scale, and twice of itself
+    rounding = 4 * compare.epsilon("float64" if is_wide else "float32")
     if quantity == "norm":
-        norm, precision = outcome.norm, outcome.norm_precision
+        norm, precision, unrounded = outcome.norm, outcome.norm_precision, outcome.norm_rounding
         if group:
-            norm, precision = outcome.totals[group]
+            norm, precision, unrounded = outcome.totals[group]
         wanted = norm / seen.clipping.loss_scale
-        allowed = (precision + rounding) * abs(wanted)
+        allowed = (precision + rounding) * abs(wanted) + unrounded / seen.clipping.loss_scale
     elif outcome.scale is None:
         note = "what is handed out of gradients with nan or inf was not compared, but for norms"
         if not seen.when and note not in result.notes:
             result.notes.append(note)
         return ""
     else:
-        wanted, allowed = outcome.scale, outcome.precision + rounding
+        wanted, allowed = outcome.scale, max(outcome.precision, outcome.rounding) + rounding
     if quantity == "clipped":
         if actual.dtype != np.bool_:
             return f"expected a bool, but it is {actual.dtype}"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 __all__ = [
     "allowed_ulps",
     "epsilon",
+    "half_ulps",
     "is_identical",
     "largest",
     "output_fault",
@@ -25,6 +26,7 @@ Array = NDArray[Any]
 _STATED = 1e-5  # the precision of a norm that "auto" promises, and that "plain" has up to _SMALL
 _SMALL = 8192
 _HALVES = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
+_SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149}
 _OWN_ROUNDING = 2.0
 _OUTPUT_ROUNDING = 32.0
 _SLACK = 4.0
@@ -104,11 +106,21 @@ def allowed_ulps(dtype: str, precision: float) -> float:
     return _OWN_ROUNDING + 2 * precision / epsilon(dtype)
 
 
+def half_ulps(values: NDArray[np.float64], dtype: str) -> NDArray[np.float64]:
+    """How far from each of these numbers of half precision what was rounded to it may be.
+
+    As a part of the number it is no more than half an epsilon. 0 for wider dtypes.
+    """
+    if dtype not in _HALVES:
+        return np.zeros_like(values)
+    finite = np.where(np.isfinite(values), np.abs(values), 0.0)
+    return np.maximum(finite * _HALVES[dtype] / 2, _SMALLEST[dtype] / 2)
+
+
 def _ulp(values: NDArray[np.float64], dtype: str) -> NDArray[np.float64]:
-    smallest = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149}.get(dtype, 5e-324)
     _, exponent = np.frexp(values)
     ulps: NDArray[np.float64] = np.ldexp(epsilon(dtype), exponent - 1)
-    return np.maximum(ulps, smallest)
+    return np.maximum(ulps, _SMALLEST.get(dtype, 5e-324))
 
 
 def epsilon(dtype: str) -> float:

@@ -49,8 +49,11 @@ class Outcome:
 
     `acts` says of each of them whether it changed the gradient, of one that bounds elements for
     each of its bounds, and nothing of those that never do. `norm` is the largest that the first
-    limits, still times the loss scale, and `scale` the least factor, None if something is not
-    finite. `totals` are the norms of whole groups. Precisions are relative errors.
+    limits, still times the loss scale, and `scale` the least factor: nan if an element is nan, None
+    if one is infinite, or where nothing is ever clipped. Precisions are relative errors. `rounding`
+    says by which part a norm of the gradient may differ where the runtime takes it before the
+    gradient is rounded to half precision, and `norm_rounding` by how much; see `_roundings`.
+    `totals` are the norms of whole groups, their precisions and roundings.
     """
 
     clipped: NDArray[Any]
@@ -59,7 +62,9 @@ class Outcome:
     norm_precision: float = 0.0
     scale: float | None = 1.0
     precision: float = 0.0
-    totals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    rounding: float = 0.0
+    norm_rounding: float = 0.0
+    totals: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
 
 def with_threshold(clip: Clip, value: float) -> Clip:
@@ -146,29 +151,43 @@ def _clip_stage(
     cases = [replace(m.case, gradient=f.clipped) for m, f in zip(members, found, strict=True)]
     wide = [replace(case, gradient=compare.wide(case.gradient)) for case in cases]
     clipped = formula.reference(cases, nonfinite)
-    is_finite = all(np.isfinite(case.gradient).all() for case in wide)
-    scale = _least_scale(wide, formula.reference(wide, "propagate")) if is_finite else None
+    scale = None
+    if all(np.isfinite(case.gradient).all() for case in wide):
+        scale = _least_scale(wide, formula.reference(wide, "propagate"))
+    elif not formula.is_identity and any(np.isnan(case.gradient).any() for case in wide):
+        scale = math.nan
     norms = [_norms(formula, case) for case in wide]
     own = [
         _precision(formula, case.gradient, norm.size, norm_precision)
         for case, norm in zip(cases, norms, strict=True)
     ]
+    roundings = [
+        _roundings(formula, case, norm) if stage == 0 else np.zeros_like(norm)
+        for case, norm, stage in zip(cases, norms, stages, strict=True)
+    ]
+    parts = [_largest_part(*pair) for pair in zip(roundings, norms, strict=True)]
     earlier = max(outcome.precision for outcome in found)
     precision = max(own)
     if formula.group is not None:
         precision += _precision_of_sum(formula, cases, norm_precision)
-        joined = np.stack(
-            [n.ravel() for n, c in zip(norms, cases, strict=True) for _ in range(c.count)]
-        )
-        total = float(norm_of(joined, _ord(formula), (0,)).max(initial=0.0))
+        whole = _total(formula, cases, norms)
+        ends = [
+            _total(formula, cases, [n + sign * r for n, r in zip(norms, roundings, strict=True)])
+            for sign in (1, -1)
+        ]
+        total = whole, precision + earlier, float(_farthest(np.asarray(whole), *ends))
         for outcome in found:
-            outcome.totals[formula.group] = (total, precision + earlier)
+            outcome.totals[formula.group] = total
+    if not isinstance(formula, GradientClipByValue):  # rounding once more keeps to the bounds
+        precision += max(parts)
     if any(member.is_steered for member in members):
-        precision += 2 * 2.0**-23
+        precision += _precision_of_limit(cases, norm_precision)
     for number, (case, outcome) in enumerate(zip(cases, found, strict=True)):
         if stages[number] == 0:
             outcome.norm = float(norms[number].max(initial=0.0))
             outcome.norm_precision = own[number]
+            outcome.rounding = parts[number]
+            outcome.norm_rounding = float(roundings[number].max(initial=0.0))
         if outcome.scale is not None:
             outcome.scale = None if scale is None else outcome.scale * scale
         outcome.acts += _acts(formula, clipped[number], case.gradient)
@@ -207,6 +226,47 @@ def _norms(formula: Formula, case: Case) -> NDArray[np.float64]:
     return norm_of(wide, math.inf)
 
 
+def _total(formula: Formula, cases: Sequence[Case], norms: Sequence[NDArray[np.float64]]) -> float:
+    """The largest norm of a whole group, from those of its gradients."""
+    pairs = zip(norms, cases, strict=True)
+    joined = np.stack([norm.ravel() for norm, case in pairs for _ in range(case.count)])
+    return float(norm_of(joined, _ord(formula), (0,)).max(initial=0.0))
+
+
+def _roundings(formula: Formula, case: Case, norms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """By how much each norm may differ since the gradient is rounded, or is not.
+
+    ONNX Runtime's CPU provider has no kernels in half precision for most operators. It computes the
+    gradient in float32, rounds it, and widens it again for our nodes; the two Casts it then takes
+    out, with optimizations disabled too. So the norm is that of the gradient before it is rounded,
+    while who reads the gradient sees it rounded: each element by up to 2**-11 of it in float16, or
+    2**-8 in bfloat16, or half of the smallest number.
+    """
+    sizes = np.abs(compare.wide(case.gradient))
+    halves = compare.half_ulps(sizes, str(case.gradient.dtype))
+    return _farthest(
+        norms,
+        *(
+            _norms(formula, replace(case, gradient=np.maximum(sizes + sign * halves, 0.0)))
+            for sign in (1, -1)
+        ),
+    )
+
+
+def _farthest(
+    norms: NDArray[np.float64], *ends: NDArray[np.float64] | float
+) -> NDArray[np.float64]:
+    """How far these ends are off at most; 0 where it is not finite."""
+    with np.errstate(invalid="ignore"):  # inf - inf is nan
+        found = np.max([np.abs(end - norms) for end in ends], axis=0)
+    return np.where(np.isfinite(found), found, 0.0)
+
+
+def _largest_part(roundings: NDArray[np.float64], norms: NDArray[np.float64]) -> float:
+    taken = np.isfinite(norms) & (norms > 0)
+    return float(np.max(roundings[taken] / norms[taken], initial=0.0))
+
+
 def _ord(formula: Formula) -> float:
     return float(getattr(formula, "ord", 2.0))
 
@@ -224,7 +284,21 @@ def _precision_of_sum(formula: Formula, cases: Sequence[Case], norm_precision: s
     """Of adding up the powers of norms: in float32 no more than so many."""
     if _ord(formula) == math.inf:
         return 0.0
-    is_wide = norm_precision == "wide" or all(c.gradient.dtype == np.float64 for c in cases)
+    is_wide = _is_wide(cases, norm_precision)
     eps = 2.0**-52 if is_wide else 2.0**-23
     count = len(cases) if is_wide else min(len(cases), _MOST_SUMMED_IN_FLOAT32)
     return eps * (count + 2) / (2 * _ord(formula))
+
+
+def _precision_of_limit(cases: Sequence[Case], norm_precision: str) -> float:
+    """Of a threshold that is an input, times a factor and a loss scale.
+
+    The input, the factor, and two products are rounded by half a unit each, to float64 if that is
+    what all the gradients are clipped in: an input that steers one of them is float64 then.
+    """
+    return 2 * (2.0**-52 if _is_wide(cases, norm_precision) else 2.0**-23)
+
+
+def _is_wide(cases: Sequence[Case], norm_precision: str) -> bool:
+    """Whether these gradients are clipped in float64."""
+    return norm_precision == "wide" or all(case.gradient.dtype == np.float64 for case in cases)

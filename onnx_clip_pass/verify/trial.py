@@ -11,6 +11,7 @@ from onnx import ModelProto, helper
 
 from onnx_clip_pass.clips import GradientClipByValue
 from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record
 from onnx_clip_pass.verify import checks, compare
 from onnx_clip_pass.verify.expected import Member, pressing_factor
@@ -23,6 +24,7 @@ from onnx_clip_pass.verify.targets import Target
 __all__ = ["Trials"]
 
 _FAR = 16.0  # times what makes a clip act
+_FIRST_WHERE = 9  # by which one element becomes nan
 _TURNS = 2  # scaling a first step can make the gradients of the second vanish: again without it
 
 
@@ -46,6 +48,7 @@ class Trials:
             for value in after.graph.input
             if value.name in record.inputs
         }
+        self._opset = Index(after).main.opset or 0
         self._together = components([(t.clip, t.scope, t.name, t.level) for t in targets])
         self._acts: list[list[bool]] = [[] for _ in targets]
         self._members: list[dict[tuple[Any, ...], Member]] = [{} for _ in targets]
@@ -115,11 +118,12 @@ class Trials:
         return (max if up else min)(found, key=abs, default=0.0)
 
     def _spoil(self) -> None:
-        """Where there is a policy for gradients with nan: once more with some.
+        """Where there is a policy for gradients with nan, or measures show them: again with some.
 
-        What it does to the other elements shows on those that would else be clipped.
+        What a policy does to the other elements shows on those that would else be clipped.
         """
-        if self._record.nonfinite == "propagate":
+        is_watched = self._record.emitted and self._opset >= _FIRST_WHERE
+        if self._record.nonfinite == "propagate" and not is_watched:
             return
         changes = Changes()
         for numbers in self._together:

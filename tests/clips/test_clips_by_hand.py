@@ -25,6 +25,7 @@ from onnx_clip_pass import (
     OnnxClipError,
     clip_gradients,
 )
+from onnx_clip_pass.clips import Clip
 
 INF, NAN = float("inf"), float("nan")
 both_ways = pytest.mark.parametrize("way", [by_graph, by_apply])
@@ -247,3 +248,24 @@ def test_units_are_told_behind_however_many_aliases():
     out = run(clipped, {"x": np.float32([[1, 1]]), "W": weight, "h": slope}, ["W_grad"])
     # a row of W gives one element of y; those of the gradient are 5 > 0.5 * 5 and 0.5 < 0.5 * 10
     np.testing.assert_allclose(out["W_grad"], [[1.5, 2], [0.3, 0.4]], rtol=4 * 2**-24)
+
+
+REPRS = {
+    "GradientClipByNorm(clip_norm=1.0, ord=inf)": GradientClipByNorm(1, ord=INF),
+    "GradientClipByNorm(clip_norm=inf, axes=[0])": GradientClipByNorm(INF, axes=0),
+    "GradientClipByGlobalNorm(clip_norm=inf, group_name='inf', ord=inf)": (
+        GradientClipByGlobalNorm(INF, group_name="inf", ord=INF)
+    ),
+    "GradientClipByValue(max=inf, min=-inf)": GradientClipByValue(INF, -INF),
+    "GradientClipByRMS(threshold=inf)": GradientClipByRMS(INF),
+    "AdaptiveGradientClip(clipping=inf, eps=inf)": AdaptiveGradientClip(INF, INF),
+    "Chain(GradientClipByNorm(clip_norm=inf))": Chain(GradientClipByNorm(INF)),
+}
+
+
+@pytest.mark.parametrize(("text", "clip"), REPRS.items(), ids=REPRS)
+def test_what_a_clip_shows_of_itself_can_be_typed(text: str, clip: Clip):
+    assert repr(clip) == text
+    names = {name: value for name, value in globals().items() if isinstance(value, type)}
+    again = eval(text, names | {"inf": INF})
+    assert (type(again), again.settings()) == (type(clip), clip.settings())

@@ -282,6 +282,64 @@ def test_a_global_norm_is_handed_out_for_the_group_too():
     np.testing.assert_allclose(out["a_grad/norm"], 13, rtol=1e-6)
 
 
+SEVERAL = {
+    "samples": GradientClipByNorm(1.0, per_sample=True),
+    "axes": GradientClipByNorm(1.0, axes=[1]),
+    "other axes": GradientClipByNorm(1.0, axes=[0]),
+    "axes, L-infinity": GradientClipByNorm(1.0, axes=[1], ord=np.inf),
+    "units": AdaptiveGradientClip(0.1, axes=[0]),
+    "samples of a group": GradientClipByGlobalNorm(1.0, per_sample=True),
+    "elements": GradientClipByValue(0.5),
+    "elements, no negative one": GradientClipByValue(0.5, min=0),
+    "one norm": GradientClipByNorm(1.0),
+}
+
+
+@pytest.mark.parametrize("at", range(3), ids="nan in row {}".format)
+@pytest.mark.parametrize("kind", ["float", "double"])
+@pytest.mark.parametrize("clip", SEVERAL.values(), ids=SEVERAL)
+def test_nan_in_one_of_several_norms_is_nan_wherever_it_stands(clip: Any, kind: str, at: int):
+    """Each row and each column of ones is too long: 3 ** 0.5 or 2, or 1 by L-infinity."""
+    ports = f"{kind}[4,3] W, {kind}[4,3] u) => ({kind}[4,3] W_grad"
+    model = parse(f"step ({ports}) {{ W_grad = Mul(W, u) }}")
+    emit = ("norm", "scale", "clipped")
+    watched = clip_gradients(model, clip, gradients={"W_grad": "W"}, emit=emit)
+    ones = np.ones((4, 3), np.float32 if kind == "float" else np.float64)
+    out = run(watched, {"W": ones, "u": ones})
+    assert np.isfinite([out["W_grad/norm"], out["W_grad/scale"]]).all()
+    u = ones.copy()
+    u[at, at] = np.nan
+    out = run(watched, {"W": ones, "u": u})
+    assert np.isnan(out["W_grad/norm"])
+    assert np.isnan(out["W_grad/scale"])
+    assert not out["W_grad/clipped"]
+
+
+def test_nan_in_one_of_several_seeds_is_nan():
+    """A trailing axis of size 3, a seed each; no seed is beyond the norm but the last."""
+    model = parse("step (float[2] W, float[2,3] u) => (float[2,3] W_grad) { W_grad = Identity(u) }")
+    emit = ("norm", "scale", "clipped")
+    clip = GradientClipByNorm(1.0)
+    watched = clip_gradients(model, clip, gradients={"W_grad": "W"}, emit=emit)
+    feeds = {"W": np.zeros(2, np.float32), "u": np.float32([[0.1, np.nan, 3], [0.1, 0, 4]])}
+    out = run(watched, feeds)
+    np.testing.assert_array_equal([out["W_grad/norm"], out["W_grad/scale"]], [np.nan, np.nan])
+    assert not out["W_grad/clipped"]
+
+
+def test_one_norm_that_has_the_rank_of_its_gradient_takes_no_guard():
+    """Of shape (1, 1, 1, 1), as for the kernels of a 1 x 1 convolution; 2 ** 0.5 is its norm."""
+    model = parse("step (float[2,1,1,1] u) => (float[2,1,1,1] g) { g = Identity(u) }")
+    emit = ("norm", "scale", "clipped")
+    watched = clip_gradients(model, GradientClipByNorm(1.0), gradients=["g"], emit=emit)
+    made = [node.op_type for node in watched.graph.node]
+    assert not {"Max", "ReduceMax", "ReduceMin", "ReduceL1"} & set(made)
+    out = run(watched, {"u": np.ones((2, 1, 1, 1), np.float32)})
+    np.testing.assert_allclose([out["g/norm"], out["g/scale"]], [2**0.5, 0.5**0.5], rtol=1e-6)
+    bad = run(watched, {"u": np.float32([1, np.nan]).reshape(2, 1, 1, 1)})
+    assert np.isnan([bad["g/norm"], bad["g/scale"]]).all()
+
+
 def test_measuring_alone_changes_no_bit():
     model = parse(TWO)
     for clip in (GradientClipByNorm(1), GradientClipByValue(1), GradientClipByGlobalNorm(1)):
