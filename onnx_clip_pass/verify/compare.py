@@ -13,6 +13,7 @@ __all__ = [
     "allowed_ulps",
     "epsilon",
     "half_ulps",
+    "is_half",
     "is_identical",
     "largest",
     "output_fault",
@@ -106,13 +107,16 @@ def allowed_ulps(dtype: str, precision: float) -> float:
     return _OWN_ROUNDING + 2 * precision / epsilon(dtype)
 
 
+def is_half(dtype: str) -> bool:
+    """Whether numbers of this dtype have half precision."""
+    return dtype in _HALVES
+
+
 def half_ulps(values: NDArray[np.float64], dtype: str) -> NDArray[np.float64]:
     """How far from each of these numbers of half precision what was rounded to it may be.
 
-    As a part of the number it is no more than half an epsilon. 0 for wider dtypes.
+    As a part of the number it is no more than half an epsilon.
     """
-    if dtype not in _HALVES:
-        return np.zeros_like(values)
     finite = np.where(np.isfinite(values), np.abs(values), 0.0)
     return np.maximum(finite * _HALVES[dtype] / 2, _SMALLEST[dtype] / 2)
 

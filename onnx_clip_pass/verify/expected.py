@@ -122,8 +122,8 @@ def pressing_factor(
         if factor * largest >= top:
             continue
         margin = factor / 2 if up else factor * 2
-        outcomes = clip_together(enlarged(members, sign * margin), nonfinite, "wide")
-        acts = [found.acts for found, is_one in zip(outcomes, taking, strict=True) if is_one]
+        found = _acting(enlarged(members, sign * margin), nonfinite)
+        acts = [acts for acts, is_one in zip(found, taking, strict=True) if is_one]
         if not up:
             if not any(map(any, acts)):
                 return sign * factor
@@ -132,6 +132,21 @@ def pressing_factor(
         elif not weaker and all(map(any, acts)):
             weaker = factor
     return sign * weaker
+
+
+def _acting(members: Sequence[Member], nonfinite: NonFinite) -> list[list[bool]]:
+    """The `acts` of what `clip_together` finds, and nothing else of it: many are asked for."""
+    cases = [member.case for member in members]
+    acts: list[list[bool]] = [[] for _ in members]
+    chains = [member.formulas for member in members]
+    for turn in turns(chains, [member.level for member in members]):
+        numbers = [number for number, _ in turn]
+        formula = chains[numbers[0]][turn[0][1]]
+        clipped = formula.reference([cases[number] for number in numbers], nonfinite)
+        for number, after in zip(numbers, clipped, strict=True):
+            acts[number] += _acts(formula, after, cases[number].gradient)
+            cases[number] = replace(cases[number], gradient=after)
+    return acts
 
 
 def _top(array: NDArray[Any]) -> float:
@@ -170,14 +185,13 @@ def _clip_stage(
     precision = max(own)
     if formula.group is not None:
         precision += _precision_of_sum(formula, cases, norm_precision)
-        whole = _total(formula, cases, norms)
-        ends = [
-            _total(formula, cases, [n + sign * r for n, r in zip(norms, roundings, strict=True)])
-            for sign in (1, -1)
-        ]
-        total = whole, precision + earlier, float(_farthest(np.asarray(whole), *ends))
+        whole, off = _total(formula, cases, norms), 0.0
+        if any(map(np.any, roundings)):
+            pairs = list(zip(norms, roundings, strict=True))
+            ends = [_total(formula, cases, [n + sign * r for n, r in pairs]) for sign in (1, -1)]
+            off = float(_farthest(np.asarray(whole), *ends))
         for outcome in found:
-            outcome.totals[formula.group] = total
+            outcome.totals[formula.group] = whole, precision + earlier, off
     if not isinstance(formula, GradientClipByValue):  # rounding once more keeps to the bounds
         precision += max(parts)
     if any(member.is_steered for member in members):
@@ -242,8 +256,11 @@ def _roundings(formula: Formula, case: Case, norms: NDArray[np.float64]) -> NDAr
     while who reads the gradient sees it rounded: each element by up to 2**-11 of it in float16, or
     2**-8 in bfloat16, or half of the smallest number.
     """
+    dtype = str(case.gradient.dtype)
+    if not compare.is_half(dtype):
+        return np.zeros_like(norms)
     sizes = np.abs(compare.wide(case.gradient))
-    halves = compare.half_ulps(sizes, str(case.gradient.dtype))
+    halves = compare.half_ulps(sizes, dtype)
     return _farthest(
         norms,
         *(
@@ -263,6 +280,8 @@ def _farthest(
 
 
 def _largest_part(roundings: NDArray[np.float64], norms: NDArray[np.float64]) -> float:
+    if not roundings.any():
+        return 0.0
     taken = np.isfinite(norms) & (norms > 0)
     return float(np.max(roundings[taken] / norms[taken], initial=0.0))
 
