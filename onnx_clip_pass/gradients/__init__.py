@@ -63,10 +63,7 @@ class Survey(NamedTuple):
 
     def is_accumulated(self, value: Value) -> bool:
         """Whether a sum over runs takes the value, so that it is one micro-batch's gradient."""
-        return value in self.summed or any(
-            read.node != OUTPUT and read.scope.nodes[read.node].op_type in accumulator.OPS
-            for read in self.flow.index.readers_of(value.frame.scope, value.name)
-        )
+        return value in self.summed or bool(accumulator.slots_of(self.flow, value))
 
 
 def find_gradients(model: ModelProto) -> list[Gradient]:

@@ -12,7 +12,7 @@ from onnx_clip_pass.gradients.arithmetic import Arithmetic
 from onnx_clip_pass.gradients.found import Found, Sink
 from onnx_clip_pass.graph import OUTPUT, Flow, Value
 
-__all__ = ["OPS", "find", "is_buffer"]
+__all__ = ["OPS", "find", "slots_of"]
 
 OPS = {"InPlaceAccumulatorV2", "InPlaceAccumulator"}
 _BUFFER_SUFFIXES = ("_grad.accumulation.buffer", ".accumulation.buffer", "_grad_accumulate_buffer")
@@ -44,13 +44,13 @@ def find(flow: Flow, arithmetic: Arithmetic) -> list[Found]:
     return found
 
 
-def is_buffer(flow: Flow, value: Value) -> bool:
-    """Whether an accumulator adds to the value."""
-    scope = value.frame.scope
-    return any(
-        read.node != OUTPUT and read.slot == 0 and read.scope.nodes[read.node].op_type in OPS
-        for read in flow.index.readers_of(scope, value.name)
-    )
+def slots_of(flow: Flow, value: Value) -> set[int]:
+    """At which inputs accumulators take the value: at the first one they add to it."""
+    return {
+        read.slot
+        for read in flow.index.readers_of(value.frame.scope, value.name)
+        if read.node != OUTPUT and read.scope.nodes[read.node].op_type in OPS
+    }
 
 
 def _parameter_of(flow: Flow, buffer: Value) -> Value | None:

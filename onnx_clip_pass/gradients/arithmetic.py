@@ -17,6 +17,7 @@ from onnx_clip_pass.gradients.expressions import (
     REDUCTIONS,
     RESHAPERS,
     Expressions,
+    every_way_ends_well,
 )
 from onnx_clip_pass.graph import BY_NAME, OUTPUT, Flow, Frame, Value
 
@@ -165,23 +166,17 @@ class Arithmetic(Expressions):
 
     def _is_reduced(self, value: Value) -> bool:
         """Whether reductions stand between `value` and all that has more than one element."""
-        todo = [value]
-        seen = {value}
-        for at in todo:  # grows while it is read
+
+        def behind(at: Value) -> list[Value] | None:
             node = at.node
             if self.is_single(at) or (node is not None and node.op_type in REDUCTIONS):
-                continue
-            operands = self.flow.operands(at)
-            if node is not None and node.op_type in ALIASES | {"Expand"}:
-                operands = operands[:1]
+                return []
             if node is None or node.op_type not in NORM_OPS - RESHAPERS | {"Expand"}:
-                return False
-            if not operands:
-                return False
-            new = [x for x in operands if x not in seen]
-            seen.update(new)
-            todo += new
-        return True
+                return None
+            passes_on = node.op_type in ALIASES | {"Expand"}
+            return self.flow.operands(at)[: 1 if passes_on else None] or None
+
+        return every_way_ends_well(value, behind)
 
     def _joined(self, value: Value) -> Value | None:
         """The operand of the Concat behind a Split or Slice that is the same segment of it."""

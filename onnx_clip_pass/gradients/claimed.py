@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import cached_property
 
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import names, update
@@ -60,7 +61,6 @@ class _Claims:
         self._arithmetic = steps.arithmetic
         self._wanted = wanted
         self._updated = {step.root for step in steps.handed_out if step.root in steps.parameters}
-        self._named_after: set[Value] | None = None
         self._places: dict[str, dict[str, Value]] = defaultdict(dict)
         for frame in reversed(flow.frames()):
             for name in frame.scope.names & wanted.keys():
@@ -150,10 +150,16 @@ class _Claims:
         ):
             return f"{value.name!r} is one number, and no parameter here is one{how}"
         root = self._steps.root_of(value)
-        if root is not None and value in self._steps.updates() and value in self._new_values():
+        if root is not None and root in self._updated and value in self._new_values:
             return f"{value.name!r} is what {root.name!r} becomes, so it is no gradient{how}"
         return None
 
+    @cached_property
+    def _named_after(self) -> set[Value]:
+        """The parameters that some value is named after as their gradient."""
+        return set().union(*names.candidates(self._flow))
+
+    @cached_property
     def _new_values(self) -> set[Value]:
         """What the steps make of parameters in which a gradient shows."""
         finds = update.find(self._flow, self._arithmetic, self._steps)
@@ -175,8 +181,6 @@ class _Claims:
             return False
         if value in self._updated or value.name in self._wanted.values():
             return True
-        if self._named_after is None:
-            self._named_after = set().union(*names.candidates(self._flow))
         return told is None and value in self._named_after
 
     def _hint(self, value: Value, told: str | None) -> str:

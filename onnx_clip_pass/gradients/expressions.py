@@ -6,14 +6,24 @@ The ops told apart here are those that optimizers, schedules and clips are writt
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Set
 from typing import Any, TypeVar
 
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from onnx_clip_pass.graph import Flow, Value, attribute
 
-__all__ = ["ALIASES", "ELEMENTWISE", "Expressions", "worked_out"]
+__all__ = [
+    "ALIASES",
+    "ELEMENTWISE",
+    "MAX_STEPS",
+    "NORM_OPS",
+    "REDUCTIONS",
+    "RESHAPERS",
+    "Expressions",
+    "every_way_ends_well",
+    "worked_out",
+]
 
 ALIASES = {"Identity", "Cast", "CastLike", "Reshape", "Squeeze", "Unsqueeze"}
 """Ops whose result is their first input, but for its type or the way its dimensions are cut."""
@@ -83,16 +93,8 @@ class Expressions:
             table, at = self.flow.operand(value, 0), self.flow.operand(value, 1)
             shape = None if table is None or table.type is None else table.type.shape
             return shape is not None and len(shape) == 1 and at is not None and (yield at)
-        insides = self.flow.inside(value)
-        if not insides and node.op_type not in (NORM_OPS | _SCHEDULES) - RESHAPERS:
-            return False
-        operands = insides or self.flow.operands(value)
-        if node.op_type in ALIASES:
-            operands = operands[:1]
-        for operand in operands:
-            if not (yield operand):
-                return False
-        return bool(operands)
+        operands = self._behind(value, node, (NORM_OPS | _SCHEDULES) - RESHAPERS) or []
+        return bool(operands) and (yield from _for_all(operands))
 
     def is_free(self, value: Value) -> bool:
         """Whether elementwise ops alone compute it from inputs, initializers and noise.
@@ -106,40 +108,34 @@ class Expressions:
         node = value.node
         if node is None or node.op_type in {"Constant", "ConstantOfShape"} | _RANDOM:
             return True
+        operands = self._behind(value, node, ELEMENTWISE | _SCHEDULES)
+        return operands is not None and (yield from _for_all(operands))
+
+    def _behind(self, value: Value, node: NodeProto, ops: Set[str]) -> list[Value] | None:
+        """What a function, an If or one of these ops makes it of; None if another op makes it."""
         insides = self.flow.inside(value)
-        if not insides and node.op_type not in ELEMENTWISE | _SCHEDULES:
-            return False
+        if not insides and node.op_type not in ops:
+            return None
         operands = insides or self.flow.operands(value)
-        if node.op_type in ALIASES:
-            operands = operands[:1]
-        for operand in operands:
-            if not (yield operand):
-                return False
-        return True
+        return operands[:1] if node.op_type in ALIASES else operands
 
     def is_made_of(self, value: Value, only: Value) -> bool:
         """Whether elementwise ops compute `value` from `only`, noise and free numbers, as decay."""
-        todo = [value]
-        seen = {value}
-        for at in todo:  # grows while it is read
+
+        def behind(at: Value) -> list[Value] | None:
             node = at.node
             if at == only or (node is not None and node.op_type in _RANDOM):
-                continue
+                return []
             if node is None or node.op_type not in ELEMENTWISE:
-                return False
+                return None
             operands = [
                 x
                 for x in self.flow.operands(at)
                 if x == only or not (self.is_single(x) and self.is_free(x))
             ]
-            if node.op_type in ALIASES:
-                operands = operands[:1]
-            if not operands:
-                return False
-            new = [x for x in operands if x not in seen]
-            seen.update(new)
-            todo += new
-        return True
+            return operands[: 1 if node.op_type in ALIASES else None] or None
+
+        return every_way_ends_well(value, behind)
 
     def leaves(self, value: Value) -> set[Value]:
         """The inputs, initializers and results of other ops that elementwise ops compute it of."""
@@ -266,6 +262,32 @@ def worked_out(
         if asked not in known:
             waiting.append((asked, work(asked)))
     return known[value]
+
+
+def _for_all(values: Iterable[Value]) -> Generator[Value, bool, bool]:
+    """For `worked_out`: whether the answer is yes for each of them."""
+    for value in values:
+        if not (yield value):
+            return False
+    return True
+
+
+def every_way_ends_well(value: Value, behind: Callable[[Value], list[Value] | None]) -> bool:
+    """Whether no way back from a value ends badly.
+
+    `behind` gives what a value is to be followed to: nothing where a way ends well, None where it
+    ends badly.
+    """
+    todo = [value]
+    seen = {value}
+    for at in todo:  # grows while it is read
+        found = behind(at)
+        if found is None:
+            return False
+        new = [x for x in found if x not in seen]
+        seen.update(new)
+        todo += new
+    return True
 
 
 def constant_of(node: NodeProto) -> float | None:

@@ -89,7 +89,7 @@ def _candidates(flow: Flow, frame: Frame) -> Candidates:
                 continue
             parameter = flow.canonical(parameter)
             value = Value(frame, name)
-            if parameter.node is not None or accumulator.is_buffer(flow, parameter):
+            if parameter.node is not None or 0 in accumulator.slots_of(flow, parameter):
                 continue
             if _fits(flow, value, parameter):
                 found[parameter].append(value)

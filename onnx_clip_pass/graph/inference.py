@@ -50,5 +50,5 @@ def _collect(graph: GraphProto, path: str, types: dict[str, dict[str, TensorType
         if known is not None:
             found[value.name] = known
     for number, node in enumerate(graph.node):
-        for key, graph in graphs_in(node):
-            _collect(graph, f"{path}/{node.op_type}[{number}].{key}".lstrip("/"), types)
+        for key, inner in graphs_in(node):
+            _collect(inner, f"{path}/{node.op_type}[{number}].{key}".lstrip("/"), types)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, Unpack
+from typing import Unpack
 
 from onnx import ModelProto
 
@@ -28,7 +28,7 @@ from onnx_clip_pass.rewrite.selecting import (
 )
 from onnx_clip_pass.rewrite.settings import Options, Settings
 from onnx_clip_pass.rewrite.steering import LossScale
-from onnx_clip_pass.rewrite.watching import EmitAs, Emitted
+from onnx_clip_pass.rewrite.watching import Emit, EmitAs, Emitted
 from onnx_clip_pass.rules import Rule
 
 __all__ = [
@@ -60,7 +60,7 @@ def clip_gradients(
     nonfinite: NonFinite = "propagate",
     threshold_input: str | None = None,
     loss_scale: LossScale = 1.0,
-    emit: Sequence[Literal["norm", "scale", "clipped"]] = (),
+    emit: Sequence[Emit] = (),
     emit_as: EmitAs = "each",
     measure_only: bool = False,
 ) -> ModelProto:

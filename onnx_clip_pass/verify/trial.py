@@ -7,7 +7,7 @@ from itertools import zip_longest
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, helper
+from onnx import helper
 
 from onnx_clip_pass.clips import GradientClipByValue
 from onnx_clip_pass.errors import OnnxClipError
@@ -36,7 +36,7 @@ class Trials:
         runs: Runs,
         targets: list[Target],
         record: Record,
-        after: ModelProto,
+        after: Index,
         result: Verification,
     ) -> None:
         self._runs = runs
@@ -45,10 +45,10 @@ class Trials:
         self._result = result
         self._inputs = {
             value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-            for value in after.graph.input
+            for value in after.model.graph.input
             if value.name in record.inputs
         }
-        self._opset = Index(after).main.opset or 0
+        self._opset = after.main.opset or 0
         self._together = components([(t.clip, t.scope, t.name, t.level) for t in targets])
         self._acts: list[list[bool]] = [[] for _ in targets]
         self._members: list[dict[tuple[Any, ...], Member]] = [{} for _ in targets]
