@@ -1,8 +1,8 @@
 """Check the models in this folder against the list of their gradients, ``gradients.toml``.
 
 Needs onnx, numpy and either onnxruntime or onnxruntime-training: the models of the runtime at
-hand are run, the others only read. Where a gradient is a value of the main graph and the first
-output is a scalar, the gradient is compared with finite differences of that output.
+hand are run, the others only read. Where a gradient is a value of the main graph or of a branch
+and the loss is a scalar, the gradient is compared with finite differences of the loss.
 """
 
 import math
@@ -57,12 +57,18 @@ def open_session(model: onnx.ModelProto | Path) -> ort.InferenceSession:
 def make_runner(
     model: onnx.ModelProto, changed: Arrays, wanted: list[str]
 ) -> Callable[[Arrays], list[np.ndarray]]:
-    """Return a function running the model, with the parameters in ``changed`` as inputs."""
+    """Return a function running the model, with the values in ``changed`` as inputs.
+
+    These may be inputs, initializers or inner values; what computed an inner value goes on doing
+    so under another name.
+    """
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
     kept = [t for t in exposed.graph.initializer if t.name not in changed]
     del exposed.graph.initializer[:]
     exposed.graph.initializer.extend(kept)
+    for node in exposed.graph.node:
+        node.output[:] = [f"{name}/computed" if name in changed else name for name in node.output]
     inputs = {value.name for value in exposed.graph.input}
     for name, value in changed.items():
         if name not in inputs:
@@ -83,34 +89,75 @@ def make_runner(
     return run
 
 
-def slopes(model: onnx.ModelProto, feeds: Arrays, pairs: list[list[str]]) -> Iterator[str]:
-    """Compare every gradient with finite differences along itself and along noise."""
-    constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
-    parameters = {p: feeds[p] if p in feeds else constants[p] for _, p in pairs}
-    loss = model.graph.output[0].name
-    wanted = [loss, *(gradient for gradient, _ in pairs if gradient not in constants)]
-    run = make_runner(model, parameters, wanted)
-    feeds = feeds | parameters
-    found = constants | dict(zip(wanted, run(feeds), strict=True))
-    if found[loss].shape != ():
-        return
-    rng = np.random.default_rng(0)
-    for gradient, parameter in pairs:
-        value = parameters[parameter]
-        if found[gradient].size != value.size:
-            yield f"{gradient} has {found[gradient].size} elements, {parameter} {value.size}"
+def inlined(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
+    """Return the model with the branch ``place`` in the stead of its If, whatever the condition."""
+    match = re.fullmatch(r"(?:then|else) branch of '(.+)'", place)
+    if match is None:
+        return model
+    branch = named_graph(model, place)
+    flat = onnx.ModelProto()
+    flat.CopyFrom(model)
+    del flat.graph.node[:]
+    for node in model.graph.node:
+        if node.name != match[1]:
+            flat.graph.node.append(node)
             continue
-        raw = found[gradient].astype(np.float64).reshape(value.shape)
+        flat.graph.node.extend(branch.node)
+        for inner, outer in zip(branch.output, node.output, strict=True):
+            flat.graph.node.append(onnx.helper.make_node("Identity", [inner.name], [outer]))
+    return flat
+
+
+def as_list(value: str | list[str], length: int) -> list[str]:
+    """Repeat what the list of gradients says once for all of them."""
+    return [value] * length if isinstance(value, str) else value
+
+
+def slopes(model: onnx.ModelProto, feeds: Arrays, entry: dict[str, Any]) -> Iterator[str]:
+    """Compare every gradient with finite differences along itself and along noise."""
+    pairs = entry["gradients"]
+    count = len(pairs)
+    losses = as_list(entry.get("loss", model.graph.output[0].name), count)
+    held = as_list(entry.get("at", [parameter for _, parameter in pairs]), count)
+    rows = as_list(entry.get("rows", ""), count)
+    places = as_list(entry.get("graph", "main"), count)
+    rng = np.random.default_rng(0)
+    for (gradient, _), loss, parameter, index, place in zip(
+        pairs, losses, held, rows, places, strict=True
+    ):
+        flat = inlined(model, place)
+        constants = {t.name: onnx.numpy_helper.to_array(t) for t in flat.graph.initializer}
+        known = constants | feeds
+        still = [parameter, *entry.get("still", [])]
+        wanted = [loss, gradient, *still, *([index] if index else [])]
+        asked = [name for name in dict.fromkeys(wanted) if name not in known]
+        found = known | dict(zip(asked, make_runner(flat, {}, asked)(feeds), strict=True))
+        if found[loss].shape != ():
+            return
+        value = found[parameter]
+        raw = found[gradient].astype(np.float64)
+        if index:  # one row of the gradient for each index, which may come twice
+            dense = np.zeros(value.shape)
+            np.add.at(dense, found[index].reshape(-1), raw.reshape(-1, *value.shape[1:]))
+            raw = dense
+        if raw.size != value.size:
+            yield f"{gradient} has {raw.size} elements, {parameter} {value.size}"
+            continue
+        raw = raw.reshape(value.shape)
         norm = float(np.linalg.norm(raw))
         if norm < 0.05:
             yield f"note: the norm of {gradient} is only {norm:.2g}"
+        changed = {name: found[name] for name in still}
+        run = make_runner(flat, changed, [loss])
+        # half precision cannot tell weights apart that are a small step from each other
+        step = STEP if value.dtype != np.float16 else 32 * STEP
         for direction in (raw, rng.normal(size=value.shape)):
             unit = np.asarray(direction / max(np.linalg.norm(direction), 1e-12))
             ends = [
-                run(feeds | {parameter: np.asarray(value + sign * STEP * unit, value.dtype)})[0]
-                for sign in (1, -1)
+                run(feeds | changed | {parameter: np.asarray(value + s * unit, value.dtype)})[0]
+                for s in (step, -step)
             ]
-            measured = (float(ends[0]) - float(ends[1])) / (2 * STEP)
+            measured = (float(ends[0]) - float(ends[1])) / (2 * step)
             expected = float(np.sum(raw * unit))
             if not math.isclose(measured, expected, rel_tol=0.03, abs_tol=0.01 * norm + 1e-3):
                 yield f"{gradient}: slope is {measured:.5g}, gradient says {expected:.5g}"
@@ -130,8 +177,9 @@ def faults(entry: dict[str, Any]) -> Iterator[str]:
     pairs = entry["gradients"]
     if bool(pairs) == (entry.get("expect") == "no gradients"):
         yield "gradients and expect contradict each other"
-    places = entry.get("graph", "main")
-    places = [places] * len(pairs) if isinstance(places, str) else places
+    if not entry.get("asked", "a reason"):
+        yield "asked gives no reason"
+    places = as_list(entry.get("graph", "main"), len(pairs))
     missing = [
         f"{place} has no value {name!r}"
         for (gradient, parameter), where in zip(pairs, places, strict=True)
@@ -151,8 +199,9 @@ def faults(entry: dict[str, Any]) -> Iterator[str]:
     if entry["runtime"] != RUNTIME:
         return
     open_session(path).run(None, {name: value.copy() for name, value in feeds.items()})
-    if pairs and set(places) == {"main"} and entry.get("slope", True):
-        yield from slopes(onnx.load(path), feeds, pairs)
+    flat = all(place == "main" or "branch of" in place for place in places)
+    if pairs and flat and entry.get("slope", True):
+        yield from slopes(onnx.load(path), feeds, entry)
 
 
 def main() -> int:

@@ -32,6 +32,11 @@ class Entry:
     feeds: bool = True
     checker: bool = True
     slope: bool = True
+    asked: str = ""
+    loss: str | tuple[str, ...] = ""
+    at: tuple[str, ...] = ()
+    rows: str | tuple[str, ...] = ""
+    still: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -62,10 +67,12 @@ def _entry(row: dict[str, Any]) -> Entry:
     return Entry(**frozen | {"gradients": tuple((g, p) for g, p in row["gradients"])})
 
 
-ENTRIES = [
+_LISTED = [
     _entry(row)
     for row in tomllib.loads((MODELS / "gradients.toml").read_text(encoding="utf-8"))["model"]
 ]
+ENTRIES = [entry for entry in _LISTED if not entry.file.startswith("optimizers/")]
+OPTIMIZERS = [entry for entry in _LISTED if entry.file.startswith("optimizers/")]
 
 
 def each(which: Callable[[Entry], bool] = lambda entry: True) -> pytest.MarkDecorator:
