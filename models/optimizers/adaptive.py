@@ -167,7 +167,8 @@ def galore() -> None:
     """Write GaLore: Adam on the gradient projected to two dimensions, and back."""
     step = Step("galore")
     net = Net(step)
-    project = step.input("p", np.linalg.qr(step.normal(6, 2))[0])
+    columns = [1, 1, 0, 0, 1, 1], [1, -1, 1, 1, 0, 0]  # orthonormal once they are halved
+    project = step.input("p", 0.5 * np.array(columns, np.float64).T)
     m, v = step.noise("m 2 3"), step.noise("v 2 3", at=0.1)
     low = project.transposed() @ net.g
     m_new, v_new = average(m, low, 0.1), average(v, low * low, 0.001)
@@ -201,8 +202,8 @@ def kfac() -> None:
     for name, refined in (("kfac", False), ("kfac_inverses_in_graph", True)):
         step = Step(name)
         net = Net(step)
-        left, right = step.input("a", np.eye(6)), step.input("g", 0.1 * np.eye(3))
-        left_inverse = step.input("ai", 0.9 * np.eye(6))
+        left, right = step.input("a", 0.5 * np.eye(6)), step.input("g", 0.1 * np.eye(3))
+        left_inverse = step.input("ai", 1.8 * np.eye(6))
         right_inverse = step.input("gi", 9 * np.eye(3))
         left_new = average(left, net.x.transposed() @ net.x * (1 / 8), 0.05)
         right_new = average(right, net.dz.transposed() @ net.dz * 8.0, 0.05)

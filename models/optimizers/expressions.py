@@ -68,7 +68,7 @@ class Value:
         return self.step.op("Sqrt", self)
 
     def sum(self, axis: int | None = None, keep: bool = False, kind: str = "ReduceSum") -> Value:
-        """Reduce by `kind` over one axis, or over all; before opset 18 only the sum takes it so."""
+        """Reduce by `kind` over one axis, or over all."""
         axes = [] if axis is None else [self.step.integers(axis)]
         return self.step.op(kind, self, *axes, keepdims=int(keep))
 
@@ -107,13 +107,11 @@ class Step:
 
     def noise(self, *shapes: str, at: float = 0.0) -> tuple[Value, ...] | Value:
         """Declare normal inputs, each as 'name 6 3'; `at` moves them, as states of squares are."""
-        split = [shape.split() for shape in shapes]
-        made = tuple(
-            self.input(name, abs(self.normal(*map(int, dims))) + at if at else
-                       self.normal(*map(int, dims)))
-            for name, *dims in split
-        )  # fmt: skip
-        return made if len(made) > 1 else made[0]
+        made = []
+        for name, *dims in (shape.split() for shape in shapes):
+            array = self.normal(*map(int, dims))
+            made.append(self.input(name, abs(array) + at if at else array))
+        return tuple(made) if len(made) > 1 else made[0]
 
     def constant(self, array: Any, name: str = "") -> Value:
         array = np.asarray(array)
@@ -121,10 +119,10 @@ class Step:
         self.constants[value] = array.astype(np.float32) if array.dtype == np.float64 else array
         return value
 
-    def number(self, number: float | bool, dtype: type = np.float32) -> Value:
+    def number(self, number: float | bool) -> Value:
         """Return a constant of rank 0, each number once."""
-        dtype = np.bool_ if isinstance(number, bool) else dtype
-        key = (np.dtype(dtype).name, number)
+        dtype = np.bool_ if isinstance(number, bool) else np.float32
+        key = (dtype.__name__, number)
         if key not in self.numbers:
             self.numbers[key] = self.constant(np.array(number, dtype))
         return self.numbers[key]
@@ -171,14 +169,11 @@ class Step:
 
     # -- the model ---------------------------------------------------------------------------
 
-    def output(
-        self, *values: Value, like: Value | None = None, shape: tuple[int, ...] = ()
-    ) -> Step:
+    def output(self, *values: Value, like: Value | None = None) -> Step:
         """List values as outputs, shaped as an input or constant is; scalars otherwise."""
-        for value in values:
-            held = (self.inputs | self.constants)[like] if like else np.zeros(shape, np.float32)
-            kind = helper.np_dtype_to_tensor_dtype(held.dtype)
-            self.outputs.append((value, kind, list(held.shape)))
+        held = (self.inputs | self.constants)[like] if like else np.zeros((), np.float32)
+        kind = helper.np_dtype_to_tensor_dtype(held.dtype)
+        self.outputs += [(value, kind, list(held.shape)) for value in values]
         return self
 
     def update(self, *pairs: tuple[Value, Value]) -> Step:
@@ -239,13 +234,14 @@ class Net:
     """``tanh(x @ W + b)`` with the mean squared error against ``t``, and its backward pass.
 
     The gradients are called `d3` (of the weight) and `d5` (of the bias, if there is one), with
-    `tag` behind it; other nets of the same step need another tag.
+    `tag` behind it; other nets of the same step need another tag. `size` is the number of targets,
+    `seed` the slope of what is differentiated by the loss.
     """
 
     def __init__(
         self, step: Step, w: Value | None = None, b: Value | None = None, *,
         x: Value | None = None, t: Value | None = None, bias: bool = False, tag: str = "",
-        size: int = 24,
+        size: int = 24, seed: Value | None = None,
     ) -> None:  # fmt: skip
         self.x = x if x else step.noise(f"x{tag} 8 6")
         self.t = t if t else step.noise(f"t{tag} 8 3")
@@ -255,7 +251,8 @@ class Net:
         h = step.op("Tanh", z + self.b if self.b else z)
         self.error = h - self.t
         self.loss = (self.error * self.error).mean()
-        self.dz = self.error * (2 / size) * (1.0 - h * h)
+        slope = self.error * (2 / size)
+        self.dz = (slope * seed if seed else slope) * (1.0 - h * h)
         self.g = (self.x.transposed() @ self.dz).called(f"d3{tag}")
         if self.b:
             self.gb = self.dz.sum(0).called(f"d5{tag}")

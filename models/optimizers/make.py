@@ -5,12 +5,16 @@ is how a gradient becomes a parameter's new value. Nearly no name tells what a v
 """
 
 import adaptive
+import around
+import nets
 import updates
 
 
 def main() -> None:
     adaptive.write()
     updates.write()
+    nets.write()
+    around.write()
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def projections() -> None:
     """Write steps that end on a set, or in a proximal operator."""
     step = Step("projection_non_negative")
     net = Net(step)
-    w_new = step.op("Relu", net.w - 0.1 * net.g)
+    w_new = step.op("Relu", net.w - 0.1 * net.g.called("W_grad"))
     step.output(net.loss).update((net.w, w_new)).save()
 
     step = Step("proximal_l1")
