@@ -13,12 +13,11 @@ from typing import NamedTuple
 from onnx import ModelProto
 
 from onnx_clip_pass.arguments import check_model
-from onnx_clip_pass.gradients import accumulator, claimed, names, operator, optimizer, update
-from onnx_clip_pass.gradients.arithmetic import Arithmetic
+from onnx_clip_pass.gradients import accumulator, claimed, names, operator, optimizer
 from onnx_clip_pass.gradients.found import Found, Gradient, Parameter, Sink, has_gradient_shape
 from onnx_clip_pass.gradients.layout import unit_axes
 from onnx_clip_pass.gradients.roles import Roles
-from onnx_clip_pass.gradients.steps import Steps
+from onnx_clip_pass.gradients.updates import Question, Updates
 from onnx_clip_pass.graph import OUTPUT, Flow, Frame, Index, TensorType, Value
 from onnx_clip_pass.record import strip_if_clipped
 
@@ -52,7 +51,8 @@ class Survey(NamedTuple):
 
     `of_data` are values named like gradients of inputs that were taken for data; `updates` are the
     new values of parameters, at which the backward pass of a step ends; `summed` is what is added
-    to sums that are carried from run to run.
+    to sums that are carried from run to run; `questions` are the trained parameters whose gradient is
+    not known.
     """
 
     flow: Flow
@@ -60,6 +60,7 @@ class Survey(NamedTuple):
     of_data: list[Sighting]
     updates: set[Value]
     summed: set[Value]
+    questions: list[Question]
 
     def is_accumulated(self, value: Value) -> bool:
         """Whether a sum over runs takes the value, so that it is one micro-batch's gradient."""
@@ -87,30 +88,29 @@ def find_gradients(model: ModelProto) -> list[Gradient]:
 def survey(index: Index) -> Survey:
     """Find gradients and whatever a rewrite needs to know about the way they are used."""
     flow = Flow(index)
-    arithmetic = Arithmetic(flow)
-    steps = Steps(flow, arithmetic)
-    updated = update.find(flow, arithmetic, steps)
+    updates = Updates(flow)
     joined: _Joined = {}
     for finds in (
-        accumulator.find(flow, arithmetic),
-        optimizer.find(flow, arithmetic),
-        updated,
+        accumulator.find(flow, updates),
+        optimizer.find(flow, updates),
+        updates.found,
     ):
         _join(joined, finds)
     candidates = names.candidates(flow)
-    roles = Roles(
-        flow,
-        {find.parameter for find in updated if find.parameter},
-        steps.moments,
-        set().union(*candidates),
-    )
+    roles = Roles(flow, updates.trained, updates.carried, set().union(*candidates))
     _join(joined, operator.find(flow, roles))
-    named = names.find(flow, arithmetic, roles, candidates, set(joined))
+    named = names.find(flow, updates, roles, candidates, set(joined))
     _join(joined, named.gradients)
     found = [_sighting(flow, group) for values in joined.values() for group in values.values()]
     of_data = [_sighting(flow, [each]) for each in named.of_data]
-    ends = steps.updates() | _ends(flow)
-    return Survey(flow, _in_order(index, found), of_data, ends, steps.summed())
+    return Survey(
+        flow,
+        _in_order(index, found),
+        of_data,
+        updates.ends | _ends(flow),
+        updates.summed,
+        [question for question in updates.questions if question.name not in joined],
+    )
 
 
 def name_gradients(index: Index, wanted: Mapping[str, str | None]) -> Survey:
@@ -125,9 +125,9 @@ def name_gradients(index: Index, wanted: Mapping[str, str | None]) -> Survey:
             gradient, or not that of its parameter (see `claimed`).
     """
     flow = Flow(index)
-    steps = Steps(flow, Arithmetic(flow))
-    found = [_sighting(flow, [each]) for each in claimed.find(flow, steps, wanted)]
-    return Survey(flow, found, [], steps.updates() | _ends(flow), steps.summed())
+    updates = Updates(flow)
+    found = [_sighting(flow, [each]) for each in claimed.find(flow, updates, wanted)]
+    return Survey(flow, found, [], updates.ends | _ends(flow), updates.summed, [])
 
 
 _Joined = dict[str, dict[tuple[int, str], list[Found]]]

@@ -8,8 +8,8 @@
 
 from __future__ import annotations
 
-from onnx_clip_pass.gradients.arithmetic import Arithmetic
 from onnx_clip_pass.gradients.found import Found, Sink
+from onnx_clip_pass.gradients.updates import Updates
 from onnx_clip_pass.graph import OUTPUT, Flow, Value
 
 __all__ = ["OPS", "find", "slots_of"]
@@ -18,7 +18,7 @@ OPS = {"InPlaceAccumulatorV2", "InPlaceAccumulator"}
 _BUFFER_SUFFIXES = ("_grad.accumulation.buffer", ".accumulation.buffer", "_grad_accumulate_buffer")
 
 
-def find(flow: Flow, arithmetic: Arithmetic) -> list[Found]:
+def find(flow: Flow, updates: Updates) -> list[Found]:
     """One gradient for each accumulator."""
     found = []
     for frame in flow.frames():
@@ -34,7 +34,7 @@ def find(flow: Flow, arithmetic: Arithmetic) -> list[Found]:
             name = gradient.name if parameter is None else parameter.name
             found.append(
                 Found(
-                    arithmetic.raw_gradient(gradient, parameter),
+                    updates.raw(gradient, parameter),
                     parameter,
                     name,
                     f"accumulated by {node.op_type} into {node.input[0]}",

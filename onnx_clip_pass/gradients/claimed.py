@@ -24,22 +24,22 @@ from difflib import get_close_matches
 from functools import cached_property
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.gradients import names, update
+from onnx_clip_pass.gradients import names
 from onnx_clip_pass.gradients.found import Found, has_gradient_shape
 from onnx_clip_pass.gradients.naming import parameter_names
 from onnx_clip_pass.gradients.roles import is_surely_data
-from onnx_clip_pass.gradients.steps import Steps
+from onnx_clip_pass.gradients.updates import Updates
 from onnx_clip_pass.graph import Flow, TensorType, Value
 
 __all__ = ["find"]
 
 
-def find(flow: Flow, steps: Steps, wanted: Mapping[str, str | None]) -> list[Found]:
+def find(flow: Flow, updates: Updates, wanted: Mapping[str, str | None]) -> list[Found]:
     """What the caller names.
 
     Args:
         flow: the model.
-        steps: its steps.
+        updates: its updates.
         wanted: gradient name to parameter name; None where the caller does not say it.
 
     Raises:
@@ -47,7 +47,7 @@ def find(flow: Flow, steps: Steps, wanted: Mapping[str, str | None]) -> list[Fou
     """
     if not wanted:
         raise OnnxClipError("expected the name of a gradient, at least one, but none is given")
-    claims = _Claims(flow, steps, wanted)
+    claims = _Claims(flow, updates, wanted)
     found = [claims.found(name, parameter) for name, parameter in wanted.items()]
     if claims.faults:
         raise OnnxClipError("these are not the gradients of this model:", claims.faults)
@@ -55,12 +55,11 @@ def find(flow: Flow, steps: Steps, wanted: Mapping[str, str | None]) -> list[Fou
 
 
 class _Claims:
-    def __init__(self, flow: Flow, steps: Steps, wanted: Mapping[str, str | None]) -> None:
+    def __init__(self, flow: Flow, updates: Updates, wanted: Mapping[str, str | None]) -> None:
         self._flow = flow
-        self._steps = steps
-        self._arithmetic = steps.arithmetic
+        self._updates = updates
         self._wanted = wanted
-        self._updated = {step.root for step in steps.handed_out if step.root in steps.parameters}
+        self._updated = updates.trained
         self._places: dict[str, dict[str, Value]] = defaultdict(dict)
         for frame in reversed(flow.frames()):
             for name in frame.scope.names & wanted.keys():
@@ -108,7 +107,7 @@ class _Claims:
         """What the caller calls the parameter, as the gradient's graph or the main one knows it."""
         flow = self._flow
         found = flow.resolve(value.frame, name) or flow.resolve(flow.main, name)
-        return None if found is None else self._arithmetic.behind_aliases(found)
+        return None if found is None else self._updates.behind_aliases(found)
 
     def _fault_of(self, value: Value, parameter: Value | None, told: str | None) -> str | None:
         """Why `value` cannot be the gradient of `parameter`, which the caller calls `told`."""
@@ -123,7 +122,7 @@ class _Claims:
         if (
             source is not None
             and source.op_type != "Constant"
-            and self._steps.root_of(parameter) not in self._updated
+            and self._updates.root_of(parameter) not in self._updated
         ):
             why = f"{told!r} is computed by {source.op_type}, so it is no parameter"
             return why + self._hint(value, told)
@@ -145,12 +144,12 @@ class _Claims:
         if (
             value.node is not None
             and self._updated
-            and self._arithmetic.is_single(value)
-            and not any(self._arithmetic.is_single(each) for each in self._updated)
+            and self._updates.is_single(value)
+            and not any(self._updates.is_single(each) for each in self._updated)
         ):
             return f"{value.name!r} is one number, and no parameter here is one{how}"
-        root = self._steps.root_of(value)
-        if root is not None and root in self._updated and value in self._new_values:
+        root = self._updates.root_of(value)
+        if root is not None and root in self._updated and value in self._updates.ends:
             return f"{value.name!r} is what {root.name!r} becomes, so it is no gradient{how}"
         return None
 
@@ -158,17 +157,6 @@ class _Claims:
     def _named_after(self) -> set[Value]:
         """The parameters that some value is named after as their gradient."""
         return set().union(*names.candidates(self._flow))
-
-    @cached_property
-    def _new_values(self) -> set[Value]:
-        """What the steps make of parameters in which a gradient shows."""
-        finds = update.find(self._flow, self._arithmetic, self._steps)
-        return {
-            Value(sink.frame, name)
-            for sink in (found.sink for found in finds)
-            if sink is not None
-            for name in sink.frame.scope.nodes[sink.node].output
-        }
 
     def _has_parameters(self) -> bool:
         """Whether parameters of this call's gradients, or updated ones, lie in the main graph."""

@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import accumulator
-from onnx_clip_pass.gradients.arithmetic import Arithmetic
 from onnx_clip_pass.gradients.found import Found, has_gradient_shape
 from onnx_clip_pass.gradients.naming import SHORT, parameter_names
 from onnx_clip_pass.gradients.roles import Roles
+from onnx_clip_pass.gradients.updates import Updates
 from onnx_clip_pass.graph import OUTPUT, Flow, Frame, TensorType, Value
 
 __all__ = ["Candidates", "Named", "candidates", "find"]
@@ -43,7 +43,7 @@ def candidates(flow: Flow) -> list[Candidates]:
 
 
 def find(
-    flow: Flow, arithmetic: Arithmetic, roles: Roles, candidates: list[Candidates], known: set[str]
+    flow: Flow, updates: Updates, roles: Roles, candidates: list[Candidates], known: set[str]
 ) -> Named:
     """A gradient for each parameter that is not among the `known` ones.
 
@@ -67,7 +67,7 @@ def find(
             if not taken_up:
                 continue
             role = roles.of(parameter)
-            last = arithmetic.raw_gradient(_last(flow, taken_up, parameter), None)
+            last = updates.raw(_last(flow, taken_up, parameter), None)
             gradient = _outermost(flow, last)
             evidence = f"named after {parameter.name}; {role.why}"
             found = Found(gradient, parameter, name, evidence)

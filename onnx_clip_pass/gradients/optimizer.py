@@ -16,8 +16,8 @@ from collections.abc import Iterator
 
 from onnx import NodeProto
 
-from onnx_clip_pass.gradients.arithmetic import Arithmetic
 from onnx_clip_pass.gradients.found import Found, Sink
+from onnx_clip_pass.gradients.updates import Updates
 from onnx_clip_pass.graph import TRAINING_DOMAIN, Flow, Frame, Value
 
 __all__ = ["OPS", "SEQUENCE_SLOTS", "find", "is_optimizer"]
@@ -30,15 +30,15 @@ _OF_ORT = {*_TENSOR_SLOTS, "LambOptimizer", *SEQUENCE_SLOTS}
 OPS = {*_STATES, *_OF_ORT}
 
 
-def find(flow: Flow, arithmetic: Arithmetic) -> list[Found]:
+def find(flow: Flow, updates: Updates) -> list[Found]:
     """The gradient of each parameter that an optimizer node updates."""
     found = []
     for frame in flow.frames():
         for number in frame.scope.numbers_of(*OPS):
             node = frame.scope.nodes[number]
             for weight, gradient, sink in _pairs(flow, frame, number, node):
-                root = arithmetic.behind_aliases(weight)
-                raw = arithmetic.raw_gradient(gradient, weight)
+                root = updates.behind_aliases(weight)
+                raw = updates.raw(gradient, weight)
                 evidence = f"optimized by {node.op_type}"
                 found.append(Found(raw, root, flow.root_name(root), evidence, sink))
     return found

@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.gradients import update
-from onnx_clip_pass.gradients.arithmetic import Arithmetic
+from onnx_clip_pass.gradients.updates import Updates
 from onnx_clip_pass.gradients.roles import Roles
-from onnx_clip_pass.gradients.steps import Steps
 from onnx_clip_pass.graph import Flow, Index, Value
 from onnx_clip_pass.probe.copies import cut_down, double_copy, names_read
 from onnx_clip_pass.probe.slopes import Arrays, Point
@@ -75,10 +73,8 @@ class Bench:
     def _sort_inputs(self) -> None:
         main = self.index.main
         flow = Flow(self.index)
-        arithmetic = Arithmetic(flow)
-        steps = Steps(flow, arithmetic)
-        updated = {find.parameter for find in update.find(flow, arithmetic, steps)}
-        roles = Roles(flow, {value for value in updated if value is not None}, steps.moments)
+        updates = Updates(flow)
+        roles = Roles(flow, updates.trained, updates.carried)
         unknown = [name for name in self.data if name not in {*main.inputs, *main.initializers}]
         if unknown:
             raise OnnxClipError(

@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 
-from onnx_clip_pass.gradients import update
-from onnx_clip_pass.gradients.arithmetic import Arithmetic
 from onnx_clip_pass.gradients.roles import Roles
-from onnx_clip_pass.gradients.steps import Steps
+from onnx_clip_pass.gradients.updates import Updates
 from onnx_clip_pass.graph import Flow, Index, Value
 
 
@@ -19,11 +17,8 @@ def parameters(build):
     ) -> list[str]:
         model = build(text, inputs=inputs, outputs=outputs, **options)
         flow = Flow(Index(model))
-        arithmetic = Arithmetic(flow)
-        steps = Steps(flow, arithmetic)
-        finds = update.find(flow, arithmetic, steps)
-        updated = {found.parameter for found in finds if found.parameter is not None}
-        roles = Roles(flow, updated, steps.moments)
+        updates = Updates(flow)
+        roles = Roles(flow, updates.trained, updates.carried)
         names = [value.name for value in model.graph.input]
         return [name for name in names if roles.of(Value(flow.main, name)).is_parameter]
 

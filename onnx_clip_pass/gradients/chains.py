@@ -1,0 +1,348 @@
+"""The flow of data through a run as a dominator tree, and what each link of it does.
+
+Whatever the backward pass tells an update, it tells it through the gradient: of all values on
+which a parameter's new value depends, the gradient is one that it cannot do without, a dominator.
+The chain of dominators above a new value holds the update's arithmetic first, then the gradient.
+
+Which inputs of an operator count as its sources, in this order, each only if there is one:
+
+1. tensors, before what says where, how far or whether (`SIDE_SLOTS`);
+2. of elementwise operators: tensors, before numbers that scale or shift them;
+3. what a contraction has gone into, before masks, noise and anchors that only the update reads;
+4. what is no view (an alias, rows) of a state.
+
+States carry nothing from the run before, and so nothing at all.
+"""
+
+from __future__ import annotations
+
+from enum import Flag, auto
+from typing import NamedTuple
+
+from onnx_clip_pass.gradients.ops import ALIASES, ELEMENTWISE, PHI, RANDOM, SHAPES, SIDE_SLOTS
+from onnx_clip_pass.gradients.states import States
+from onnx_clip_pass.graph.dominators import ROOT, Dominators
+
+__all__ = ["MANY", "NOBODY", "Chains", "Cone", "Link"]
+
+NOBODY, MANY = 0, -1
+"""The parameter that a value leads to, where it is none or more than one."""
+
+
+class Link(Flag):
+    """What lies between a value and its immediate dominator; no flag for an alias."""
+
+    NUMBER = auto()
+    """A number scales it."""
+    TERM = auto()
+    """Something that does not depend on data is added: decay, a moment's share, noise."""
+    MASK = auto()
+    """A tensor that only the update reads scales it: a mask, a state, a preconditioner."""
+    FACTOR = auto()
+    """A tensor of the forward pass, or made of the parameter, scales it."""
+    MIX = auto()
+    """Several multiples of it are added up, as in Nesterov's step."""
+    BENT = auto()
+    """It is no linear function: a sign, a square root, a clip."""
+    REDUCED = auto()
+    """A reduction of it is added to it, as in centering."""
+    END = auto()
+    """A contraction, or where several values meet of which none is made of another."""
+
+
+class Cone(NamedTuple):
+    """What a number is computed from: results of contractions, inputs, shapes."""
+
+    ends: set[int]
+    inputs: set[int]
+    has_shape: bool
+
+
+class Chains:
+    """The dominator tree of a run, with the link above each value."""
+
+    def __init__(self, states: States, cuts: set[tuple[int, int]], starts: set[int]) -> None:
+        """`cuts` are reads of earlier steps that carry nothing; `starts` the sources of data."""
+        self.states = states
+        self.values = values = states.values
+        self._cuts = cuts
+        self.tree = Dominators()
+        count = len(values)
+        self.depends = [False] * count
+        self.sources: list[tuple[int, ...]] = [()] * count
+        self.link: list[Link] = [Link(0)] * count
+        self._ends = [0] * count
+        self._bends = [0] * count
+        self._factors = [0] * count
+        self.core = list(range(count))
+        self._cones: dict[int, Cone] = {}
+        self._views = self._find_views()
+        self._averages = {
+            state.root
+            for state in states.states
+            if state.way is None or states.forms.is_average(state.new, state.root)
+        }
+        for vertex in range(1, count):
+            self._add(vertex, vertex in starts)
+
+    def lead_to(self, targets: dict[int, int], *, past_contraction: bool) -> list[int]:
+        """Return for each value the one target that it leads to, `NOBODY` or `MANY`.
+
+        Args:
+            targets: new value to the parameter that stands for it.
+            past_contraction: only by ways on which there is a contraction.
+        """
+        found = [NOBODY] * len(self.values)
+        behind = [NOBODY] * len(self.values)
+        for vertex in range(len(self.values) - 1, 0, -1):
+            if vertex in targets:  # what is computed from it is of another step
+                found[vertex], behind[vertex] = targets[vertex], NOBODY
+            is_end = self.values.op[vertex] not in ELEMENTWISE
+            for source in self.sources[vertex]:
+                behind[source] = _both(behind[source], found[vertex] if is_end else behind[vertex])
+                found[source] = _both(found[source], found[vertex])
+        return behind if past_contraction else found
+
+    def made_of(self, states: set[int]) -> list[bool]:
+        """Whether elementwise operators compute each value from tensors of these states."""
+        values = self.values
+        found = [False] * len(values)
+        new_values = self.states.new_values
+        for vertex in range(1, len(values)):
+            if vertex in states:
+                found[vertex] = not values.is_single(vertex)
+            elif values.op[vertex] in ELEMENTWISE:
+                side = SIDE_SLOTS.get(values.op[vertex], ())
+                found[vertex] = any(
+                    found[each] or values.behind(each) in new_values
+                    for slot, each in enumerate(values.takes[vertex])
+                    if each and slot not in side and not values.is_single(each)
+                )
+        return found
+
+    def cone(self, factor: int) -> Cone:
+        """Return what a number is computed from."""
+        if factor in self._cones:
+            return self._cones[factor]
+        values = self.values
+        ends: set[int] = set()
+        inputs: set[int] = set()
+        has_shape = False
+        seen, todo = {factor}, [factor]
+        while todo:
+            at = todo.pop()
+            op, takes = values.op[at], values.takes[at]
+            if op in SHAPES:
+                has_shape = True
+                continue
+            if not op:
+                if not values.is_constant(at):
+                    inputs.add(at)
+                continue
+            if Link.END in self.link[at]:
+                ends.add(at)
+            if not values.is_single(at) and (op not in ELEMENTWISE or Link.END in self.link[at]):
+                ends.add(at)
+                continue
+            for each in takes:
+                if each and each not in seen:
+                    seen.add(each)
+                    todo.append(each)
+        found = self._cones[factor] = Cone(ends, inputs, has_shape)
+        return found
+
+    # -- building ------------------------------------------------------------------------------
+
+    def _find_views(self) -> list[int]:
+        """The state of which each value is an alias or some rows, 0 for none."""
+        values, roots = self.values, self.states.roots
+        views = [0] * len(values)
+        for vertex in range(1, len(values)):
+            op, takes = values.op[vertex], values.takes[vertex]
+            if vertex in roots:
+                views[vertex] = vertex
+            elif takes and (op in ALIASES or op in ("Gather", "GatherND", "Slice")):
+                views[vertex] = views[takes[0]]
+        return views
+
+    def _add(self, vertex: int, is_start: bool) -> None:
+        values = self.values
+        op = values.op[vertex]
+        if not op or op in RANDOM or op in SHAPES or vertex in self.states.roots:
+            self.depends[vertex] = is_start
+            self.tree.add(())
+            return
+        sources = self.sources[vertex] = self._sources(vertex)
+        self.depends[vertex] = bool(sources)
+        above = self.tree.add(sources)
+        link = self.link[vertex] = self._link(vertex, above, sources)
+        if above != ROOT and not link & Link.END:
+            self.core[vertex] = self.core[above]
+        self._ends[vertex] = self._ends[above] + (Link.END in link or Link.REDUCED in link)
+        self._bends[vertex] = self._bends[above] + (Link.BENT in link)
+        self._factors[vertex] = self._factors[above] + (Link.FACTOR in link)
+
+    def _sources(self, vertex: int) -> tuple[int, ...]:
+        values = self.values
+        op, takes = values.op[vertex], values.takes[vertex]
+        side = SIDE_SLOTS.get(op, (0,) if op == PHI else ())
+        all_of = [
+            (slot in side, each)
+            for slot, each in enumerate(takes)
+            if each and self.depends[each] and (each, vertex) not in self._cuts
+        ]
+        main = list(dict.fromkeys(each for is_side, each in all_of if not is_side))
+        if not main:
+            if op in ("Where", PHI) and values.is_single(vertex):
+                return ()
+            return tuple(dict.fromkeys(each for _, each in all_of))
+        if op in ELEMENTWISE or op in ("ScatterND", "ScatterElements"):
+            nonfree = self.states.nonfree
+            for is_better in (
+                lambda x: not values.is_single(x) or values.is_single(vertex),
+                lambda x: nonfree[x],
+                lambda x: not self._views[x],
+            ):
+                if len(main) > 1:
+                    main = [each for each in main if is_better(each)] or main
+            if len(main) == 2 and values.is_single(vertex) and (
+                self.tree.common(*main) == ROOT
+            ):
+                for a, b in (main, main[::-1]):
+                    if self.core[a] in self.cone(b).ends:
+                        return (a,)
+        return tuple(main)
+
+    def _link(self, vertex: int, above: int, sources: tuple[int, ...]) -> Link:
+        """What is between a value and its dominator."""
+        values = self.values
+        op, takes = values.op[vertex], values.takes[vertex]
+        if not sources:
+            return Link(0)
+        if op in ALIASES:
+            return Link(0)
+        if op in ("ScatterND", "ScatterElements") and self._views[takes[0]]:
+            return Link.TERM
+        if op not in ELEMENTWISE:
+            side = SIDE_SLOTS.get(op, ())
+            if len(sources) == 1 and any(
+                self._is_of_update(each)
+                for slot, each in enumerate(takes)
+                if each and slot not in side and each not in sources
+            ):
+                return Link.MASK
+            return Link.END if len(sources) == 1 or not self._rejoins(above, sources) else (
+                Link.END | Link.BENT
+            )
+        if len(sources) > 1:
+            return self._rejoined(vertex, above, sources)
+        others = [each for each in takes if each and each not in sources]
+        if op in ("Add", "Sub", "Sum", "Mean"):
+            return Link.TERM if len(takes) == len(others) + 1 else Link.MIX
+        if op == "Neg":
+            return Link.NUMBER
+        if op in ("Mul", "Div"):
+            if not others or (op == "Div" and takes[0] not in sources):
+                return Link.BENT
+            return self._factor(others[0], above)
+        if op in ("Where", PHI):
+            return self._chosen(vertex, above, takes)
+        return Link.BENT
+
+    def _factor(self, factor: int, above: int) -> Link:
+        """What a factor that carries no flow makes of the link."""
+        values, states = self.values, self.states
+        if values.is_single(factor):
+            return Link.NUMBER
+        made_of = states.forms.ways[factor] if states.forms.ways[factor] else {}
+        if any(states.read[state] for state in made_of if state in states.roots):
+            return Link.FACTOR
+        return Link.FACTOR if self._is_of_forward(factor) else Link.MASK
+
+    def _is_of_update(self, operand: int) -> bool:
+        """Whether an operand of a contraction is the update's own: a projection, an inverse."""
+        values, states = self.values, self.states
+        if self.depends[operand] or values.is_single(operand):
+            return False
+        made_of = states.forms.ways[operand].keys() & self._averages
+        if made_of and made_of.isdisjoint(states.reported):
+            return True
+        at = values.behind(operand)
+        return (
+            bool(states.reported)
+            and not values.op[at]
+            and at not in states.reported
+            and at not in states.roots
+            and not values.is_constant(at)
+        )
+
+    def _is_of_forward(self, factor: int) -> bool:
+        """Whether the forward pass reads the inputs that a free factor is made of."""
+        seen = {factor}
+        todo = [factor]
+        while todo:
+            at = todo.pop()
+            takes = self.values.takes[at]
+            if not takes and at not in self.states.roots and not self.values.is_single(at):
+                return self.states.read[at] and (
+                not self.states.reported or at in self.states.reported
+            )
+            if len(seen) > 64:
+                return False
+            for each in takes:
+                if each and each not in seen:
+                    seen.add(each)
+                    todo.append(each)
+        return False
+
+    def _chosen(self, vertex: int, above: int, takes: tuple[int, ...]) -> Link:
+        """A Where or an If of which one choice carries the flow, or both are one value."""
+        condition = takes[0]
+        if not condition or self.values.is_single(condition):
+            return Link.TERM
+        if self.tree.dominates(above, condition) if self.depends[condition] else False:
+            if self._path(above, condition) & Link.END:
+                return Link.FACTOR
+            return Link.BENT
+        return self._factor(condition, above) if not self.depends[condition] else Link.FACTOR
+
+    def _rejoins(self, above: int, sources: tuple[int, ...]) -> bool:
+        return above != ROOT and all(not self._path(above, each) & Link.END for each in sources)
+
+    def _rejoined(self, vertex: int, above: int, sources: tuple[int, ...]) -> Link:
+        """Several sources: do they all come from one value by arithmetic?"""
+        op = self.values.op[vertex]
+        if above == ROOT:
+            return Link.END
+        paths = [self._path(above, each) for each in sources]
+        whole = Link(0)
+        for path in paths:
+            whole |= path
+        if op not in ("Add", "Sub", "Sum", "Mean", "Where", PHI):
+            whole |= Link.BENT
+        if Link.END in whole:
+            if all(Link.END in path for path in paths):
+                return Link.END
+            if Link.BENT in whole:
+                return Link.BENT
+            return Link.FACTOR if Link.FACTOR in whole else Link.REDUCED
+        if Link.BENT in whole:
+            return Link.BENT | (whole & Link.FACTOR)
+        return Link.FACTOR if Link.FACTOR in whole else Link.MIX
+
+    def _path(self, above: int, vertex: int) -> Link:
+        """What is on the way down the tree from a dominator to a value."""
+        found = Link(0)
+        if self._ends[vertex] > self._ends[above]:
+            found |= Link.END
+        if self._bends[vertex] > self._bends[above]:
+            found |= Link.BENT
+        if self._factors[vertex] > self._factors[above]:
+            found |= Link.FACTOR
+        return found
+
+
+def _both(a: int, b: int) -> int:
+    if a == NOBODY or a == b:
+        return b
+    return a if b == NOBODY else MANY

@@ -1,0 +1,211 @@
+"""Linear form: how much of each state is in a value, and by which way it got there.
+
+Add, Sub, Sum, Mean, Neg, Mul and Div by numbers, Where and If by a number, and aliases are
+flattened: `m + w * (g - m)` is `w * g + (1 - w) * m`, however it is decomposed. Everything else in
+such a sum is a core. Each value holds its form with respect to a few states, the nearest ones, so
+that the whole takes linear time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import numpy as np
+
+from onnx_clip_pass.gradients.numbers import POINTS, Sample, is_one
+from onnx_clip_pass.gradients.ops import ALIASES, ELEMENTWISE, PHI, SCATTERS, SIDE_SLOTS
+from onnx_clip_pass.gradients.values import Values
+
+__all__ = ["FACTOR", "REDUCED", "UNKNOWN", "LinearForms", "Way"]
+
+_MOST_STATES = 8
+_ONES = np.ones(POINTS)
+LINEAR, BENT, FACTOR, REDUCED, UNKNOWN = range(5)
+"""How rough a way is, see `Way.roughness`."""
+
+
+class Way(NamedTuple):
+    """How a state leads to a value; ways compare by what speaks for them, the best one first.
+
+    `passed` counts new values of other states on the way, `roughness` is 0 for a linear way, 1
+    where masks, bounds or other elementwise operators are on it, 2 where the state is a factor of
+    something else, 3 for reductions, 4 for an operator that nobody knows; `via` is the operand by
+    which it comes, `share` the coefficient.
+    """
+
+    passed: int
+    roughness: int
+    length: int
+    via: int
+    share: Sample | None
+
+
+class LinearForms:
+    """The linear form of every value with respect to the states that lead to it.
+
+    `ways[v]` holds the states; `total[v]` is the sum of all coefficients, those of cores included.
+    """
+
+    def __init__(
+        self,
+        values: Values,
+        numbers: list[Sample | None],
+        states: Collection[int],
+        new_values: Collection[int],
+        nonfree: list[bool],
+    ) -> None:
+        """`states` are the roots to be followed, `new_values` what is returned for some of them.
+
+        `nonfree` says which values have more behind them than elementwise operators on roots.
+        """
+        self.values = values
+        self.numbers = numbers
+        self.total: list[Sample | None] = [None] * len(values)
+        self.ways: list[dict[int, Way]] = [{} for _ in range(len(values))]
+        self._new_values = new_values
+        self._nonfree = nonfree
+        followed = set(states)
+        with np.errstate(all="ignore"):
+            for vertex in range(1, len(values)):
+                if vertex in followed:
+                    self.ways[vertex] = {vertex: Way(0, 0, 0, vertex, _ONES)}
+                elif values.op[vertex]:
+                    self._follow(vertex)
+
+    def parts(self, vertex: int) -> list[tuple[int, Sample]] | None:
+        """The operands of a linear operator, each with its coefficient; None for a core."""
+        op, takes = self.values.op[vertex], self.values.takes[vertex]
+        if op in ALIASES:
+            return [(takes[0], _ONES)] if takes and takes[0] else None
+        if op in ("Add", "Sum"):
+            return [(each, _ONES) for each in takes if each]
+        if op == "Mean":
+            return [(each, _ONES / len(takes)) for each in takes if each]
+        if op == "Sub" and len(takes) == 2:
+            return [(takes[0], _ONES), (takes[1], -_ONES)]
+        if op == "Neg":
+            return [(takes[0], -_ONES)]
+        if op in ("Mul", "Div") and len(takes) == 2:
+            return self._scaled(op, *takes)
+        if op in ("Where", PHI) and len(takes) == 3:
+            condition = self.numbers[takes[0]]
+            if condition is None:
+                return None
+            chosen = (condition != 0).astype(np.float64)
+            parts = [(takes[1], chosen), (takes[2], 1 - chosen)]
+            return [(each, share) for each, share in parts if np.any(share)]
+        return None
+
+    def is_average(self, vertex: int, state: int) -> bool:
+        """Whether a value is made of shares of a state and of others that add up to 1."""
+        way = self.ways[vertex].get(state)
+        return (
+            way is not None
+            and way.roughness == 0
+            and is_one(self.total[vertex])
+            and not is_one(way.share)
+        )
+
+    def path(self, vertex: int, state: int) -> list[int]:
+        """The values on the way from a state to a value, the value first and the state last."""
+        path = [vertex]
+        while path[-1] != state:
+            path.append(self.ways[path[-1]][state].via)
+        return path
+
+    def _scaled(self, op: str, a: int, b: int) -> list[tuple[int, Sample]] | None:
+        by = self.numbers[b] if b else None
+        if by is not None and not (op == "Mul" and self._is_rather_a_number(a, b)):
+            return [(a, by if op == "Mul" else 1 / by)]
+        if op == "Mul" and a and self.numbers[a] is not None:
+            return [(b, self.numbers[a])]  # type: ignore[list-item]
+        return None
+
+    def _is_rather_a_number(self, a: int, b: int) -> bool:
+        """Whether of two numbers `a` is the factor: a constant, or no state where b is one."""
+        if self.numbers[a] is None:
+            return False
+        if self.values.is_constant(b) or not self.values.is_single(b):
+            return False
+        if self.values.is_constant(a):
+            return True
+        return bool(self.ways[b]) and not self.ways[a]
+
+    def _follow(self, vertex: int) -> None:
+        values = self.values
+        op, takes = values.op[vertex], values.takes[vertex]
+        parts = self.parts(vertex)
+        if parts is not None:
+            is_alias = op in ALIASES
+            totals = [
+                share
+                if (inner := self.total[each]) is None
+                or (not is_alias and values.behind(each) in self._new_values)
+                else share * inner
+                for each, share in parts
+            ]
+            self.total[vertex] = np.sum(totals, axis=0)
+            self._merge(vertex, parts, LINEAR)
+            return
+        if op in SCATTERS:
+            self._merge(vertex, [(takes[0], None)], BENT)
+        elif op in ELEMENTWISE:
+            side = SIDE_SLOTS.get(op, ())
+            operands = [each for slot, each in enumerate(takes) if each and slot not in side]
+            wide = [each for each in operands if not values.is_single(each)]
+            operands = wide or operands
+            nonfree = [each for each in operands if self._nonfree[each]]
+            factors = [each for each in operands if nonfree and each not in nonfree]
+            self._merge(vertex, [(each, None) for each in nonfree or operands], BENT)
+            if op not in ("Max", "Min"):
+                self._merge(vertex, [(each, None) for each in factors], FACTOR)
+            else:
+                self._merge(vertex, [(each, None) for each in factors], BENT)
+        elif op.startswith("Reduce") or op in ("Expand", "Slice", "Concat"):
+            side = SIDE_SLOTS.get(op, ())
+            operands = [each for slot, each in enumerate(takes) if each and slot not in side]
+            self._merge(vertex, [(each, None) for each in operands], REDUCED)
+        elif "::" in op or self._is_unknown(vertex):
+            held = [each for each in takes if each and values.behind(each) in self.ways[each]]
+            self._merge(vertex, [(each, None) for each in held], UNKNOWN)
+
+    def _is_unknown(self, vertex: int) -> bool:
+        node = self.values.value[vertex].node
+        return node is not None and node.domain not in ("", "ai.onnx", "ai.onnx.ml")
+
+    def _merge(
+        self, vertex: int, parts: list[tuple[int, Sample | None]] | list[tuple[int, Sample]],
+        roughness: int,
+    ) -> None:
+        is_alias = self.values.op[vertex] in ALIASES
+        found = dict(self.ways[vertex])
+        for operand, share in parts:
+            passed = 0 if is_alias else int(self.values.behind(operand) in self._new_values)
+            for state, way in self.ways[operand].items():
+                if roughness == REDUCED and self.values.is_single(state):
+                    continue
+                ours = None if share is None or way.share is None else way.share * share
+                new = Way(
+                    way.passed + passed,
+                    max(way.roughness, roughness),
+                    way.length + 1,
+                    operand,
+                    ours,
+                )
+                other = found.get(state)
+                found[state] = new if other is None else _joined(other, new)
+        if len(found) > _MOST_STATES:
+            nearest = sorted(found, key=lambda state: found[state][:3])[:_MOST_STATES]
+            found = {state: found[state] for state in nearest}
+        self.ways[vertex] = found
+
+
+def _joined(a: Way, b: Way) -> Way:
+    """Two ways of one state: by the better one, or the one with the larger share."""
+    if a.share is None or b.share is None or a.roughness != b.roughness:
+        return min(a, b, key=lambda way: way[:3])
+    larger = a if np.sum(np.abs(a.share)) >= np.sum(np.abs(b.share)) else b
+    return larger._replace(
+        passed=min(a.passed, b.passed), length=min(a.length, b.length), share=a.share + b.share
+    )

@@ -1,0 +1,350 @@
+"""States: inputs and initializers whose new values a run returns, paired with these.
+
+An output is the new value of the root of its dtype and shape that leads to it by elementwise and
+layout operators, best by a linear way that passes no other output; each root once, and where there
+is only one choice it is made first. A Loop, a Scan and `training_info` say themselves what becomes
+of what.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from onnx import TensorProto
+
+from onnx_clip_pass.gradients.linear import LinearForms, Way
+from onnx_clip_pass.gradients.naming import is_named_after
+from onnx_clip_pass.gradients.numbers import sample_numbers
+from onnx_clip_pass.gradients.ops import ALIASES, ELEMENTWISE, SHAPES, VIEWS
+from onnx_clip_pass.gradients.roles import is_surely_data
+from onnx_clip_pass.gradients.values import Values
+from onnx_clip_pass.graph import OUTPUT, Flow, Frame
+from onnx_clip_pass.graph.control import body_output_of_body_input
+
+__all__ = ["Run", "State", "States"]
+
+_SPREAD = {"Concat", "Expand"}
+_MOST_MEASURED = 10_000
+_MOST_REPORTS = 16
+_WHOLE = 0.5
+"""The least share of a state in what becomes of it; what is added for decay has less."""
+_FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16, 0}
+
+
+class Run(NamedTuple):
+    """What executes once: its frames, the last of which returns the outputs, and known pairs."""
+
+    frames: tuple[Frame, ...]
+    bound: dict[str, str] | None = None
+
+    @classmethod
+    def all_of(cls, flow: Flow) -> list[Run]:
+        """Return every run of a model."""
+        runs = []
+        for root in flow.roots():
+            path = root.scope.path
+            if root is flow.main:
+                runs.append(cls((root,)))
+            elif path.endswith(".algorithm"):
+                info = flow.index.model.training_info[int(path[len("training_info[") :].split("]")[0])]
+                bound = {each.key: each.value for each in info.update_binding}
+                runs.append(cls((flow.main, root), bound))
+        for frame in flow.frames():
+            if frame.caller is None or frame.call == OUTPUT or frame.scope.is_function:
+                continue
+            call = frame.caller.scope.nodes[frame.call]
+            if call.op_type in ("Loop", "Scan"):
+                pairs = {
+                    name: frame.scope.outputs[out]
+                    for at, name in enumerate(frame.scope.inputs)
+                    if (out := body_output_of_body_input(call, at)) is not None
+                    and out < len(frame.scope.outputs)
+                }
+                runs.append(cls((frame,), pairs))
+        return runs
+
+
+class State(NamedTuple):
+    """A root, the value that is returned for it, and the way from one to the other, if known."""
+
+    root: int
+    new: int
+    way: Way | None
+
+
+class States:
+    """The states of a run, the reports (outputs that are no new values), and what reads what."""
+
+    def __init__(self, flow: Flow, run: Run) -> None:
+        self.flow = flow
+        self.run = run
+        self.values = values = Values(flow, run.frames)
+        self.numbers = sample_numbers(values)
+        frame = run.frames[-1]
+        self.outputs = [
+            number
+            for name in dict.fromkeys(frame.scope.outputs)
+            if name and (number := values.find(_canonical(flow, frame, name)))
+        ]
+        roots = self._roots()
+        new_values = {values.behind(each) for each in self.outputs} - set(roots)
+        self.nonfree = self._nonfree()
+        self.forms = LinearForms(values, self.numbers, roots, new_values, self.nonfree)
+        self.states = self._bound() if run.bound is not None else self._paired(roots)
+        self.of_new = {state.new: state for state in self.states}
+        self.new_values = {values.behind(state.new) for state in self.states} | set(self.of_new)
+        self.roots = {state.root for state in self.states}
+        self.reports = [each for each in self.outputs if each not in self.of_new]
+        self.ways = self._between()
+        self._ends = self._find_ends()
+        self.loss, self.forward = 0, set[int]()
+        self.read = self._read(self.new_values.union(*self.ways))
+        numbers = self._reported_numbers()
+        self.loss, self.forward = self._loss(numbers)
+        self.reported = self._ancestors(numbers)
+        self.read = self._read(self.new_values.union(*self.ways))
+
+    def _roots(self) -> list[int]:
+        """Inputs and initializers of the run that may be states."""
+        values, bound = self.values, self.run.bound
+        types = {_kind(values, each) for each in self.outputs}
+        found = []
+        for frame in self.run.frames:
+            scope = frame.scope
+            for name in dict.fromkeys((*scope.inputs, *scope.initializers)):
+                number = values.named(frame, name)
+                known = values.types[number]
+                if number and not values.op[number] and known is not None:
+                    is_wanted = name in bound if bound is not None else (
+                        _kind(values, number) in types
+                        and known.dtype in _FLOATS
+                        and not is_surely_data(self.flow, values.value[number])
+                    )
+                    if is_wanted:
+                        found.append(number)
+        return found
+
+    def _bound(self) -> list[State]:
+        frames, values = self.run.frames, self.values
+        found = []
+        for name, new_name in (self.run.bound or {}).items():
+            root, new = values.named(frames[-1], name), values.named(frames[-1], new_name)
+            if root and new and root != new:
+                found.append(State(root, new, self.forms.ways[new].get(root)))
+        return found
+
+    def _paired(self, roots: Iterable[int]) -> list[State]:
+        """Pair outputs with roots, the surest pairs first."""
+        values, ways = self.values, self.forms.ways
+        offers: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+        for new in self.outputs:
+            if not values.op[values.behind(new)]:
+                continue  # an input that is handed through
+            for root, way in ways[new].items():
+                if (_kind(values, root) == _kind(values, new) or (
+                    values.is_like(root, new) and None in (values.shape(root), values.shape(new))
+                )) and not is_named_after(values.name(new), values.name(root)):
+                    offers[way.passed, way.roughness].append((new, root))
+        taken: dict[int, int] = {}
+        given: set[int] = set()
+        for tier in sorted(offers):
+            _match(
+                [(new, root) for new, root in offers[tier]
+                 if new not in taken and root not in given],
+                lambda pair: ways[pair[0]][pair[1]].length,
+                taken,
+                given,
+            )
+        return [
+            State(taken[new], new, ways[new][taken[new]]) for new in self.outputs if new in taken
+        ]
+
+    def _reported_numbers(self) -> list[int]:
+        """The reports that may be a loss: floating numbers that are computed."""
+        values = self.values
+        return [
+            each
+            for each in self.reports
+            if values.is_single(each) and (values.types[each] or _ANY).dtype in _FLOATS
+            and values.op[each]
+        ]
+
+    def _loss(self, numbers: list[int]) -> tuple[int, set[int]]:
+        """The report that is the loss, and what it is computed from in its step; 0 for none.
+
+        That is the one called so; else one that depends on no new values and measures nothing that
+        updates take, as norms of gradients do; then the one that depends on most parameters.
+        """
+        called = [each for each in numbers if "loss" in self.values.name(each).lower()]
+        found = [(each, self._ancestors([each])) for each in (called or numbers)[:_MOST_REPORTS]]
+        if len(found) < 2:
+            return found[0] if found else (0, set())
+        updating = self._updating()
+
+        def rank(report: tuple[int, set[int]]) -> tuple[int, int, int, int]:
+            vertex, behind = report
+            read = sum(self.read[root] for root in self.roots & behind)
+            return len(behind & self._ends), self._measured(vertex, updating), -read, len(behind)
+
+        return min(found, key=rank)
+
+    def _updating(self) -> list[bool]:
+        """Whether elementwise operators alone lead from a value to a new value, as from a gradient.
+
+        Numbers are none of them: they may scale everything.
+        """
+        values = self.values
+        found = [False] * len(values)
+        for vertex in range(len(values) - 1, 0, -1):
+            if values.is_single(vertex) and vertex not in self.new_values:
+                continue
+            found[vertex] = vertex in self.new_values or any(
+                found[reader] and values.op[reader] in ELEMENTWISE
+                for reader in values.readers[vertex]
+            )
+        return found
+
+    def _measured(self, report: int, updating: list[bool]) -> int:
+        """Of how many values that updates take a report is a norm or a mean."""
+        values = self.values
+        seen, todo, count = {report}, [report], 0
+        while todo and len(seen) < _MOST_MEASURED:
+            at = todo.pop()
+            is_sum = values.op[at].startswith("Reduce") and values.is_single(at)
+            if values.op[at] not in ELEMENTWISE and not is_sum:
+                count += updating[at]
+                continue
+            for each in values.takes[at]:
+                if each and each not in seen and values.op[each]:
+                    seen.add(each)
+                    todo.append(each)
+        return count
+
+    def _find_ends(self) -> set[int]:
+        """What updates make of states: a step ends there, and what is computed of it is another."""
+        found = set()
+        for state, between in zip(self.states, self.ways, strict=True):
+            new = self.values.behind(state.new)
+            for each in {*between, new}:
+                way = self.forms.ways[each].get(state.root)
+                if (
+                    way is not None
+                    and way.share is not None
+                    and self.nonfree[each]
+                    and not self.forms.is_average(each, state.root)
+                    and not self.forms.is_average(new, state.root)
+                ):
+                    found.add(each)
+        return found
+
+    def _ancestors(self, vertices: Iterable[int]) -> set[int]:
+        seen = set(vertices) - {0}
+        todo = list(seen)
+        while todo:
+            for source in self.values.takes[todo.pop()]:
+                if source and source not in seen:
+                    seen.add(source)
+                    if source not in self._ends:
+                        todo.append(source)
+        return seen
+
+    def _nonfree(self) -> list[bool]:
+        """Whether a value has more behind it than elementwise operators on roots."""
+        values = self.values
+        found = [False] * len(values)
+        for vertex in range(1, len(values)):
+            op = values.op[vertex]
+            if not op or op in ("Constant", "ConstantOfShape", "Expand", *SHAPES) or "Random" in op:
+                continue
+            found[vertex] = op not in ELEMENTWISE or any(found[x] for x in values.takes[vertex])
+        return found
+
+    def _between(self) -> list[set[int]]:
+        """For each state the values between it and its new value, both of them left out."""
+        ways = self.forms.ways
+        found = []
+        for state in self.states:
+            path = set() if state.way is None else set(self.forms.path(state.new, state.root))
+            seen, todo = {state.new}, [state.new]
+            while todo:
+                for each, _ in self.forms.parts(todo.pop()) or ():
+                    way = ways[each].get(state.root)
+                    if way is not None and way.share is not None and each not in seen:
+                        seen.add(each)
+                        todo.append(each)
+                        if np.all(np.abs(way.share) > _WHOLE):
+                            path.add(each)
+            found.append(path - {state.root, state.new})
+        return found
+
+    def _read(self, ends: set[int]) -> list[bool]:
+        """Whether the backward pass or the loss can depend on a value.
+
+        It does if a way leads from it to a contraction or to the loss without passing through a
+        new value, or through what lies between a state and its new value; what is summed up to one
+        number is none, unless it is the loss.
+        """
+        values = self.values
+        found = [False] * len(values)
+        for vertex in range(len(values) - 1, 0, -1):
+            if vertex == self.loss:
+                found[vertex] = True
+                continue
+            for reader in values.readers[vertex]:
+                op = values.op[reader]
+                if op in SHAPES or (reader in ends and op not in ALIASES):
+                    continue
+                is_end = op not in ELEMENTWISE and op not in VIEWS and op not in _SPREAD
+                if (
+                    is_end and (not values.is_single(reader) or reader in self.forward)
+                ) or found[reader]:
+                    found[vertex] = True
+                    break
+        return found
+
+
+class _Any(NamedTuple):
+    dtype: int = 0
+
+
+_ANY = _Any()
+
+
+def _canonical(flow: Flow, frame: Frame, name: str):  # type: ignore[no-untyped-def]
+    found = flow.resolve(frame, name)
+    return None if found is None else flow.canonical(found)
+
+
+def _kind(values: Values, vertex: int) -> tuple[int, object]:
+    known = values.types[vertex]
+    return (0, None) if known is None else (known.dtype, known.shape)
+
+
+def _match(pairs, length, taken, given):  # type: ignore[no-untyped-def]
+    """Choose pairs in which nothing occurs twice: lone choices first, then the shortest way."""
+    by_new: dict[int, set[int]] = defaultdict(set)
+    by_root: dict[int, set[int]] = defaultdict(set)
+    for new, root in pairs:
+        by_new[new].add(root)
+        by_root[root].add(new)
+    rest = sorted(pairs, key=length, reverse=True)
+    lone = [new for new, choices in by_new.items() if len(choices) == 1]
+    while lone or rest:
+        if lone:
+            new = lone.pop()
+            if new in taken or len(by_new[new]) != 1:
+                continue
+            (root,) = by_new[new]
+        else:
+            new, root = rest.pop()
+            if new in taken or root in given:
+                continue
+        taken[new] = root
+        given.add(root)
+        for other in by_root[root] - {new}:
+            by_new[other].discard(root)
+            if len(by_new[other]) == 1:
+                lone.append(other)

@@ -1,0 +1,65 @@
+"""All updates of a model: what the runs in it show together (see `bottleneck`)."""
+
+from __future__ import annotations
+
+from onnx_clip_pass.gradients.bottleneck import Bottlenecks, Question
+from onnx_clip_pass.gradients.found import Found
+from onnx_clip_pass.gradients.states import Run
+from onnx_clip_pass.graph import Flow, Value
+
+__all__ = ["Question", "Updates"]
+
+
+class Updates:
+    """The gradients that updates show, the questions they leave, and what they make of values.
+
+    `trained` are the parameters, `carried` the other states, `ends` the new values of parameters,
+    at which the backward pass of a step ends, and `summed` what is added to sums over runs.
+    """
+
+    def __init__(self, flow: Flow) -> None:
+        self.runs = [Bottlenecks(flow, run) for run in Run.all_of(flow)]
+        self.found: list[Found] = []
+        self.questions: list[Question] = []
+        self.trained: set[Value] = set()
+        self.carried: set[Value] = set()
+        self.ends: set[Value] = set()
+        self.summed: set[Value] = set()
+        for run in self.runs:
+            value = run.values.value
+            self.found += run.found
+            self.questions += run.questions
+            self.trained |= {value[step.root] for step in run.steps}
+            if run.steps:
+                self.carried |= {value[state.root] for state in run.carried}
+            self.ends |= {value[step.new] for step in run.steps}
+            self.summed |= {value[each] for each in run.summed()}
+
+    def raw(self, value: Value, parameter: Value | None) -> Value:
+        """Return the gradient behind decay and clipping; the value itself if there is neither."""
+        run = self._run_of(value)
+        return value if run is None else run.raw(value, parameter)
+
+    def behind_aliases(self, value: Value) -> Value:
+        """Return the value at the end of a chain of aliases."""
+        run = self._run_of(value)
+        if run is None:
+            return value
+        return run.values.value[run.values.behind(run.values.find(value))]
+
+    def is_single(self, value: Value) -> bool:
+        """Whether a value is known to hold one element."""
+        run = self._run_of(value)
+        return run is not None and run.values.is_single(run.values.find(value))
+
+    def root_of(self, value: Value) -> Value | None:
+        """Return the parameter of which a value is an alias, or what a step has made."""
+        for run in self.runs:
+            vertex = run.values.find(value)
+            root = run.parameter_of(vertex) if vertex else 0
+            if root:
+                return run.values.value[root]
+        return None
+
+    def _run_of(self, value: Value) -> Bottlenecks | None:
+        return next((run for run in reversed(self.runs) if run.values.find(value)), None)
