@@ -102,7 +102,7 @@ class Bottlenecks:
             for state in states.states
         ):
             self.chains = Chains(states, cuts, self._starts())
-        is_free = not any(states.nonfree[state.new] for state in states.states)
+        is_free = not any(states.contracted[state.new] for state in states.states)
         if (is_free and states.states) or not any(self.chains.depends):
             self._take_inputs_for_gradients(cuts)
         self.steps = [step for step in steps if self._is_trained(step)]
@@ -280,6 +280,28 @@ class Bottlenecks:
                         found.add(values.behind(parts[0][0]))
         return found
 
+    def _without_decay(self, vertex: int, parameter: int) -> int:
+        """The one term of a sum that is not made of a parameter and numbers alone; 0 for none."""
+        values = self.values
+        if values.op[vertex] not in ("Add", "Sum", "Sub") or not parameter:
+            return 0
+        terms = [each for each in values.takes[vertex] if not self._is_made_of(each, parameter)]
+        return terms[0] if len(terms) == 1 < len(values.takes[vertex]) else 0
+
+    def _is_made_of(self, vertex: int, parameter: int) -> bool:
+        values = self.values
+        seen, todo = {vertex}, [vertex]
+        while todo and len(seen) < _MOST_OPERANDS * 8:
+            at = todo.pop()
+            if at == parameter or (values.is_single(at) and not values.is_single(parameter)):
+                continue
+            if values.op[at] not in ELEMENTWISE:
+                return False
+            new = [each for each in values.takes[at] if each and each not in seen]
+            seen.update(new)
+            todo += new
+        return not todo and parameter in seen
+
     def raw(self, value: Value, parameter: Value | None = None) -> Value:
         """The gradient behind clipping that the graph has already; the value itself without it."""
         chains, states = self.chains, self.states
@@ -291,6 +313,10 @@ class Bottlenecks:
             if segment:
                 at = best = segment
                 continue
+            inner = 0 if parameter is None else self._without_decay(at, self.values.find(parameter))
+            if inner:
+                at = best = inner
+                continue
             if Link.END in link or Link.FACTOR in link or above == ROOT:
                 break
             if not self.values.op[above] and not self.is_optimizer:
@@ -301,7 +327,7 @@ class Bottlenecks:
             is_clip = (
                 Link.BENT in link
                 and (op in _CLIPS or (op in ("Mul", "Div") and len(chains.sources[at]) > 1))
-            ) or (Link.TERM in link and (parameter is not None or op in ("Where", PHI)))
+            ) or (Link.TERM in link and op in ("Where", PHI))
             if not is_clip and link not in (Link(0), Link.NUMBER):
                 break
             if link == Link.NUMBER:
@@ -466,6 +492,8 @@ class Bottlenecks:
                 continue
             if Link.END in link or (Link.FACTOR in link and at not in base):
                 break
+            if values.op[at] in ("Where", PHI) and chains.sources[at] == values.takes[at][:1]:
+                return 0, [above], "it only decides by a test what is added"
             if self.backward[at] not in (NOBODY, number) and at != step.new:
                 break
             if self.is_optimizer and not values.op[at]:

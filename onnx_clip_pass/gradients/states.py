@@ -94,6 +94,7 @@ class States:
         roots = self._roots()
         new_values = {values.behind(each) for each in self.outputs} - set(roots)
         self.nonfree = self._nonfree()
+        self.contracted = self._nonfree(but_numbers=True)
         self.forms = LinearForms(values, self.numbers, roots, new_values, self.nonfree)
         self.states = self._bound() if run.bound is not None else self._paired(roots)
         self.of_new = {state.new: state for state in self.states}
@@ -179,7 +180,7 @@ class States:
         new, root = pair
         way = self.forms.ways[new][root]
         is_whole = False
-        if way.share is not None and not self.nonfree[new]:
+        if way.share is not None and not self.contracted[new]:
             rivals = [
                 each.share for state, each in self.forms.ways[new].items()
                 if state != root and each.share is not None
@@ -327,13 +328,18 @@ class States:
                 shares[each] = shares[each] + share * part
         return others and mine is not None and is_one(total) and not is_one(mine)
 
-    def _nonfree(self) -> list[bool]:
-        """Whether a value has more behind it than elementwise operators on roots."""
+    def _nonfree(self, *, but_numbers: bool = False) -> list[bool]:
+        """Whether a value has more behind it than elementwise operators on roots.
+
+        Numbers, such as norms, count as roots if `but_numbers`.
+        """
         values = self.values
         found = [False] * len(values)
         for vertex in range(1, len(values)):
             op = values.op[vertex]
             if not op or op in ("Constant", "ConstantOfShape", *SHAPES) or "Random" in op:
+                continue
+            if but_numbers and values.is_single(vertex):
                 continue
             is_plain = op in ELEMENTWISE or op == "Expand"
             found[vertex] = not is_plain or any(found[x] for x in values.takes[vertex])
