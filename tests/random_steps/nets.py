@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto
 
+from .shapes import Layer, Shapes
 from .spelling import Spelling
-from .writer import Array, Number, Shape, Writer
+from .writer import Number, Shape, Writer
 
-__all__ = ["Data", "Layer", "Net", "Parameter", "Shapes", "draw_shapes"]
+__all__ = ["Data", "Net", "Parameter"]
 
-ACTIVATIONS = ("Tanh", "Relu", "Sigmoid", "Exp")
+ACTIVATIONS = ("Tanh", "Relu", "Sigmoid", "x / (1 + x * x)")
 
 
 @dataclass
@@ -32,78 +34,12 @@ class Parameter:
     frozen: bool = False
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One layer; `owner` is the layer whose parameter it reads as well, itself if it is not tied."""
-
-    kind: str
-    shape: Shape
-    owner: int
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """All that is drawn of a net but its numbers and spelling, so that it can be written again."""
-
-    batch: int
-    features: int
-    outputs: int
-    layers: tuple[Layer, ...]
-    loss: str
-    decay: int | None  # the layer whose parameter the loss itself keeps small
-    second: bool  # a second loss, of the value in the middle
-    batches: int  # micro-batches whose losses are averaged
-    scaled: bool  # the backward pass starts from the loss times a scale
-
-
-@dataclass(frozen=True)
+@dataclass
 class Data:
     """Names of what one batch is made of."""
 
     x: str
     target: str
-
-
-def draw_shapes(w: Writer) -> Shapes:
-    """Draw a net of one to four parameters that does something with its input."""
-    draw = w.draw
-    width = features = draw.randrange(2, 5)
-    layers: list[Layer] = []
-    for _ in range(draw.randrange(1, 5)):
-        kinds = ["dense", "turned", "bias", "row", "gain", "log gain", "number", "full"]
-        weights = [6, 1, 4, 1, 1, 0.5, 1, 0.3]
-        kind = draw.choices(kinds, weights)[0] if layers else "dense"
-        out = draw.randrange(1, 5)
-        shape: Shape = {
-            "dense": (width, out),
-            "turned": (out, width),
-            "row": (1, width),
-            "number": draw.choice([(), (1,)]),
-        }.get(kind, (width,))
-        tied = [n for n, at in enumerate(layers) if at.kind == "dense" and at.shape[1] == width]
-        if kind == "turned" and tied and draw.random() < 0.7:
-            owner = draw.choice(tied)
-            layers.append(Layer(kind, layers[owner].shape, owner))
-            width = layers[owner].shape[0]
-            continue
-        layers.append(Layer(kind, shape, len(layers)))
-        width = out if kind in ("dense", "turned") else width
-    batch = draw.choice([1, 2, 3, 4, 5])
-    layers = [
-        Layer(a.kind, (batch, *a.shape) if a.kind == "full" else a.shape, a.owner) for a in layers
-    ]
-    loss = draw.choice(["mean", "mean", "sum", "entropy" if width > 1 else "mean", "half"])
-    return Shapes(
-        batch,
-        features,
-        width,
-        tuple(layers),
-        loss,
-        draw.randrange(len(layers)) if draw.random() < 0.2 else None,
-        draw.random() < 0.15,
-        draw.choice([2, 3]) if draw.random() < 0.12 else 1,
-        draw.random() < 0.15,
-    )
 
 
 @dataclass
@@ -114,31 +50,44 @@ class Net:
     shapes: Shapes
     parameters: dict[int, Parameter]
     scale: Number | None = None
+    teacher: str = ""  # a copy of the first layer's weights, which is not trained here
     loss: str = ""
     gradients: dict[str, str] = field(default_factory=dict)
     aliases: dict[str, set[str]] = field(default_factory=dict)
     activity: str = ""
+    target: str = ""
     _back: list[Callable[[], None]] = field(default_factory=list)
     _parts: dict[str, list[str]] = field(default_factory=dict)
     _needed: set[str] = field(default_factory=set)
     _ones: set[str] = field(default_factory=set)
     _turned: dict[str, str] = field(default_factory=dict)
+    _sums: dict[tuple[str, bool], str] = field(default_factory=dict)
+    _low: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.s = Spelling(self.w)
+        self.choose = Random(0)
 
     def write(self, batches: list[Data]) -> None:
         """Write the losses of all batches, the loss, and the gradients of parameters."""
         trained = {id(p): p for p in self.parameters.values() if not p.frozen}
         self._needed |= {p.value for p in trained.values()}
+        if self.shapes.low:
+            double = self.w.dtype == TensorProto.DOUBLE
+            self.w.working = TensorProto.DOUBLE if double else TensorProto.FLOAT16
+            for data in batches:
+                data.x, data.target = self.w.low(data.x), self.w.low(data.target)
         losses = [self._forward(data) for data in batches]
         total = self.s.total(losses)
         share = 1.0 / len(batches)
         self.loss = self.s.scale(total, share, "loss") if len(batches) > 1 else total
+        if self.shapes.low:
+            self.loss = self.w.high(self.loss)
         for loss in losses:
             self._start(loss, None if self.scale is None else self.w.use(self.scale))
         for back in reversed(self._back):
             back()
+        self.w.working = self.w.dtype
         for parameter in trained.values():
             self._finish(parameter, len(batches))
 
@@ -160,6 +109,8 @@ class Net:
             else:
                 g = self.s.over(g, self.scale, hint)
         names = {g}
+        if self.shapes.low and g in self._low:
+            names.add(self._low[g])
         if w.shapes[g] != parameter.shape:
             g = w.reshape(g, parameter.shape, hint)
             names.add(g)
@@ -204,32 +155,42 @@ class Net:
         return self._turned[x]
 
     def _over_rows(self, d: str, keep: bool) -> str:
-        """The sum over rows, with a product of ones now and then."""
+        """The sum over rows, as a product with ones now and then; several may share one sum."""
         w = self.w
+        if (d, keep) in self._sums and w.maybe(0.5):
+            return self._sums[d, keep]
         if keep and w.maybe(0.2):
-            return w.matmul(w.constant(np.ones((1, w.shapes[d][0]))), d)
-        return w.reduce("ReduceSum", d, [0], keep=keep)
+            total = w.matmul(w.constant(np.ones((1, w.shapes[d][0]))), d)
+        else:
+            total = w.reduce("ReduceSum", d, [0], keep=keep)
+        self._sums[d, keep] = total
+        return total
 
     # -- forward -------------------------------------------------------------------------------
 
     def _forward(self, data: Data) -> str:
         w, shapes = self.w, self.shapes
-        h, before, middle = data.x, {}, ""
+        self.choose.seed(shapes.seed)  # the same net for each batch
+        before: dict[Shape, str] = {}
+        h, first = data.x, ""
         for layer in shapes.layers:
             parameter = self.parameters[layer.owner]
-            if w.maybe(0.2) and w.shapes[h] in before:
+            if self.choose.random() < 0.2 and w.shapes[h] in before:
                 h = self._residual(h, before[w.shapes[h]])
             before[w.shapes[h]] = h
-            h = self._layer(layer, h, parameter.value)
-            if w.maybe(0.4):
+            h = self._layer(layer, h, self._read(parameter.value))
+            first = first or h
+            if self.choose.random() < 0.4:
                 h = self._activation(h)
-            middle = middle or h
         losses = [self._loss_of(h, data.target)]
         if shapes.second:
-            losses.append(self._small(middle, 0.5))
+            losses.append(self._small(first, 0.5))
+        if self.teacher:
+            losses.append(self._near(first, w.matmul(data.x, w.cast(self.teacher))))
         if shapes.decay is not None:
-            losses.append(self._small(self.parameters[shapes.layers[shapes.decay].owner].value))
-        self.activity = h
+            kept = self.parameters[shapes.layers[shapes.decay].owner]
+            losses.append(self._small(self._read(kept.value)))
+        self.activity, self.target = h, data.target
         if len(losses) == 1:
             return losses[0]
         total = self.s.total(losses, "loss")
@@ -239,6 +200,18 @@ class Net:
                 self._start(loss, d)
 
         return self._then(total, *losses, back=back)
+
+    def _read(self, value: str) -> str:
+        """A parameter as the net reads it."""
+        if not self.shapes.low:
+            return value
+
+        def back(d: str) -> None:
+            g = self.w.high(d)
+            self._low[g] = d
+            self._add(value, g)
+
+        return self._then(self.w.low(value), value, back=back)
 
     def _residual(self, h: str, early: str) -> str:
         def back(d: str) -> None:
@@ -268,7 +241,11 @@ class Net:
                 self._add(h, d)
 
             return self._then(self.s.add(h, p), h, p, back=back)
-        factor = p
+        return self._gain(layer, h, p)
+
+    def _gain(self, layer: Layer, h: str, p: str) -> str:
+        """h times a factor for each column or for all; that of a log gain is exp(p)."""
+        w, factor = self.w, p
         if layer.kind == "log gain":
             factor = w.put("Exp", p)
             self._then(factor, p, back=lambda d: self._add(p, self.s.mul(d, factor)))
@@ -276,9 +253,10 @@ class Net:
         def back(d: str) -> None:
             if factor in self._needed:
                 product = self.s.mul(d, h)
-                whole = layer.kind == "number"
-                self._add(factor, w.reduce("ReduceSum", product, None, keep=False)
-                          if whole else self._over_rows(product, False))  # fmt: skip
+                if layer.kind == "number":
+                    self._add(factor, w.reduce("ReduceSum", product, None, keep=False))
+                else:
+                    self._add(factor, self._over_rows(product, False))
             if h in self._needed:
                 self._add(h, self.s.mul(d, factor))
 
@@ -293,8 +271,8 @@ class Net:
         return w.transpose(w.matmul(self.transposed(right), left))
 
     def _activation(self, h: str) -> str:
-        w, kind = self.w, self.w.draw.choice(ACTIVATIONS)
-        if kind == "Exp":  # of a small number, so that nothing grows
+        w, kind = self.w, self.choose.choice(ACTIVATIONS)
+        if kind == "x / (1 + x * x)":
             return self._sine(h)
         y = w.put(kind, h)
 
@@ -360,6 +338,14 @@ class Net:
             value = self.s.mul(value, number)
         return value
 
+    def _near(self, value: str, other: str) -> str:
+        """Half the sum of squares of the difference from a value that is not trained."""
+        w = self.w
+        apart = w.put("Sub", value, other)
+        squares = w.reduce("ReduceSum", self.s.square(apart), None, keep=False)
+        loss = self.s.scale(squares, 0.5)
+        return self._then(loss, value, back=lambda d: self._add(value, self._seeded(apart, 1.0, d)))
+
     def _small(self, value: str, weight: float = 0.05) -> str:
         """weight * the sum of squares."""
         w = self.w
@@ -368,10 +354,3 @@ class Net:
         return self._then(
             loss, value, back=lambda d: self._add(value, self._seeded(value, 2.0 * weight, d))
         )
-
-
-def one_hot(random: np.random.Generator, shape: Shape) -> Array:
-    """Rows that say which class is right."""
-    rows: Any = np.zeros(shape)
-    rows[np.arange(shape[0]), random.integers(0, shape[1], shape[0])] = 1.0
-    return np.asarray(rows)

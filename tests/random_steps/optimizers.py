@@ -234,15 +234,41 @@ def rprop(u: Update, g: str) -> str:
     return u.s.mul(w.put("Sign", g), size)
 
 
+def cautious(u: Update, g: str) -> str:
+    """The average, where its sign is that of the gradient."""
+    w, m = u.w, u.average("m", g, "share", 0.1)
+    agree = u.compare("Greater", u.s.mul(m, g), w.constant(0.0))
+    if u.choose.random() < 0.5:
+        return u.where(agree, m, w.constant(0.0))
+    mask = w.put("Cast", agree, to=w.working, dtype=w.working)
+    return u.s.mul(m, mask)
+
+
+def muon(u: Update, g: str) -> str:
+    """A velocity, made nearly orthogonal by two steps of Newton and Schulz."""
+    w, m = u.w, heavy_ball(u, g)
+    x = u.s.div(m, u.s.add(u.norm(m), w.use(u.number("eps", 1e-3, plain=True))))
+    for _ in range(2):
+        cubed = w.matmul(w.matmul(x, w.transpose(x)), x)
+        x = u.s.sub(u.s.scale(x, 1.5), u.s.scale(cubed, 0.5))
+    return x
+
+
+def asgd(u: Update, g: str) -> str:
+    """Descent; the weights' average is kept beside it."""
+    u.new("mean", u.s.average(u.old("mean"), u.weight, u.number("share", 0.1)))
+    return g
+
+
 MOVES: dict[str, Callable[[Update, str], str]] = {
     "sgd": plain, "heavy ball": heavy_ball, "average": averaged, "qhm": quasi_hyperbolic,
     "aggmo": two_momenta, "adam": adam, "adamax": adamax, "adagrad": adagrad, "rmsprop": rmsprop,
     "adadelta": adadelta, "sign": sign, "lion": lion, "tiger": tiger, "yogi": yogi,
     "adabelief": adabelief, "laprop": laprop, "adopt": adopt, "adafactor": adafactor, "sm3": sm3,
     "prodigy": prodigy, "lars": lars, "lamb": lamb, "normalised": normalised, "adan": adan,
-    "rprop": rprop,
+    "rprop": rprop, "cautious": cautious, "muon": muon, "asgd": asgd,
 }  # fmt: skip
-MATRICES_ONLY = {"adafactor": "rmsprop", "sm3": "adagrad"}
+MATRICES_ONLY = {"adafactor": "rmsprop", "sm3": "adagrad", "muon": "heavy ball"}
 NEEDS_TIME = {"adam", "lamb"}
 ROUGH = {"sgd", "heavy ball", "average", "sign", "tiger"}  # half precision is enough for them
 

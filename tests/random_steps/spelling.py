@@ -159,4 +159,6 @@ class Spelling:
             names = [self.mul(names[0], names[1]), *names[2:]]
         for name in names:
             move = self.mul(move, name)
+        if w.maybe(0.07):
+            move = self.over(move, w.number(2.0, "divisor"))
         return move

@@ -173,7 +173,7 @@ FRONT: dict[str, tuple[Callable[[Update, str], str], float]] = {
 
 def moved(u: Update, name: str, decay: str, more: list[Number]) -> str:
     """The new weight by the optimizer of this name, with decoupled decay in one of its forms."""
-    w, s, rate = u.w, u.s, u.rate
+    w, s, rate = u.w, u.s, u.optimizer.rate
     if name in STEPS:
         return STEPS[name](u, u.gradient, rate, more)
     move = MOVES[name](u, u.gradient)

@@ -31,6 +31,7 @@ class Optimizer:
     seed: int
     states: dict[tuple[str, str], State] = field(default_factory=dict)
     numbers: dict[str, Number] = field(default_factory=dict)
+    rate: Number = field(default_factory=lambda: Number(0.0, "value", ""))
     time: str = ""  # the number of this step
     factor: str = ""  # by which the global norm clips
     beside: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -72,7 +73,6 @@ class Update:
     weight: str
     gradient: str
     shape: Shape
-    rate: Number
     keep: Callable[[str], str]
     give: Callable[[str], str]
     random: np.random.Generator

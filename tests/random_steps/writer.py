@@ -49,6 +49,7 @@ class Writer:
     def __init__(self, draw: Random, dtype: int, opset: int, style: str) -> None:
         self.draw, self.dtype, self.opset, self.style = draw, dtype, opset, style
         self.working = dtype  # the dtype in which arithmetic is being written
+        self.names = Random(draw.random())  # apart, so that names do not steer other draws
         self.scalars: tuple[Shape, ...] = ((),)  # shapes that a number may have
         self.shapes: dict[str, Shape] = {}
         self.dtypes: dict[str, int] = {}
@@ -56,6 +57,7 @@ class Writer:
         self.held: dict[str, Array] = {}  # initializers
         self.outputs: list[str] = []
         self.functions: list[onnx.FunctionProto] = []
+        self.formals: dict[str, str] = {}  # of functions, and what they are called with
         self._bodies = [_Body()]
         self._taken: set[str] = set()
 
@@ -74,9 +76,9 @@ class Writer:
                 number += 1
                 name = f"{hint}_{number}"
         else:
-            name = f"v{self.draw.randrange(10**4)}"
+            name = f"v{self.names.randrange(10**4)}"
             while name in self._taken:
-                name = f"v{self.draw.randrange(10**5)}"
+                name = f"v{self.names.randrange(10**5)}"
         self._taken.add(name)
         return name
 
@@ -169,6 +171,14 @@ class Writer:
             known[name, dtype] = self.put("Cast", name, to=dtype, dtype=dtype)
         return known[name, dtype]
 
+    def low(self, name: str) -> str:
+        """A cast of a value of the model's dtype to the working one, even if they are the same."""
+        return self.put("Cast", name, to=self.working, dtype=self.working)
+
+    def high(self, name: str) -> str:
+        """A cast back."""
+        return self.put("Cast", name, to=self.dtype, dtype=self.dtype)
+
     # -- layout and reductions -----------------------------------------------------------------
 
     def transpose(self, x: str) -> str:
@@ -237,6 +247,7 @@ class Writer:
         """A local function of these nodes and a call of it."""
         reads = outer_names(nodes)
         renamed = {name: self.fresh() for name in reads}
+        self.formals.update({formal: name for name, formal in renamed.items()})
         for node in nodes:
             rename(node, renamed)
         outs = [self.know(self.fresh(), self.shapes[r], self.dtypes[r]) for r in results]
