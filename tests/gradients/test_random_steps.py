@@ -126,8 +126,7 @@ def differences(
     for name, value in inner.items():
         cut(model, name, value)
     session = open_session(model, optimize=False)
-    values = {**feeds, **inner}
-    feeds = {each.name: values[each.name] for each in session.get_inputs()}
+    feeds = {**feeds, **inner}
     start = feeds[check.point]
 
     def loss_at(value: NDArray[Any]) -> float:

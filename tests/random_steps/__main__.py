@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -26,17 +27,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, help="show this step alone")
     parser.add_argument("--only", help="steps whose description has this text")
+    parser.add_argument("--by-kind", action="store_true", help="count for each thing drawn, too")
     options = parser.parse_args(arguments)
     if options.seed is not None:
         return _show(options.seed)
     counts: Counter[str] = Counter()
+    kinds: dict[str, Counter[str]] = {}
     for seed in range(options.first, options.first + options.count):
         step = random_step(seed)
         if options.only and options.only not in step.description:
             continue
-        counts[_judge(seed, step)] += 1
-    print("  ".join(f"{key}: {counts[key]}" for key in ("exact", "partial", "wrong", "error")))
+        verdict = _judge(seed, step)
+        counts[verdict] += 1
+        for kind in kinds_of(step):
+            kinds.setdefault(kind, Counter())[verdict] += 1
+    if options.by_kind:
+        for kind, of_kind in sorted(kinds.items(), key=lambda row: -row[1].total()):
+            print(f"{_row(of_kind)}  {kind}")
+    print(_row(counts))
     return int(counts["exact"] < counts.total())
+
+
+def kinds_of(step: Step) -> set[str]:
+    """What was drawn for a step, one by one."""
+    net, *others = re.split(r", | and | \+ ", step.description)
+    batch, _, layers = net.partition(": ")
+    return {batch, *layers.split(), *others}
+
+
+def _row(counts: Counter[str]) -> str:
+    names = ("exact", "partial", "wrong", "error")
+    return "  ".join(f"{name}: {counts[name]:3}" for name in names)
 
 
 def _judge(seed: int, step: Step) -> str:

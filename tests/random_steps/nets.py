@@ -20,7 +20,7 @@ from .writer import Number, Shape, Writer
 
 __all__ = ["Data", "Net", "Parameter"]
 
-ACTIVATIONS = ("Tanh", "Relu", "Sigmoid", "x / (1 + x * x)")
+SMOOTH = ("Tanh", "Sigmoid", "x / (1 + x * x)")
 
 
 @dataclass
@@ -271,7 +271,7 @@ class Net:
         return w.transpose(w.matmul(self.transposed(right), left))
 
     def _activation(self, h: str) -> str:
-        w, kind = self.w, self.choose.choice(ACTIVATIONS)
+        w, kind = self.w, self.choose.choice(SMOOTH if self.shapes.smooth else ("Relu", *SMOOTH))
         if kind == "x / (1 + x * x)":
             return self._sine(h)
         y = w.put(kind, h)

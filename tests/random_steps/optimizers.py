@@ -29,7 +29,11 @@ def heavy_ball(u: Update, g: str) -> str:
         part = u.s.scale(g, u.s.rest(mu))
     elif kind != "1":
         part = u.s.scale(g, u.number("dampened", 0.5))
-    m = u.new("m", u.s.add(u.s.scale(old, mu), part))
+    m = u.s.add(u.s.scale(old, mu), part)
+    if kind == "1" and u.choose.random() < 0.2:
+        u.note("begins with the gradient")
+        m = u.where(u.optimizer.flag("first"), g, m)
+    u.new("m", m)
     return u.s.add(g, u.s.scale(m, mu)) if nesterov else m
 
 

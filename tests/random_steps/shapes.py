@@ -33,10 +33,11 @@ class Shapes:
     scaled: bool  # the backward pass starts from the loss times a scale
     low: bool  # the net computes in another precision than its parameters are kept in
     teacher: bool  # the first layer is held near a copy of itself
+    smooth: bool  # no Relu: weights that an update makes zero would lie on its kink
     seed: int  # of what is drawn while the net is written
 
 
-def draw_shapes(w: Writer) -> Shapes:
+def draw_shapes(w: Writer, *, smooth: bool) -> Shapes:
     """Draw a net of one to four parameters that does something with its input."""
     draw = w.draw
     width = features = draw.randrange(2, 5)
@@ -77,6 +78,7 @@ def draw_shapes(w: Writer) -> Shapes:
         draw.random() < 0.15,
         draw.random() < 0.05,
         draw.random() < 0.06,
+        smooth,
         draw.randrange(2**32),
     )
 

@@ -125,16 +125,18 @@ class Spelling:
     def step(self, weight: str, move: str, rate: Number, more: list[Number], hint: str = "") -> str:
         """weight - rate * move, and `more` factors of the rate at any place."""
         w = self.w
-        way = self.pick(*["sub"] * 4, "neg rate", "neg step", "minus one", "over", "flip")
+        way = self.pick(*["sub"] * 4, "neg rate", "neg step", "signed", "minus one", "over", "flip")
         if way == "over" and rate.fixed and not more:
             return self.sub(weight, self.div(move, w.constant(1.0 / rate.value)), hint)
         if way == "flip":
             moved = self._scaled(move, [rate, *more], negative=False)
             return w.put("Neg", w.put("Sub", moved, weight), hint=hint)
-        negative = way == "neg rate"
+        negative = way in ("neg rate", "signed")
         moved = self._scaled(move, [rate, *more], negative=negative)
         if way == "minus one":
             moved = self.scale(moved, w.number(-1.0, "sign"))
+        elif way == "signed":
+            moved = self.scale(moved, w.number(1.0, "sign"))
         elif way == "neg step":
             moved = w.put("Neg", moved)
         elif not negative:

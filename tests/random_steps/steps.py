@@ -67,12 +67,12 @@ class _Maker:
     def make(self) -> Step:
         draw = self.draw = Random(self.seed)
         random = self.random = np.random.default_rng(self.seed)
-        style = "meaningful" if draw.random() < 0.25 else "meaningless"
+        style = draw.choices(["meaningless", "meaningful", "odd"], [70, 25, 5])[0]
         w = self.w = Writer(draw, self.dtype, draw.choice([13, 17, 18, 21]), style)
-        shapes = draw_shapes(w)
+        count = draw.choice([2, 3]) if draw.random() < 0.08 else 1
+        shapes = draw_shapes(w, smooth=count > 1)
         optimizer = self.optimizer = Optimizer(w, draw.randrange(2**32))
         choices = draw_choices(w)
-        count = draw.choice([2, 3]) if draw.random() < 0.08 else 1
         parameters = self.parameters = self._parameters(shapes)
         if all(len(p.shape) > 0 for p in parameters.values()):
             w.scalars = ((), (), (), (1,))

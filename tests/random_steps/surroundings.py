@@ -32,6 +32,8 @@ class Layout:
         w = self.w
         if self.turned:
             value = w.transpose(value)
+        elif len(self.shape) == 2 and self.shape != self.own:
+            value = w.put("Flatten", value, axis=0, shape=self.shape)
         elif self.shape != self.own:
             value = w.reshape(value, self.shape)
         return self._cast(value, self.dtype)
@@ -53,6 +55,8 @@ def draw_layout(w: Writer, own: Shape, kind: str) -> Layout:
     dtype = {"wide": wide, "half": TensorProto.FLOAT16}.get(kind, w.dtype)
     if kind == "flat" and len(own) != 1:
         return Layout(w, own, (int(np.prod(own)),), dtype, False)
+    if kind == "flattened" and len(own) > 0:
+        return Layout(w, own, (1, int(np.prod(own))), dtype, False)
     if kind == "turned" and len(own) == 2:
         return Layout(w, own, own[::-1], dtype, True)
     return Layout(w, own, own, dtype, False)

@@ -23,6 +23,7 @@ class Choices:
     """What holds for the updates of all parameters."""
 
     name: str
+    other: str  # for parameters that are no matrices
     front: tuple[str, ...]
     behind: tuple[str, ...]
     decay: str
@@ -39,23 +40,28 @@ class Choices:
             for key in ("decay", "layout", "body", "skip", "rate")
             if (value := getattr(self, key))
         ]
-        return [self.name, *self.front, *self.behind, *named, *["lookahead"] * self.ahead]
+        names = [self.name] if self.other == self.name else [f"{self.name} and {self.other}"]
+        return [*names, *self.front, *self.behind, *named, *["lookahead"] * self.ahead]
 
 
 def draw_choices(w: Writer) -> Choices:
     """Draw an optimizer and what surrounds it; most steps have little around it."""
     draw = w.draw
     name = draw.choice([*MOVES, *STEPS, "sgd", "heavy ball", "adam", "adam"])
+    other = draw.choice([*MOVES, *STEPS]) if draw.random() < 0.1 else name
     front = [key for key, (_, share) in FRONT.items() if draw.random() < share]
     draw.shuffle(front)
     behind = [key for key, (_, share) in BEHIND.items() if draw.random() < share]
-    layouts = ["flat", "turned", "wide"] + ["half"] * (name in ROUGH and not front)
+    layouts = ["flat", "flattened", "turned", "wide"] + ["half"] * (
+        name in ROUGH and not front and other == name
+    )
 
     def one_of(share: float, *ways: str) -> str:
         return draw.choice(ways) if draw.random() < share else ""
 
     return Choices(
         name,
+        other,
         tuple(front),
         tuple(behind),
         one_of(0.25 if name in MOVES else 0.0, "in the move", "factor", "term"),
@@ -81,7 +87,10 @@ class Updates:
     def write(self, net: Net) -> None:
         """Update every parameter that is not frozen."""
         w, optimizer, choices = self.optimizer.w, self.optimizer, self.choices
-        if choices.name in NEEDS_TIME or choices.rate in ("falling", "warm"):
+        if not NEEDS_TIME.isdisjoint((choices.name, choices.other)) or choices.rate in (
+            "falling",
+            "warm",
+        ):
             self._count()
         self._set_rate()
         if "clipped by the global norm" in choices.front:
@@ -168,7 +177,7 @@ class Updates:
     ) -> dict[str, str]:
         w, choices = self.optimizer.w, self.choices
         layout = draw_layout(w, parameter.shape, choices.layout)
-        name = choices.name
+        name = choices.name if len(parameter.shape) == 2 else choices.other
         if name in MATRICES_ONLY and len(layout.shape) != 2:
             name = MATRICES_ONLY[name]
         taken = layout.keep(g)

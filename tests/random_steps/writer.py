@@ -76,9 +76,10 @@ class Writer:
                 number += 1
                 name = f"{hint}_{number}"
         else:
-            name = f"v{self.names.randrange(10**4)}"
+            form = "/step 1/{}:0" if self.style == "odd" else "v{}"
+            name = form.format(self.names.randrange(10**4))
             while name in self._taken:
-                name = f"v{self.names.randrange(10**5)}"
+                name = form.format(self.names.randrange(10**5))
         self._taken.add(name)
         return name
 
