@@ -87,7 +87,8 @@ def adagrad(u: Update, g: str) -> str:
 def rmsprop(u: Update, g: str) -> str:
     centered = u.choose.random() < 0.4
     momentum = u.choose.random() < 0.4
-    u.note(("centered " if centered else "") + ("momentum" if momentum else ""))
+    if centered or momentum:
+        u.note("centered" * centered + " with " * (centered and momentum) + "momentum" * momentum)
     v = u.average("v", u.s.square(g), "share", 0.1, positive=True)
     if centered:
         mean = u.average("mean", g, "share", 0.1)
