@@ -1,0 +1,127 @@
+"""The original as something to take slopes of: its loss, what that is computed from, its values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto, helper, numpy_helper
+from onnx.external_data_helper import load_external_data_for_model
+
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.graph import Index, bodies_of
+from onnx_clip_pass.probe import _find_loss as find_loss
+from onnx_clip_pass.probe.copies import cut_down, names_read
+from onnx_clip_pass.runtime import Arrays, Provider, open_session
+from onnx_clip_pass.verify.memory import free_memory
+
+__all__ = ["Forward"]
+
+_MOST_WEIGHTS = 256_000_000  # bytes
+_OF_WEIGHTS = 8
+"""Times the bytes of weights and inputs: two copies of the model, one of them in double precision,
+what serializing these takes, and what the runtime makes of them."""
+
+
+@dataclass(slots=True)
+class Forward:
+    """A model, its feeds, and the name of its loss, or None for the one scalar output.
+
+    `sources` are the values that the loss is computed from, itself included, once it is prepared.
+    """
+
+    model: ModelProto
+    folder: Path | None
+    feeds: Arrays
+    provider: Provider
+    loss: str | None
+    index: Index = field(init=False)
+    sources: set[str] = field(init=False, default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.index = Index(self.model)
+
+    def check_loss(self) -> None:
+        """Refuse a loss that is named and is none.
+
+        Raises:
+            OnnxClipError: no node computes it, or it is no scalar.
+        """
+        if self.loss is not None:
+            is_made = self.loss in self.index.main.producers
+            find_loss(self.model, self.run([self.loss]) if is_made else {}, self.loss)
+
+    def prepare(self, *, of_any_size: bool) -> None:
+        """Load the weights and find the loss.
+
+        Raises:
+            OnnxClipError: the weights are too large, there is too little memory, or which output
+                is the loss is not clear.
+        """
+        self._refuse_large(of_any_size=of_any_size)
+        if self.folder is not None:
+            model = ModelProto()
+            model.CopyFrom(self.model)
+            load_external_data_for_model(model, str(self.folder))
+            self.model, self.folder = model, None
+            self.index = Index(model)
+        if self.loss is None:
+            self.loss = find_loss(self.model, self.run(self.index.main.outputs), None)
+        main, todo = self.index.main, [self.loss]
+        self.sources = {self.loss}
+        for name in todo:  # grows while it is read
+            node = main.producer(name)
+            for source in () if node is None else names_read(node):
+                if source not in self.sources:
+                    self.sources.add(source)
+                    todo.append(source)
+
+    def is_root(self, name: str) -> bool:
+        """Whether a value is an input or initializer of the main graph."""
+        return name in self.index.main.inputs or name in self.index.main.initializers
+
+    def run(self, names: Sequence[str]) -> Arrays:
+        """Values of the main graph, whether a node makes them or they are given."""
+        main = self.index.main
+        found = {name: self.feeds[name] for name in names if name in self.feeds}
+        for name in names:
+            if name not in found and name in main.initializers:
+                tensor = main.initializers[name]
+                found[name] = numpy_helper.to_array(tensor, str(self.folder or ""))
+        made = [name for name in dict.fromkeys(names) if name in main.producers]
+        if made:
+            cut = cut_down(self.model, made, {})
+            session = open_session(cut, provider=self.provider, optimize=False, folder=self.folder)
+            needed = {value.name for value in cut.graph.input} & self.feeds.keys()
+            found |= session.run({name: self.feeds[name] for name in needed})
+        return found
+
+    def numbers(self, names: Sequence[str]) -> dict[str, float]:
+        """Those of these values that are numbers."""
+        return {
+            name: float(np.asarray(array, np.float64).reshape(()))
+            for name, array in self.run(names).items()
+            if array.size == 1
+        }
+
+    def _refuse_large(self, *, of_any_size: bool) -> None:
+        tensors = (t for body in bodies_of(self.model) for t in getattr(body, "initializer", ()))
+        size = sum(
+            math.prod(t.dims) * int(helper.tensor_dtype_to_np_dtype(t.data_type).itemsize)
+            for t in tensors
+        )
+        size += sum(array.nbytes for array in self.feeds.values())
+        if size > _MOST_WEIGHTS and not of_any_size:
+            raise OnnxClipError(
+                f"weights and inputs are {size / 1e6:.0f} MB, which are more than "
+                f"{_MOST_WEIGHTS / 1e6:.0f}; slopes='strict' (--slopes strict) checks it"
+            )
+        free = free_memory()
+        if free is not None and _OF_WEIGHTS * size > free:
+            raise OnnxClipError(
+                f"that takes {_OF_WEIGHTS * size / 1e9:.1f} GB of free memory ({_OF_WEIGHTS} times "
+                f"weights and inputs), but there are {free / 1e9:.1f} GB"
+            )
