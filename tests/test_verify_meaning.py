@@ -151,6 +151,15 @@ def test_the_new_weights_of_a_target_network_are_wrong(body: str, named: Any) ->
     assert fault == "it is no gradient but the new value of 'T', an average"
 
 
+MOMENTS = {
+    "two products": "old = Mul (M, nine) new = Mul (g, lr) M_new = Add (old, new)",
+    "decomposed lerp": "gap = Sub (g, M) a = Mul (lr, gap) b = Where (no, g, M) M_new = Add (a, b)",
+    "lerp of torchlib": "gap = Sub (g, M) a = Mul (lr, gap) low = Add (M, a) "
+    "b = Mul (gap, nine) high = Sub (g, b) M_new = Where (yes, low, high)",
+}
+
+
+@pytest.mark.parametrize("body", MOMENTS.values(), ids=MOMENTS)
 @pytest.mark.parametrize(
     ("named", "words"),
     [
@@ -159,20 +168,22 @@ def test_the_new_weights_of_a_target_network_are_wrong(body: str, named: Any) ->
         ({"M": "W"}, "it is no gradient but the state 'M'"),
     ],
 )
-def test_new_weights_moments_and_their_new_values_are_wrong(named: Any, words: str) -> None:
-    body = "old = Mul (M, nine) new = Mul (g, lr) M_new = Add (old, new)"
+def test_new_weights_moments_and_their_new_values_are_wrong(
+    body: str, named: Any, words: str
+) -> None:
     model = graph(
         f"{LOSS} {SLOPE} {body} step = Mul (lr, M_new) W_new = Sub (W, step)",
         inputs="float[4, 2] M",
         outputs="float loss, float[4, 2] W_new, float[4, 2] M_new",
     )
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.9), "nine"))
+    for name, value in {"nine": np.float32(0.9), "yes": np.True_, "no": np.False_}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
     assert faults(verified(model, named)) == [words]
 
 
 # -- what only is said -------------------------------------------------------------------------
 
-# the forward pass sees the sign of W, the backward pass treats it as W
+# the forward pass takes tanh(W), the backward pass treats it as W
 STRAIGHT = (
     LOSS.replace("MatMul (x, W)", "MatMul (x, soft)").replace("y =", "soft = Tanh (W) y =")
     + f" {SLOPE} {STEP}"

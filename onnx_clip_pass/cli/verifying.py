@@ -136,8 +136,8 @@ def slopes_option(command: _Command) -> _Command:
         type=click.Choice(["on", "strict", "off"]),
         default="on",
         show_default=True,
-        help="Of verifying: on, a multiple of the slope of the loss, a parameter, a state or its "
-        "new value is a wrong gradient; strict, all that is no slope; off, slopes are not taken.",
+        help="on: a multiple of the loss's slope, a parameter or a state is a wrong gradient. "
+        "strict: so is all else that is no slope. off: slopes are not taken.",
     )(command)
 
 

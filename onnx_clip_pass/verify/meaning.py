@@ -278,7 +278,7 @@ class Meaning:
     def _recorded_scales(self) -> Iterator[float]:
         yield 1.0
         scale = self.record.loss_scale
-        yield self.forward.numbers([scale])[scale] if isinstance(scale, str) else scale
+        yield self.forward.numbers([scale]).get(scale, 1.0) if isinstance(scale, str) else scale
 
 
 def _each_gradient_once(pairs: Sequence[_Pair]) -> list[list[_Pair]]:

@@ -6,7 +6,7 @@ which the old one stands with a number before it: `W - lr*g`, `(1-tau)*T + tau*W
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
@@ -62,7 +62,7 @@ def factors_of(index: Index, names: Collection[str]) -> list[str]:
     for name in names:
         values = [name] if name in index.main.producers else _like(index, name)
         for value in values:
-            found |= dict.fromkeys(_terms(index, value, lambda _: 1.0).factors)
+            found |= dict.fromkeys(_terms(index, value, None).factors)
     return list(found)
 
 
@@ -85,7 +85,7 @@ def _old_value(
     index: Index, name: str, forward: Collection[str], numbers: Mapping[str, float]
 ) -> tuple[str, bool]:
     """The input or initializer whose new value a value is, or empty; whether it is an average."""
-    terms = _terms(index, name, numbers.get)
+    terms = _terms(index, name, numbers)
     is_average = abs(sum(terms.of.values()) - 1) <= _ROUNDING and len(terms.of) > 1
     for root, share in terms.of.items():
         if root in index.main.producers or type_in(index, root) != type_in(index, name):
@@ -106,10 +106,11 @@ class _Terms:
     factors: list[str] = field(default_factory=list)
 
 
-def _terms(index: Index, name: str, number: Callable[[str], float | None]) -> _Terms:
+def _terms(index: Index, name: str, numbers: Mapping[str, float] | None) -> _Terms:
     """Split a value into the terms of its sum, each value once, from the last one back.
 
-    What the graph returns besides is a term as it is, such as new weights that are averaged.
+    What the graph returns besides is a term as it is, such as new weights that are averaged. Where
+    numbers are only looked for, `numbers` being None, both branches of a Where are followed.
     """
     main = index.main
     share = {name: 1.0}
@@ -133,7 +134,16 @@ def _terms(index: Index, name: str, number: Callable[[str], float | None]) -> _T
         elif node.op_type == "Neg":
             parts = [(inputs[0], -1.0)]
         elif node.op_type in ("Mul", "Div"):
-            parts = _scaled(index, node.op_type, inputs, number, terms.factors)
+            parts = _scaled(index, node.op_type, inputs, numbers, terms.factors)
+        elif node.op_type == "Where" and type_in(index, inputs[0]).is_single:
+            terms.factors.append(inputs[0])
+            branches = [(each, 1.0) for each in inputs[1:]]
+            if numbers is None:
+                parts = branches
+            elif inputs[0] in numbers:
+                parts = branches[:1] if numbers[inputs[0]] else branches[1:]
+            else:
+                parts = []
         else:
             parts = []
         if not parts:
@@ -152,7 +162,7 @@ def _scaled(
     index: Index,
     op_type: str,
     inputs: list[str],
-    number: Callable[[str], float | None],
+    numbers: Mapping[str, float] | None,
     factors: list[str],
 ) -> list[tuple[str, float]]:
     """What a product with a number, or a quotient by one, is made of."""
@@ -160,7 +170,7 @@ def _scaled(
         if not type_in(index, inputs[at]).is_single:
             continue
         factors.append(inputs[at])
-        found = number(inputs[at])
+        found = 1.0 if numbers is None else numbers.get(inputs[at])
         if found is None or not np.isfinite(found) or (op_type == "Div" and found == 0):
             return []
         return [(inputs[1 - at], found if op_type == "Mul" else 1 / found)]
