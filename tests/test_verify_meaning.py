@@ -225,10 +225,35 @@ def test_a_buffer_of_summed_gradients_is_none_of_the_states() -> None:
 
 
 def test_a_loss_that_does_not_read_the_parameter_is_a_note() -> None:
-    model = graph(f"{LOSS} {SLOPE} {STEP}", inputs="float[4, 2] V")
+    shifted = LOSS.replace("y = MatMul (x, W)", "both = Add (W, U) y = MatMul (x, both)")
+    model = graph(f"{shifted} {SLOPE} {STEP}", inputs="float[4, 2] V, float[4, 2] U")
     found = verified(model, {"g": "V"})
     assert found.ok, faults(found)
-    assert found.notes[0].startswith("these are no slopes of the loss")
+    assert found.notes[-1].startswith("the loss does not read these parameters")
+
+
+def test_master_weights_are_held_to_the_copy_that_the_loss_reads() -> None:
+    body = "step = Mul (lr, g) M_new = Sub (M, step) W_new = Identity (M_new)"
+    model = graph(
+        f"{LOSS} {SLOPE} {body}",
+        inputs="float[4, 2] M",
+        outputs="float loss, float[4, 2] W_new, float[4, 2] M_new",
+    )
+    assert not verified(model, {"g": "M"}, slopes="strict").notes
+    (fault,) = faults(verified(model, {"step": "M"}))
+    assert "it is 0.1 times the slope of the loss by W" in fault
+
+
+def test_other_scalar_outputs_are_not_taken_for_the_loss() -> None:
+    more = "squares = Mul (g, g) norm = ReduceSum <keepdims = 0> (squares) next = Add (count, one)"
+    model = graph(
+        f"{LOSS} {SLOPE} {STEP} {more}",
+        inputs="float count",
+        outputs="float norm, float next, float loss, float[4, 2] W_new",
+    )
+    found = verified(model, {"g": "W"}, slopes="strict")
+    assert found.ok, faults(found)
+    assert not found.notes
 
 
 NOT_CHECKED = "the meaning of the gradients was not checked: "
@@ -282,7 +307,7 @@ def test_gradients_of_unrolled_steps_are_a_note() -> None:
     found = verified(model, None)
     assert found.ok, faults(found)
     (note,) = found.notes
-    assert note.startswith("the loss comes after a step with these gradients")
+    assert note.startswith("these gradients and the loss are of different steps")
 
 
 def test_an_export_with_gradients_times_the_batch_size_is_wrong() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from onnx.external_data_helper import load_external_data_for_model
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Index, bodies_of
 from onnx_clip_pass.probe import _find_loss as find_loss
+from onnx_clip_pass.probe.bench import is_float
 from onnx_clip_pass.probe.copies import cut_down, names_read
 from onnx_clip_pass.runtime import Arrays, Provider, open_session
 from onnx_clip_pass.verify.memory import free_memory
@@ -54,7 +55,9 @@ class Forward:
             is_made = self.loss in self.index.main.producers
             find_loss(self.model, self.run([self.loss]) if is_made else {}, self.loss)
 
-    def prepare(self, *, of_any_size: bool) -> None:
+    def prepare(
+        self, gradients: Collection[str], parameters: Collection[str], *, of_any_size: bool
+    ) -> None:
         """Load the weights and find the loss.
 
         Raises:
@@ -69,15 +72,35 @@ class Forward:
             self.model, self.folder = model, None
             self.index = Index(model)
         if self.loss is None:
-            self.loss = find_loss(self.model, self.run(self.index.main.outputs), None)
-        main, todo = self.index.main, [self.loss]
-        self.sources = {self.loss}
-        for name in todo:  # grows while it is read
-            node = main.producer(name)
+            self.loss = self._find_loss(set(gradients), set(parameters))
+        self.sources = self.sources_of(self.loss)
+
+    def _find_loss(self, gradients: set[str], parameters: set[str]) -> str:
+        """The scalar output that the parameters lead to, and the gradients do not, or any scalar.
+
+        So the scale of the next loss, a count of steps or a norm of gradients is none.
+        """
+        outputs = self.run(self.index.main.outputs)
+        fitting = []
+        for name, array in outputs.items():
+            if array.size == 1 and is_float(array):
+                sources = self.sources_of(name)
+                if sources.isdisjoint(gradients) and not sources.isdisjoint(parameters):
+                    fitting.append(name)
+        if len(fitting) == 1:
+            return fitting[0]
+        return find_loss(self.model, outputs, None)
+
+    def sources_of(self, name: str) -> set[str]:
+        """All values of the main graph that a value is computed from, itself included."""
+        todo, found = [name], {name}
+        for at in todo:  # grows while it is read
+            node = self.index.main.producer(at)
             for source in () if node is None else names_read(node):
-                if source not in self.sources:
-                    self.sources.add(source)
+                if source not in found:
+                    found.add(source)
                     todo.append(source)
+        return found
 
     def is_root(self, name: str) -> bool:
         """Whether a value is an input or initializer of the main graph."""

@@ -39,9 +39,13 @@ _MARGIN = 4  # times what finite differences are thought to be off
 _MOST_NAMES = 5
 
 _UNKNOWN = "it is not known whose gradients these are, so their meaning was not checked"
-_LATER = "the loss comes after a step with these gradients, so their meaning was not checked"
+_LATER = "these gradients and the loss are of different steps, so their meaning was not checked"
 _INSIDE = "the meaning of gradients in nested graphs was not checked"
 _SEEDS = "the meaning of gradients for several seeds at once was not checked"
+_ROWS = "the meaning of gradients of another size than their parameters was not checked"
+_UNREAD = (
+    "the loss does not read these parameters, so the meaning of their gradients was not checked"
+)
 _NOISY = "the slopes of the loss are too noisy to tell the meaning of these gradients"
 _SIZES = (
     "these are the slope of the loss times what changes with the sizes of inputs, which were made "
@@ -118,13 +122,20 @@ class Meaning:
                 targets.setdefault((target.name, target.gradient.parameter.name), number)
         if not targets:
             return
-        self.forward.prepare(of_any_size=self.is_strict)
+        forward = self.forward
+        gradients = {name for name, _ in targets if not forward.is_root(name)}
+        parameters = {parameter for _, parameter in targets}
+        forward.prepare(gradients, parameters, of_any_size=self.is_strict)
         pairs: list[_Pair] = []
         others: list[_Pair] = []
         for (name, parameter), number in targets.items():
             pair = self._pair(number, name, parameter)
-            (pairs if pair.parameter in self.forward.sources else others).append(pair)
-        self._judge(self._measured(pairs, self.forward.feeds))
+            if pair.parameter not in forward.sources:
+                others.append(pair)
+            else:
+                pairs.append(pair)
+        pairs = self._of_equal_size(pairs)
+        self._judge(self._measured(pairs, forward.feeds))
         self._judge_others(others)
 
     def _remark(self, why: str, name: str) -> None:
@@ -142,9 +153,14 @@ class Meaning:
         return count != 1
 
     def _pair(self, number: int, name: str, parameter: str) -> _Pair:
-        """A gradient with its parameter; if that is not known, with the only one of its shape."""
+        """A gradient with its parameter.
+
+        If that is not known, or the loss reads a copy of it, as of master weights, the only one of
+        the gradient's shape that the loss reads.
+        """
         forward, main = self.forward, self.forward.index.main
-        if parameter != name and forward.is_root(parameter):
+        is_known = parameter != name and forward.is_root(parameter)
+        if is_known and parameter in forward.sources:
             return _Pair(number, name, parameter)
         shape = type_in(forward.index, name).shape
         fitting = []
@@ -154,7 +170,27 @@ class Meaning:
                 fitting.append(root)
         if len(fitting) == 1 and shape is not None and fitting[0] != name:
             return _Pair(number, name, fitting[0])
-        return _Pair(number, name, "", is_known=False)
+        return _Pair(number, name, parameter if is_known else "", is_known)
+
+    def _of_equal_size(self, pairs: Sequence[_Pair]) -> list[_Pair]:
+        """Gradients with as many elements as their parameters have, unlike those of some rows."""
+        names = {name for pair in pairs for name in (pair.gradient, pair.parameter)}
+        shapes = {name: type_in(self.forward.index, name).shape for name in names}
+        unknown = [
+            n for n, shape in shapes.items() if not all(isinstance(d, int) for d in shape or "?")
+        ]
+        shapes |= {name: array.shape for name, array in self.forward.run(unknown).items()}
+        sizes = {
+            n: math.prod(d for d in shape or () if isinstance(d, int))
+            for n, shape in shapes.items()
+        }
+        found = []
+        for pair in pairs:
+            if sizes[pair.gradient] == sizes[pair.parameter]:
+                found.append(pair)
+            else:
+                self._remark(_ROWS, pair.gradient)
+        return found
 
     def _measured(self, pairs: Sequence[_Pair], feeds: Arrays) -> list[_Measured]:
         found: list[_Measured] = []
@@ -178,12 +214,12 @@ class Meaning:
         factors = self._sure_factors(found)
         scales = [*self._recorded_scales()]
         scales += seeds_of(self.forward.index, self.forward.feeds, self.forward.sources, factors)
-        later = {pair.parameter for pair, _ in found if self._is_in_loss(pair.gradient)}
+        later = self._of_later_steps([pair for pair, _ in found])
         doubtful = []
         for pair, check in found:
             if _is_right(check, scales):
                 continue
-            if pair.parameter in later:
+            if pair in later:
                 self._remark(_LATER, pair.gradient)
             elif not check.error <= _NOISE:
                 self._remark(_NOISY, pair.gradient)
@@ -224,10 +260,8 @@ class Meaning:
         for pair in found:
             if states[pair]:
                 self._wrong(pair, f"it is no gradient but {states[pair]}")
-            elif pair.is_known:
-                self._not_slope(pair)
             else:
-                self._remark(_UNKNOWN, pair.gradient)
+                self._remark(_UNREAD if pair.is_known else _UNKNOWN, pair.gradient)
 
     def _not_slope(self, pair: _Pair) -> None:
         if self.is_strict:
@@ -272,8 +306,25 @@ class Meaning:
             and not type_in(self.forward.index, pair.parameter).is_single
         }
 
-    def _is_in_loss(self, gradient: str) -> bool:
-        return gradient in self.forward.sources and not self.forward.is_root(gradient)
+    def _of_later_steps(self, pairs: Sequence[_Pair]) -> set[_Pair]:
+        """Gradients of unrolled steps that are not taken at the parameters that are fed.
+
+        Those are behind another gradient of the same parameter; and all of its gradients are in
+        question if the loss comes behind one.
+        """
+        groups: dict[str, list[_Pair]] = {}
+        for pair in pairs:
+            groups.setdefault(pair.parameter, []).append(pair)
+        found: set[_Pair] = set()
+        for group in groups.values():
+            made = {p.gradient for p in group if not self.forward.is_root(p.gradient)}
+            if not made.isdisjoint(self.forward.sources):
+                found.update(group)
+            elif len(made) > 1:
+                for pair in group:
+                    earlier = self.forward.sources_of(pair.gradient) & made
+                    found.update([pair] * (earlier != {pair.gradient}))
+        return found
 
     def _recorded_scales(self) -> Iterator[float]:
         yield 1.0
