@@ -177,7 +177,9 @@ class Meaning:
         names = {name for pair in pairs for name in (pair.gradient, pair.parameter)}
         shapes = {name: type_in(self.forward.index, name).shape for name in names}
         unknown = [
-            n for n, shape in shapes.items() if not all(isinstance(d, int) for d in shape or "?")
+            name
+            for name, shape in shapes.items()
+            if shape is None or not all(isinstance(n, int) for n in shape)
         ]
         shapes |= {name: array.shape for name, array in self.forward.run(unknown).items()}
         sizes = {
