@@ -200,6 +200,21 @@ def test_a_straight_through_estimate_is_a_note_and_wrong_if_slopes_are_strict() 
     assert faults(strict) == ["it is no slope of the loss 'loss' by W"]
 
 
+def test_a_loss_that_does_not_move_along_a_gradient_is_a_note_and_wrong_if_strict() -> None:
+    sign = LOSS.replace("MatMul (x, W)", "MatMul (x, hard)").replace("y =", "hard = Sign (W) y =")
+    model = graph(f"{sign} {SLOPE} {STEP}")
+    (note,) = verified(model, {"g": "W"}).notes
+    assert note.startswith("these are no slopes of the loss 'loss'")
+    assert not verified(model, {"g": "W"}, slopes="strict").ok
+
+
+def test_a_constant_gradient_that_is_an_initializer_is_right() -> None:
+    model = onnx.load(MODELS / "in_graph" / "constant_gradient.onnx")
+    found = verified(model, {"W_grad": "W"}, slopes="strict")
+    assert found.ok, faults(found)
+    assert not found.notes
+
+
 def test_decay_that_is_added_to_the_gradient_is_a_note() -> None:
     body = "decay = Mul (lr, W) sum = Add (g, decay) step = Mul (lr, sum) W_new = Sub (W, step)"
     model = graph(

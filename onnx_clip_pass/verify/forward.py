@@ -106,6 +106,22 @@ class Forward:
         """Whether a value is an input or initializer of the main graph."""
         return name in self.index.main.inputs or name in self.index.main.initializers
 
+    def with_copies(self, roots: Sequence[str]) -> tuple[ModelProto, dict[str, str]]:
+        """The model with a node that hands on each of these inputs and initializers; its names."""
+        if not roots:
+            return self.model, {}
+        model, taken = ModelProto(), self.index.all_names()
+        model.CopyFrom(self.model)
+        names: dict[str, str] = {}
+        for root in roots:
+            name = f"{root}/copy"
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            names[root] = name
+            model.graph.node.append(helper.make_node("Identity", [root], [name]))
+        return model, names
+
     def run(self, names: Sequence[str]) -> Arrays:
         """Values of the main graph, whether a node makes them or they are given."""
         main = self.index.main

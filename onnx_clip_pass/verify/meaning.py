@@ -46,7 +46,7 @@ _ROWS = "the meaning of gradients of another size than their parameters was not 
 _UNREAD = (
     "the loss does not read these parameters, so the meaning of their gradients was not checked"
 )
-_NOISY = "the slopes of the loss are too noisy to tell the meaning of these gradients"
+_NOISY = "the slopes of the loss are too small or too noisy to tell the meaning of these gradients"
 _SIZES = (
     "these are the slope of the loss times what changes with the sizes of inputs, which were made "
     "up; give those that the model is made for (dims=, --dim, or feeds)"
@@ -195,17 +195,20 @@ class Meaning:
         return found
 
     def _measured(self, pairs: Sequence[_Pair], feeds: Arrays) -> list[_Measured]:
+        forward = self.forward
+        roots = {pair.gradient for pair in pairs if forward.is_root(pair.gradient)}
+        model, names = forward.with_copies(sorted(roots))
         found: list[_Measured] = []
         for part in _each_gradient_once(pairs):
+            of = {names.get(pair.gradient, pair.gradient): pair for pair in part}
             checks = check_slopes(
-                self.forward.model,
-                {pair.gradient: pair.parameter for pair in part},
+                model,
+                {name: pair.parameter for name, pair in of.items()},
                 feeds=feeds,
-                loss=self.forward.loss,
+                loss=forward.loss,
                 seed=self.seed,
-                provider=self.forward.provider,
+                provider=forward.provider,
             )
-            of = {pair.gradient: pair for pair in part}
             found += [(of[check.gradient], check) for check in checks]
         return found
 
@@ -223,7 +226,7 @@ class Meaning:
                 continue
             if pair in later:
                 self._remark(_LATER, pair.gradient)
-            elif not check.error <= _NOISE:
+            elif not _is_clear(check):
                 self._remark(_NOISY, pair.gradient)
             else:
                 doubtful.append((pair, check))
@@ -303,9 +306,7 @@ class Meaning:
         return {
             pair.gradient: check.factor
             for pair, check in found
-            if _is_parallel(check)
-            and not math.isnan(check.factor)
-            and not type_in(self.forward.index, pair.parameter).is_single
+            if _is_parallel(check) and not type_in(self.forward.index, pair.parameter).is_single
         }
 
     def _of_later_steps(self, pairs: Sequence[_Pair]) -> set[_Pair]:
@@ -345,8 +346,13 @@ def _each_gradient_once(pairs: Sequence[_Pair]) -> list[list[_Pair]]:
     return [list(part.values()) for part in parts]
 
 
+def _is_clear(check: SlopeCheck) -> bool:
+    """Whether anything can be said: that the loss does not move along a gradient, or how much."""
+    return check.error <= _NOISE or math.isinf(check.factor)
+
+
 def _is_right(check: SlopeCheck, scales: Sequence[float]) -> bool:
-    """Whether a gradient is the slope, or that times a scale of the loss."""
+    """Whether a gradient is the slope, or that times a scale of the loss; or both are zero."""
     off = _MARGIN * check.error
     if not check.error <= _NOISE or check.orthogonal > max(NEAR, off):
         return False
@@ -355,4 +361,5 @@ def _is_right(check: SlopeCheck, scales: Sequence[float]) -> bool:
 
 def _is_parallel(check: SlopeCheck) -> bool:
     """Whether a gradient lies on the line of the slope."""
-    return check.error <= _NOISE and check.orthogonal <= max(_ASIDE, _MARGIN * check.error)
+    is_measured = check.error <= _NOISE and math.isfinite(check.factor)
+    return is_measured and check.orthogonal <= max(_ASIDE, _MARGIN * check.error)
