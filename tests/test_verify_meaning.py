@@ -319,10 +319,14 @@ def test_a_batch_size_inside_the_graph_is_a_note_where_the_size_is_made_up() -> 
 
 def test_gradients_of_unrolled_steps_are_a_note() -> None:
     model = onnx.load(MODELS / "in_graph" / "two_steps.onnx")
-    found = verified(model, None)
+    (note,) = verified(model, None).notes
+    assert note.startswith(f"{NOT_CHECKED}which output is the loss?")  # the one is behind a step
+    found = verified(model, None, loss="loss")
     assert found.ok, faults(found)
     (note,) = found.notes
     assert note.startswith("these gradients and the loss are of different steps")
+    (note,) = verified(model, None, loss="loss_0").notes  # the first step is right
+    assert note.endswith(": W_grad_1, b_grad_1")
 
 
 def test_an_export_with_gradients_times_the_batch_size_is_wrong() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,10 +12,9 @@ from onnx import ModelProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_model
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.graph import Index, bodies_of
-from onnx_clip_pass.probe import _find_loss as find_loss
-from onnx_clip_pass.probe.bench import is_float
-from onnx_clip_pass.probe.copies import cut_down, names_read
+from onnx_clip_pass.graph import Index, TensorType, bodies_of
+from onnx_clip_pass.probe.copies import ancestors_in, cut_down
+from onnx_clip_pass.probe.losses import check_loss, declared_loss
 from onnx_clip_pass.runtime import Arrays, Provider, open_session
 from onnx_clip_pass.verify.memory import free_memory
 
@@ -40,10 +39,12 @@ class Forward:
     provider: Provider
     loss: str | None
     index: Index = field(init=False)
-    sources: set[str] = field(init=False, default_factory=set)
+    sources: frozenset[str] = field(init=False, default=frozenset())
+    _ancestors: Callable[[str], frozenset[str]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.index = Index(self.model)
+        self._ancestors = ancestors_in(self.model.graph)
 
     def check_loss(self) -> None:
         """Refuse a loss that is named and is none.
@@ -52,8 +53,10 @@ class Forward:
             OnnxClipError: no node computes it, or it is no scalar.
         """
         if self.loss is not None:
-            is_made = self.loss in self.index.main.producers
-            find_loss(self.model, self.run([self.loss]) if is_made else {}, self.loss)
+            check_loss(self.index, self.loss)
+            shape = self.run([self.loss])[self.loss].shape
+            if math.prod(shape) != 1:
+                raise OnnxClipError(f"the loss {self.loss!r} is no scalar, but has shape {shape}")
 
     def prepare(
         self, gradients: Collection[str], parameters: Collection[str], *, of_any_size: bool
@@ -72,35 +75,25 @@ class Forward:
             self.model, self.folder = model, None
             self.index = Index(model)
         if self.loss is None:
-            self.loss = self._find_loss(set(gradients), set(parameters))
+            self.loss = self._declared_loss(gradients, parameters)
         self.sources = self.sources_of(self.loss)
 
-    def _find_loss(self, gradients: set[str], parameters: set[str]) -> str:
-        """The scalar output that the parameters lead to, and the gradients do not, or any scalar.
+    def _declared_loss(self, gradients: Collection[str], parameters: Collection[str]) -> str:
+        """The scalar output that depends on the parameters, or on any tensor if on none of these.
 
-        So the scale of the next loss, a count of steps or a norm of gradients is none.
+        No gradient leads to it. What is recorded as a parameter may be unknown, or another copy.
         """
-        outputs = self.run(self.index.main.outputs)
-        fitting = []
-        for name, array in outputs.items():
-            if array.size == 1 and is_float(array):
-                sources = self.sources_of(name)
-                if sources.isdisjoint(gradients) and not sources.isdisjoint(parameters):
-                    fitting.append(name)
-        if len(fitting) == 1:
-            return fitting[0]
-        return find_loss(self.model, outputs, None)
+        main = self.index.main
+        roots = dict.fromkeys([*main.inputs, *main.initializers])
+        tensors = [root for root in roots if not (main.declared(root) or TensorType()).is_single]
+        try:
+            return declared_loss(self.model, self.index, parameters, gradients)
+        except OnnxClipError:
+            return declared_loss(self.model, self.index, tensors, gradients)
 
-    def sources_of(self, name: str) -> set[str]:
+    def sources_of(self, name: str) -> frozenset[str]:
         """All values of the main graph that a value is computed from, itself included."""
-        todo, found = [name], {name}
-        for at in todo:  # grows while it is read
-            node = self.index.main.producer(at)
-            for source in () if node is None else names_read(node):
-                if source not in found:
-                    found.add(source)
-                    todo.append(source)
-        return found
+        return self._ancestors(name)
 
     def is_root(self, name: str) -> bool:
         """Whether a value is an input or initializer of the main graph."""

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.probe.deciding import SlopeCheck, check_slopes
 from onnx_clip_pass.record import Record
 from onnx_clip_pass.runtime import Arrays
 from onnx_clip_pass.verify.forward import Forward
 from onnx_clip_pass.verify.report import Verification
 from onnx_clip_pass.verify.scales import NEAR, is_near, seeds_of
-from onnx_clip_pass.verify.standin import SlopeCheck, check_slopes
 from onnx_clip_pass.verify.states import factors_of, state_in, type_in
 from onnx_clip_pass.verify.targets import Target
 
