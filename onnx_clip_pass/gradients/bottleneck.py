@@ -102,7 +102,10 @@ class Bottlenecks:
             for state in states.states
         ):
             self.chains = Chains(states, cuts, self._starts())
-        is_free = not any(states.contracted[state.new] for state in states.states)
+        is_free = not any(
+            (states.nonfree if self.values.is_single(state.root) else states.contracted)[state.new]
+            for state in states.states
+        )
         if (is_free and states.states) or not any(self.chains.depends):
             self._take_inputs_for_gradients(cuts)
         self.steps = [step for step in steps if self._is_trained(step)]
@@ -487,7 +490,8 @@ class Bottlenecks:
             link, above = chains.link[at], chains.tree.above[at]
             segment = self._joined(at)
             if segment:
-                at = segment
+                whole = values.behind(segment)
+                at = whole if values.is_like(whole, step.root) else segment
                 trail = [at]
                 continue
             if Link.END in link or (Link.FACTOR in link and at not in base):
