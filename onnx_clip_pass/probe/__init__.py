@@ -27,7 +27,7 @@ from onnx import ModelProto
 from onnx_clip_pass.arguments import check_flags, check_path
 from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.gradients.found import Gradient
-from onnx_clip_pass.probe.bench import Bench, is_float
+from onnx_clip_pass.probe.bench import Bench, is_float, one_seed
 from onnx_clip_pass.probe.pairing import Undecided
 from onnx_clip_pass.probe.search import Probing, Search
 from onnx_clip_pass.probe.slopes import Arrays
@@ -131,7 +131,7 @@ def probe(
         except Exception as error:  # protobuf, onnx and the system have many ways to refuse
             raise OnnxClipError(f"cannot read the model {str(folder)!r}: {error}") from error
     model = strip_if_clipped(model)
-    fed = make_feeds(model, given=feeds, dims=_one_seed(model) | dict(dims or {}), seed=seed)
+    fed = make_feeds(model, given=feeds, dims=one_seed(model) | dict(dims or {}), seed=seed)
     # An overridable initializer that the caller feeds is fed; all others keep their value.
     outputs = open_session(model, provider=provider, optimize=False).run(fed)
     name = _find_loss(model, outputs, loss)
@@ -145,18 +145,6 @@ def probe(
         if is_float(array) and key != name and key not in bench.index.main.inputs
     }
     return Search(bench, shapes, inner, most_bytes, progress).result()
-
-
-def _one_seed(model: ModelProto) -> dict[str, int]:
-    """Size 1 for symbols that stand in one input alone, beside no dimension but 1."""
-    shapes = [
-        [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in model.graph.input
-    ]
-    symbols = [size for shape in shapes for size in shape if isinstance(size, str)]
-    apart = [shape for shape in shapes if all(isinstance(size, str) or size == 1 for size in shape)]
-    lone = [size for shape in apart for size in shape if isinstance(size, str)]
-    return dict.fromkeys((each for each in lone if symbols.count(each) == 1), 1)
 
 
 def _find_loss(model: ModelProto, outputs: Arrays, wanted: str | None) -> str:

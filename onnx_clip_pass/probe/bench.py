@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,18 +11,26 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.gradients.roles import Role, Roles
 from onnx_clip_pass.gradients.updates import Updates
-from onnx_clip_pass.gradients.roles import Roles
 from onnx_clip_pass.graph import Flow, Index, Value
-from onnx_clip_pass.probe.copies import cut_down, double_copy, names_read
-from onnx_clip_pass.probe.slopes import Arrays, Point
+from onnx_clip_pass.probe.copies import ancestors_in, cut_down, double_copy, names_read
+from onnx_clip_pass.probe.slopes import Arrays, Point, noise_of
 from onnx_clip_pass.runtime import Provider, Session, open_session
 
-__all__ = ["Bench", "is_float"]
+__all__ = ["Bench", "is_float", "one_seed"]
 
 _FREE_INITIALIZERS = 4  # the first IR version in which an initializer need not be an input
 _JITTER = 0.1
 _TURN = 1.5  # by which the scalars that the loss does not read are multiplied at a second point
+
+
+def _roles(index: Index) -> Callable[[str], Role]:
+    """The role of an input or initializer of the main graph, as `gradients` tells it."""
+    flow = Flow(index)
+    updates = Updates(flow)
+    roles = Roles(flow, updates.trained, updates.carried)
+    return lambda name: roles.of(Value(flow.main, name))
 
 
 def is_float(array: NDArray[Any]) -> bool:
@@ -34,10 +42,12 @@ def is_float(array: NDArray[Any]) -> bool:
 class Bench:
     """A model, its feeds, and what of it moves.
 
-    `parameters` are moved; `left_out` are the inputs taken for data, with the reason. `knobs` are
-    scalar inputs that the loss does not read: a seed of the backward pass, a learning rate.
-    `from_states` is computed from larger ones, such as moments and buffers of accumulated
-    gradients, and so is no gradient. Inputs differ from point to point, initializers do not: an
+    `parameters` are moved; `left_out` are the inputs taken for data, with the reason. With `only`
+    what `data` names are the parameters, and nothing else. `knobs` are
+    scalar inputs that the loss does not read: a seed of the backward pass, a learning rate;
+    `states` are larger ones. What is computed `from_states`, such as moments and buffers of
+    accumulated gradients, is no gradient.
+    Inputs differ from point to point, initializers do not: an
     exporter may have given the backward pass a copy of its own.
     """
 
@@ -47,34 +57,30 @@ class Bench:
     provider: Provider
     data: tuple[str, ...] = ()
     seed: int = 0
+    only: bool = False
     index: Index = field(init=False)
     parameters: Arrays = field(init=False)
     left_out: dict[str, str] = field(init=False)
     knobs: tuple[str, ...] = field(init=False)
+    states: tuple[str, ...] = field(init=False)
     from_states: set[str] = field(init=False)
     is_double: bool = field(init=False, default=False)
+    noise: float = field(init=False)
     _loss: Session = field(init=False)
-    _makers: dict[str, tuple[str, ...]] = field(init=False)
-    _ancestors: dict[str, frozenset[str]] = field(init=False, default_factory=dict)
+    ancestors: Callable[[str], frozenset[str]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.index = Index(self.model)
-        self._makers = {
-            name: tuple(names_read(node))
-            for node in self.model.graph.node
-            for name in node.output
-            if name
-        }
+        self.ancestors = ancestors_in(self.model.graph)
         self._sort_inputs()
         self._loss = self._open_loss()
+        self.noise = noise_of(self.loss_at, self.point(0).feeds, list(self.parameters))
 
     # -- what moves ----------------------------------------------------------------------------
 
     def _sort_inputs(self) -> None:
         main = self.index.main
-        flow = Flow(self.index)
-        updates = Updates(flow)
-        roles = Roles(flow, updates.trained, updates.carried)
+        role_of = None if self.only else _roles(self.index)
         unknown = [name for name in self.data if name not in {*main.inputs, *main.initializers}]
         if unknown:
             raise OnnxClipError(
@@ -90,32 +96,21 @@ class Bench:
                 array = numpy_helper.to_array(main.initializers[name])
             if not is_float(array) or array.size == 0:
                 continue
-            role = roles.of(Value(flow.main, name))
+            role = role_of(name) if role_of is not None else Role(False, "not asked about")
             if role.is_parameter or name in self.data:
                 self.parameters[name] = array
             else:
                 self.left_out[name] = role.why
         apart = [n for n in main.inputs if n not in read and n in self.feeds]
         self.knobs = tuple(n for n in apart if self.feeds[n].size == 1 and is_float(self.feeds[n]))
-        states = {n for n in apart if self.feeds[n].size > 1 and is_float(self.feeds[n])}
+        self.states = tuple(n for n in apart if self.feeds[n].size > 1 and is_float(self.feeds[n]))
+        states = set(self.states)
         if self.model.ir_version >= _FREE_INITIALIZERS:
             states.update(n for n in main.inputs if n in main.initializers and n not in read)
         self.from_states = set(states)
-        for made, sources in self._makers.items():  # in topological order
-            if not self.from_states.isdisjoint(sources):
-                self.from_states.add(made)
-
-    def ancestors(self, name: str) -> frozenset[str]:
-        """All values of the main graph that a value is computed from, itself included."""
-        if name not in self._ancestors:
-            seen, todo = {name}, [name]
-            while todo:
-                for source in self._makers.get(todo.pop(), ()):
-                    if source not in seen:
-                        seen.add(source)
-                        todo.append(source)
-            self._ancestors[name] = frozenset(seen)
-        return self._ancestors[name]
+        for node in self.model.graph.node:  # in topological order
+            if not self.from_states.isdisjoint(names_read(node)):
+                self.from_states.update(filter(None, node.output))
 
     # -- points --------------------------------------------------------------------------------
 
@@ -205,3 +200,15 @@ class Bench:
 
 def _as(array: NDArray[Any], kind: type[np.float64] | None) -> NDArray[Any]:
     return array.astype(kind) if kind is not None and is_float(array) else array
+
+
+def one_seed(model: ModelProto) -> dict[str, int]:
+    """Size 1 for symbols that stand in one input alone, beside no dimension but 1."""
+    shapes = [
+        [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in model.graph.input
+    ]
+    symbols = [size for shape in shapes for size in shape if isinstance(size, str)]
+    apart = [shape for shape in shapes if all(isinstance(size, str) or size == 1 for size in shape)]
+    lone = [size for shape in apart for size in shape if isinstance(size, str)]
+    return dict.fromkeys((each for each in lone if symbols.count(each) == 1), 1)

@@ -6,7 +6,8 @@ whoever asks for a double copy must be ready to do without it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from onnx import (
 
 from onnx_clip_pass.graph import graphs_in
 
-__all__ = ["cut_down", "double_copy", "names_read"]
+__all__ = ["ancestors_in", "cut_down", "double_copy", "names_read"]
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _RANDOM = ("Bernoulli", "RandomNormal", "RandomUniform")
@@ -39,6 +40,23 @@ def names_read(node: NodeProto) -> Iterator[str]:
         yield from (output.name for output in graph.output)
         for inner in graph.node:
             yield from names_read(inner)
+
+
+def ancestors_in(graph: GraphProto) -> Callable[[str], frozenset[str]]:
+    """A function that tells all values that one is computed from, itself included."""
+    makers = {name: tuple(names_read(node)) for node in graph.node for name in node.output if name}
+
+    @cache
+    def ancestors(name: str) -> frozenset[str]:
+        seen, todo = {name}, [name]
+        while todo:
+            for source in makers.get(todo.pop(), ()):
+                if source not in seen:
+                    seen.add(source)
+                    todo.append(source)
+        return frozenset(seen)
+
+    return ancestors
 
 
 def cut_down(
