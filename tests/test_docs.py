@@ -24,7 +24,9 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/rules.md", "docs/steering.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/rules.md", "docs/steering.md", "docs/finding.md"]
+)
 def test_the_python_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("onnxruntime", reason="some of it runs a graph")
     (tmp_path / "models").symlink_to(ROOT / "models")

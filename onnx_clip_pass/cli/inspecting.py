@@ -8,12 +8,14 @@ from typing import Any
 
 import click
 
+from onnx_clip_pass.cli.finding import optimizer_option, tell_uncovered
 from onnx_clip_pass.cli.folders import inspect_folder, is_folder
 from onnx_clip_pass.cli.options import PATH, json_option
 from onnx_clip_pass.cli.probing import ProbeOptions, probe_options
 from onnx_clip_pass.cli.showing import done_by, gradient_facts, record_facts, show_inspected
 from onnx_clip_pass.cli.verifying import RunOptions, run_options
 from onnx_clip_pass.cli.words import counted, escape_control, print_json
+from onnx_clip_pass.errors import listed
 from onnx_clip_pass.files import inspect_file
 from onnx_clip_pass.record import Record
 
@@ -22,15 +24,20 @@ __all__ = ["inspect"]
 
 @click.command(short_help="Show gradients, and what is clipped.")
 @click.argument("model", type=PATH)
+@optimizer_option
 @probe_options
 @run_options
 @json_option
 def inspect(
     model: Path,
+    optimizer_ops: dict[str, tuple[int, int]],
     as_json: bool,
     **options: Any,
 ) -> None:
     """Show the gradients of MODEL, how they are known, and what is clipped already.
+
+    Trained parameters whose gradients are not known for sure are listed too, with what stands in
+    the way, and so are states that are carried from step to step and not trained.
 
     MODEL is a file, or a folder of ONNX Runtime's training artifacts.
     """
@@ -40,23 +47,28 @@ def inspect(
     if is_folder(model) and not probing.probes:
         inspect_folder(model, as_json=as_json)
         return
-    found = inspect_file(model)
+    found = inspect_file(model, optimizer_ops)
     if probing.probes:
         probed = probing.find(model, run)
         reason = "\n".join(f"{entry.parameter}: {entry.reason}" for entry in probed.undecided)
-        found = replace(found, gradients=probed.gradients, reason=reason)
+        found = replace(found, gradients=probed.gradients, reason=reason, questions=())
     if as_json:
         print_json(
             {
                 "model": str(model),
                 "gradients": [gradient_facts(gradient) for gradient in found.gradients],
                 "reason": found.reason or None,
+                "questions": [question.as_entry() for question in found.questions],
+                "carried": list(found.carried),
                 "record": record_facts(found.record),
             }
         )
         return
     show_inspected(found)
     click.echo(f"{counted(len(found.gradients))} in {escape_control(model)}")
+    tell_uncovered(found.questions)
+    if found.carried:
+        click.echo(escape_control(f"carried, not trained: {listed(found.carried)}"))
     for line in found.reason.splitlines():
         click.echo(escape_control(line))
     for line in _in_words(found.record):
@@ -80,4 +92,9 @@ def _in_words(record: Record | None) -> list[str]:
     if record.outputs:
         more = f" and {len(record.outputs) - 5} more" if record.outputs[5:] else ""
         lines.append(f"outputs that were added: {', '.join(record.outputs[:5])}{more}")
+    if record.answers:
+        lines.append(f"the slopes of the loss decided for {listed(list(record.answers))}")
+    names = list(dict.fromkeys(str(entry.get("parameter")) for entry in record.uncovered))
+    if names:
+        lines.append(f"not covered, as was accepted (--partial): {listed(names)}")
     return [escape_control(line) for line in lines]
