@@ -12,6 +12,7 @@ from onnx_clip_pass.arguments import check_choice, check_flags, check_path
 from onnx_clip_pass.deciding import decider
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient, survey
+from onnx_clip_pass.gradients.explaining import Explanation, explain
 from onnx_clip_pass.gradients.optimizer import NO_OPS, OptimizerOps, checked_ops
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record, read_record, undo
@@ -39,6 +40,7 @@ from onnx_clip_pass.storage.moving import errors_name
 __all__ = [
     "Inspection",
     "clip_gradients_file",
+    "explain_file",
     "file_at",
     "inspect_file",
     "read_map",
@@ -169,6 +171,12 @@ def inspect_file(source: _Path, optimizer_ops: OptimizerOps = NO_OPS) -> Inspect
             uncovered_of(seen.questions),
             tuple(dict.fromkeys(seen.flow.root_name(value) for value in seen.carried)),
         )
+
+
+def explain_file(source: _Path, name: str, optimizer_ops: OptimizerOps = NO_OPS) -> Explanation:
+    """`explain` for a model file; its weights are not read."""
+    with open_model(Path(source)) as structure:
+        return explain(structure.model, name, checked_ops(optimizer_ops))
 
 
 def read_map(path: _Path) -> dict[str, str]:

@@ -196,3 +196,32 @@ def test_an_optimizer_may_be_told(tmp_path: Path, capsys):
 def test_an_optimizer_that_is_told_wrongly_is_refused(step: Path, capsys, text):
     assert main(["rewrite", str(step), "--optimizer-op", text]) == 2
     assert "expected an operator and the numbers of two of its inputs" in capsys.readouterr().err
+
+
+# -- explaining --------------------------------------------------------------------------------
+
+
+def test_inspect_explains_one_parameter(step: Path, capsys):
+    assert main(["inspect", str(step), "--explain", "W"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "W: no gradient is known for sure"
+    assert [line.split()[1] for line in lines if line.startswith("  ?")] == ["whole", "g"]
+    assert lines[-2:] == [
+        "the gradient may be whole or g",
+        "why: a term in it alone is decay, or comes of a penalty in the loss",
+    ]
+
+
+def test_the_explanation_as_json(step: Path, capsys):
+    assert main(["inspect", str(step), "--explain", "b", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["parameter"] == "b"
+    assert facts["gradients"] == [["h", "updates b to b_new"]]
+    assert [each["name"] for each in facts["steps"][0]["chain"]][:3] == ["b_new", "b_step", "h"]
+
+
+def test_explaining_is_refused_for_what_it_cannot_do(step: Path, capsys):
+    assert main(["inspect", str(step), "--explain", "nothing"]) == 2
+    assert "is no parameter, state or gradient" in capsys.readouterr().err
+    assert main(["inspect", str(step), "--explain", "W", "--probe"]) == 2
+    assert "not with --probe" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import run
+from graphs import MODELS, run
 from onnx import parser
 from steps import ASKED, asking, unknown_optimizer
 
@@ -277,6 +277,23 @@ def test_optimizers_that_are_none_are_refused(ops):
 def test_an_optimizer_that_the_model_does_not_have_is_told():
     report = clip_in_place(asking(), ONE, skip="W", optimizer_ops={"vendor::SGD": (0, 1)})
     assert "optimizer 'vendor::SGD' is not in this model" in report.warnings
+
+
+# -- graphs that clip already ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "op"), [("global_norm_clip", "Min"), ("value_clip", "Clip")])
+def test_a_clip_that_the_graph_has_is_told(name, op):
+    report = clip_in_place(onnx.load(MODELS / "in_graph" / f"{name}.onnx"), ONE)
+    said = f"the graph clips already, 'W_grad' by {op}, 'b_grad' by {op}; the clip that is put in"
+    assert [text for text in report.warnings if text.startswith(said)]
+
+
+def test_a_node_that_clips_all_gradients_is_told():
+    model = asking("s = vendor.InPlaceClipGradNorm(h)", outputs=", float[3] s")
+    model.opset_import.add(domain="vendor", version=1)
+    report = clip_in_place(model, ONE, skip="W")
+    assert any("clips already, by nodes InPlaceClipGradNorm" in text for text in report.warnings)
 
 
 # -- graphs without updates --------------------------------------------------------------------

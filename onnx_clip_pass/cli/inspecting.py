@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from onnx_clip_pass.cli.probing import ProbeOptions, probe_options
 from onnx_clip_pass.cli.showing import done_by, gradient_facts, record_facts, show_inspected
 from onnx_clip_pass.cli.verifying import RunOptions, run_options
 from onnx_clip_pass.cli.words import counted, escape_control, print_json
-from onnx_clip_pass.errors import listed
-from onnx_clip_pass.files import inspect_file
+from onnx_clip_pass.errors import OnnxClipError, listed
+from onnx_clip_pass.files import explain_file, inspect_file
 from onnx_clip_pass.record import Record
 
 __all__ = ["inspect"]
@@ -24,12 +24,19 @@ __all__ = ["inspect"]
 
 @click.command(short_help="Show gradients, and what is clipped.")
 @click.argument("model", type=PATH)
+@click.option(
+    "--explain",
+    "explained",
+    metavar="PARAMETER",
+    help="Show how this parameter's new value comes from its gradient, and why that is it.",
+)
 @optimizer_option
 @probe_options
 @run_options
 @json_option
 def inspect(
     model: Path,
+    explained: str | None,
     optimizer_ops: dict[str, tuple[int, int]],
     as_json: bool,
     **options: Any,
@@ -45,7 +52,14 @@ def inspect(
     if not probing.probes:
         run.refuse_without("--probe")
     if is_folder(model) and not probing.probes:
+        if explained is not None:
+            raise OnnxClipError(f"{str(model)!r} is a folder: --explain takes one of its models")
         inspect_folder(model, as_json=as_json)
+        return
+    if explained is not None:
+        if probing.probes:
+            raise click.UsageError("--explain tells what the graph shows: not with --probe")
+        _explain(model, explained, optimizer_ops, as_json=as_json)
         return
     found = inspect_file(model, optimizer_ops)
     if probing.probes:
@@ -73,6 +87,18 @@ def inspect(
         click.echo(escape_control(line))
     for line in _in_words(found.record):
         click.echo(line)
+
+
+def _explain(
+    model: Path, name: str, optimizer_ops: dict[str, tuple[int, int]], *, as_json: bool
+) -> None:
+    """Show all that is known of one parameter."""
+    found = explain_file(model, name, optimizer_ops)
+    if as_json:
+        print_json({"model": str(model)} | asdict(found))
+        return
+    for line in found.lines():
+        click.echo(escape_control(line))
 
 
 def _in_words(record: Record | None) -> list[str]:

@@ -14,6 +14,7 @@ from onnx import ModelProto
 
 from onnx_clip_pass.arguments import check_model
 from onnx_clip_pass.gradients import accumulator, claimed, names, operator, optimizer
+from onnx_clip_pass.gradients.clipped import clipped_already
 from onnx_clip_pass.gradients.found import Found, Gradient, Parameter, Sink, has_gradient_shape
 from onnx_clip_pass.gradients.layout import unit_axes
 from onnx_clip_pass.gradients.optimizer import NO_OPS, OptimizerOps
@@ -56,7 +57,8 @@ class Survey(NamedTuple):
     new values of parameters, at which the backward pass of a step ends; `summed` is what is added
     to sums over runs; `questions` are the trained parameters whose gradient is
     not known, `carried` the states that are not trained. Where names told of gradients and nothing
-    is updated, `bare` are the weights without any.
+    is updated, `bare` are the weights without any. `clipped` are the gradients that the graph clips
+    already, with the operators that do it.
     """
 
     flow: Flow
@@ -67,6 +69,7 @@ class Survey(NamedTuple):
     questions: list[Question]
     carried: tuple[Value, ...] = ()
     bare: tuple[Value, ...] = ()
+    clipped: tuple[tuple[str, str], ...] = ()
 
     def answered(self, answers: Mapping[str, str]) -> Survey:
         """Return the same with the questions answered that have the named value as a candidate.
@@ -149,6 +152,7 @@ def survey(index: Index, optimizer_ops: OptimizerOps = NO_OPS) -> Survey:
         [question for question in updates.questions if question.name not in otherwise],
         tuple(sorted(updates.carried, key=lambda value: value.name)),
         tuple(_bare(flow, roles, joined.keys())) if is_by_name else (),
+        tuple(dict.fromkeys(each for run in updates.runs for each in clipped_already(run))),
     )
 
 

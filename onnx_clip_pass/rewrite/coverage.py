@@ -14,6 +14,7 @@ from onnx import ModelProto
 
 from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.gradients import Question
+from onnx_clip_pass.gradients.explaining import formula_of
 from onnx_clip_pass.graph import Scope, Value
 
 __all__ = [
@@ -22,7 +23,6 @@ __all__ = [
     "Verdict",
     "accepted",
     "askable",
-    "formula_of",
     "refuse",
     "uncovered_of",
 ]
@@ -80,15 +80,6 @@ def uncovered_of(questions: Iterable[Question]) -> tuple[Uncovered, ...]:
         )
         for question in questions
     )
-
-
-def formula_of(value: Value) -> str:
-    """Return how a value is computed, as `W_new = Sub(W, step)`; its name alone for an input."""
-    node = value.node
-    if node is None:
-        return value.name
-    operands = ", ".join(node.input[:_SHOWN]) + (", …" if node.input[_SHOWN:] else "")
-    return f"{value.name} = {node.op_type}({operands})"
 
 
 def askable(questions: Sequence[Question], main: Scope) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ from onnx_clip_pass._version import __version__
 from onnx_clip_pass.clips import Clip, facts_of
 from onnx_clip_pass.errors import listed
 from onnx_clip_pass.gradients import Gradient, Survey
+from onnx_clip_pass.gradients.clipped import clip_nodes
 from onnx_clip_pass.graph import Body, Editor, Index
 from onnx_clip_pass.kernels import Need, missing
 from onnx_clip_pass.record import Record, digest_of
@@ -138,6 +139,13 @@ def notes_on(seen: Survey, sightings: Chosen) -> list[str]:
         warnings.append(
             "accumulators follow the gradients: each micro-batch is clipped before it is added, "
             "not their sum"
+        )
+    chosen = {sighting.gradient.name for sighting, clip in sightings if clip}
+    before = [f"{name!r} by {op}" for name, op in seen.clipped if name in chosen]
+    before += [f"by nodes {op}" for op in clip_nodes(seen.flow.index)]
+    if before:
+        warnings.append(
+            f"the graph clips already, {listed(before)}; the clip that is put in comes before that"
         )
     dismissed = [s for s in seen.of_data if all(s is not taken for taken, _ in sightings)]
     warnings += [
