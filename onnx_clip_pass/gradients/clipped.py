@@ -35,6 +35,8 @@ def clipped_already(run: Bottlenecks) -> Iterator[tuple[str, str]]:
         at, clip = start, ""
         while at != ROOT and at not in gradients:
             link = chains.link[at]
+            if Link.END in link:
+                break  # behind it is the backward pass, which may be long
             if Link.BENT in link and values.op[at] in _OPS:
                 clip = values.op[at]
             elif link == Link.NUMBER:

@@ -6,6 +6,7 @@ not tell. If the selection would clip it, leaving it out in silence is no way;.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -87,11 +88,11 @@ def askable(questions: Sequence[Question], main: Scope) -> dict[str, list[str]]:
 
     These are those of one step, of which everything is in the main graph.
     """
-    names = [question.name for question in questions]
+    steps = Counter(question.name for question in questions)
     return {
         question.name: [value.name for value in sorted(question.candidates, key=_place)]
         for question in questions
-        if names.count(question.name) == 1
+        if steps[question.name] == 1
         and question.candidates
         and question.parameter.frame.scope is main
         and all(
