@@ -16,6 +16,7 @@ from onnx_clip_pass._version import __version__
 
 if TYPE_CHECKING:
     from onnx_clip_pass.artifacts import clip_artifacts
+    from onnx_clip_pass.clipping import clip_gradients
     from onnx_clip_pass.clips import (
         AdaptiveGradientClip,
         Chain,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from onnx_clip_pass.gradients import Gradient, Parameter, find_gradients
     from onnx_clip_pass.probe import probe_gradients
     from onnx_clip_pass.record import strip
-    from onnx_clip_pass.rewrite import Clipped, Emitted, Report, clip_gradients
+    from onnx_clip_pass.rewrite import Clipped, Emitted, Report, Uncovered
     from onnx_clip_pass.rules import Bounds, Rule, load_rules
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Parameter",
     "Report",
     "Rule",
+    "Uncovered",
     "__version__",
     "clip_artifacts",
     "clip_gradients",
@@ -63,10 +65,11 @@ __all__ = [
 _ROOMS = {
     "OnnxClipError": "errors",
     "clip_artifacts": "artifacts",
+    "clip_gradients": "clipping",
     "clip_gradients_file": "files",
     "probe_gradients": "probe",
     "strip": "record",
-    **dict.fromkeys(("Clipped", "Emitted", "Report", "clip_gradients"), "rewrite"),
+    **dict.fromkeys(("Clipped", "Emitted", "Report", "Uncovered"), "rewrite"),
     **dict.fromkeys(("Gradient", "Parameter", "find_gradients"), "gradients"),
     **dict.fromkeys(("Bounds", "Rule", "load_rules"), "rules"),
     **dict.fromkeys(("extract_clip", "extract_clip_file"), "extract"),

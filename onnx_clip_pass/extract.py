@@ -13,12 +13,13 @@ from typing import Unpack
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from onnx_clip_pass.arguments import check_flags, check_model, check_path
+from onnx_clip_pass.deciding import decider
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import file_at
 from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.graph import Index, TensorType
 from onnx_clip_pass.record import Record, read_record
-from onnx_clip_pass.rewrite import ClipOrRules, Options, Report, clip_in_place
+from onnx_clip_pass.rewrite import ClipOrRules, Decide, Options, Report, clip_in_place
 from onnx_clip_pass.storage import Structure, locations, open_model, write_bytes
 from onnx_clip_pass.storage.moving import errors_name
 
@@ -29,12 +30,19 @@ _PRODUCER = "onnx_clip_pass.extract"
 _DTYPES = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
-def extract_clip(model: ModelProto, clip: ClipOrRules, **options: Unpack[Options]) -> ModelProto:
+def extract_clip(
+    model: ModelProto,
+    clip: ClipOrRules,
+    *,
+    probe: bool | Decide = False,
+    **options: Unpack[Options],
+) -> ModelProto:
     """The clip of a training graph as a model of its own.
 
     Args:
         model: a training graph that is not clipped; it stays as it is.
         clip: what to do, see `clip_gradients`.
+        probe: as `clip_gradients` takes it.
         **options: those of `clip_gradients` but `measure_only`; a `loss_scale` that is a value of
             the graph becomes an input.
 
@@ -52,7 +60,7 @@ def extract_clip(model: ModelProto, clip: ClipOrRules, **options: Unpack[Options
     check_model(model, "extract_clip_file")
     copy = ModelProto()
     copy.CopyFrom(model)
-    return _extract(copy, clip, options)[0]
+    return _extract(copy, clip, options, decider(probe))[0]
 
 
 def extract_clip_file(
@@ -61,6 +69,7 @@ def extract_clip_file(
     clip: ClipOrRules,
     *,
     force: bool = False,
+    probe: bool | Decide = False,
     **options: Unpack[Options],
 ) -> Report:
     """`extract_clip` from file to file; the weights are not read.
@@ -70,6 +79,7 @@ def extract_clip_file(
         target: where to write the clip.
         clip: what to do, see `clip_gradients`.
         force: replace a target that `extract_clip_file` did not write.
+        probe: as `clip_gradients` takes it; the model is then loaded with its weights.
         **options: see `extract_clip`.
 
     Returns:
@@ -83,14 +93,17 @@ def extract_clip_file(
     check_path("target", target)
     check_flags(force=force)
     source, target = Path(source), Path(target)
+    decide = decider(probe, source)
     with open_model(source) as structure:
         _check_target(structure, target, force=force)
-        extracted, report = _extract(structure.model, clip, options)
+        extracted, report = _extract(structure.model, clip, options, decide)
     write_bytes(target, extracted.SerializeToString())
     return report
 
 
-def _extract(model: ModelProto, clip: ClipOrRules, options: Options) -> tuple[ModelProto, Report]:
+def _extract(
+    model: ModelProto, clip: ClipOrRules, options: Options, decide: Decide | None
+) -> tuple[ModelProto, Report]:
     """The clip's own nodes, out of the rewritten model, which is used up."""
     if options.get("measure_only"):
         raise OnnxClipError("measure_only clips nothing, so there is no clip to extract")
@@ -100,7 +113,7 @@ def _extract(model: ModelProto, clip: ClipOrRules, options: Options) -> tuple[Mo
             "here, not that one: give the original, or what onnx-clip strip (in Python: strip) "
             "makes of it"
         )
-    report = clip_in_place(model, clip, **options)
+    report = clip_in_place(model, clip, decide=decide, **options)
     record = read_record(model)
     if record is None:
         raise OnnxClipError("nothing is clipped, so there is no clip to extract")

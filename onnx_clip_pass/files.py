@@ -9,11 +9,23 @@ from pathlib import Path
 from typing import Unpack
 
 from onnx_clip_pass.arguments import check_choice, check_flags, check_path
+from onnx_clip_pass.deciding import decider
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient, survey
+from onnx_clip_pass.gradients.explaining import Explanation, explain
+from onnx_clip_pass.gradients.optimizer import NO_OPS, OptimizerOps, checked_ops
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record, read_record, undo
-from onnx_clip_pass.rewrite import ClipOrRules, Options, Report, clip_in_place, nothing_found
+from onnx_clip_pass.rewrite import (
+    ClipOrRules,
+    Decide,
+    Options,
+    Report,
+    Uncovered,
+    clip_in_place,
+    nothing_found,
+    uncovered_of,
+)
 from onnx_clip_pass.storage import (
     DataFile,
     HowToBring,
@@ -28,6 +40,7 @@ from onnx_clip_pass.storage.moving import errors_name
 __all__ = [
     "Inspection",
     "clip_gradients_file",
+    "explain_file",
     "file_at",
     "inspect_file",
     "read_map",
@@ -39,11 +52,17 @@ _Path = str | os.PathLike[str]
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a file holds: gradients, the record of a rewrite, and why there are no gradients."""
+    """What a file holds: gradients, the record of a rewrite, and why there are no gradients.
+
+    `questions` are the trained parameters whose gradients are not known, `carried` the states that
+    are handed from step to step and not trained.
+    """
 
     gradients: tuple[Gradient, ...]
     record: Record | None
     reason: str = ""
+    questions: tuple[Uncovered, ...] = ()
+    carried: tuple[str, ...] = ()
 
 
 def clip_gradients_file(
@@ -56,6 +75,7 @@ def clip_gradients_file(
     force: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
+    probe: bool | Decide = False,
     **options: Unpack[Options],
 ) -> Report:
     """`clip_gradients` from file to file; weights stored as external data are not read.
@@ -70,6 +90,7 @@ def clip_gradients_file(
         force: replace a target, or data files of other content, that onnx-clip did not write.
         dry_run: write nothing.
         progress: is told how many bytes are written, and of how many.
+        probe: as `clip_gradients` takes it; the model is then loaded with its weights.
         **options: those of `clip_gradients`.
 
     Returns:
@@ -84,9 +105,10 @@ def clip_gradients_file(
     check_flags(replace=replace, force=force, dry_run=dry_run)
     check_choice("external_data", external_data, HowToBring)
     source, target = Path(source), _resolved(Path(target), replace=replace)
+    decide = decider(probe, source)
     with open_model(source) as structure:
         _check_target(source, target, replace=replace, force=force)
-        report = clip_in_place(structure.model, clip, **options)
+        report = clip_in_place(structure.model, clip, decide=decide, **options)
         files = _data_files(structure, target)
         if not dry_run:
             _write(structure, target, files, external_data, force, progress)
@@ -123,19 +145,38 @@ def strip_file(
         _write(structure, target, files, external_data, force, progress)
 
 
-def inspect_file(source: _Path) -> Inspection:
-    """The gradients of a model file, and the record if it is clipped already."""
+def inspect_file(source: _Path, optimizer_ops: OptimizerOps = NO_OPS) -> Inspection:
+    """The gradients of a model file, and the record if it is clipped already.
+
+    Args:
+        source: a model file.
+        optimizer_ops: optimizers that the caller knows, beside those that the record names.
+    """
     with open_model(Path(source)) as structure:
         record = read_record(structure.model)
         try:
             undo(structure.model)
         except OnnxClipError as error:  # worth a look all the same
             return Inspection((), record, str(error))
-        seen = survey(Index(structure.model))
+        known = {} if record is None else record.optimizer_ops
+        seen = survey(Index(structure.model), {**known, **checked_ops(optimizer_ops)})
+        if record is not None:
+            seen = seen.answered(record.answers)
         gradients = tuple(sighting.gradient for sighting in seen.found)
+        is_empty = not (gradients or seen.questions)
         return Inspection(
-            gradients, record, "" if gradients else nothing_found(seen, can_name=False)
+            gradients,
+            record,
+            nothing_found(seen, can_name=False) if is_empty else "",
+            uncovered_of(seen.questions),
+            tuple(dict.fromkeys(seen.flow.root_name(value) for value in seen.carried)),
         )
+
+
+def explain_file(source: _Path, name: str, optimizer_ops: OptimizerOps = NO_OPS) -> Explanation:
+    """`explain` for a model file; its weights are not read."""
+    with open_model(Path(source)) as structure:
+        return explain(structure.model, name, checked_ops(optimizer_ops))
 
 
 def read_map(path: _Path) -> dict[str, str]:

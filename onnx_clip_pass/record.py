@@ -33,7 +33,8 @@ __all__ = [
 ]
 
 KEY = "onnx_clip_pass"
-_FORMAT = 1
+_FORMATS = (1, 2)
+"""Those that are read; the last is written."""
 
 
 @dataclass(slots=True)
@@ -48,6 +49,11 @@ class Record:
     `bodies_of` the model before) whose nodes had to move in which runs (first, count) of their old
     numbers they stand now. `emitted` has the output, the quantity, the gradients and the group of
     each output that hands out a measure.
+
+    `answers` are the gradients that slopes of the loss decided for, by parameter; `optimizer_ops`
+    the operators that the caller knew, with the inputs that are the parameter and its gradient;
+    `uncovered` has the trained parameters that are not clipped since their gradient is not known:
+    their names, new values, candidates and reasons. These three are new in format 2.
     """
 
     version: str
@@ -66,7 +72,10 @@ class Record:
     emitted: list[Any] = field(default_factory=list)
     measures_only: bool = False
     digest: str = ""
-    format: int = _FORMAT
+    format: int = _FORMATS[-1]
+    answers: dict[str, str] = field(default_factory=dict)
+    optimizer_ops: dict[str, Any] = field(default_factory=dict)
+    uncovered: list[dict[str, Any]] = field(default_factory=list)
 
 
 def write_record(model: ModelProto, record: Record) -> None:
@@ -92,7 +101,7 @@ def read_record(model: ModelProto) -> Record | None:
         record = Record(**fields)
         names = [*record.nodes, *record.initializers, *record.values]
         names += [*record.inputs, *record.outputs]
-        if record.format != _FORMAT or not all(
+        if record.format not in _FORMATS or not all(
             isinstance(name, str) for name in (*names, *record.renamed, *record.renamed.values())
         ):
             raise ValueError(f"format {record.format!r}")
@@ -104,6 +113,13 @@ def read_record(model: ModelProto) -> Record | None:
         named = record.named or {}
         if not all(isinstance(word, str | None) for word in (*named, *named.values())):
             raise ValueError("gradients that are no names")
+        if not all(isinstance(w, str) for w in (*record.answers, *record.answers.values())):
+            raise ValueError("answers that are no names")
+        for slots in record.optimizer_ops.values():
+            if len(slots) != 2 or not all(type(slot) is int and slot >= 0 for slot in slots):
+                raise ValueError("inputs of an optimizer that are none")
+        if not all(isinstance(entry, dict) for entry in record.uncovered):
+            raise ValueError("uncovered parameters that are no objects")
         for body, runs in record.order:
             if not all(
                 type(n) is int and n >= 0 for n in (body, *(n for run in runs for n in run))

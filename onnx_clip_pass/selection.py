@@ -133,7 +133,7 @@ class Chooser:
 
     def __init__(self, parameters: Sequence[Parameter], also: Sequence[Parameter] = ()) -> None:
         everything = (*parameters, *also)
-        self._names = {p.name for p in everything} | {p.gradient for p in everything}
+        self._names = {p.name for p in everything} | {p.gradient for p in everything} - {""}
         self._only_by_name = set(also)
 
     def choose(self, need_clip: NeedClip, among: Sequence[Parameter]) -> list[Parameter]:

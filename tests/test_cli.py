@@ -154,8 +154,12 @@ def test_inspect_shows_gradients_evidence_and_record(seed, capsys):
         "nonfinite": "propagate",
         "inputs": [],
         "outputs": [],
+        "answers": {},
+        "optimizer_ops": {},
+        "uncovered": [],
     }
     assert len(found["gradients"]) == 2
+    assert found["questions"] == found["carried"] == []
 
 
 def test_inspect_tells_that_our_nodes_were_changed(seed, capsys):

@@ -14,6 +14,7 @@ import pytest
 
 import onnx_clip_pass
 from onnx_clip_pass import load_rules
+from onnx_clip_pass.cli import main
 from onnx_clip_pass.clips import KINDS
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +25,9 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/rules.md", "docs/steering.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/rules.md", "docs/steering.md", "docs/finding.md"]
+)
 def test_the_python_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("onnxruntime", reason="some of it runs a graph")
     (tmp_path / "models").symlink_to(ROOT / "models")
@@ -52,3 +55,12 @@ def test_the_clips_of_the_readme_take_what_it_says_in_that_order():
         real = inspect.signature(getattr(onnx_clip_pass, name)).parameters.values()
         said = inspect.signature(space["said"]).parameters.values()
         assert [(p.name, p.default) for p in said] == [(p.name, p.default) for p in real], name
+
+
+def test_the_explanation_of_the_page_is_what_inspect_prints(capsys: pytest.CaptureFixture[str]):
+    text = (ROOT / "docs/finding.md").read_text(encoding="utf-8")
+    command, _, rest = text.partition("    $ onnx-clip ")[2].partition("\n")
+    assert main([str(ROOT / each) if "/" in each else each for each in command.split()]) == 0
+    printed = capsys.readouterr().out
+    shown = rest.partition("\nOf a parameter")[0].rstrip("\n")
+    assert [line[4:] for line in shown.splitlines()] == printed.splitlines()

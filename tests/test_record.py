@@ -136,7 +136,7 @@ def test_the_metadata_of_others_is_kept(clipped: onnx.ModelProto, original: onnx
         "null",
         "{}",
         '{"version": "0.1.0", "clips": 1}',
-        '{"version": "0.1.0", "clips": [], "format": 2}',
+        '{"version": "0.1.0", "clips": [], "format": 3}',
         '{"version": "0.1.0", "clips": [], "nodes": [7]}',
         '{"version": "0.1.0", "clips": [], "renamed": ["a"]}',
         '{"version": "0.1.0", "clips": ["g"]}',

@@ -118,6 +118,7 @@ def clip_artifacts(
             "the training runtime feeds no input that it does not know, so a threshold input would "
             "stay at its default; rewrite the folder again for another threshold"
         )
+    options["partial"] = True  # what trains the parameters is another model of the folder
     layout, target = find_layout(Path(folder)), Path(target)
     wishes = {
         "skip": bool(settings.skip),

@@ -13,6 +13,7 @@ from onnx_clip_pass.cli.clipping import (
     gradient_options,
     named_gradients,
 )
+from onnx_clip_pass.cli.finding import FindOptions, find_options
 from onnx_clip_pass.cli.options import OUTPUT, PATH, json_option, output_path
 from onnx_clip_pass.cli.showing import report_facts, tell_rewrite
 from onnx_clip_pass.cli.words import print_json
@@ -26,6 +27,7 @@ __all__ = ["extract"]
 @click.option("-o", "--output", type=OUTPUT, help="Where to write. [default: MODEL.clip.onnx]")
 @clip_options
 @gradient_options
+@find_options
 @click.option("--force", is_flag=True, help="Replace an output that extract did not write.")
 @json_option
 def extract(
@@ -41,6 +43,10 @@ def extract(
 
     For gradients that are averaged over workers, or kept outside of ONNX, before they are clipped.
     """
+    finding = FindOptions.of(options)
+    finding.refuse_with(
+        *(["--gradient"] if names else []), *(["--map"] if map_file is not None else [])
+    )
     clipping = ClipOptions.of(options)
     arguments = clipping.arguments()
     if arguments.pop("measure_only"):
@@ -54,6 +60,7 @@ def extract(
         gradients=named_gradients(names, map_file),
         force=force,
         **arguments,
+        **finding.arguments(model),
     )
     tell_rewrite(model, target, report, as_json=as_json)
     if as_json:

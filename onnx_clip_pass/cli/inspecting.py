@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from onnx_clip_pass.cli.finding import optimizer_option, tell_uncovered
 from onnx_clip_pass.cli.folders import inspect_folder, is_folder
 from onnx_clip_pass.cli.options import PATH, json_option
 from onnx_clip_pass.cli.probing import ProbeOptions, probe_options
 from onnx_clip_pass.cli.showing import done_by, gradient_facts, record_facts, show_inspected
 from onnx_clip_pass.cli.verifying import RunOptions, run_options
 from onnx_clip_pass.cli.words import counted, escape_control, print_json
-from onnx_clip_pass.files import inspect_file
+from onnx_clip_pass.errors import OnnxClipError, listed
+from onnx_clip_pass.files import explain_file, inspect_file
 from onnx_clip_pass.record import Record
 
 __all__ = ["inspect"]
@@ -22,15 +24,27 @@ __all__ = ["inspect"]
 
 @click.command(short_help="Show gradients, and what is clipped.")
 @click.argument("model", type=PATH)
+@click.option(
+    "--explain",
+    "explained",
+    metavar="PARAMETER",
+    help="Show how this parameter's new value comes from its gradient, and why that is it.",
+)
+@optimizer_option
 @probe_options
 @run_options
 @json_option
 def inspect(
     model: Path,
+    explained: str | None,
+    optimizer_ops: dict[str, tuple[int, int]],
     as_json: bool,
     **options: Any,
 ) -> None:
     """Show the gradients of MODEL, how they are known, and what is clipped already.
+
+    Trained parameters whose gradients are not known for sure are listed too, with what stands in
+    the way, and so are states that are carried from step to step and not trained.
 
     MODEL is a file, or a folder of ONNX Runtime's training artifacts.
     """
@@ -38,29 +52,53 @@ def inspect(
     if not probing.probes:
         run.refuse_without("--probe")
     if is_folder(model) and not probing.probes:
+        if explained is not None:
+            raise OnnxClipError(f"{str(model)!r} is a folder: --explain takes one of its models")
         inspect_folder(model, as_json=as_json)
         return
-    found = inspect_file(model)
+    if explained is not None:
+        if probing.probes:
+            raise click.UsageError("--explain tells what the graph shows: not with --probe")
+        _explain(model, explained, optimizer_ops, as_json=as_json)
+        return
+    found = inspect_file(model, optimizer_ops)
     if probing.probes:
         probed = probing.find(model, run)
         reason = "\n".join(f"{entry.parameter}: {entry.reason}" for entry in probed.undecided)
-        found = replace(found, gradients=probed.gradients, reason=reason)
+        found = replace(found, gradients=probed.gradients, reason=reason, questions=())
     if as_json:
         print_json(
             {
                 "model": str(model),
                 "gradients": [gradient_facts(gradient) for gradient in found.gradients],
                 "reason": found.reason or None,
+                "questions": [question.as_entry() for question in found.questions],
+                "carried": list(found.carried),
                 "record": record_facts(found.record),
             }
         )
         return
     show_inspected(found)
     click.echo(f"{counted(len(found.gradients))} in {escape_control(model)}")
+    tell_uncovered(found.questions)
+    if found.carried:
+        click.echo(escape_control(f"carried, not trained: {listed(found.carried)}"))
     for line in found.reason.splitlines():
         click.echo(escape_control(line))
     for line in _in_words(found.record):
         click.echo(line)
+
+
+def _explain(
+    model: Path, name: str, optimizer_ops: dict[str, tuple[int, int]], *, as_json: bool
+) -> None:
+    """Show all that is known of one parameter."""
+    found = explain_file(model, name, optimizer_ops)
+    if as_json:
+        print_json({"model": str(model)} | asdict(found))
+        return
+    for line in found.lines():
+        click.echo(escape_control(line))
 
 
 def _in_words(record: Record | None) -> list[str]:
@@ -80,4 +118,9 @@ def _in_words(record: Record | None) -> list[str]:
     if record.outputs:
         more = f" and {len(record.outputs) - 5} more" if record.outputs[5:] else ""
         lines.append(f"outputs that were added: {', '.join(record.outputs[:5])}{more}")
+    if record.answers:
+        lines.append(f"the slopes of the loss decided for {listed(list(record.answers))}")
+    names = list(dict.fromkeys(str(entry.get("parameter")) for entry in record.uncovered))
+    if names:
+        lines.append(f"not covered, as was accepted (--partial): {listed(names)}")
     return [escape_control(line) for line in lines]

@@ -16,6 +16,7 @@ from onnx_clip_pass.cli.clipping import (
     gradient_options,
     named_gradients,
 )
+from onnx_clip_pass.cli.finding import FindOptions, find_options
 from onnx_clip_pass.cli.folders import AT, beside_folder, is_folder, rewrite_folder, strip_folder
 from onnx_clip_pass.cli.options import OUTPUT, PATH, given_options, json_option, output_path
 from onnx_clip_pass.cli.probing import ProbeOptions, probe_options, with_evidence
@@ -50,6 +51,7 @@ EXTERNAL_DATA = click.option(
 @click.option("-o", "--output", type=OUTPUT, help="Where to write. [default: MODEL.clipped.onnx]")
 @clip_options
 @gradient_options
+@find_options
 @AT
 @EXTERNAL_DATA
 @click.option(
@@ -81,6 +83,10 @@ def rewrite(
 
     MODEL is a file, or a folder of ONNX Runtime's training artifacts, which is rewritten as one.
 
+    Every parameter that MODEL trains is clipped, or left out by --need-clip, --skip or a rule. If
+    the gradient of another one is not known for sure, nothing is written, unless --partial accepts
+    that it stays unclipped.
+
     \b
     Examples:
       onnx-clip rewrite training_model.onnx
@@ -89,6 +95,7 @@ def rewrite(
       onnx-clip rewrite model.onnx --rules clip.toml --dry-run
       onnx-clip rewrite model.onnx --gradient t_9 --gradient view_1
       onnx-clip rewrite model.onnx --probe --feeds inputs.npz --loss mse_loss
+      onnx-clip rewrite model.onnx --optimizer-op vendor::SGD:parameter=0,gradient=1
       onnx-clip rewrite artifacts/ -o clipped/ --at step
     """
     if in_place and output is not None:
@@ -104,6 +111,12 @@ def rewrite(
         raise click.UsageError("--at is for a folder of training artifacts: give that, not a file")
     if output is not None and len(models) > 1:
         raise click.UsageError("--output is for one model; several are written beside themselves")
+    finding = FindOptions.of(options)
+    finding.refuse_with(
+        *(["--probe"] if probing.probes else []),
+        *(["--gradient"] if names else []),
+        *(["--map"] if map_file is not None else []),
+    )
     clipping = ClipOptions.of(options)
     clips, arguments = clipping.clips(), clipping.arguments()
     run = RunOptions.of(options)
@@ -136,8 +149,9 @@ def rewrite(
                     run.rehearse(model)  # what cannot be run is not written either
                 probed = probing.gradients(model, run) if probing.probes else None
                 facts |= _rewrite_file(
-                    model, target, clips, probed, as_json=as_json, **written, **arguments
-                )
+                    model, target, clips, probed, as_json=as_json,
+                    **written, **arguments, **finding.arguments(model),
+                )  # fmt: skip
                 if verifies:
                     found = run.verify(model, target, slopes=slopes, loss=probing.loss)
                     facts["verification"] = tell_verification(

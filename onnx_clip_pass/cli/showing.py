@@ -164,6 +164,7 @@ def report_facts(report: Report) -> dict[str, Any]:
         "measured_only": report.measured_only,
         "threshold_inputs": list(report.threshold_inputs),
         "emitted": [asdict(emitted) for emitted in report.emitted],
+        "uncovered": [each.as_entry() for each in report.uncovered],
     }
 
 
@@ -192,6 +193,9 @@ def record_facts(record: Record | None) -> dict[str, Any] | None:
         "nonfinite": record.nonfinite,
         "inputs": record.inputs,
         "outputs": record.outputs,
+        "answers": record.answers,
+        "optimizer_ops": record.optimizer_ops,
+        "uncovered": record.uncovered,
     }
 
 

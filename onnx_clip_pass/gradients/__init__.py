@@ -7,15 +7,17 @@ What the caller names outright is not searched: `claimed`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from onnx import ModelProto
 
 from onnx_clip_pass.arguments import check_model
 from onnx_clip_pass.gradients import accumulator, claimed, names, operator, optimizer
+from onnx_clip_pass.gradients.clipped import clipped_already
 from onnx_clip_pass.gradients.found import Found, Gradient, Parameter, Sink, has_gradient_shape
 from onnx_clip_pass.gradients.layout import unit_axes
+from onnx_clip_pass.gradients.optimizer import NO_OPS, OptimizerOps
 from onnx_clip_pass.gradients.roles import Roles
 from onnx_clip_pass.gradients.updates import Question, Updates
 from onnx_clip_pass.graph import OUTPUT, Flow, Frame, Index, TensorType, Value
@@ -23,7 +25,9 @@ from onnx_clip_pass.record import strip_if_clipped
 
 __all__ = [
     "Gradient",
+    "OptimizerOps",
     "Parameter",
+    "Question",
     "Sighting",
     "Survey",
     "find_gradients",
@@ -51,8 +55,10 @@ class Survey(NamedTuple):
 
     `of_data` are values named like gradients of inputs that were taken for data; `updates` are the
     new values of parameters, at which the backward pass of a step ends; `summed` is what is added
-    to sums that are carried from run to run; `questions` are the trained parameters whose gradient is
-    not known.
+    to sums over runs; `questions` are the trained parameters whose gradient is
+    not known, `carried` the states that are not trained. Where names told of gradients and nothing
+    is updated, `bare` are the weights without any. `clipped` are the gradients that the graph clips
+    already, with the operators that do it.
     """
 
     flow: Flow
@@ -61,6 +67,31 @@ class Survey(NamedTuple):
     updates: set[Value]
     summed: set[Value]
     questions: list[Question]
+    carried: tuple[Value, ...] = ()
+    bare: tuple[Value, ...] = ()
+    clipped: tuple[tuple[str, str], ...] = ()
+
+    def answered(self, answers: Mapping[str, str]) -> Survey:
+        """Return the same with the questions answered that have the named value as a candidate.
+
+        Args:
+            answers: parameter to the name of its gradient.
+        """
+        found, open_questions = [], []
+        for question in self.questions:
+            name = answers.get(question.name)
+            value = next((each for each in question.candidates if each.name == name), None)
+            if value is None:
+                open_questions.append(question)
+                continue
+            among = " and ".join(dict.fromkeys(each.name for each in question.candidates[:4]))
+            evidence = f"decided by the slopes of the loss, between {among}"
+            find = Found(value, question.parameter, question.name, evidence)
+            found.append(_sighting(self.flow, [find]))
+        if not found:
+            return self
+        everything = _in_order(self.flow.index, [*self.found, *found])
+        return self._replace(found=everything, questions=open_questions)
 
     def is_accumulated(self, value: Value) -> bool:
         """Whether a sum over runs takes the value, so that it is one micro-batch's gradient."""
@@ -85,40 +116,55 @@ def find_gradients(model: ModelProto) -> list[Gradient]:
     return [sighting.gradient for sighting in survey(Index(strip_if_clipped(model))).found]
 
 
-def survey(index: Index) -> Survey:
-    """Find gradients and whatever a rewrite needs to know about the way they are used."""
+def survey(index: Index, optimizer_ops: OptimizerOps = NO_OPS) -> Survey:
+    """Find gradients and whatever a rewrite needs to know about the way they are used.
+
+    Args:
+        index: the model.
+        optimizer_ops: optimizers that the caller knows.
+    """
     flow = Flow(index)
     updates = Updates(flow)
     joined: _Joined = {}
     for finds in (
         accumulator.find(flow, updates),
-        optimizer.find(flow, updates),
-        updates.found,
+        optimizer.find(flow, updates, optimizer_ops),
     ):
         _join(joined, finds)
+    otherwise = set(joined)
+    _join(joined, updates.found)
     candidates = names.candidates(flow)
     roles = Roles(flow, updates.trained, updates.carried, set().union(*candidates))
-    _join(joined, operator.find(flow, roles))
+    operators = operator.find(flow, roles)
+    _join(joined, operators)
     named = names.find(flow, updates, roles, candidates, set(joined))
     _join(joined, named.gradients)
+    otherwise.update(find.name for find in (*operators, *named.gradients))
+    is_by_name = bool(named.gradients) and not updates.trained
     found = [_sighting(flow, group) for values in joined.values() for group in values.values()]
     of_data = [_sighting(flow, [each]) for each in named.of_data]
     return Survey(
         flow,
         _in_order(index, found),
         of_data,
-        updates.ends | _ends(flow),
+        updates.ends | _ends(flow, optimizer_ops),
         updates.summed,
-        [question for question in updates.questions if question.name not in joined],
+        [question for question in updates.questions if question.name not in otherwise],
+        tuple(sorted(updates.carried, key=lambda value: value.name)),
+        tuple(_bare(flow, roles, joined.keys())) if is_by_name else (),
+        tuple(dict.fromkeys(each for run in updates.runs for each in clipped_already(run))),
     )
 
 
-def name_gradients(index: Index, wanted: Mapping[str, str | None]) -> Survey:
+def name_gradients(
+    index: Index, wanted: Mapping[str, str | None], optimizer_ops: OptimizerOps = NO_OPS
+) -> Survey:
     """Take the named values as gradients; nothing is searched but the names.
 
     Args:
         index: the model.
         wanted: gradient name to parameter name; None where the caller does not say it.
+        optimizer_ops: optimizers that the caller knows.
 
     Raises:
         OnnxClipError: a name that no value bears, or values of several graphs; what is surely no
@@ -127,7 +173,7 @@ def name_gradients(index: Index, wanted: Mapping[str, str | None]) -> Survey:
     flow = Flow(index)
     updates = Updates(flow)
     found = [_sighting(flow, [each]) for each in claimed.find(flow, updates, wanted)]
-    return Survey(flow, found, [], updates.ends | _ends(flow), updates.summed, [])
+    return Survey(flow, found, [], updates.ends | _ends(flow, optimizer_ops), updates.summed, [])
 
 
 _Joined = dict[str, dict[tuple[int, str], list[Found]]]
@@ -206,14 +252,24 @@ def _in_order(index: Index, found: list[Sighting]) -> list[Sighting]:
     return sorted(found, key=place)
 
 
-def _ends(flow: Flow) -> set[Value]:
+def _bare(flow: Flow, roles: Roles, known: Container[str]) -> Iterator[Value]:
+    """The weights of the main graph that have no gradient."""
+    scope = flow.main.scope
+    for name in dict.fromkeys((*scope.inputs, *scope.initializers)):
+        value = Value(flow.main, name)
+        if name not in known and roles.is_weight(value) and roles.of(value).is_parameter:
+            yield value
+
+
+def _ends(flow: Flow, optimizer_ops: OptimizerOps) -> set[Value]:
     """What optimizers and accumulators compute: where the backward pass of a step ends."""
+    types = {name.rpartition("::")[2] for name in optimizer_ops}
     return {
         Value(frame, name)
         for frame in flow.frames()
-        for number in frame.scope.numbers_of(*accumulator.OPS, *optimizer.OPS)
+        for number in frame.scope.numbers_of(*accumulator.OPS, *optimizer.OPS, *types)
         if (node := frame.scope.nodes[number]).op_type in accumulator.OPS
-        or optimizer.is_optimizer(node)
+        or optimizer.is_optimizer(node, optimizer_ops)
         for name in node.output
         if name
     }

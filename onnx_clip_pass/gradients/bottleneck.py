@@ -116,7 +116,7 @@ class Bottlenecks:
         self.backward = self.chains.lead_to(targets, past_contraction=True)
         self.stateful = self.chains.made_of({state.root for state in self.carried})
         self._find_penalties()
-        lowest = self._lowest()
+        lowest = self.lowest = self._lowest()
         for number, step in enumerate(self.steps, 1):
             self._ask(number, step, lowest[number])
         self._ask_of_the_run_before()

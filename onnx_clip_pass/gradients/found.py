@@ -16,7 +16,8 @@ class Parameter:
     """What a gradient is the derivative of the loss by; what `need_clip` is asked about.
 
     `shape` holds a number, a symbol or None for each dimension, and is None where nothing is
-    known; `dtype` is spelt as NumPy does; `gradient` is the name of the gradient value.
+    known; `dtype` is spelt as NumPy does; `gradient` is the name of the gradient value, "" while
+    that is a question.
     """
 
     name: str

@@ -8,19 +8,36 @@ Inputs by position, as their schemas define them:
   (rate, step, W, G, moments, …), `LambOptimizer` (five inputs, then W, G, two moments and a half
   precision copy for each parameter); `SGDOptimizerV2`, `AdamWOptimizer` take sequences of
   tensors, which can be told apart only where the graph itself constructs them.
+
+Of other operators the caller may say which inputs are the parameter and its gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from onnx import NodeProto
 
+from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.found import Found, Sink
 from onnx_clip_pass.gradients.updates import Updates
 from onnx_clip_pass.graph import TRAINING_DOMAIN, Flow, Frame, Value
 
-__all__ = ["OPS", "SEQUENCE_SLOTS", "find", "is_optimizer"]
+__all__ = [
+    "NO_OPS",
+    "OPS",
+    "SEQUENCE_SLOTS",
+    "OptimizerOps",
+    "checked_ops",
+    "find",
+    "is_optimizer",
+]
+
+OptimizerOps = Mapping[str, tuple[int, int]]
+"""Operator, as `vendor::SGD`, to the numbers of its inputs: a parameter and its gradient."""
+
+NO_OPS: OptimizerOps = MappingProxyType({})
 
 _STATES = {"Adagrad": 1, "Momentum": 1, "Adam": 2}
 _TENSOR_SLOTS = {"SGDOptimizer": (1, 2), "AdamOptimizer": (2, 3)}
@@ -30,13 +47,47 @@ _OF_ORT = {*_TENSOR_SLOTS, "LambOptimizer", *SEQUENCE_SLOTS}
 OPS = {*_STATES, *_OF_ORT}
 
 
-def find(flow: Flow, updates: Updates) -> list[Found]:
-    """The gradient of each parameter that an optimizer node updates."""
+def checked_ops(given: object) -> OptimizerOps:
+    """Return optimizers that the caller knows, if they are such.
+
+    Raises:
+        OnnxClipError: they are no mapping, or one has no two numbers of different inputs.
+    """
+    expected = (
+        "expected optimizers that are known to the caller as a mapping such as "
+        '{"vendor::SGD": (0, 1)}: operator to the numbers of the inputs that are the parameter '
+        "and its gradient"
+    )
+    if not isinstance(given, Mapping):
+        raise OnnxClipError(f"{expected}; not {given!r}")
+    found: dict[str, tuple[int, int]] = {}
+    for name, slots in given.items():
+        pair = tuple(slots) if isinstance(slots, Sequence) and not isinstance(slots, str) else ()
+        if (
+            not (isinstance(name, str) and name.rpartition("::")[2])
+            or len(pair) != 2
+            or not all(type(slot) is int and slot >= 0 for slot in pair)
+            or pair[0] == pair[1]
+        ):
+            raise OnnxClipError(f"{expected}; not {name!r}: {slots!r}")
+        found[name] = (pair[0], pair[1])
+    return found
+
+
+def find(flow: Flow, updates: Updates, further: OptimizerOps = NO_OPS) -> list[Found]:
+    """The gradient of each parameter that an optimizer node updates.
+
+    Args:
+        flow: the model.
+        updates: its updates.
+        further: operators that the caller knows.
+    """
     found = []
+    types = OPS | {name.rpartition("::")[2] for name in further}
     for frame in flow.frames():
-        for number in frame.scope.numbers_of(*OPS):
+        for number in frame.scope.numbers_of(*types):
             node = frame.scope.nodes[number]
-            for weight, gradient, sink in _pairs(flow, frame, number, node):
+            for weight, gradient, sink in _pairs(flow, frame, number, node, further):
                 root = updates.behind_aliases(weight)
                 raw = updates.raw(gradient, weight)
                 evidence = f"optimized by {node.op_type}"
@@ -44,20 +95,27 @@ def find(flow: Flow, updates: Updates) -> list[Found]:
     return found
 
 
-def is_optimizer(node: NodeProto) -> bool:
-    """Whether this module knows the operator."""
+def is_optimizer(node: NodeProto, further: OptimizerOps = NO_OPS) -> bool:
+    """Whether this module, or the caller, knows the operator."""
+    if further and _name_of(node) in further:
+        return True
     return (node.domain == TRAINING_DOMAIN and node.op_type in _STATES) or (
         node.op_type in _OF_ORT and node.domain != TRAINING_DOMAIN
     )
 
 
+def _name_of(node: NodeProto) -> str:
+    return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+
+
 def _pairs(
-    flow: Flow, frame: Frame, number: int, node: NodeProto
+    flow: Flow, frame: Frame, number: int, node: NodeProto, further: OptimizerOps
 ) -> Iterator[tuple[Value, Value, Sink]]:
-    if not is_optimizer(node):
+    if not is_optimizer(node, further):
         return
+    known = further.get(_name_of(node))
     at = number
-    if node.op_type in SEQUENCE_SLOTS:
+    if known is None and node.op_type in SEQUENCE_SLOTS:
         slots_of = SEQUENCE_SLOTS[node.op_type]
         made = [m for slot in slots_of if (m := _constructor(frame, node, slot)) is not None]
         if len(made) < len(slots_of):
@@ -69,7 +127,7 @@ def _pairs(
         slots = list(enumerate(range(len(gradients))))
     else:
         weights = gradients = list(node.input)
-        slots = _slots(node)
+        slots = _slots(node) if known is None else [known]
     for weight_slot, gradient_slot in slots:
         if max(weight_slot, gradient_slot) >= len(gradients):
             continue

@@ -6,16 +6,19 @@ from dataclasses import dataclass
 
 from onnx_clip_pass._version import __version__
 from onnx_clip_pass.clips import Clip, facts_of
+from onnx_clip_pass.errors import listed
 from onnx_clip_pass.gradients import Gradient, Survey
-from onnx_clip_pass.graph import Body, Editor
+from onnx_clip_pass.gradients.clipped import clip_nodes
+from onnx_clip_pass.graph import Body, Editor, Index
 from onnx_clip_pass.kernels import Need, missing
 from onnx_clip_pass.record import Record, digest_of
+from onnx_clip_pass.rewrite.coverage import Uncovered
 from onnx_clip_pass.rewrite.planning import Edit
 from onnx_clip_pass.rewrite.selecting import Chosen
 from onnx_clip_pass.rewrite.settings import Settings
 from onnx_clip_pass.rewrite.watching import Emitted
 
-__all__ = ["Clipped", "Report", "lacking_kernels", "notes_on", "record_of"]
+__all__ = ["Clipped", "Report", "lacking_kernels", "notes_on", "notes_on_coverage", "record_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,8 @@ class Report:
     """What a rewrite did: every gradient found, in graph order, and what a user should know.
 
     `emitted` are the outputs that were added, `threshold_inputs` the inputs; with `measured_only`
-    nothing was clipped, and the clips of the rows are what was measured against.
+    nothing was clipped, and the clips of the rows are what was measured against. `uncovered` are
+    trained parameters that are not clipped, since their gradients are not known.
     """
 
     rows: tuple[Clipped, ...]
@@ -44,6 +48,7 @@ class Report:
     emitted: tuple[Emitted, ...] = ()
     threshold_inputs: tuple[str, ...] = ()
     measured_only: bool = False
+    uncovered: tuple[Uncovered, ...] = ()
 
     @property
     def clipped(self) -> tuple[Clipped, ...]:
@@ -58,8 +63,21 @@ def record_of(
     settings: Settings,
     emitted: tuple[Emitted, ...],
     bodies: list[Body],
+    answers: dict[str, str],
+    uncovered: tuple[Uncovered, ...],
 ) -> Record:
-    """The note to leave in the model; `bodies` are those that it had before it was edited."""
+    """The note to leave in the model.
+
+    Args:
+        editor: what was added.
+        edits: what was done.
+        sightings: the gradients and their choices.
+        settings: of the rewrite.
+        emitted: what is handed out.
+        bodies: those that the model had before it was edited.
+        answers: the gradients that slopes decided for, by parameter.
+        uncovered: what is left out with the user's consent.
+    """
     entries = [
         {
             "gradient": sighting.gradient.name,
@@ -91,6 +109,9 @@ def record_of(
         loss_scale=settings.steering.loss_scale,
         emitted=[[e.output, e.quantity, list(e.gradients), e.group] for e in emitted],
         measures_only=settings.watch.measures_only,
+        answers=answers,
+        optimizer_ops={name: list(slots) for name, slots in settings.optimizer_ops.items()},
+        uncovered=[each.as_entry() for each in uncovered],
         digest=digest_of([*added.nodes, *added.initializers]),
     )
 
@@ -119,6 +140,13 @@ def notes_on(seen: Survey, sightings: Chosen) -> list[str]:
             "accumulators follow the gradients: each micro-batch is clipped before it is added, "
             "not their sum"
         )
+    chosen = {sighting.gradient.name for sighting, clip in sightings if clip}
+    before = [f"{name!r} by {op}" for name, op in seen.clipped if name in chosen]
+    before += [f"by nodes {op}" for op in clip_nodes(seen.flow.index)]
+    if before:
+        warnings.append(
+            f"the graph clips already, {listed(before)}; the clip that is put in comes before that"
+        )
     dismissed = [s for s in seen.of_data if all(s is not taken for taken, _ in sightings)]
     warnings += [
         f"{sighting.gradient.name} is left alone as the gradient of data "
@@ -128,4 +156,31 @@ def notes_on(seen: Survey, sightings: Chosen) -> list[str]:
     ]
     if len(dismissed) > 3:
         warnings.append(f"so are {len(dismissed) - 3} more")
+    return warnings
+
+
+def notes_on_coverage(index: Index, bare: list[str], settings: Settings) -> list[str]:
+    """What a user should know of weights without a gradient, and of operators that are not there.
+
+    Args:
+        index: the model.
+        bare: weights that would be clipped if a gradient of theirs were known.
+        settings: of the rewrite.
+    """
+    warnings = []
+    if bare:
+        warnings.append(
+            f"no gradient is known for {listed([repr(name) for name in bare])}: if a loop outside "
+            f"trains {'them' if bare[1:] else 'it'}, name the gradients (--gradient, --map; "
+            f"gradients=…)"
+        )
+    there = {
+        f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        for scope in index.scopes
+        for node in scope.nodes
+    } if settings.optimizer_ops else set()  # fmt: skip
+    warnings += [
+        f"optimizer {name!r} is not in this model" for name in settings.optimizer_ops
+        if name not in there
+    ]  # fmt: skip
     return warnings

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from onnx_clip_pass.clips import Chain, Clip, Formula
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.gradients import Gradient, Parameter, Sighting, Survey
+from onnx_clip_pass.gradients import Gradient, Parameter, Question, Sighting, Survey
 from onnx_clip_pass.gradients.optimizer import SEQUENCE_SLOTS
-from onnx_clip_pass.rules import Choice, Rule, assign
-from onnx_clip_pass.selection import select
+from onnx_clip_pass.graph import TensorType, Value
+from onnx_clip_pass.rules import Choice, Rule, Rules, assign
+from onnx_clip_pass.selection import Chooser, select
 
 __all__ = [
     "Chosen",
@@ -31,10 +32,16 @@ Chosen = list[tuple[Sighting, Choice | None]]
 
 
 class Selected(NamedTuple):
-    """The gradients with their choices, and what a user should know of the rules."""
+    """The gradients with their choices, and what a user should know of the rules.
+
+    `asked` are the questions about parameters that would be clipped, `bare` the weights that would
+    be and have no gradient.
+    """
 
     chosen: Chosen
     warnings: list[str]
+    asked: list[Question]
+    bare: list[str]
 
 
 def as_mapping(gradients: Sequence[str] | Mapping[str, str]) -> dict[str, str | None]:
@@ -58,11 +65,13 @@ def as_mapping(gradients: Sequence[str] | Mapping[str, str]) -> dict[str, str | 
     return dict.fromkeys(names)
 
 
-def as_clips(clips: object) -> Clip | list[Rule]:
+def as_clips(clips: object) -> Clip | Rules:
     """A clip, or rules, one or more; refused if it is neither."""
     if isinstance(clips, Clip):
         return clips
-    rules = list(clips) if isinstance(clips, Sequence) else []
+    rules = clips
+    if not isinstance(rules, Rules):
+        rules = Rules(rules if isinstance(rules, Sequence) else ())
     if not rules or not all(isinstance(rule, Rule) for rule in rules):
         raise OnnxClipError(
             f"expected a clip such as GradientClipByNorm(1.0), or a list of Rule, not {clips!r}"
@@ -88,9 +97,13 @@ def selected(
         OnnxClipError: there are no gradients, or the selection is at fault.
     """
     picks_all = isinstance(clips, Clip) and any(f.need_clip is None for f in clips.formulas)
-    if not seen.found and (picks_all or not seen.of_data):
+    if not (seen.found or seen.questions) and (picks_all or not seen.of_data):
         raise OnnxClipError(nothing_found(seen, can_name=True))
+    questions = {
+        id(question): _parameter(question.parameter, question.name) for question in seen.questions
+    }
     parameters = [sighting.gradient.parameter for sighting in seen.found]
+    parameters += dict.fromkeys(questions.values())
     also = [sighting.gradient.parameter for sighting in seen.of_data]
     warnings: list[str] = []
     if isinstance(clips, Clip):
@@ -103,7 +116,46 @@ def selected(
     chosen += [
         (s, choices[s.gradient.parameter]) for s in seen.of_data if s.gradient.parameter in choices
     ]
-    return Selected(chosen, warnings)
+    asked = [each for each in seen.questions if questions[id(each)] in choices]
+    bare = [_parameter(value, value.name) for value in seen.bare]
+    return Selected(chosen, warnings, asked, _picked_by_name(clips, skip, parameters, bare))
+
+
+def _parameter(value: Value, name: str) -> Parameter:
+    """A parameter whose gradient is not known."""
+    known = value.type or TensorType()
+    return Parameter(name, known.shape, known.dtype_name, "")
+
+
+def _picked_by_name(
+    clips: Clip | Sequence[Rule],
+    skip: str | Sequence[str],
+    parameters: Sequence[Parameter],
+    bare: list[Parameter],
+) -> list[str]:
+    """The names of those of `bare` that would be clipped; a predicate is not asked about them."""
+    chooser = Chooser([*parameters, *bare])
+    skipped = [skip] if isinstance(skip, str) else list(skip)
+    left = [p for p in bare if not any(chooser.matching(pattern, [p]) for pattern in skipped)]
+    if isinstance(clips, Clip):
+        wishes = [formula.need_clip for formula in clips.formulas]
+        picked = [
+            p for p in left
+            if any(not callable(wish) and chooser.choose(wish, [p]) for wish in wishes)
+        ]  # fmt: skip
+        return [p.name for p in picked]
+    names = []
+    for p in left:
+        taking = (
+            rule for rule in clips
+            if callable(rule.need_clip) or (
+                rule.bounds.hold(p) and chooser.choose(rule.need_clip, [p])
+            )
+        )  # fmt: skip
+        rule = next(taking, None)
+        if rule is not None and rule.clip is not None and not callable(rule.need_clip):
+            names.append(p.name)
+    return names
 
 
 def _choices_of_clip(

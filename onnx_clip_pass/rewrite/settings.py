@@ -9,6 +9,7 @@ from typing import Any, TypedDict, get_args
 from onnx_clip_pass.arguments import check_flags, check_input_name
 from onnx_clip_pass.clips import NonFinite, NormPrecision, Numerics
 from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.gradients.optimizer import NO_OPS, OptimizerOps, checked_ops
 from onnx_clip_pass.rewrite.selecting import GradientNames, as_mapping
 from onnx_clip_pass.rewrite.steering import LossScale, Steering
 from onnx_clip_pass.rewrite.watching import Emit, EmitAs, Watch
@@ -28,13 +29,16 @@ class Options(TypedDict, total=False):
     emit: Sequence[Emit]
     emit_as: EmitAs
     measure_only: bool
+    partial: bool
+    optimizer_ops: OptimizerOps
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The same, checked, for one rewrite.
 
-    `named` maps the gradients that are named to their parameters, as far as those are given.
+    `named` maps the gradients that are named to their parameters, as far as those are given;
+    `partial` accepts that trained parameters whose gradients are not known are left alone.
     """
 
     named: dict[str, str | None] | None
@@ -43,6 +47,8 @@ class Settings:
     threshold_input: str | None
     steering: Steering
     watch: Watch
+    partial: bool
+    optimizer_ops: OptimizerOps
 
     @classmethod
     def of(
@@ -57,13 +63,15 @@ class Settings:
         emit: Sequence[Emit] = (),
         emit_as: EmitAs = "each",
         measure_only: bool = False,
+        partial: bool = False,
+        optimizer_ops: OptimizerOps = NO_OPS,
     ) -> Settings:
         """Check `Options`.
 
         Raises:
             OnnxClipError: one of them cannot be meant.
         """
-        check_flags(measure_only=measure_only)
+        check_flags(measure_only=measure_only, partial=partial)
         check_input_name(threshold_input)
         return cls(
             None if gradients is None else as_mapping(gradients),
@@ -72,6 +80,8 @@ class Settings:
             threshold_input,
             Steering(loss_scale),
             Watch(_words(emit), emit_as, measure_only),
+            partial,
+            checked_ops(optimizer_ops),
         )
 
 

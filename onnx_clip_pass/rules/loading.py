@@ -17,7 +17,9 @@ from onnx_clip_pass.arguments import check_path
 from onnx_clip_pass.clips import KINDS, Chain, Clip
 from onnx_clip_pass.clips.base import DTYPES
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.rules.rule import Bounds, Rule
+from onnx_clip_pass.gradients import OptimizerOps
+from onnx_clip_pass.gradients.optimizer import NO_OPS, checked_ops
+from onnx_clip_pass.rules.rule import Bounds, Rule, Rules
 
 __all__ = ["load_rules"]
 
@@ -33,14 +35,16 @@ _SELECTION = {
     "min_elements",
     "max_elements",
 }
+_TABLES = ["rule", "optimizer_ops"]
 _KEYS = _SELECTION | _SETTINGS | {"clip", "threshold_input"}
 
 
-def load_rules(path: str | os.PathLike[str]) -> list[Rule]:
-    """The rules of a `clip.toml`.
+def load_rules(path: str | os.PathLike[str]) -> Rules:
+    """The rules of a `clip.toml`, and the optimizers that it tells of.
 
     Args:
-        path: the file: an array of tables `[[rule]]`, see docs/rules.md.
+        path: the file: an array of tables `[[rule]]`, and, if need be, a table `[optimizer_ops]`,
+            see docs/rules.md.
 
     Raises:
         OnnxClipError: the file cannot be read, is no TOML, or its rules are at fault; each fault
@@ -55,9 +59,9 @@ def load_rules(path: str | os.PathLike[str]) -> list[Rule]:
         raise OnnxClipError(f"{str(path)!r} is no TOML: {error}") from error
     tables = document.get("rule")
     faults = [
-        f"{path.name}: unknown key {key!r}{_near(key, ['rule'])}"
+        f"{path.name}: unknown key {key!r}{_near(key, _TABLES)}"
         for key in document
-        if key != "rule"
+        if key not in _TABLES
     ]
     if not isinstance(tables, list) or not tables:
         faults.append(f"{path.name}: expected at least one table [[rule]]")
@@ -70,9 +74,30 @@ def load_rules(path: str | os.PathLike[str]) -> list[Rule]:
         if rule is not None and not reader.faults:
             faults += _shadowing(rule, rules)
             rules.append(rule)
+    ops = _optimizer_ops(document.get("optimizer_ops", {}), path.name, faults)
     if faults:
         raise OnnxClipError(f"the rules in {str(path)!r} cannot be used:", faults)
-    return rules
+    return Rules(rules, ops)
+
+
+def _optimizer_ops(table: object, where: str, faults: list[str]) -> OptimizerOps:
+    """The optimizers that a file tells of; what is wrong with them is added to `faults`."""
+    expected = '"vendor::SGD" = {parameter = 0, gradient = 1}'
+    if not isinstance(table, dict):
+        faults.append(f"{where}: optimizer_ops must be a table of lines such as {expected}")
+        return NO_OPS
+    found: dict[str, tuple[int, int]] = {}
+    for name, slots in table.items():
+        try:
+            if not isinstance(slots, dict) or slots.keys() != {"parameter", "gradient"}:
+                raise OnnxClipError("two numbers of inputs that are none")
+            found |= checked_ops({name: (slots["parameter"], slots["gradient"])})
+        except OnnxClipError:
+            faults.append(
+                f"{where}, optimizer_ops: expected a line such as {expected}, with the numbers of "
+                f"different inputs, not {name!r} = {slots!r}"
+            )
+    return found
 
 
 def _read(path: Path) -> str:

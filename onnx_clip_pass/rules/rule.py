@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from onnx_clip_pass.arguments import check_input_name
 from onnx_clip_pass.clips import Clip
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.gradients import Parameter
+from onnx_clip_pass.gradients import OptimizerOps, Parameter
+from onnx_clip_pass.gradients.optimizer import NO_OPS
 from onnx_clip_pass.selection import NeedClip, check_need_clip
 
-__all__ = ["Bounds", "Choice", "Rule"]
+__all__ = ["Bounds", "Choice", "Rule", "Rules"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,14 @@ class Rule:
                 f"say need_clip in the rule, not in its clip {self.clip!r} as well: the rule alone "
                 f"decides which gradients it takes"
             )
+
+
+class Rules(list[Rule]):
+    """A list of rules, with the optimizers that their file tells of, see `OptimizerOps`."""
+
+    def __init__(self, rules: Iterable[Rule] = (), optimizer_ops: OptimizerOps = NO_OPS) -> None:
+        super().__init__(rules)
+        self.optimizer_ops = optimizer_ops
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,7 +77,10 @@ def targets_of(before: Index, after: Index, record: Record) -> list[Target]:
         OnnxClipError: the record names a clip that this version does not know, or a gradient that
             the original does not have.
     """
-    seen = survey(before) if record.named is None else name_gradients(before, record.named)
+    if record.named is None:
+        seen = survey(before, record.optimizer_ops).answered(record.answers)
+    else:
+        seen = name_gradients(before, record.named, record.optimizer_ops)
     known = {
         (s.gradient.name, s.gradient.parameter.name, s.gradient.graph): s
         for s in (*seen.of_data, *seen.found)

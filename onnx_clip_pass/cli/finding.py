@@ -1,0 +1,122 @@
+"""The options that say how gradients are found where the graph leaves something open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from onnx_clip_pass.cli.options import given_options, say_together
+from onnx_clip_pass.cli.words import escape_control, say
+from onnx_clip_pass.deciding import Apart
+from onnx_clip_pass.rewrite import Uncovered
+
+__all__ = ["FindOptions", "find_options", "optimizer_option", "tell_uncovered"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_MOST_DIGITS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class FindOptions:
+    """What to do about open questions: the values of the options of `find_options`."""
+
+    partial: bool
+    no_run: bool
+    optimizer_ops: dict[str, tuple[int, int]]
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> FindOptions:
+        """Take them out of all options of a command."""
+        return cls(*(options[name] for name in cls.__slots__))
+
+    def refuse_with(self, *others: str) -> None:
+        """Refuse options about questions where nothing is searched and so nothing is open.
+
+        Args:
+            others: the options by which gradients are known.
+        """
+        idle = given_options("partial", "no_run")
+        if idle and others:
+            raise click.UsageError(
+                f"{say_together(idle)} what to do where the search leaves something open, and "
+                f"nothing is searched: not with {', '.join(others)}"
+            )
+
+    def arguments(self, model: Path) -> dict[str, Any]:
+        """Return the same as arguments of `clip_gradients_file`."""
+        return {
+            "partial": self.partial,
+            "probe": False if self.no_run else Apart(model),
+            "optimizer_ops": self.optimizer_ops,
+        }
+
+
+def _optimizers(
+    _context: click.Context, _option: click.Parameter, texts: Sequence[str]
+) -> dict[str, tuple[int, int]]:
+    """The inputs of optimizers by the names of their operators."""
+    found: dict[str, tuple[int, int]] = {}
+    for text in texts:
+        name, _, inputs = text.rpartition(":")
+        slots = dict(part.split("=", 1) for part in inputs.split(",") if "=" in part)
+        numbers = [slots.get(key, "") for key in ("parameter", "gradient")]
+        if (
+            not name.rpartition("::")[2]
+            or len(slots) != 2
+            or not all(each.isdecimal() and len(each) < _MOST_DIGITS for each in numbers)
+            or int(numbers[0]) == int(numbers[1])
+        ):
+            raise click.BadParameter(
+                f"expected an operator and the numbers of two of its inputs, such as "
+                f"vendor::SGD:parameter=0,gradient=1, not {text[:80]!r}"
+            )
+        if name in found:
+            raise click.BadParameter(f"{name!r} is named twice")
+        found[name] = (int(numbers[0]), int(numbers[1]))
+    return found
+
+
+def optimizer_option(command: _Command) -> _Command:
+    """Add the option that tells of optimizers."""
+    return click.option(
+        "--optimizer-op",
+        "optimizer_ops",
+        multiple=True,
+        callback=_optimizers,
+        metavar="OP:parameter=N,gradient=N",
+        help="An optimizer that onnx-clip does not know, with the numbers of its inputs: "
+        "vendor::SGD:parameter=0,gradient=1. Repeatable.",
+    )(command)
+
+
+def find_options(command: _Command) -> _Command:
+    """Add the options that say what to do about open questions."""
+    for option in (
+        optimizer_option,
+        click.option(
+            "--no-run",
+            is_flag=True,
+            help="Never run the model unasked. Else, where several values may be a gradient, it is "
+            "run for at most 20 s (if ONNX Runtime is there and the model below 256 MB) and the "
+            "slopes of its loss decide.",
+        ),
+        click.option(
+            "--partial",
+            is_flag=True,
+            help="Accept that trained parameters whose gradients are not known stay unclipped.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def tell_uncovered(questions: Sequence[Uncovered]) -> None:
+    """Print the trained parameters whose gradients are not known, on standard output."""
+    for question in questions[:20]:
+        say(f"not known: {question.in_words()}", is_result=True)
+    if questions[20:]:
+        click.echo(escape_control(f"and {len(questions) - 20} more (--json lists them)"))

@@ -1,0 +1,135 @@
+"""Questions about gradients that a run of the model decides: here, or in a process of its own.
+
+`decider` runs it here, as Python asks for. `Apart` is what the command line does unasked: if ONNX
+Runtime is there and the weights are not large, another process runs the model, for a limited time.
+This module, run as a program, is that process.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import ModelProto
+
+from onnx_clip_pass.arguments import check_flags
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.rewrite import Decide, Verdict
+from onnx_clip_pass.storage import data_files
+
+__all__ = ["Apart", "decider"]
+
+_MOST_BYTES = 256 << 20
+_MOST_SECONDS = 20
+
+
+def decider(probe: bool | Decide, path: Path | None = None) -> Decide | None:
+    """Return what decides questions as `probe` has it; None if nothing is to be run.
+
+    Args:
+        probe: whether the model may be run, or what decides instead.
+        path: the file of the model, if the model in memory has no weights.
+    """
+    if callable(probe):
+        return probe
+    check_flags(probe=probe)
+    return _Here(path) if probe else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Here:
+    """Runs the model in this process."""
+
+    path: Path | None
+
+    def __call__(self, model: ModelProto, questions: Mapping[str, Sequence[str]]) -> Verdict:
+        return _decide(model if self.path is None else self.path, questions)
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """Runs a model file in a process of its own, if it may be run unasked."""
+
+    path: Path
+
+    def __call__(self, model: ModelProto, questions: Mapping[str, Sequence[str]]) -> Verdict:
+        """Decide questions.
+
+        Args:
+            model: the structure of the file, without its weights.
+            questions: candidates in graph order by parameter.
+        """
+        if importlib.util.find_spec("onnxruntime") is None:
+            return _nothing(questions, "that needs ONNX Runtime, which is not installed")
+        size = self.path.stat().st_size
+        size += sum(file.size for file in data_files(model, self.path.parent))
+        if size >= _MOST_BYTES:
+            return _nothing(
+                questions,
+                f"the model has {size / 1e6:,.0f} MB, too many to run it unasked; --probe does",
+            )
+        wish = json.dumps({"model": str(self.path), "questions": questions})
+        package = str(Path(__file__).resolve().parent.parent)
+        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+        try:
+            done = subprocess.run(
+                [sys.executable, "-P", "-m", __name__],
+                input=wish,
+                capture_output=True,
+                encoding="utf-8",
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1"},
+                timeout=_MOST_SECONDS,
+                check=False,
+            )
+            verdict = json.loads(done.stdout)
+            return Verdict(verdict["gradients"], verdict["reasons"])
+        except subprocess.TimeoutExpired:
+            why = f"the model took longer than the {_MOST_SECONDS} s for which it is run unasked"
+            return _nothing(questions, f"{why}; --probe takes the time that it needs")
+        except (OSError, ValueError, KeyError, TypeError):
+            return _nothing(questions, "the process that ran the model has failed")
+
+
+def _nothing(questions: Mapping[str, Sequence[str]], reason: str) -> Verdict:
+    return Verdict({}, dict.fromkeys(questions, reason))
+
+
+def _decide(model: ModelProto | Path, questions: Mapping[str, Sequence[str]]) -> Verdict:
+    """Run a model; what stands in the way is the reason."""
+    try:
+        from onnx_clip_pass.probe.deciding import decide
+
+        found = decide(_loaded(model), questions)
+    except OnnxClipError as error:
+        return _nothing(questions, str(error))
+    return Verdict(
+        {name: each.gradient for name, each in found.items() if each.gradient is not None},
+        {name: each.reason for name, each in found.items() if each.gradient is None},
+    )
+
+
+def _loaded(model: ModelProto | Path) -> ModelProto:
+    if isinstance(model, ModelProto):
+        return model
+    try:
+        return onnx.load(model)
+    except Exception as error:  # protobuf, onnx and the system have many ways to refuse
+        raise OnnxClipError(f"cannot read the model {str(model)!r}: {error}") from error
+
+
+def _main() -> None:
+    """Decide what standard input asks for, and write the verdict to standard output."""
+    wish: dict[str, Any] = json.load(sys.stdin)
+    print(json.dumps(_decide(Path(wish["model"]), wish["questions"])._asdict()))
+
+
+if __name__ == "__main__":
+    _main()

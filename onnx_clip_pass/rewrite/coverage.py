@@ -1,0 +1,153 @@
+"""Trained parameters whose gradient is not known: they are decided about, accepted, or refused.
+
+A question is a parameter that an update in the graph trains and whose gradient structure alone does
+not tell. If the selection would clip it, leaving it out in silence is no way;.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from onnx import ModelProto
+
+from onnx_clip_pass.errors import OnnxClipError, listed
+from onnx_clip_pass.gradients import Question
+from onnx_clip_pass.gradients.explaining import formula_of
+from onnx_clip_pass.graph import Scope, Value
+
+__all__ = [
+    "Decide",
+    "Uncovered",
+    "Verdict",
+    "accepted",
+    "askable",
+    "refuse",
+    "uncovered_of",
+]
+
+_SHOWN = 4
+
+
+class Verdict(NamedTuple):
+    """What a run makes of questions: gradients by parameter, and why the others have none."""
+
+    gradients: Mapping[str, str]
+    reasons: Mapping[str, str]
+
+
+Decide = Callable[[ModelProto, Mapping[str, Sequence[str]]], Verdict]
+"""Takes a model, whose large weights may be missing, and candidates in graph order by parameter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Uncovered:
+    """A trained parameter that is not clipped, since its gradient is not known.
+
+    `new` is the name of its new value, `formula` how that is computed (`W_new = Sub(W, step)`),
+    `candidates` are values of which one may be the gradient, `why` says what stands in the way.
+    """
+
+    parameter: str
+    new: str
+    formula: str
+    candidates: tuple[str, ...]
+    why: str
+
+    def in_words(self) -> str:
+        """Return all of it as one line of a message."""
+        may_be = " or ".join(map(repr, self.candidates[:_SHOWN]))
+        if self.candidates[_SHOWN:]:
+            may_be += f" or one of {len(self.candidates) - _SHOWN} more"
+        end = f"; its gradient may be {may_be}" if may_be else "; no value may be its gradient"
+        return f"{self.parameter!r}, whose new value is {self.formula}: {self.why}{end}"
+
+    def as_entry(self) -> dict[str, Any]:
+        """Return it in the types of JSON, as the record keeps it."""
+        return asdict(self) | {"candidates": list(self.candidates)}
+
+
+def uncovered_of(questions: Iterable[Question]) -> tuple[Uncovered, ...]:
+    """Return what is to be told of questions."""
+    return tuple(
+        Uncovered(
+            question.name,
+            question.new.name,
+            formula_of(question.new),
+            tuple(dict.fromkeys(each.name for each in question.candidates)),
+            question.why,
+        )
+        for question in questions
+    )
+
+
+def askable(questions: Sequence[Question], main: Scope) -> dict[str, list[str]]:
+    """Return the questions that a run can decide: candidates in graph order by parameter.
+
+    These are those of one step, of which everything is in the main graph.
+    """
+    steps = Counter(question.name for question in questions)
+    return {
+        question.name: [value.name for value in sorted(question.candidates, key=_place)]
+        for question in questions
+        if steps[question.name] == 1
+        and question.candidates
+        and question.parameter.frame.scope is main
+        and all(
+            value.frame.scope is main and value.name in main.producers
+            for value in question.candidates
+        )
+    }
+
+
+def _place(value: Value) -> tuple[int, int]:
+    return value.frame.scope.producers.get(value.name, (-1, 0))
+
+
+def refuse(
+    uncovered: Sequence[Uncovered], reasons: Mapping[str, str], *, is_all: bool = False
+) -> OnnxClipError:
+    """Return the error that names every parameter, and the ways out.
+
+    Args:
+        uncovered: what cannot be clipped and is to be.
+        reasons: why a run did not decide, by parameter; empty where nothing was run.
+        is_all: whether nothing else is left to clip.
+    """
+    one = len(uncovered) == 1
+    subject = "1 trained parameter" if one else f"{len(uncovered)} trained parameters"
+    common = set(reasons.values())
+    tried = ""
+    if len(common) == 1 and len(reasons) == len(uncovered):
+        tried = f" (the slopes of the loss did not decide: {common.pop()})"
+        reasons = {}
+    ways = [] if tried else ["let the slopes of the loss decide (--probe, in Python probe=True)"]
+    ways.append("name all gradients (--gradient or --map; gradients=…)")
+    if not is_all:
+        ways += [
+            f"leave {'it' if one else 'them'} out by name (--skip; skip=…)",
+            f"accept that {'it is' if one else 'they are'} not clipped (--partial; partial=True)",
+        ]
+    faults = []
+    for each in uncovered:
+        reason = reasons.get(each.parameter)
+        faults.append(each.in_words() + (f"; slopes: {reason}" if reason else ""))
+    return OnnxClipError(
+        f"the {'gradient' if one else 'gradients'} of {subject} {'is' if one else 'are'} not known "
+        f"for sure{tried}, and no trained parameter is left out in silence; "
+        f"{', or '.join(ways)}:",
+        faults,
+    )
+
+
+def accepted(uncovered: Sequence[Uncovered]) -> list[str]:
+    """Return the warnings about what is left out with the user's consent."""
+    if not uncovered:
+        return []
+    names = listed([repr(name) for name in dict.fromkeys(each.parameter for each in uncovered)])
+    return [
+        f"not clipped, since the gradients are not known: {names}",
+        *(each.in_words() for each in uncovered[:3]),
+    ]
