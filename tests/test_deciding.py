@@ -60,6 +60,13 @@ def test_the_gradient_is_told_from_what_an_update_makes_of_it(segment: str) -> N
     assert "the slope of 'loss' along it is its own norm within" in found["W"].reason
 
 
+def test_parameters_that_are_zero_hide_no_decay() -> None:
+    nodes = "k1 = Mul(W, lr) c1 = Add(v1, k1) k2 = Mul(b, lr) c2 = Add(v2, k2)"
+    feeds = {"b": np.zeros(2, np.float32), "W": np.ones((4, 2), np.float32)}
+    found = decide(graph(nodes), {"W": ["v1", "c1"], "b": ["v2", "c2"]}, feeds=feeds)
+    assert chosen(found) == {"W": "v1", "b": "v2"}
+
+
 def test_the_gradient_may_be_the_later_candidate_of_some() -> None:
     nodes = "six2 = Constant<value_float=6.0>() h1 = Mul(v1, six2) c1 = Div(h1, six2)"
     model = graph(f"{nodes} c2 = Mul(v2, lr)")

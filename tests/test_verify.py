@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients
 from onnx_clip_pass.cli import main
-from onnx_clip_pass.verify import Verification, verify
+from onnx_clip_pass.verify import Slopes, Verification, verify
 
 pytest.importorskip("onnxruntime", reason="running a graph needs ONNX Runtime")
 
@@ -43,7 +43,8 @@ def test_rewrites_of_every_model_are_right(
 ) -> None:
     named = dict(entry.gradients) if entry.found == "by meaning" else None
     rewritten = clip_gradients(model, GradientClipByNorm(clip_norm), gradients=named)
-    found = verify(model, rewritten, feeds=feeds)
+    slopes: Slopes = "on" if entry.slope else "off"
+    found = verify(model, rewritten, feeds=feeds, slopes=slopes)
     assert found.ok, faults(found)
     assert [row.gradient for row in found.gradients if row.acted and row.passed] == [
         row.gradient for row in found.gradients

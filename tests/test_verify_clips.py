@@ -83,7 +83,8 @@ def test_the_clips_of_the_models_are_right(
         with pytest.raises(OnnxClipError, match="cannot have one norm"):
             clip_gradients(model, clip, gradients=named)
         return
-    found = verify(model, clip_gradients(model, clip, gradients=named), feeds=feeds)
+    rewritten = clip_gradients(model, clip, gradients=named)
+    found = verify(model, rewritten, feeds=feeds, slopes="on" if entry.slope else "off")
     assert found.ok, faults(found)
     assert all(row.acted for row in found.gradients)
     assert all(row.passed for row in found.gradients)
@@ -164,7 +165,7 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
 def test_every_option_is_right(clip: Any, options: dict[str, Any], seed: int) -> None:
     model = net()
     rewritten = clip_gradients(model, clip, **{"gradients": NAMED} | options)
-    found = verify(model, rewritten, seed=seed)
+    found = verify(model, rewritten, seed=seed, slopes="off")  # it has no loss
     assert found.ok, faults(found)
     assert all(row.acted for row in found.gradients)
     assert not found.notes

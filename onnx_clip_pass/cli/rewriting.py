@@ -18,10 +18,15 @@ from onnx_clip_pass.cli.clipping import (
 )
 from onnx_clip_pass.cli.finding import FindOptions, find_options
 from onnx_clip_pass.cli.folders import AT, beside_folder, is_folder, rewrite_folder, strip_folder
-from onnx_clip_pass.cli.options import OUTPUT, PATH, json_option, output_path
+from onnx_clip_pass.cli.options import OUTPUT, PATH, given_options, json_option, output_path
 from onnx_clip_pass.cli.probing import ProbeOptions, probe_options, with_evidence
 from onnx_clip_pass.cli.showing import ProgressBar, report_facts, tell_rewrite
-from onnx_clip_pass.cli.verifying import RunOptions, run_options, tell_verification
+from onnx_clip_pass.cli.verifying import (
+    RunOptions,
+    run_options,
+    slopes_option,
+    tell_verification,
+)
 from onnx_clip_pass.cli.words import error_facts, escape_control, print_json, say
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import clip_gradients_file, strip_file
@@ -52,6 +57,7 @@ EXTERNAL_DATA = click.option(
 @click.option(
     "--verify", "verifies", is_flag=True, help="Then run both models and compare: see verify."
 )
+@slopes_option
 @probe_options
 @run_options
 @click.option("--dry-run", is_flag=True, help="Show what would be clipped, write nothing.")
@@ -66,6 +72,7 @@ def rewrite(
     at: Place | None,
     external_data: HowToBring,
     verifies: bool,
+    slopes: str,
     dry_run: bool,
     in_place: bool,
     force: bool,
@@ -95,6 +102,8 @@ def rewrite(
         raise click.UsageError("--in-place and --output exclude each other")
     if verifies and (in_place or dry_run):
         raise click.UsageError("--verify needs both models: not with --in-place or --dry-run")
+    if given_options("slopes") and not verifies:
+        raise click.UsageError("--slopes says how to verify: add --verify")
     probing = ProbeOptions.of(options)
     if probing.probes and (names or map_file is not None):
         raise click.UsageError("--probe finds the gradients: not with --gradient or --map")
@@ -144,7 +153,7 @@ def rewrite(
                     **written, **arguments, **finding.arguments(model),
                 )  # fmt: skip
                 if verifies:
-                    found = run.verify(model, target)
+                    found = run.verify(model, target, slopes=slopes, loss=probing.loss)
                     facts["verification"] = tell_verification(
                         target, found, as_json=as_json, is_result=False
                     )

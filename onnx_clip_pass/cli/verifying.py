@@ -18,7 +18,7 @@ from onnx_clip_pass.cli.words import counted, escape_control, print_json, say
 if TYPE_CHECKING:
     from onnx_clip_pass.verify import Verification
 
-__all__ = ["RunOptions", "run_options", "tell_verification", "verify"]
+__all__ = ["RunOptions", "run_options", "slopes_option", "tell_verification", "verify"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _MOST_DIGITS = 18  # of a size that 64 bits hold
@@ -57,11 +57,13 @@ class RunOptions:
 
         rehearse(model, **self.as_arguments())
 
-    def verify(self, original: Path, rewritten: Path) -> Verification:
+    def verify(
+        self, original: Path, rewritten: Path, *, slopes: Any = "on", loss: str | None = None
+    ) -> Verification:
         """Verify with these options; the modules that run models are imported only here."""
         from onnx_clip_pass.verify import verify as run_both
 
-        return run_both(original, rewritten, **self.as_arguments())
+        return run_both(original, rewritten, slopes=slopes, loss=loss, **self.as_arguments())
 
     def as_arguments(self) -> dict[str, Any]:
         """The same as arguments of whatever runs a model."""
@@ -127,26 +129,50 @@ def run_options(command: _Command) -> _Command:
     return command
 
 
+def slopes_option(command: _Command) -> _Command:
+    """Add the option that says what is made of gradients that are no slopes of the loss."""
+    return click.option(
+        "--slopes",
+        type=click.Choice(["on", "strict", "off"]),
+        default="on",
+        show_default=True,
+        help="on: a multiple of the loss's slope, a parameter or a state is a wrong gradient. "
+        "strict: so is all else that is no slope. off: slopes are not taken.",
+    )(command)
+
+
 @click.command(short_help="Run a rewrite beside its original.")
 @click.argument("original", type=PATH)
 @click.argument("rewritten", type=PATH)
+@slopes_option
+@click.option(
+    "--loss",
+    metavar="NAME",
+    help="The loss whose slopes gradients are held to. [default: the scalar output]",
+)
 @run_options
 @json_option
 def verify(
     original: Path,
     rewritten: Path,
+    slopes: str,
+    loss: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Run ORIGINAL and REWRITTEN and compare them with the formula in float64.
 
     Every clipped gradient must be what the formula gives, every output what ORIGINAL gives with
-    these gradients, and the same bit for bit where no clipped gradient leads. Exit code 1 if not.
+    these gradients, and the same bit for bit where no clipped gradient leads. Where ORIGINAL has a
+    loss, what is clipped must be its slope and no multiple of it, no parameter and no state; what
+    is none of these, such as a straight-through estimate, is a note. Exit code 1 if not.
     Both are model files; of a folder of training artifacts name the training models.
     """
     if is_folder(original):
         refuse_to_verify(original, rewritten)
-    found = RunOptions.of(options).verify(original, rewritten)
+    if loss is not None and slopes == "off":
+        raise click.UsageError("--loss says whose slopes to take: not with --slopes off")
+    found = RunOptions.of(options).verify(original, rewritten, slopes=slopes, loss=loss)
     facts = tell_verification(rewritten, found, as_json=as_json, is_result=True)
     if as_json:
         print_json({"original": str(original), "rewritten": str(rewritten)} | facts)

@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+import heapq
 from functools import cached_property
 from typing import NamedTuple
 
@@ -26,10 +27,13 @@ from onnx import numpy_helper
 from onnx_clip_pass.gradients.chains import MANY, NOBODY, Chains, Link
 from onnx_clip_pass.gradients.found import Found, Sink
 from onnx_clip_pass.gradients.linear import FACTOR, REDUCED, UNKNOWN
+from onnx_clip_pass.gradients.naming import is_named_after
+from onnx_clip_pass.gradients.numbers import POINTS
 from onnx_clip_pass.gradients.ops import (
     ALIASES,
     CALL,
     ELEMENTWISE,
+    KNOWN_DOMAINS,
     PHI,
     SCATTERS,
     SHAPES,
@@ -43,7 +47,9 @@ __all__ = ["Bottlenecks", "Question"]
 
 _LEAST_SCALE = 8
 _WHOLE = 0.5
+_CLIPS = {"Clip", "Max", "Min", "Where", PHI}
 _MOST_NUMBERS = 64
+_MOST_OPERANDS = 16
 _MOST_ROWS = 4096
 
 
@@ -96,7 +102,11 @@ class Bottlenecks:
             for state in states.states
         ):
             self.chains = Chains(states, cuts, self._starts())
-        if not any(self.states.nonfree[state.new] for state in self.states.states):
+        is_free = not any(
+            (states.nonfree if self.values.is_single(state.root) else states.contracted)[state.new]
+            for state in states.states
+        )
+        if (is_free and states.states) or not any(self.chains.depends):
             self._take_inputs_for_gradients(cuts)
         self.steps = [step for step in steps if self._is_trained(step)]
         trained = {step.root for step in self.steps}
@@ -109,6 +119,32 @@ class Bottlenecks:
         lowest = self.lowest = self._lowest()
         for number, step in enumerate(self.steps, 1):
             self._ask(number, step, lowest[number])
+        self._ask_of_the_run_before()
+
+    def _ask_of_the_run_before(self) -> None:
+        """Parameters that are moved by what the run before has stored: a question, see rule 5."""
+        states, values, chains = self.states, self.values, self.chains
+        stored = {s.root: s.new for s in self.carried if chains.depends[s.new]}
+        for state in self.carried:
+            way = state.way
+            if way is None or way.share is None or not states.read[state.root] or (
+                chains.depends[state.new] or not np.all(way.share > _WHOLE)
+            ):
+                continue
+            moved = [
+                stored[other]
+                for other in stored
+                if other != state.root and self._flows(other, state.new)
+                and values.is_like(other, state.root)
+            ]
+            if moved:
+                self.questions.append(Question(
+                    values.value[state.root],
+                    self.flow.root_name(values.value[state.root]),
+                    values.value[state.new],
+                    tuple(values.value[values.behind(each)] for each in moved),
+                    "it is moved by what the run before has stored",
+                ))
 
     # -- steps -----------------------------------------------------------------------------------
 
@@ -121,8 +157,6 @@ class Bottlenecks:
         steps: list[Step] = []
         ends: set[int] = set()
         for state, between in zip(states.states, states.ways, strict=True):
-            if state.way is None:
-                continue
             at = state.root
             for vertex in sorted(between):
                 way = states.forms.ways[vertex].get(state.root)
@@ -169,14 +203,22 @@ class Bottlenecks:
     def _take_inputs_for_gradients(self, cuts: set[tuple[int, int]]) -> None:
         """Where nothing depends on data, gradients are inputs: the graph is an optimizer alone."""
         states, values = self.states, self.values
-        kinds = {values.shape(state.root) for state in states.states}
-        starts = {
+        free = [
             vertex
             for vertex in range(1, len(values))
-            if not values.op[vertex]
-            and vertex not in states.roots
-            and values.shape(vertex) in kinds
-            and values.name(vertex)
+            if not values.op[vertex] and vertex not in states.roots and values.name(vertex)
+        ]
+        named = {
+            vertex
+            for vertex in free
+            for state in states.states
+            if is_named_after(values.name(vertex), values.name(state.root))
+        }
+        kinds = {values.shape(state.root) for state in states.states}
+        starts = named or {
+            vertex
+            for vertex in free
+            if (values.shape(vertex) in kinds if kinds else not values.is_single(vertex))
         }
         self.chains = Chains(states, cuts, starts)
         self.is_optimizer = True
@@ -187,15 +229,25 @@ class Bottlenecks:
         """Whether a step trains a parameter, see rule 1."""
         states, chains = self.states, self.chains
         way = states.forms.ways[step.new].get(step.root)
-        if not chains.depends[step.new] or way is None:
+        if not chains.depends[step.new]:
             return False
-        if states.forms.is_average(step.new, step.root):
+        if way is None and any(
+            self.values.behind(state.new) == self.values.behind(step.new)
+            for state in states.states
+            if state.root != step.root
+        ):
+            return False  # half precision, of which the master weights are the parameter
+        if way is None:
+            return states.read[step.root] and self._is_made_of_moments(step.new)
+        if states.is_average(step.new, step.root):
             return False
-        if way.share is not None and not np.all(way.share > _WHOLE):
+        if way.share is not None and not (np.all(way.share >= 0) and np.any(way.share > _WHOLE)):
             return False
         if self.is_optimizer:
-            return self._is_last(step)
+            return way.share is not None and self._is_last(step)
         if not states.read[step.root] and not self._is_master(step):
+            return False
+        if states.reported and step.root not in states.handed_out and not self._is_own(step):
             return False
         if way.roughness == UNKNOWN:
             return True
@@ -231,6 +283,28 @@ class Bottlenecks:
                         found.add(values.behind(parts[0][0]))
         return found
 
+    def _without_decay(self, vertex: int, parameter: int) -> int:
+        """The one term of a sum that is not made of a parameter and numbers alone; 0 for none."""
+        values = self.values
+        if values.op[vertex] not in ("Add", "Sum", "Sub") or not parameter:
+            return 0
+        terms = [each for each in values.takes[vertex] if not self._is_made_of(each, parameter)]
+        return terms[0] if len(terms) == 1 < len(values.takes[vertex]) else 0
+
+    def _is_made_of(self, vertex: int, parameter: int) -> bool:
+        values = self.values
+        seen, todo = {vertex}, [vertex]
+        while todo and len(seen) < _MOST_OPERANDS * 8:
+            at = todo.pop()
+            if at == parameter or (values.is_single(at) and not values.is_single(parameter)):
+                continue
+            if values.op[at] not in ELEMENTWISE:
+                return False
+            new = [each for each in values.takes[at] if each and each not in seen]
+            seen.update(new)
+            todo += new
+        return not todo and parameter in seen
+
     def raw(self, value: Value, parameter: Value | None = None) -> Value:
         """The gradient behind clipping that the graph has already; the value itself without it."""
         chains, states = self.chains, self.states
@@ -238,16 +312,30 @@ class Bottlenecks:
         at = best = start
         while at and self.values.op[at]:
             link, above = chains.link[at], chains.tree.above[at]
+            segment = self._joined(at)
+            if segment:
+                at = best = segment
+                continue
+            inner = 0 if parameter is None else self._without_decay(at, self.values.find(parameter))
+            if inner:
+                at = best = inner
+                continue
             if Link.END in link or Link.FACTOR in link or above == ROOT:
+                break
+            if not self.values.op[above] and not self.is_optimizer:
                 break
             if Link.BENT in link and above in states.forward:
                 break
-            is_clip = bool(link & (Link.BENT | Link.MASK | Link.REDUCED))
-            if Link.TERM in link and parameter is not None:
-                is_clip = True
+            op = self.values.op[at]
+            is_clip = (
+                Link.BENT in link
+                and (op in _CLIPS or (op in ("Mul", "Div") and len(chains.sources[at]) > 1))
+            ) or (Link.TERM in link and op in ("Where", PHI))
+            if not is_clip and link not in (Link(0), Link.NUMBER):
+                break
             if link == Link.NUMBER:
                 is_clip = any(
-                    self.chains.core[above] in self.chains.cone(each).ends
+                    chains.core[above] in chains.cone(each).ends | chains.cone(each).inputs
                     for each in self.values.takes[at]
                     if each and each not in chains.sources[at]
                 )
@@ -255,6 +343,18 @@ class Bottlenecks:
             if is_clip:
                 best = at
         return self.values.value[best] if best != start else value
+
+    def _is_own(self, step: Step) -> bool:
+        """Whether what is added to a state depends on it, as a gradient does on its parameter."""
+        if self._is_master(step):
+            return True
+        path = self._bases(step)
+        return any(
+            self._flows(step.base, source)
+            for vertex in path
+            for source in self.chains.sources[vertex]
+            if source not in path
+        )
 
     def _is_master(self, step: Step) -> bool:
         """Whether the forward pass reads a copy of the new value in another dtype."""
@@ -266,18 +366,36 @@ class Bottlenecks:
         return False
 
     def _is_last(self, step: Step) -> bool:
-        """In an optimizer alone: a parameter's new value goes into no other state's."""
+        """In an optimizer alone: a parameter's new value goes into no other state's but copies."""
         values, states = self.values, self.states
-        way = states.forms.ways[step.new][step.root]
-        if way.share is None or not np.any(way.share):
-            return False
+        new = values.behind(step.new)
         return not any(
             state.root != step.root
-            and step.root in states.forms.ways[step.new]
-            and values.behind(step.new) in {values.behind(x) for x in states.forms.path(
-                state.new, state.root)}
-            for state in states.states if state.way is not None
+            and self._flows(new, state.new)
+            and not states.is_average(state.new, state.root)
+            for state in states.states
         )
+
+    def _is_made_of_moments(self, new: int) -> bool:
+        """Whether new values of states, none of which the forward pass reads, make a value."""
+        values, states = self.values, self.states
+        made_of = {values.behind(state.new): state for state in states.states if state.new != new}
+        seen, todo, found = {new}, [new], False
+        while todo:
+            at = todo.pop()
+            state = made_of.get(values.behind(at))
+            if state is not None:
+                if states.read[state.root]:
+                    return False
+                found = True
+                continue
+            if values.op[at] not in ELEMENTWISE:
+                if states.nonfree[at] and not values.is_single(at):
+                    return False
+                continue
+            todo += [each for each in values.takes[at] if each and each not in seen]
+            seen.update(values.takes[at])
+        return found
 
     def _is_copy(self, step: Step) -> bool:
         """Whether a new value is made of other parameters' new values alone."""
@@ -341,6 +459,8 @@ class Bottlenecks:
         name = self.flow.root_name(values.value[step.root])
         picked, others, why = self._walk(number, step, start)
         why = self._fault(step, picked) or why
+        if not self.states.loss and self._is_ascent(step, picked):
+            return
         if why:
             candidates = [each for each in dict.fromkeys((*others, picked)) if each]
             self.questions.append(Question(
@@ -368,8 +488,16 @@ class Bottlenecks:
         base = self._bases(step)
         while True:
             link, above = chains.link[at], chains.tree.above[at]
+            segment = self._joined(at)
+            if segment:
+                whole = values.behind(segment)
+                at = whole if values.is_like(whole, step.root) else segment
+                trail = [at]
+                continue
             if Link.END in link or (Link.FACTOR in link and at not in base):
                 break
+            if values.op[at] in ("Where", PHI) and chains.sources[at] == values.takes[at][:1]:
+                return 0, [above], "it only decides by a test what is added"
             if self.backward[at] not in (NOBODY, number) and at != step.new:
                 break
             if self.is_optimizer and not values.op[at]:
@@ -377,11 +505,12 @@ class Bottlenecks:
             if above == ROOT or (not values.op[above] and not self.is_optimizer):
                 why = "its update is computed from inputs alone, without a contraction"
                 break
-            if Link.BENT in link and above in states.forward:
+            if above in states.forward and not self.is_optimizer and (
+                Link.BENT in link or states.is_loss_sure
+            ):
                 break
             if Link.REDUCED in link and step.root in self.averaged:
-                others.append(at)
-                why = "a mean is taken off it, and the forward pass takes means of it, too"
+                break
             is_sum = values.op[at] in ("Add", "Sub", "Sum")
             if is_sum and at not in base and step.root in self.penalized and any(
                 step.root in states.forms.ways[x] and x not in chains.sources[at]
@@ -393,10 +522,37 @@ class Bottlenecks:
             trail.append(at)
         return self._picked(step, trail), others, why
 
+    def _joined(self, vertex: int) -> int:
+        """The operand of the Concat behind a Split or Slice that is the same segment of it."""
+        values = self.values
+        if values.op[vertex] not in ("Split", "Slice"):
+            return 0
+        at = values.takes[vertex][0]
+        while values.op[at] != "Concat":
+            if Link.END in self.chains.link[at] or self.chains.tree.above[at] == ROOT:
+                return 0
+            at = self.chains.tree.above[at]
+        frame, name = values.value[vertex]
+        slot = frame.scope.producers[name][1]
+        sizes = [values.size(each) for each in values.takes[at]]
+        if values.op[vertex] == "Split":
+            node = values.value[vertex].node
+            found = values.takes[at][slot] if node and len(node.output) == len(sizes) else 0
+        else:
+            start = self.states.numbers[values.takes[vertex][1]]
+            found, begin = 0, 0
+            for each, size in zip(values.takes[at], sizes, strict=True):
+                if start is not None and start[0] == begin:
+                    found = each
+                if size is None:
+                    break
+                begin += size
+        return found if found and values.size(found) == values.size(vertex) else 0
+
     def _is_unknown(self, vertex: int) -> bool:
         node = self.values.value[vertex].node
         return node is not None and self.values.op[vertex] not in ELEMENTWISE and (
-            node.domain not in ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+            node.domain not in KNOWN_DOMAINS
         )
 
     def _bases(self, step: Step) -> set[int]:
@@ -416,13 +572,21 @@ class Bottlenecks:
         branch or a function computes where that gives it.
         """
         values, chains = self.values, self.chains
+        name = self.flow.root_name(values.value[step.root])
+        for vertex in reversed(trail):
+            if is_named_after(values.name(vertex), name):
+                return vertex
         at = len(trail) - 1
         for index in range(at - 1, -1, -1):
             vertex, inner = trail[index], trail[index + 1]
             if chains.link[vertex] == Link.NUMBER:
-                rest = [chains.link[each] for each in trail[:index]]
+                is_last = not any(
+                    Link.BENT in chains.link[each]
+                    or (Link.NUMBER in chains.link[each] and values.op[each] != "Neg")
+                    for each in trail[:index]
+                )
                 is_taken_up = trail[0] != step.new
-                if not self._is_of_gradient(vertex, inner, trail[-1], rest, is_taken_up):
+                if not self._is_of_gradient(vertex, inner, trail[-1], is_last, is_taken_up):
                     break
                 at = index
             elif chains.link[vertex]:
@@ -438,14 +602,16 @@ class Bottlenecks:
                 break
             if values.op[vertex] == "Transpose" and is_turned and values.is_like(best, step.root):
                 break
-            if values.types[vertex] == values.types[step.root] or not values.is_like(
-                best, step.root
+            if (
+                values.types[vertex] == values.types[step.root]
+                or not values.is_like(best, step.root)
+                or values.shape(best) is None
             ):
                 best = vertex
         return best
 
     def _is_of_gradient(
-        self, vertex: int, inner: int, end: int, rest: list[Link], is_taken_up: bool
+        self, vertex: int, inner: int, end: int, is_last: bool, is_taken_up: bool
     ) -> bool:
         """Whether a number by which `vertex` is `inner` scaled belongs to the gradient."""
         states, values = self.states, self.values
@@ -456,17 +622,17 @@ class Bottlenecks:
         (factor,) = factors
         cone = self.chains.cone(factor)
         if cone.ends:
-            return self.chains.core[end] not in cone.ends and not any(
-                self.chains.tree.dominates(end, each) for each in list(cone.ends)[:8]
-            )
-        if cone.has_shape or any(self._flows(each, end) for each in cone.inputs):
+            return self.chains.core[end] not in cone.ends and not self._flows(end, factor)
+        if cone.has_shape or (
+            len(cone.inputs) <= _MOST_OPERANDS
+            and any(self._flows(each, end, unknown=False) for each in cone.inputs)
+        ):
             return True
-        is_last = not any(Link.NUMBER in link or Link.BENT in link for link in rest)
         if cone.inputs & states.roots:
             return False
         if cone.inputs and inner == end:
             return self._terms(end) > 1 and (
-                values.op[vertex] == "Div" or not is_last or is_taken_up
+                values.op[vertex] == "Div" or is_taken_up
             )
         number = states.numbers[factor]
         if number is None or cone.inputs:
@@ -474,14 +640,17 @@ class Bottlenecks:
         times = float(number[0]) if values.op[vertex] == "Div" else 1 / float(number[0] or np.inf)
         if times <= 0:
             return False
-        if abs(times - self._terms(end)) < 1e-3 * times:
+        terms = self._terms(end) / times
+        if terms >= 1 and times > 1 and abs(terms - round(terms)) < 1e-3:
             return True
         if any(abs(times - scale) < 1e-3 * scale for scale in self._scales):
             return True
         if is_last:
             return False
         return (values.op[vertex] == "Div" and times > 1) or any(
-            abs(times * k - size) < 1e-3 * size for size in self._sizes(end) for k in (1, 2)
+            abs(times * k - size) < 1e-3 * size and times > 2
+            for size in self._sizes(end)
+            for k in (1, 2)
         )
 
     def _terms(self, end: int) -> int:
@@ -489,7 +658,7 @@ class Bottlenecks:
         count, todo = 0, [end]
         while todo and count < 1000:
             at = todo.pop()
-            if self.values.op[at] in ("Add", "Sum") and Link.END in self.chains.link[at]:
+            if self.values.op[at] in ("Add", "Sum", *ALIASES):
                 todo += self.chains.sources[at]
             else:
                 count += 1
@@ -507,26 +676,32 @@ class Bottlenecks:
         return max(count, 1)
 
     def _sizes(self, end: int) -> set[int]:
-        """Over how many elements the operands of a contraction may be summed up."""
+        """How many terms a contraction adds up: rows of a batch, or all elements of its operand."""
+        values = self.values
         sizes: set[int] = set()
         todo = [end]
-        for at in todo:
-            if self.values.op[at] in ALIASES or self.values.op[at] in ("Add", "Sum"):
-                todo += [each for each in self.values.takes[at] if each and len(todo) < 16]
+        for at in todo:  # grows while it is read
+            takes, made = values.takes[at], values.size(at)
+            if values.op[at] in ALIASES or values.op[at] in ("Add", "Sum"):
+                todo += [each for each in takes if each and len(todo) < _MOST_OPERANDS]
                 continue
-            for each in self.values.takes[at]:
-                shape = self.values.shape(each) or ()
-                sizes.update(size for size in shape if isinstance(size, int))
-                if (size := self.values.size(each)) is not None:
-                    sizes.add(size)
+            for each in self.chains.sources[at]:
+                size, shape = values.size(each), values.shape(each) or ()
+                if size is None:
+                    continue
+                sizes.add(size)
+                if made and values.op[at].startswith("Reduce") and size % made == 0:
+                    sizes.add(size // made)
+                elif values.op[at] == "MatMul" and isinstance(shape[-1], int) and each == takes[0]:
+                    sizes.add(shape[-1])
         return sizes - {0, 1}
 
-    def _flows(self, number: int, end: int) -> bool:
-        """Whether the backward pass has used a number, such as the scale of the loss."""
+    def _flows(self, number: int, end: int, *, unknown: bool = True) -> bool:
+        """Whether a value is used in computing another, as the scale of a loss in a gradient."""
         values = self.values
         if number not in self._reached:
             if len(self._reached) >= _MOST_NUMBERS:
-                return False
+                return unknown
             reached = bytearray(len(values))
             reached[number] = 1
             for vertex in range(number + 1, len(values)):
@@ -548,11 +723,30 @@ class Bottlenecks:
             and number[0] >= _LEAST_SCALE
         }
 
+    def _is_ascent(self, step: Step, picked: int) -> bool:
+        """Whether a multiple of a value is added to a state, as a force moves a body."""
+        values, forms = self.values, self.states.forms
+        start = values.behind(step.new)
+        shares = {start: np.ones(POINTS)}
+        todo = [-start]
+        while todo and len(shares) < _MOST_ROWS:
+            at = -heapq.heappop(todo)
+            if at == values.behind(picked):
+                return bool(np.all(shares[at] > 0))
+            for each, part in forms.parts(at) or ():
+                if each not in shares:
+                    heapq.heappush(todo, -each)
+                    shares[each] = np.zeros(POINTS)
+                shares[each] = shares[each] + shares[at] * part
+        return False
+
     def _fault(self, step: Step, picked: int) -> str:
         values, chains = self.values, self.chains
         if not picked:
             return ""
-        if not values.is_like(picked, step.root):
+        if not values.is_like(picked, step.root) and (
+            values.size(picked) is None or values.size(picked) != values.size(step.root)
+        ):
             return self._fault_of_rows(step, picked)
         if self.stateful[picked] or self._after_state[picked]:
             return "its update joins states that depend on data in ways of their own"
@@ -600,8 +794,10 @@ class Bottlenecks:
         }
         found = [False] * len(values)
         for vertex in range(1, len(values)):
-            found[vertex] = vertex in carried or any(
-                found[each] for each in values.takes[vertex] if not values.is_single(each)
+            found[vertex] = any(
+                found[each] or each in carried
+                for each in values.takes[vertex]
+                if not values.is_single(each)
             )
         return found
 

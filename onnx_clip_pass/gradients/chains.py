@@ -9,7 +9,7 @@ Which inputs of an operator count as its sources, in this order, each only if th
 1. tensors, before what says where, how far or whether (`SIDE_SLOTS`);
 2. of elementwise operators: tensors, before numbers that scale or shift them;
 3. what a contraction has gone into, before masks, noise and anchors that only the update reads;
-4. what is no view (an alias, rows) of a state.
+4. what is no view (an alias, rows) of a state, and nothing that only a number ties to the data.
 
 States carry nothing from the run before, and so nothing at all.
 """
@@ -19,7 +19,15 @@ from __future__ import annotations
 from enum import Flag, auto
 from typing import NamedTuple
 
-from onnx_clip_pass.gradients.ops import ALIASES, ELEMENTWISE, PHI, RANDOM, SHAPES, SIDE_SLOTS
+from onnx_clip_pass.gradients.ops import (
+    ALIASES,
+    ELEMENTWISE,
+    JOINTS,
+    PHI,
+    RANDOM,
+    SHAPES,
+    SIDE_SLOTS,
+)
 from onnx_clip_pass.gradients.states import States
 from onnx_clip_pass.graph.dominators import ROOT, Dominators
 
@@ -71,6 +79,7 @@ class Chains:
         self.depends = [False] * count
         self.sources: list[tuple[int, ...]] = [()] * count
         self.link: list[Link] = [Link(0)] * count
+        self._by_number = [False] * count
         self._ends = [0] * count
         self._bends = [0] * count
         self._factors = [0] * count
@@ -97,7 +106,7 @@ class Chains:
         for vertex in range(len(self.values) - 1, 0, -1):
             if vertex in targets:  # what is computed from it is of another step
                 found[vertex], behind[vertex] = targets[vertex], NOBODY
-            is_end = self.values.op[vertex] not in ELEMENTWISE
+            is_end = self.values.op[vertex] not in ELEMENTWISE | JOINTS
             for source in self.sources[vertex]:
                 behind[source] = _both(behind[source], found[vertex] if is_end else behind[vertex])
                 found[source] = _both(found[source], found[vertex])
@@ -174,6 +183,12 @@ class Chains:
             return
         sources = self.sources[vertex] = self._sources(vertex)
         self.depends[vertex] = bool(sources)
+        self._by_number[vertex] = (
+            op in ELEMENTWISE
+            and not values.is_single(vertex)
+            and bool(sources)
+            and all(values.is_single(each) or self._by_number[each] for each in sources)
+        )
         above = self.tree.add(sources)
         link = self.link[vertex] = self._link(vertex, above, sources)
         if above != ROOT and not link & Link.END:
@@ -202,11 +217,12 @@ class Chains:
                 lambda x: not values.is_single(x) or values.is_single(vertex),
                 lambda x: nonfree[x],
                 lambda x: not self._views[x],
+                lambda x: not self._by_number[x],
             ):
                 if len(main) > 1:
                     main = [each for each in main if is_better(each)] or main
-            if len(main) == 2 and values.is_single(vertex) and (
-                self.tree.common(*main) == ROOT
+            if len(main) == 2 and values.is_single(vertex) and not self._rejoins(
+                self.tree.common(*main), tuple(main)
             ):
                 for a, b in (main, main[::-1]):
                     if self.core[a] in self.cone(b).ends:
@@ -251,12 +267,8 @@ class Chains:
 
     def _factor(self, factor: int, above: int) -> Link:
         """What a factor that carries no flow makes of the link."""
-        values, states = self.values, self.states
-        if values.is_single(factor):
+        if self.values.is_single(factor):
             return Link.NUMBER
-        made_of = states.forms.ways[factor] if states.forms.ways[factor] else {}
-        if any(states.read[state] for state in made_of if state in states.roots):
-            return Link.FACTOR
         return Link.FACTOR if self._is_of_forward(factor) else Link.MASK
 
     def _is_of_update(self, operand: int) -> bool:
@@ -277,16 +289,16 @@ class Chains:
         )
 
     def _is_of_forward(self, factor: int) -> bool:
-        """Whether the forward pass reads the inputs that a free factor is made of."""
+        """Whether the forward pass reads the inputs and states that a factor is made of."""
         seen = {factor}
         todo = [factor]
         while todo:
             at = todo.pop()
             takes = self.values.takes[at]
-            if not takes and at not in self.states.roots and not self.values.is_single(at):
-                return self.states.read[at] and (
+            if not takes and not self.values.is_single(at) and self.states.read[at] and (
                 not self.states.reported or at in self.states.reported
-            )
+            ):
+                return True
             if len(seen) > 64:
                 return False
             for each in takes:

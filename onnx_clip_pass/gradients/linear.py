@@ -14,7 +14,14 @@ from typing import NamedTuple
 import numpy as np
 
 from onnx_clip_pass.gradients.numbers import POINTS, Sample, is_one
-from onnx_clip_pass.gradients.ops import ALIASES, ELEMENTWISE, PHI, SCATTERS, SIDE_SLOTS
+from onnx_clip_pass.gradients.ops import (
+    ALIASES,
+    ELEMENTWISE,
+    KNOWN_DOMAINS,
+    PHI,
+    SCATTERS,
+    SIDE_SLOTS,
+)
 from onnx_clip_pass.gradients.values import Values
 
 __all__ = ["FACTOR", "REDUCED", "UNKNOWN", "LinearForms", "Way"]
@@ -172,7 +179,7 @@ class LinearForms:
 
     def _is_unknown(self, vertex: int) -> bool:
         node = self.values.value[vertex].node
-        return node is not None and node.domain not in ("", "ai.onnx", "ai.onnx.ml")
+        return node is not None and node.domain not in KNOWN_DOMAINS
 
     def _merge(
         self, vertex: int, parts: list[tuple[int, Sample | None]] | list[tuple[int, Sample]],
@@ -194,15 +201,21 @@ class LinearForms:
                     ours,
                 )
                 other = found.get(state)
-                found[state] = new if other is None else _joined(other, new)
+                is_choice = self.values.op[vertex] in ("Where", PHI)
+                found[state] = new if other is None else _joined(other, new, is_choice)
         if len(found) > _MOST_STATES:
             nearest = sorted(found, key=lambda state: found[state][:3])[:_MOST_STATES]
             found = {state: found[state] for state in nearest}
         self.ways[vertex] = found
 
 
-def _joined(a: Way, b: Way) -> Way:
-    """Two ways of one state: by the better one, or the one with the larger share."""
+def _joined(a: Way, b: Way, is_choice: bool) -> Way:
+    """Two ways of one state: by the better one, or the one with the larger share.
+
+    A choice is as rough as the rougher of what it chooses from.
+    """
+    if is_choice and a.roughness != b.roughness:
+        return max(a, b, key=lambda way: way.roughness)._replace(passed=min(a.passed, b.passed))
     if a.share is None or b.share is None or a.roughness != b.roughness:
         return min(a, b, key=lambda way: way[:3])
     larger = a if np.sum(np.abs(a.share)) >= np.sum(np.abs(b.share)) else b

@@ -6,9 +6,11 @@ matrix products, convolutions, reductions, gathers, loops, operators of other do
 
 from __future__ import annotations
 
+from onnx_clip_pass.graph import TRAINING_DOMAIN
+
 __all__ = [
-    "ALIASES", "CALL", "ELEMENTWISE", "LINEAR", "PHI", "RANDOM", "SCATTERS", "SHAPES", "SIDE_SLOTS",
-    "VIEWS",
+    "ALIASES", "CALL", "ELEMENTWISE", "JOINTS", "KNOWN_DOMAINS", "PHI", "RANDOM", "SCATTERS",
+    "SHAPES", "SIDE_SLOTS", "STEPS", "VIEWS",
 ]  # fmt: skip
 
 CALL = "@call"
@@ -39,11 +41,23 @@ RANDOM = {
 }  # fmt: skip
 """Noise: nothing that a backward pass computes."""
 
+STEPS = {
+    "And", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less",
+    "LessOrEqual", "NonZero", "Not", "Or", "Xor",
+}  # fmt: skip
+"""Operators through which nothing has a slope: an accuracy is no loss."""
+
+KNOWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", TRAINING_DOMAIN, "com.microsoft"}
+"""Operators of other domains may be optimizers that nobody knows."""
+
 SHAPES = {"Shape", "Size"}
 """Operators that read no element of what they are given."""
 
 VIEWS = {"Gather", "GatherElements", "GatherND", "Slice"}
 """Some elements of their first input."""
+
+JOINTS = {"Concat", "Slice", "Split"}
+"""Operators that join tensors, or take them apart, and compute nothing."""
 
 SCATTERS = {"ScatterElements", "ScatterND"}
 """Their first input with some elements replaced or added to."""

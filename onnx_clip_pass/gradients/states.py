@@ -8,17 +8,18 @@ of what.
 
 from __future__ import annotations
 
+import heapq
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import numpy as np
 from onnx import TensorProto
 
 from onnx_clip_pass.gradients.linear import LinearForms, Way
-from onnx_clip_pass.gradients.naming import is_named_after
-from onnx_clip_pass.gradients.numbers import sample_numbers
-from onnx_clip_pass.gradients.ops import ALIASES, ELEMENTWISE, SHAPES, VIEWS
+from onnx_clip_pass.gradients.naming import is_named_after, parameter_names
+from onnx_clip_pass.gradients.numbers import POINTS, Sample, is_one, sample_numbers
+from onnx_clip_pass.gradients.ops import ALIASES, ELEMENTWISE, SHAPES, STEPS, VIEWS
 from onnx_clip_pass.gradients.roles import is_surely_data
 from onnx_clip_pass.gradients.values import Values
 from onnx_clip_pass.graph import OUTPUT, Flow, Frame
@@ -27,6 +28,7 @@ from onnx_clip_pass.graph.control import body_output_of_body_input
 __all__ = ["Run", "State", "States"]
 
 _SPREAD = {"Concat", "Expand"}
+_MEASURES = {"ReduceL1", "ReduceL2", "ReduceMax", "ReduceMin", "Sqrt"}
 _MOST_MEASURED = 10_000
 _MOST_REPORTS = 16
 _WHOLE = 0.5
@@ -92,6 +94,7 @@ class States:
         roots = self._roots()
         new_values = {values.behind(each) for each in self.outputs} - set(roots)
         self.nonfree = self._nonfree()
+        self.contracted = self._nonfree(but_numbers=True)
         self.forms = LinearForms(values, self.numbers, roots, new_values, self.nonfree)
         self.states = self._bound() if run.bound is not None else self._paired(roots)
         self.of_new = {state.new: state for state in self.states}
@@ -101,10 +104,12 @@ class States:
         self.ways = self._between()
         self._ends = self._find_ends()
         self.loss, self.forward = 0, set[int]()
+        self.is_loss_sure = False
         self.read = self._read(self.new_values.union(*self.ways))
         numbers = self._reported_numbers()
         self.loss, self.forward = self._loss(numbers)
         self.reported = self._ancestors(numbers)
+        self.handed_out = self._ancestors(self.reports)
         self.read = self._read(self.new_values.union(*self.ways))
 
     def _roots(self) -> list[int]:
@@ -125,7 +130,11 @@ class States:
                     )
                     if is_wanted:
                         found.append(number)
-        return found
+        names = {values.name(each) for each in found}
+        return [
+            each for each in found
+            if bound is not None or names.isdisjoint(parameter_names(values.name(each)))
+        ]
 
     def _bound(self) -> list[State]:
         frames, values = self.run.frames, self.values
@@ -154,12 +163,47 @@ class States:
             _match(
                 [(new, root) for new, root in offers[tier]
                  if new not in taken and root not in given],
-                lambda pair: ways[pair[0]][pair[1]].length,
+                self._strangeness,
                 taken,
                 given,
             )
-        return [
+        found = [
             State(taken[new], new, ways[new][taken[new]]) for new in self.outputs if new in taken
+        ]
+        return found + self._replaced(roots, taken)
+
+    def _strangeness(self, pair: tuple[int, int]) -> tuple[int, bool, int]:
+        """What speaks against a pair: a constant, a root as it is beside scaled ones, a long way.
+
+        In `mu * m + g` it is m that lives on; in `b * m + (1 - b) * g` what has the larger share.
+        """
+        new, root = pair
+        way = self.forms.ways[new][root]
+        is_whole = False
+        if way.share is not None and not self.contracted[new]:
+            rivals = [
+                each.share for state, each in self.forms.ways[new].items()
+                if state != root and each.share is not None
+            ]
+            is_whole = is_one(way.share) and any(not is_one(share) for share in rivals)
+        is_constant = self.values.is_constant(root) and self.values.is_single(root)
+        return is_constant, is_whole, way.length
+
+    def _replaced(self, roots: Iterable[int], taken: dict[int, int]) -> list[State]:
+        """The states that are left: where one root and one output are of a kind, it is replaced."""
+        values = self.values
+        kinds: dict[object, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+        for root in roots:
+            if root not in taken.values() and not values.is_single(root):
+                kinds[_kind(values, root)][0].append(root)
+        for new in self.outputs:
+            if new not in taken and values.op[values.behind(new)]:
+                kinds[_kind(values, new)][1].append(new)
+        return [
+            State(left[0], made[0], None)
+            for left, made in kinds.values()
+            if len(left) == len(made) == 1
+            and not is_named_after(values.name(made[0]), values.name(left[0]))
         ]
 
     def _reported_numbers(self) -> list[int]:
@@ -180,16 +224,19 @@ class States:
         """
         called = [each for each in numbers if "loss" in self.values.name(each).lower()]
         found = [(each, self._ancestors([each])) for each in (called or numbers)[:_MOST_REPORTS]]
-        if len(found) < 2:
-            return found[0] if found else (0, set())
+        if not found:
+            return 0, set()
         updating = self._updating()
 
         def rank(report: tuple[int, set[int]]) -> tuple[int, int, int, int]:
             vertex, behind = report
-            read = sum(self.read[root] for root in self.roots & behind)
-            return len(behind & self._ends), self._measured(vertex, updating), -read, len(behind)
+            read = sum(self.read[root] for root in self.roots & self._ancestors([vertex], STEPS))
+            measured = self._measured(vertex, updating) + (self.values.op[vertex] in _MEASURES)
+            return len(behind & self._ends), measured, -read, len(behind)
 
-        return min(found, key=rank)
+        best = min(found, key=rank)
+        self.is_loss_sure = bool(called) or rank(best)[:2] == (0, 0)
+        return best
 
     def _updating(self) -> list[bool]:
         """Whether elementwise operators alone lead from a value to a new value, as from a gradient.
@@ -240,26 +287,62 @@ class States:
                     found.add(each)
         return found
 
-    def _ancestors(self, vertices: Iterable[int]) -> set[int]:
+    def _ancestors(self, vertices: Iterable[int], but: Collection[str] = ()) -> set[int]:
+        """What values are computed from in their step, not through the operators in `but`."""
         seen = set(vertices) - {0}
         todo = list(seen)
         while todo:
-            for source in self.values.takes[todo.pop()]:
+            at = todo.pop()
+            for source in () if self.values.op[at] in but else self.values.takes[at]:
                 if source and source not in seen:
                     seen.add(source)
                     if source not in self._ends:
                         todo.append(source)
         return seen
 
-    def _nonfree(self) -> list[bool]:
-        """Whether a value has more behind it than elementwise operators on roots."""
+    def is_average(self, new: int, root: int) -> bool:
+        """Whether a value is made of shares of a state and of other things that add up to 1.
+
+        What updates have made of other states counts as one thing: of a copy of new weights.
+        """
+        if self.forms.is_average(new, root):
+            return True
+        shares: dict[int, Sample] = {self.values.behind(new): np.ones(POINTS)}
+        todo, total, others, mine = [-self.values.behind(new)], np.zeros(POINTS), False, None
+        steps = 0
+        while todo and steps < _MOST_MEASURED:
+            steps += 1
+            at = -heapq.heappop(todo)
+            share = shares.pop(at)
+            parts = self.forms.parts(at)
+            is_other = at in self._ends and root not in self.forms.ways[at]
+            if at == root or parts is None or is_other or not self.values.op[at]:
+                total = total + share
+                others = others or is_other
+                mine = share if at == root else mine
+                continue
+            for each, part in parts:
+                if each not in shares:
+                    heapq.heappush(todo, -each)
+                    shares[each] = np.zeros(POINTS)
+                shares[each] = shares[each] + share * part
+        return others and mine is not None and is_one(total) and not is_one(mine)
+
+    def _nonfree(self, *, but_numbers: bool = False) -> list[bool]:
+        """Whether a value has more behind it than elementwise operators on roots.
+
+        Numbers, such as norms, count as roots if `but_numbers`.
+        """
         values = self.values
         found = [False] * len(values)
         for vertex in range(1, len(values)):
             op = values.op[vertex]
-            if not op or op in ("Constant", "ConstantOfShape", "Expand", *SHAPES) or "Random" in op:
+            if not op or op in ("Constant", "ConstantOfShape", *SHAPES) or "Random" in op:
                 continue
-            found[vertex] = op not in ELEMENTWISE or any(found[x] for x in values.takes[vertex])
+            if but_numbers and values.is_single(vertex):
+                continue
+            is_plain = op in ELEMENTWISE or op == "Expand"
+            found[vertex] = not is_plain or any(found[x] for x in values.takes[vertex])
         return found
 
     def _between(self) -> list[set[int]]:
@@ -268,14 +351,16 @@ class States:
         found = []
         for state in self.states:
             path = set() if state.way is None else set(self.forms.path(state.new, state.root))
-            seen, todo = {state.new}, [state.new]
+            seen, todo = {state.new}, [(state.new, np.ones(POINTS))]
             while todo:
-                for each, _ in self.forms.parts(todo.pop()) or ():
+                at, weight = todo.pop()
+                for each, part in self.forms.parts(at) or ():
                     way = ways[each].get(state.root)
                     if way is not None and way.share is not None and each not in seen:
                         seen.add(each)
-                        todo.append(each)
-                        if np.all(np.abs(way.share) > _WHOLE):
+                        todo.append((each, weight * part))
+                        # What a gradient is made of counts against it: descent takes it off.
+                        if np.all(way.share > _WHOLE) and np.all(weight * part >= 0):
                             path.add(each)
             found.append(path - {state.root, state.new})
         return found

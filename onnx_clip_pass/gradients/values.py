@@ -101,7 +101,7 @@ class Values:
     def _add_frame(self, frame: Frame) -> None:
         scope = frame.scope
         for name in dict.fromkeys((*scope.inputs, *sorted(scope.names - scope.producers.keys()))):
-            if self.flow.given(Value(frame, name)) is None and name:
+            if name and name not in scope.producers and self.flow.given(Value(frame, name)) is None:
                 self._add(Value(frame, name), "", ())
         for number in _order(scope):
             self._add_node(frame, number)

@@ -15,7 +15,8 @@ they differ most, with a random one beside it, which shows what no candidate hol
 4. Equal candidates are one; the last of them in the graph is named.
 
 States that are zero (moments at the first step) and scalar inputs (rates, seeds) are changed
-before candidates are read, since at zero or one they hide what is computed from them.
+before candidates are read, since at zero or one they hide what is computed from them. For the same
+reason parameters whose elements are all equal are moved a little before all.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def check_slopes(
         checks: dict[str, SlopeCheck] = {}
         for parameters in _once_each(gradients):
             chosen = {parameter: [name] for name, parameter in parameters.items()}
-            asked = trial.ask(chosen, bench.point(0).feeds)
+            asked = trial.ask(chosen)
             trial.decisions.clear()
             trial.check([each for each in asked if each.arrays_differ], checks)
     nothing = {n: SlopeCheck(n, p, float("nan"), 0.0, float("inf")) for n, p in gradients.items()}

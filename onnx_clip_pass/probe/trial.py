@@ -21,6 +21,7 @@ _CLEAR = 10.0  # what is at stake must be so many times what is allowed
 _NOISE = 0.1  # above this part of a gradient, noise decides nothing
 _FLAT = 1e-6  # a candidate this close to the span of others adds no direction to it
 _BESIDE = 2  # random directions beside the candidates
+_UNEVEN = 0.01
 _TURN = 1.37  # a factor that no constant of an optimizer is
 _PRECISION = {True: 1e-6, False: 3e-4}  # of a gradient read in float64, and in float32
 
@@ -104,7 +105,7 @@ class Trial:
     def __init__(self, bench: Bench, seed: int) -> None:
         self.bench = bench
         self.decisions: dict[str, Decision] = {}
-        self._feeds = bench.point(0).feeds
+        self._feeds = _uneven(bench.point(0).feeds, bench.parameters)
         self._rng = np.random.default_rng([seed, 17])
         self._precision = _PRECISION[bench.is_double]
         self._scales = [_Scale()]
@@ -130,10 +131,17 @@ class Trial:
                 ]
         return feeds
 
-    def ask(self, questions: Mapping[str, Sequence[str]], feeds: Arrays) -> list[_Asked]:
-        """Read the candidates and lay out the directions; what cannot be measured is decided."""
+    def ask(
+        self, questions: Mapping[str, Sequence[str]], feeds: Arrays | None = None
+    ) -> list[_Asked]:
+        """Read the candidates and lay out the directions; what cannot be measured is decided.
+
+        Args:
+            questions: candidates by parameter.
+            feeds: `turned`, or by default those in which only even parameters are changed.
+        """
         wanted = list(dict.fromkeys(name for names in questions.values() for name in names))
-        values = self._read(wanted, feeds)
+        values = self._read(wanted, self._feeds if feeds is None else feeds)
         return [self._lay_out(parameter, names, values) for parameter, names in questions.items()]
 
     def _read(self, wanted: list[str], feeds: Arrays) -> Arrays:
@@ -366,6 +374,21 @@ class Trial:
         error = errors[0] / abs(along) + self._precision
         orthogonal = float(rest / np.hypot(rest, along))
         return SlopeCheck(name, each.parameter, float(size / along), orthogonal, float(error))
+
+
+def _uneven(feeds: Arrays, parameters: Iterable[str]) -> Arrays:
+    """The feeds, but for parameters whose elements are all equal.
+
+    Zeros and ones (biases, scales at the first step) hide decay and the like.
+    """
+    rng = np.random.default_rng(3)
+    changed = dict(feeds)
+    for name in parameters:
+        at = feeds[name]
+        if np.all(at == at.flat[0]):
+            drawn = _UNEVEN * rng.normal(size=at.shape) * (abs(float(at.flat[0])) or 1)
+            changed[name] = np.asarray(at + drawn, at.dtype)
+    return changed
 
 
 def _together(sizes: Iterable[float]) -> float:

@@ -13,6 +13,8 @@
    pass, 3 and 4 are repeated with the gradients scaled, in both models alike, so that they do;
    where there is a policy for nan, or measures are handed out, with some nan; where thresholds are
    inputs, with half of each.
+6. Where the original has a loss, its slopes along the recorded gradients tell whether they are
+   gradients at all (`meaning`).
 
 Nothing is optimized by ONNX Runtime meanwhile: a fusion that a clip happens to prevent would round
 differently.
@@ -21,6 +23,7 @@ differently.
 from __future__ import annotations
 
 from onnx_clip_pass.verify.both import verify
+from onnx_clip_pass.verify.meaning import Slopes
 from onnx_clip_pass.verify.report import GradientCheck, OutputCheck, Verification
 
-__all__ = ["GradientCheck", "OutputCheck", "Verification", "verify"]
+__all__ = ["GradientCheck", "OutputCheck", "Slopes", "Verification", "verify"]

@@ -17,8 +17,10 @@ from onnx_clip_pass.arguments import check_path
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record, read_record, strip_if_clipped
-from onnx_clip_pass.runtime import Provider, make_feeds
+from onnx_clip_pass.runtime import Arrays, Provider, make_feeds
 from onnx_clip_pass.verify.declared import declared_faults
+from onnx_clip_pass.verify.forward import Forward
+from onnx_clip_pass.verify.meaning import Meaning, Slopes, check_choice
 from onnx_clip_pass.verify.memory import check_memory
 from onnx_clip_pass.verify.report import GradientCheck, OutputCheck, Verification
 from onnx_clip_pass.verify.runs import Runs
@@ -28,6 +30,7 @@ from onnx_clip_pass.verify.weights import Weights
 
 __all__ = ["verify"]
 
+_OTHER_SIZE = 3  # than what is made up
 _Model = ModelProto | str | os.PathLike[str]
 
 
@@ -39,6 +42,8 @@ def verify(
     dims: Mapping[str, int] | None = None,
     provider: Provider = "cpu",
     seed: int = 0,
+    slopes: Slopes = "on",
+    loss: str | None = None,
 ) -> Verification:
     """Run both models and compare what they do with the formula in float64.
 
@@ -50,6 +55,10 @@ def verify(
         dims: sizes of symbolic dimensions.
         provider: where to run: "cpu" or "cuda".
         seed: for what is made up.
+        slopes: hold gradients to the slopes of the loss, too: "on" takes for wrong what is a
+            multiple of its slope, a parameter, a state, or the new value of one; "strict" all that
+            is not its slope. "off" does not take slopes.
+        loss: the value whose slopes are taken; by default the one scalar output.
 
     Returns:
         What was found; a wrong rewrite is no error, see `Verification.ok`.
@@ -58,11 +67,12 @@ def verify(
         OnnxClipError: a model cannot be read, the rewritten one bears no record, the feeds do not
             fit, there is not enough memory, or the original does not run here.
     """
+    check_choice(slopes)
     with TemporaryDirectory(prefix="onnx-clip-verify-", ignore_cleanup_errors=True) as folder:
         weights = Weights(Path(folder))
         before = _load(original, "the original model", weights)
         after = _load(rewritten, "the rewritten model", weights)
-        return _verify(before, after, feeds, dims, provider, seed)
+        return _verify(before, after, feeds, dims, provider, seed, slopes, loss)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +110,8 @@ def _verify(
     dims: Mapping[str, int] | None,
     provider: Provider,
     seed: int,
+    slopes: Slopes,
+    loss: str | None,
 ) -> Verification:
     before = (strip_if_clipped(original.model), original.folder)
     after = (rewritten.model, rewritten.folder)
@@ -139,7 +151,33 @@ def _verify(
     Trials(runs, targets, record, second, result).run_all()
     for check, target in zip(result.gradients, targets, strict=True):
         check.faults[:0] = target.misread
+    if slopes != "off":
+        Meaning(
+            Forward(before[0], before[1], feeds, provider, loss),
+            targets,
+            record,
+            seed,
+            slopes == "strict",
+            lambda: _with_other_sizes(before[0], given, dims, seed),
+            result,
+        ).check()
     return result
+
+
+def _with_other_sizes(
+    model: ModelProto,
+    given: Mapping[str, NDArray[Any]] | None,
+    dims: Mapping[str, int] | None,
+    seed: int,
+) -> Arrays | None:
+    """Feeds in which the dimensions have other sizes whose sizes were made up; None if none was."""
+    told: set[str] = set(dims or {})
+    made_up: set[str] = set()
+    for value in model.graph.input:
+        symbols = {dim.dim_param for dim in value.type.tensor_type.shape.dim if dim.dim_param}
+        (told if value.name in (given or {}) else made_up).update(symbols)
+    sizes = dict(dims or {}) | dict.fromkeys(made_up - told, _OTHER_SIZE)
+    return make_feeds(model, given=given, dims=sizes, seed=seed) if made_up - told else None
 
 
 def _check_related(before: Index, original: str, rewritten: str, record: Record) -> None:

@@ -12,7 +12,7 @@ from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Index, TensorType
 from onnx_clip_pass.verify.targets import Target
 
-__all__ = ["check_memory"]
+__all__ = ["check_memory", "free_memory"]
 
 _OF_GRADIENTS = 7
 """Times their bytes: those of the original, what is fed, those of the rewritten model before and
@@ -30,7 +30,7 @@ def check_memory(before: Index, targets: Sequence[Target]) -> None:
     Raises:
         OnnxClipError: there is not enough.
     """
-    available = _available()
+    available = free_memory()
     if available is None:
         return
     kinds = {
@@ -56,7 +56,8 @@ def _bytes(kind: TensorType | None) -> int:
     return math.prod(sizes) * int(helper.tensor_dtype_to_np_dtype(kind.dtype).itemsize)
 
 
-def _available() -> int | None:
+def free_memory() -> int | None:
+    """Bytes of memory that can be taken; None where nobody says."""
     try:
         lines = _MEMINFO.read_text().splitlines()
         found = next(line for line in lines if line.startswith("MemAvailable:"))

@@ -16,7 +16,6 @@ G = [("g", "W")]
         pytest.param(
             "d = Sub (e, W)  h = Mul (a1, d)  W_new = Sub (e, h)", id="mean-by-difference"
         ),
-        pytest.param("W_new = Sub (W, g)", id="no-learning-rate"),
     ],
 )
 def test_what_only_resembles_an_update_shows_no_gradient(find_after_backward, text):
@@ -109,6 +108,7 @@ def test_a_running_mean_that_the_net_reads_is_no_parameter(find_after_backward, 
 @pytest.mark.parametrize(
     "text",
     [
+        pytest.param("W_new = Sub (W, g)", id="no-learning-rate"),
         pytest.param("s = Mul (lr, g)  W_new = Sub (W, s)", id="W-lr*g"),
         pytest.param("s = Mul (g, lr)  W_new = Sub (W, s)", id="W-g*lr"),
         pytest.param("s = Mul (lr, g)  n = Neg (s)  W_new = Add (W, n)", id="W+-(lr*g)"),
@@ -135,11 +135,18 @@ def test_a_running_mean_that_the_net_reads_is_no_parameter(find_after_backward, 
                      id="sign-of-the-gradient"),
         pytest.param("s = Mul (lr, g)  a = Sub (W, s)  W_new = Clip (a, low, high)", id="bounds"),
         pytest.param("s = Mul (lr, g)  a = Sub (W, s)  W_new = Max (a, zero)", id="not-negative"),
+        pytest.param("r = Mul (rates, g)  W_new = Sub (W, r)", id="a-rate-for-each-weight"),
+        pytest.param("s = Mul (lr, g)  c = Clip (s, low, high)  W_new = Sub (W, c)",
+                     id="clipped-step"),
+        pytest.param("a = Mul (g, half)  b = Add (a, g)  s = Mul (lr, b)  W_new = Sub (W, s)",
+                     id="sum-of-multiples"),
+        pytest.param("b = Mul (rates, g)  s = Mul (lr, b)  W_new = Sub (W, s)", id="masked"),
     ],
 )  # fmt: skip
 def test_descent_in_any_spelling_shows_the_gradient(find_after_backward, text):
     rate = {"rate": np.array([0.1], np.float32)}
-    assert find_after_backward(text, constants=rate, more_inputs=", float k") == G
+    more_inputs = ", float k, float[4,3] rates"
+    assert find_after_backward(text, constants=rate, more_inputs=more_inputs) == G
 
 
 @pytest.mark.parametrize(
@@ -184,14 +191,13 @@ def test_a_softmax_of_a_parameter_is_not_mistaken_for_clipping(find_after_backwa
         pytest.param("h = Div (g, scale)", "h", id="unscaled"),
         pytest.param("a = Cast <to = 10> (g)  b = Cast <to = 1> (a)  h = Div (b, scale)", "h",
                      id="unscaled-in-float32"),
-        pytest.param("a = Mul (g, half)  h = Add (a, g)", "h", id="sum-over-uses"),
-        pytest.param("h = Mul (mask, g)", "h", id="masked"),
-        pytest.param("W_grad = Mul (g, half)  h = Identity (W_grad)", "h", id="named-and-aliased"),
+        pytest.param("g1 = MatMul (xT, error)  h = Add (g1, g)", "h", id="sum-over-uses"),
+        pytest.param("W_grad = Mul (g, half)  h = Identity (W_grad)", "W_grad", id="named"),
     ],
 )  # fmt: skip
 def test_the_gradient_lies_behind_sums_and_unscaling(find_after_backward, text, gradient):
     found = find_after_backward(
-        text + "  s = Mul (lr, h)  W_new = Sub (W, s)", more_inputs=", float[4,3] mask"
+        text + "  s = Mul (lr, h)  W_new = Sub (W, s)"
     )
     assert found == [(gradient, "W")]
 
@@ -287,15 +293,21 @@ def test_gradients_clipped_as_one_vector_are_what_was_joined(find_after_backward
 def test_a_vector_needs_no_flattening_to_be_joined(find_after_backward):
     found = find_after_backward(
         f"y_mean = ReduceMean <keepdims = 0> (y_slope, first){FLAT}"
-        "  p, p1 = Split (clipped, sizes)  s = Mul (lr, p)  b_new = Sub (b, s)  z = Add (y, b)",
-        constants={"flat": np.array([-1]), "first": np.array([0]), "sizes": np.array([3, 12])},
+        "  p, p1 = Split (clipped, sizes)  s = Mul (lr, p)  b_new = Sub (b, s)"
+        "  shifted = Add (y, b)  z = MatMul (shifted, next)",
+        constants={
+            "flat": np.array([-1]),
+            "first": np.array([0]),
+            "sizes": np.array([3, 12]),
+            "next": np.eye(3, dtype=np.float32),
+        },
         outputs="float loss, float[3] b_new, float[N,3] z",
         more_inputs=", float[3] b",
     )
     assert found == [("y_mean", "b")]
 
 
-def test_another_segment_than_was_joined_is_no_gradient_of_its_own(find_after_backward):
+def test_another_segment_than_was_joined_is_a_question(find_after_backward):
     found = find_after_backward(
         f"y_mean = ReduceMean <keepdims = 0> (y_slope, first){FLAT}"
         "  p0, p = Split (clipped, sizes)  s = Mul (lr, p)  b_new = Sub (b, s)",
@@ -303,4 +315,4 @@ def test_another_segment_than_was_joined_is_no_gradient_of_its_own(find_after_ba
         outputs="float loss, float[10] b_new",
         more_inputs=", float[10] b",
     )
-    assert found == [("p", "b")]
+    assert found == []

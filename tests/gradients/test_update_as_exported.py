@@ -111,7 +111,7 @@ def test_weights_whose_rows_are_bounded_after_the_step_are_updated(find_after_ba
     assert found == G
 
 
-def test_what_a_test_of_the_gradient_chooses_from_inputs_is_no_gradient(find_after_backward):
+def test_what_a_test_of_the_gradient_chooses_from_inputs_is_a_question(find_after_backward):
     found = find_after_backward(
         "turn = Mul (g, p)  back = Less (turn, zero)  n = Where (back, none, p)" + STEP,
         more_inputs=", float[4,3] p, float[4,3] none",

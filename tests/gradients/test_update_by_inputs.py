@@ -40,9 +40,9 @@ def test_the_gradient_is_the_input_that_the_moment_takes_up(find_with, text, nam
     assert find_with(text.format(g=name), name) == [(name, "W")]
 
 
-def test_which_of_two_inputs_is_the_moment_their_names_must_tell(find_with):
+def test_of_two_inputs_the_one_that_is_scaled_is_the_moment(find_with):
     text = MOMENTUM.format("{g}")
-    assert find_with(text.format(g="in0")) == []
+    assert find_with(text.format(g="in0")) == [("in0", "W")]
     assert find_with(text.format(g="W_grad"), "W_grad") == [("W_grad", "W")]
 
 

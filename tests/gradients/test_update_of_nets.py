@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
+G = [("g", "W")]
 X_T = "xT = Transpose <perm = [1, 0]> (x)  "
 LOSS = "q = Mul (e, e)  loss = ReduceMean <keepdims = 0> (q)  d = Mul (e, slope)  "
 STEP = "  s = Mul (lr, g)  W_new = Sub (W, s)"
 
 
-def test_rows_of_a_table_that_are_updated_alone_give_no_gradient(find):
+def test_rows_of_a_table_that_are_added_up_have_a_gradient_by_rows(find):
     found = find(
         "e = Gather (W, ids)" + LOSS + "at = Unsqueeze (ids, last)  s = Mul (minus_lr, d)"
         '  W_new = ScatterND <reduction = "add"> (W, at, s)',
@@ -16,7 +17,7 @@ def test_rows_of_a_table_that_are_updated_alone_give_no_gradient(find):
         outputs="float loss, float[10,4] W_new",
         constants={"last": np.array([1])},
     )
-    assert found == []
+    assert found == [("d", "W")]
 
 
 @pytest.mark.parametrize(
@@ -75,17 +76,17 @@ def test_a_gradient_penalty_is_part_of_the_gradient(find_after_backward):
     assert found == [("both", "W")]
 
 
-def test_a_penalty_on_the_distance_from_other_weights_is_part_of_the_gradient(find_after_backward):
+def test_a_pull_to_other_weights_that_the_update_alone_reads_is_no_part(find_after_backward):
     found = find_after_backward(
         "f = Sub (W, W_0)  p = Mul (wd, f)  a = Add (g, p)  s = Mul (lr, a)  W_new = Sub (W, s)",
         more_inputs=", float[4,3] W_0",
     )
-    assert found == [("a", "W")]
+    assert found == G
 
 
 def test_a_parameter_that_elementwise_ops_alone_join_to_the_loss_is_no_moment(find):
     found = find(
-        "y = MatMul (x, W)  z = Add (y, b)  e = Sub (z, t)" + LOSS + "g = Add (d, d)"
+        "y = MatMul (x, W)  z = Add (y, b)  e = Sub (z, t)" + LOSS + "g = Identity (d)"
         "  a = Mul (mu, m)  m_new = Add (a, g)  s = Mul (lr, m_new)  b_new = Sub (b, s)",
         inputs="float[8,4] x, float[8,3] t, float[4,3] W, float[8,3] b, float[8,3] m",
         outputs="float loss, float[8,3] b_new, float[8,3] m_new",
@@ -100,19 +101,6 @@ def test_a_frozen_parameter_has_no_gradient(find_after_backward):
         more_outputs=", float[3] b_new, float[N,3] z",
     )
     assert found == [("g", "W")]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        pytest.param("r = Mul (rates, g)  W_new = Sub (W, r)", id="a-rate-for-each-weight"),
-        pytest.param("s = Mul (lr, g)  c = Clip (s, low, high)  W_new = Sub (W, c)",
-                     id="clipped-step"),
-    ],
-)  # fmt: skip
-def test_what_the_rules_do_not_know_is_left_unfound_rather_than_guessed(find_after_backward, text):
-    found = find_after_backward(text, more_inputs=", float[4,3] rates")
-    assert found == []
 
 
 def test_an_unrolled_loop_may_have_any_number_of_steps(find):

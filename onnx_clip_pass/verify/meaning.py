@@ -1,0 +1,365 @@
+"""Whether what the record calls gradients are slopes of the loss.
+
+A clip can be right to the last bit on a value that is no gradient: on a step of the optimizer,
+whose norm is another, or on the new weights of another network. So the loss is run with parameters
+moved along what is recorded, and its slopes are compared with that:
+
+1. a parameter, or the new value of one or of a state, is wrong;
+2. what points where the slope points and is longer or shorter is wrong, unless by the loss scale;
+3. what points elsewhere is no fault by itself: gradients are stopped, replaced by estimates, taken
+   at another point, or those of another loss;
+4. where nothing can be compared, it is said why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.probe.deciding import SlopeCheck, check_slopes
+from onnx_clip_pass.record import Record
+from onnx_clip_pass.runtime import Arrays
+from onnx_clip_pass.verify.forward import Forward
+from onnx_clip_pass.verify.report import Verification
+from onnx_clip_pass.verify.scales import NEAR, is_near, seeds_of
+from onnx_clip_pass.verify.states import factors_of, state_in, type_in
+from onnx_clip_pass.verify.targets import Target
+
+__all__ = ["Meaning", "Slopes", "check_choice"]
+
+Slopes = Literal["on", "strict", "off"]
+"""What is made of gradients that are no slopes of the loss, see `verify`."""
+
+_ASIDE = 2e-3  # times the slope: what points no farther aside points where the slope does
+_NOISE = 0.2  # times the slope: with more of it nothing can be said
+_MARGIN = 4  # times what finite differences are thought to be off
+_MOST_NAMES = 5
+
+_UNKNOWN = "it is not known whose gradients these are, so their meaning was not checked"
+_LATER = "these gradients and the loss are of different steps, so their meaning was not checked"
+_INSIDE = "the meaning of gradients in nested graphs was not checked"
+_SEEDS = "the meaning of gradients for several seeds at once was not checked"
+_ROWS = "the meaning of gradients of another size than their parameters was not checked"
+_UNREAD = (
+    "the loss does not read these parameters, so the meaning of their gradients was not checked"
+)
+_NOISY = "the slopes of the loss are too small or too noisy to tell the meaning of these gradients"
+_SIZES = (
+    "these are the slope of the loss times what changes with the sizes of inputs, which were made "
+    "up; give those that the model is made for (dims=, --dim, or feeds)"
+)
+
+
+def check_choice(slopes: object) -> None:
+    """Refuse what is none of `Slopes`.
+
+    Raises:
+        OnnxClipError: what was expected, and what arrived.
+    """
+    if slopes not in get_args(Slopes):
+        words = " or ".join(map(repr, get_args(Slopes)))
+        raise OnnxClipError(f"slopes must be {words}, not {slopes!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """The number of a target, its gradient, and the parameter that this is the gradient of."""
+
+    number: int
+    gradient: str
+    parameter: str
+    is_known: bool = True
+
+
+_Measured = tuple[_Pair, SlopeCheck]
+
+
+@dataclass(slots=True)
+class Meaning:
+    """The recorded gradients of an original, and where to tell what they are.
+
+    `other_sizes` gives feeds with other sizes where the sizes of inputs were made up, or None where
+    none was.
+    """
+
+    forward: Forward
+    targets: Sequence[Target]
+    record: Record
+    seed: int
+    is_strict: bool
+    other_sizes: Callable[[], Arrays | None]
+    result: Verification
+    _remarks: dict[str, list[str]] = field(init=False, default_factory=dict)
+
+    def check(self) -> None:
+        """Compare gradients with the slopes of the loss; what is found goes to the result.
+
+        Raises:
+            OnnxClipError: what is named as the loss is none.
+        """
+        self.forward.check_loss()
+        try:
+            self._compare()
+        except OnnxClipError as error:
+            self.result.notes.append(f"the meaning of the gradients was not checked: {error}")
+        for why, names in self._remarks.items():
+            shown = ", ".join(names[:_MOST_NAMES]) + (" …" if len(names) > _MOST_NAMES else "")
+            self.result.notes.append(f"{why}: {shown}")
+
+    # -- comparing -----------------------------------------------------------------------------
+
+    def _compare(self) -> None:
+        targets: dict[tuple[str, str], int] = {}
+        for number, target in enumerate(self.targets):
+            if target.scope != 0:
+                self._remark(_INSIDE, target.name)
+            elif self._has_several_seeds(target):
+                self._remark(_SEEDS, target.name)
+            else:
+                targets.setdefault((target.name, target.gradient.parameter.name), number)
+        if not targets:
+            return
+        forward = self.forward
+        gradients = {name for name, _ in targets if not forward.is_root(name)}
+        parameters = {parameter for _, parameter in targets}
+        forward.prepare(gradients, parameters, of_any_size=self.is_strict)
+        pairs: list[_Pair] = []
+        others: list[_Pair] = []
+        for (name, parameter), number in targets.items():
+            pair = self._pair(number, name, parameter)
+            if pair.parameter not in forward.sources:
+                others.append(pair)
+            else:
+                pairs.append(pair)
+        pairs = self._of_equal_size(pairs)
+        self._judge(self._measured(pairs, forward.feeds))
+        self._judge_others(others)
+
+    def _remark(self, why: str, name: str) -> None:
+        self._remarks.setdefault(why, []).append(name)
+
+    def _has_several_seeds(self, target: Target) -> bool:
+        """Whether the last dimension of a gradient counts seeds, of which several are fed."""
+        if not target.gradient.has_seeds:
+            return False
+        count = (target.gradient.shape or (None,))[-1]
+        for value in self.forward.model.graph.input:
+            symbols = [dim.dim_param for dim in value.type.tensor_type.shape.dim]
+            if isinstance(count, str) and count in symbols and value.name in self.forward.feeds:
+                count = self.forward.feeds[value.name].shape[symbols.index(count)]
+        return count != 1
+
+    def _pair(self, number: int, name: str, parameter: str) -> _Pair:
+        """A gradient with its parameter.
+
+        If that is not known, or the loss reads a copy of it, as of master weights, the only one of
+        the gradient's shape that the loss reads.
+        """
+        forward, main = self.forward, self.forward.index.main
+        is_known = parameter != name and forward.is_root(parameter)
+        if is_known and parameter in forward.sources:
+            return _Pair(number, name, parameter)
+        shape = type_in(forward.index, name).shape
+        fitting = []
+        for root in dict.fromkeys([*main.inputs, *main.initializers]):
+            kind = type_in(forward.index, root)
+            if root in forward.sources and kind.is_floating and kind.shape == shape:
+                fitting.append(root)
+        if len(fitting) == 1 and shape is not None and fitting[0] != name:
+            return _Pair(number, name, fitting[0])
+        return _Pair(number, name, parameter if is_known else "", is_known)
+
+    def _of_equal_size(self, pairs: Sequence[_Pair]) -> list[_Pair]:
+        """Gradients with as many elements as their parameters have, unlike those of some rows."""
+        names = {name for pair in pairs for name in (pair.gradient, pair.parameter)}
+        shapes = {name: type_in(self.forward.index, name).shape for name in names}
+        unknown = [
+            name
+            for name, shape in shapes.items()
+            if shape is None or not all(isinstance(n, int) for n in shape)
+        ]
+        shapes |= {name: array.shape for name, array in self.forward.run(unknown).items()}
+        sizes = {
+            n: math.prod(d for d in shape or () if isinstance(d, int))
+            for n, shape in shapes.items()
+        }
+        found = []
+        for pair in pairs:
+            if sizes[pair.gradient] == sizes[pair.parameter]:
+                found.append(pair)
+            else:
+                self._remark(_ROWS, pair.gradient)
+        return found
+
+    def _measured(self, pairs: Sequence[_Pair], feeds: Arrays) -> list[_Measured]:
+        forward = self.forward
+        roots = {pair.gradient for pair in pairs if forward.is_root(pair.gradient)}
+        model, names = forward.with_copies(sorted(roots))
+        found: list[_Measured] = []
+        for part in _each_gradient_once(pairs):
+            of = {names.get(pair.gradient, pair.gradient): pair for pair in part}
+            checks = check_slopes(
+                model,
+                {name: pair.parameter for name, pair in of.items()},
+                feeds=feeds,
+                loss=forward.loss,
+                seed=self.seed,
+                provider=forward.provider,
+            )
+            found += [(of[check.gradient], check) for check in checks]
+        return found
+
+    # -- judging -------------------------------------------------------------------------------
+
+    def _judge(self, found: Sequence[_Measured]) -> None:
+        """Tell the right ones among gradients with what the slopes of the loss say of them."""
+        factors = self._sure_factors(found)
+        scales = [*self._recorded_scales()]
+        scales += seeds_of(self.forward.index, self.forward.feeds, self.forward.sources, factors)
+        later = self._of_later_steps([pair for pair, _ in found])
+        doubtful = []
+        for pair, check in found:
+            if _is_right(check, scales):
+                continue
+            if pair in later:
+                self._remark(_LATER, pair.gradient)
+            elif not _is_clear(check):
+                self._remark(_NOISY, pair.gradient)
+            else:
+                doubtful.append((pair, check))
+        states = self._states([pair for pair, _ in doubtful])
+        multiples = []
+        for pair, check in doubtful:
+            if states[pair]:
+                self._wrong(pair, f"it is no gradient but {states[pair]}")
+            elif _is_parallel(check) and any(is_near(check.factor, f) for f in factors.values()):
+                multiples.append((pair, check))
+            else:
+                self._not_slope(pair)
+        self._judge_multiples(multiples)
+
+    def _judge_multiples(self, found: Sequence[_Measured]) -> None:
+        """Those that are parallel to the slope, and longer or shorter.
+
+        An export can have the size of its batch as a number in it: where sizes were made up, that
+        is no fault.
+        """
+        feeds = self.other_sizes() if found else None
+        again: dict[_Pair, float] = {}
+        if feeds is not None:
+            measured = self._measured([pair for pair, _ in found], feeds)
+            again = {pair: check.factor for pair, check in measured}
+        for pair, check in found:
+            if is_near(again.get(pair, check.factor), check.factor, _MARGIN * check.error):
+                times = f"it is {check.factor:.4g} times the slope of the loss by {pair.parameter}"
+                self._wrong(pair, f"{times}, so that its norm is not the gradient's")
+            else:
+                self._remark(_SIZES, pair.gradient)
+
+    def _judge_others(self, found: Sequence[_Pair]) -> None:
+        """Those whose parameters are not known, or the loss does not read them."""
+        states = self._states(found)
+        for pair in found:
+            if states[pair]:
+                self._wrong(pair, f"it is no gradient but {states[pair]}")
+            else:
+                self._remark(_UNREAD if pair.is_known else _UNKNOWN, pair.gradient)
+
+    def _not_slope(self, pair: _Pair) -> None:
+        if self.is_strict:
+            self._wrong(
+                pair, f"it is no slope of the loss {self.forward.loss!r} by {pair.parameter}"
+            )
+        else:
+            self._remark(
+                f"these are no slopes of the loss {self.forward.loss!r}, as stopped gradients, "
+                f"straight-through estimates or gradients of other losses are none",
+                pair.gradient,
+            )
+
+    def _wrong(self, pair: _Pair, fault: str) -> None:
+        self.result.gradients[pair.number].faults.append(fault)
+
+    def _states(self, pairs: Sequence[_Pair]) -> dict[_Pair, str]:
+        """What gradients are that are no slopes, as far as they are parameters or states."""
+        forward = self.forward
+        numbers = forward.numbers(factors_of(forward.index, [pair.gradient for pair in pairs]))
+        return {
+            pair: state_in(
+                forward.index,
+                pair.gradient,
+                forward.sources,
+                numbers,
+                is_slope=False if pair.is_known else None,
+            )
+            for pair in pairs
+        }
+
+    def _sure_factors(self, found: Sequence[_Measured]) -> dict[str, float]:
+        """How many times the slope gradients are, as far as that is sure.
+
+        Of a parameter of one element it is not: every number is a multiple of every other.
+        """
+        return {
+            pair.gradient: check.factor
+            for pair, check in found
+            if _is_parallel(check) and not type_in(self.forward.index, pair.parameter).is_single
+        }
+
+    def _of_later_steps(self, pairs: Sequence[_Pair]) -> set[_Pair]:
+        """Gradients of unrolled steps that are not taken at the parameters that are fed.
+
+        Those are behind another gradient of the same parameter; and all of its gradients are in
+        question if the loss comes behind one.
+        """
+        groups: dict[str, list[_Pair]] = {}
+        for pair in pairs:
+            groups.setdefault(pair.parameter, []).append(pair)
+        found: set[_Pair] = set()
+        for group in groups.values():
+            made = {p.gradient for p in group if not self.forward.is_root(p.gradient)}
+            if not made.isdisjoint(self.forward.sources):
+                found.update(group)
+            elif len(made) > 1:
+                for pair in group:
+                    earlier = self.forward.sources_of(pair.gradient) & made
+                    found.update([pair] * (earlier != {pair.gradient}))
+        return found
+
+    def _recorded_scales(self) -> Iterator[float]:
+        yield 1.0
+        scale = self.record.loss_scale
+        yield self.forward.numbers([scale]).get(scale, 1.0) if isinstance(scale, str) else scale
+
+
+def _each_gradient_once(pairs: Sequence[_Pair]) -> list[list[_Pair]]:
+    """Split so that no part has a gradient twice: a value can be that of several parameters."""
+    parts: list[dict[str, _Pair]] = []
+    for pair in pairs:
+        part = next((part for part in parts if pair.gradient not in part), None)
+        if part is None:
+            parts.append(part := {})
+        part[pair.gradient] = pair
+    return [list(part.values()) for part in parts]
+
+
+def _is_clear(check: SlopeCheck) -> bool:
+    """Whether anything can be said: that the loss does not move along a gradient, or how much."""
+    return check.error <= _NOISE or math.isinf(check.factor)
+
+
+def _is_right(check: SlopeCheck, scales: Sequence[float]) -> bool:
+    """Whether a gradient is the slope, or that times a scale of the loss; or both are zero."""
+    off = _MARGIN * check.error
+    if not check.error <= _NOISE or check.orthogonal > max(NEAR, off):
+        return False
+    return math.isnan(check.factor) or any(is_near(check.factor, scale, off) for scale in scales)
+
+
+def _is_parallel(check: SlopeCheck) -> bool:
+    """Whether a gradient lies on the line of the slope."""
+    is_measured = check.error <= _NOISE and math.isfinite(check.factor)
+    return is_measured and check.orthogonal <= max(_ASIDE, _MARGIN * check.error)

@@ -1,0 +1,72 @@
+"""Factors that all gradients of a step have in common and may have: those of a scaled loss."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from onnx_clip_pass.graph import Index
+
+__all__ = ["NEAR", "is_near", "seeds_of"]
+
+NEAR = 0.01
+"""Factors closer than this are the same: a number of a half precision graph is off by a third."""
+_TAIL = {
+    "Cast", "Div", "Flatten", "Identity", "Mul", "Neg", "Reshape", "Squeeze", "Transpose",
+    "Unsqueeze",
+}  # fmt: skip
+
+
+def is_near(factor: float, other: float, error: float = 0.0) -> bool:
+    """Whether two factors are the same, `error` being how far off the first may be."""
+    return abs(factor - other) <= max(NEAR, error) * abs(other)
+
+
+def seeds_of(
+    index: Index,
+    feeds: Mapping[str, NDArray[Any]],
+    forward: Collection[str],
+    factors: Mapping[str, float],
+) -> Iterator[float]:
+    """The value of the seed of the backward pass, if all gradients are that many times the slope.
+
+    It is the one scalar input of this value that the loss does not read. A learning rate is such
+    an input, too, but scales gradients that are finished.
+
+    Args:
+        index: the model.
+        feeds: of its inputs.
+        forward: what the loss is computed from.
+        factors: gradients by name, and how many times the slope each is.
+    """
+    values = list(factors.values())
+    if not values or not all(is_near(value, values[0]) for value in values):
+        return
+    knobs = [
+        name
+        for name, array in feeds.items()
+        if name not in forward
+        and array.size == 1
+        and array.dtype.kind == "f"
+        and is_near(values[0], float(array.reshape(())))
+    ]
+    if len(knobs) == 1 and not all(_is_rate(index, knobs[0], name) for name in factors):
+        yield float(feeds[knobs[0]].reshape(()))
+
+
+def _is_rate(index: Index, knob: str, gradient: str) -> bool:
+    """Whether an input scales a value behind the last sum or product of matrices before it."""
+    main = index.main
+    todo: list[str] = [gradient]
+    seen: set[str] = set()
+    while todo:
+        name = todo.pop()
+        if name == knob:
+            return True
+        node = main.producer(name)
+        if node is not None and node.op_type in _TAIL and name not in seen:
+            todo += [each for each in node.input if each]
+        seen.add(name)
+    return False

@@ -1,0 +1,177 @@
+"""Parameters, states and their new values, none of which is a gradient.
+
+A state is an input or initializer whose new value the graph returns. Its new value is a sum in
+which the old one stands with a number before it: `W - lr*g`, `(1-tau)*T + tau*W`, `b*m + (1-b)*g`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+import numpy as np
+
+from onnx_clip_pass.graph import Index, TensorType
+
+__all__ = ["factors_of", "state_in", "type_in"]
+
+_HANDING_ON = {
+    "Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze",
+}  # fmt: skip
+_LARGE_SHARE = 0.5  # less of the old value, as decay adds to a gradient, makes no new value of it
+_ROUNDING = 1e-5  # of shares that add up to 1, in float32
+
+
+def state_in(
+    index: Index,
+    name: str,
+    forward: Collection[str],
+    numbers: Mapping[str, float],
+    *,
+    is_slope: bool | None,
+) -> str:
+    """What a value is if it is a parameter, or the new value of one or of a state; else empty.
+
+    Args:
+        index: the model.
+        name: a value of the main graph.
+        forward: what the loss is computed from.
+        numbers: the values of those that `factors_of` gives.
+        is_slope: whether it is a slope of the loss; None if that is not known, and only averages
+            are surely none.
+    """
+    if is_slope:
+        return ""
+    if name not in index.main.producers:
+        if name in forward:
+            return "" if is_slope is None else f"the parameter {name!r}"
+        made = (_old_value(index, each, forward, numbers) for each in _like(index, name))
+        return f"the state {name!r}" if any(old == name for old, _ in made) else ""
+    if name not in index.main.outputs or name in forward:
+        return ""
+    old, is_average = _old_value(index, name, forward, numbers)
+    if old and is_average:
+        return f"the new value of {old!r}, an average"
+    return f"the new value of {old!r}" if old and is_slope is False else ""
+
+
+def factors_of(index: Index, names: Collection[str]) -> list[str]:
+    """The numbers that stand before terms of these values; without them no share is known."""
+    found: dict[str, None] = {}
+    for name in names:
+        values = [name] if name in index.main.producers else _like(index, name)
+        for value in values:
+            found |= dict.fromkeys(_terms(index, value, None).factors)
+    return list(found)
+
+
+def _like(index: Index, name: str) -> list[str]:
+    """The outputs of the type of a value."""
+    return [each for each in index.main.outputs if type_in(index, each) == type_in(index, name)]
+
+
+def type_in(index: Index, name: str) -> TensorType:
+    """The type of a value of the main graph, as far as it is declared or can be inferred."""
+    known = index.main.declared(name) or TensorType()
+    if known.dtype and known.shape is not None:
+        return known
+    inferred = index.inferred(index.main, name)
+    shape = inferred.shape if known.shape is None else known.shape
+    return TensorType(known.dtype or inferred.dtype, shape)
+
+
+def _old_value(
+    index: Index, name: str, forward: Collection[str], numbers: Mapping[str, float]
+) -> tuple[str, bool]:
+    """The input or initializer whose new value a value is, or empty; whether it is an average."""
+    terms = _terms(index, name, numbers)
+    is_average = abs(sum(terms.of.values()) - 1) <= _ROUNDING and len(terms.of) > 1
+    for root, share in terms.of.items():
+        if root in index.main.producers or type_in(index, root) != type_in(index, name):
+            continue
+        if is_average and 0 < share < 1:
+            return root, True
+        # a share of exactly 1 of what the loss does not read is a buffer that adds gradients up
+        if share >= _LARGE_SHARE and (root in forward or share != 1):
+            return root, False
+    return "", False
+
+
+@dataclass(slots=True)
+class _Terms:
+    """A value as a sum: each term, with the number that stands before it."""
+
+    of: dict[str, float] = field(default_factory=dict)
+    factors: list[str] = field(default_factory=list)
+
+
+def _terms(index: Index, name: str, numbers: Mapping[str, float] | None) -> _Terms:
+    """Split a value into the terms of its sum, each value once, from the last one back.
+
+    What the graph returns besides is a term as it is, such as new weights that are averaged. Where
+    numbers are only looked for, `numbers` being None, both branches of a Where are followed.
+    """
+    main = index.main
+    share = {name: 1.0}
+    places = {main.producers[name][0]: name} if name in main.producers else {}
+    terms = _Terms({} if places else {name: 1.0})
+    todo = [-at for at in places]
+    while todo:
+        at = -heappop(todo)
+        value = places[at]
+        node = main.nodes[at]
+        inputs = list(main.takes[at])
+        parts: list[tuple[str, float]]
+        if value in main.outputs and value != name:
+            parts = []
+        elif node.op_type in _HANDING_ON:
+            parts = [(inputs[0], 1.0)]
+        elif node.op_type in ("Add", "Sum"):
+            parts = [(each, 1.0) for each in inputs]
+        elif node.op_type == "Sub":
+            parts = [(inputs[0], 1.0), (inputs[1], -1.0)]
+        elif node.op_type == "Neg":
+            parts = [(inputs[0], -1.0)]
+        elif node.op_type in ("Mul", "Div"):
+            parts = _scaled(index, node.op_type, inputs, numbers, terms.factors)
+        elif node.op_type == "Where" and type_in(index, inputs[0]).is_single:
+            terms.factors.append(inputs[0])
+            branches = [(each, 1.0) for each in inputs[1:]]
+            if numbers is None:
+                parts = branches
+            elif inputs[0] in numbers:
+                parts = branches[:1] if numbers[inputs[0]] else branches[1:]
+            else:
+                parts = []
+        else:
+            parts = []
+        if not parts:
+            terms.of[value] = terms.of.get(value, 0.0) + share[value]
+        for each, factor in parts:
+            share[each] = share.get(each, 0.0) + factor * share[value]
+            if each not in main.producers:
+                terms.of[each] = share[each]
+            elif (place := main.producers[each][0]) not in places:
+                places[place] = each
+                heappush(todo, -place)
+    return terms
+
+
+def _scaled(
+    index: Index,
+    op_type: str,
+    inputs: list[str],
+    numbers: Mapping[str, float] | None,
+    factors: list[str],
+) -> list[tuple[str, float]]:
+    """What a product with a number, or a quotient by one, is made of."""
+    for at in (1, 0) if op_type == "Mul" else (1,):
+        if not type_in(index, inputs[at]).is_single:
+            continue
+        factors.append(inputs[at])
+        found = 1.0 if numbers is None else numbers.get(inputs[at])
+        if found is None or not np.isfinite(found) or (op_type == "Div" and found == 0):
+            return []
+        return [(inputs[1 - at], found if op_type == "Mul" else 1 / found)]
+    return []
