@@ -25,8 +25,11 @@ from onnx_clip_pass import (
     strip,
 )
 from onnx_clip_pass.files import inspect_file
+from onnx_clip_pass.gradients import survey
+from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import read_record
 from onnx_clip_pass.rewrite import Verdict, clip_in_place
+from onnx_clip_pass.rewrite.coverage import askable
 
 ONE = GradientClipByNorm(1.0)
 
@@ -199,7 +202,41 @@ def test_what_slopes_do_not_decide_is_refused_with_what_was_tried():
     with pytest.raises(OnnxClipError) as refused:
         clip_gradients(asking(), ONE, probe=undecided)
     assert "the slopes of the loss did not decide: the loss is not finite" in str(refused.value)
-    assert "--probe" not in str(refused.value)
+    assert "find the gradients among all values (--probe --inner;" in str(refused.value)
+
+
+def test_questions_about_several_steps_or_without_candidates_are_not_run():
+    index = Index(asking())
+    (question,) = survey(index).questions
+    assert askable([question], index.main) == {"W": ["g", "whole"]}
+    assert askable([question, question], index.main) == {}
+    assert askable([question._replace(candidates=())], index.main) == {}
+    inputs = (question.parameter,)
+    assert askable([question._replace(candidates=inputs)], index.main) == {}
+
+
+def test_why_nothing_was_run_is_said():
+    def never(model, questions):
+        raise AssertionError("nothing can be told")
+
+    model = asking()  # with the update of W in a branch, and none in the other
+    made = [onnx.helper.make_tensor_value_info("step", onnx.TensorProto.FLOAT, [4, 3])]
+    update = [n for n in model.graph.node if n.output[0] in ("whole", "decay", "step")]
+    for node in update:
+        model.graph.node.remove(node)
+    branches = [
+        onnx.helper.make_graph(nodes, "branch", [], made)
+        for nodes in (update, [onnx.helper.make_node("Sub", ["W", "W"], ["step"])])
+    ]
+    at = [node.output[0] for node in model.graph.node].index("W_new")
+    branch = onnx.helper.make_node(
+        "If", ["flag"], ["moved"], then_branch=branches[0], else_branch=branches[1]
+    )
+    model.graph.node[at].input[1] = "moved"
+    model.graph.node.insert(at, branch)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("flag", onnx.TensorProto.BOOL, []))
+    with pytest.raises(OnnxClipError, match="nor in nested graphs"):
+        clip_gradients(model, ONE, probe=never)
 
 
 def test_without_a_question_nothing_is_run():

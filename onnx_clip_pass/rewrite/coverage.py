@@ -19,6 +19,7 @@ from onnx_clip_pass.gradients.explaining import formula_of
 from onnx_clip_pass.graph import Scope, Value
 
 __all__ = [
+    "NOT_ASKABLE",
     "Decide",
     "Uncovered",
     "Verdict",
@@ -106,6 +107,13 @@ def _place(value: Value) -> tuple[int, int]:
     return value.frame.scope.producers.get(value.name, (-1, 0))
 
 
+NOT_ASKABLE = (
+    "they can tell gradients of one step in the main graph, but not of several steps of one "
+    "parameter, nor in nested graphs, nor without candidates"
+)
+"""Why nothing is run."""
+
+
 def refuse(
     uncovered: Sequence[Uncovered], reasons: Mapping[str, str], *, is_all: bool = False
 ) -> OnnxClipError:
@@ -123,7 +131,9 @@ def refuse(
     if len(common) == 1 and len(reasons) == len(uncovered):
         tried = f" (the slopes of the loss did not decide: {common.pop()})"
         reasons = {}
-    ways = [] if tried else ["let the slopes of the loss decide (--probe, in Python probe=True)"]
+    ways = ["let the slopes of the loss decide (--probe --inner; in Python probe=True)"]
+    if tried or reasons:
+        ways = ["let slopes find the gradients among all values (--probe --inner; probe_gradients)"]
     ways.append("name all gradients (--gradient or --map; gradients=…)")
     if not is_all:
         ways += [

@@ -10,6 +10,7 @@ from onnx_clip_pass.gradients import Survey, name_gradients, survey
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record
 from onnx_clip_pass.rewrite.coverage import (
+    NOT_ASKABLE,
     Decide,
     Uncovered,
     Verdict,
@@ -58,6 +59,9 @@ def find(
         questions = askable(picked.asked, index.main)
         if len(questions) == len(picked.asked) or (questions and settings.partial):
             verdict = decide(index.model, questions)
+        closed = [each.name for each in picked.asked if each.name not in questions]
+        reasons = {**verdict.reasons, **dict.fromkeys(closed, NOT_ASKABLE)}
+        verdict = Verdict(verdict.gradients, reasons)
     if verdict.gradients:
         seen = seen.answered(verdict.gradients)
         picked = _select(seen, clips, settings)
