@@ -406,8 +406,10 @@ class Bottlenecks:
     def _is_gated(self, step: Step) -> bool:
         """Whether a tensor that depends on data scales the state, as the gates of an LSTM do."""
         values, chains = self.values, self.chains
-        path = self.states.forms.path(step.new, step.root)
-        for vertex, via in zip(path, path[1:], strict=False):
+        ways = self.states.forms.ways
+        path = self._bases(step)
+        for vertex in path:
+            via = ways[vertex][step.root].via if step.root in ways[vertex] else 0
             if values.op[vertex] not in ("Mul", "Div", "Tanh", "Sigmoid", "Exp"):
                 continue
             for other in values.takes[vertex]:

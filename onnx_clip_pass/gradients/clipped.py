@@ -58,7 +58,7 @@ def _bound(run: Bottlenecks, vertex: int) -> str:
             at = todo.pop()
             if values.op[at] in _LIMITS:
                 return values.op[at]
-            for each in values.takes[at]:
+            for each in values.takes[at][:_MOST_SEEN]:
                 if each and each not in seen and values.is_single(each):
                     seen.add(each)
                     todo.append(each)

@@ -315,11 +315,13 @@ class States:
             at = -heapq.heappop(todo)
             share = shares.pop(at)
             parts = self.forms.parts(at)
-            is_other = at in self._ends and root not in self.forms.ways[at]
-            if at == root or parts is None or is_other or not self.values.op[at]:
+            is_end = at in self._ends and at != self.values.behind(new)
+            is_own = at == root or (is_end and root in self.forms.ways[at])
+            if is_own or is_end or parts is None or not self.values.op[at]:
                 total = total + share
-                others = others or is_other
-                mine = share if at == root else mine
+                others = others or (is_end and not is_own)
+                if is_own:
+                    mine = share if mine is None else mine + share
                 continue
             for each, part in parts:
                 if each not in shares:
