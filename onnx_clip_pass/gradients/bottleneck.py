@@ -105,7 +105,7 @@ class Bottlenecks:
         is_free = not any(
             (states.nonfree if self.values.is_single(state.root) else states.contracted)[state.new]
             for state in states.states
-        )
+        ) and not any(states.read[state.root] for state in states.states)
         if (is_free and states.states) or not any(self.chains.depends):
             self._take_inputs_for_gradients(cuts)
         self.steps = [step for step in steps if self._is_trained(step)]
@@ -258,10 +258,31 @@ class Bottlenecks:
     def parameter_of(self, vertex: int) -> int:
         """Return the parameter that a value is, or is a new value of; 0 for none."""
         at = self.values.behind(vertex)
-        for step in self.steps:
-            if at in (step.root, self.values.behind(step.new)):
-                return step.root
+        for state, between in zip(self.states.states, self.states.ways, strict=True):
+            if at == state.root or at in between or at == self.values.behind(state.new):
+                return state.root
         return 0
+
+    @cached_property
+    def moved(self) -> dict[int, set[int]]:
+        """What a user may call parameters: roots that more reads than their updates, or lessened.
+
+        Each with the values in which something is added to it: if it is one, a step ends there.
+        """
+        values, found = self.values, {}
+        for state, between in zip(self.states.states, self.states.ways, strict=True):
+            if state.way is None or state.way.share is None:
+                continue
+            ends = {
+                vertex
+                for vertex in (*between, values.behind(state.new))
+                if values.op[vertex] in ("Add", "Sub", "Sum", "Where", PHI)
+            }
+            around = {*between, state.new, values.behind(state.new)}
+            is_read = not around.issuperset(values.readers[state.root])
+            if is_read or any(values.op[vertex] == "Sub" for vertex in ends):
+                found[state.root] = {*ends, state.new}
+        return found
 
     def summed(self) -> set[int]:
         """Return what is added, as it is or scaled, to sums that are carried from run to run."""
@@ -282,6 +303,10 @@ class Bottlenecks:
                     if parts is not None and len(parts) == 1:
                         found.add(values.behind(parts[0][0]))
         return found
+
+    def _is_clip(self, vertex: int) -> bool:
+        """Whether a bend is such as clips make, by bounds or by norms of rows."""
+        return self.values.op[vertex] in _CLIPS or self.chains.is_measured(vertex)
 
     def _without_decay(self, vertex: int, parameter: int) -> int:
         """The one term of a sum that is not made of a parameter and numbers alone; 0 for none."""
@@ -327,10 +352,9 @@ class Bottlenecks:
             if Link.BENT in link and above in states.forward:
                 break
             op = self.values.op[at]
-            is_clip = (
-                Link.BENT in link
-                and (op in _CLIPS or (op in ("Mul", "Div") and len(chains.sources[at]) > 1))
-            ) or (Link.TERM in link and op in ("Where", PHI))
+            is_clip = (Link.BENT in link and self._is_clip(at)) or (
+                Link.TERM in link and op in ("Where", PHI)
+            )
             if not is_clip and link not in (Link(0), Link.NUMBER):
                 break
             if link == Link.NUMBER:
@@ -441,7 +465,7 @@ class Bottlenecks:
             found = chains.tree.common(lowest[owner], state.new)
             if (
                 found != ROOT and self.reach[found] == owner and found not in states.forward
-                and values.op[found]
+                and (values.op[found] or self.is_optimizer)
             ):
                 lowest[owner] = found
         for owner, found in lowest.items():
@@ -450,7 +474,8 @@ class Bottlenecks:
                 found not in states.forward
             ):
                 found = chains.tree.above[found]
-            if values.is_like(found, root) and found not in states.forward and values.op[found]:
+            is_computed = bool(values.op[found]) or self.is_optimizer
+            if values.is_like(found, root) and found not in states.forward and is_computed:
                 lowest[owner] = found
         return lowest
 
@@ -503,6 +528,13 @@ class Bottlenecks:
             if self.backward[at] not in (NOBODY, number) and at != step.new:
                 break
             if self.is_optimizer and not values.op[at]:
+                break
+            if self.is_optimizer and Link.BENT in link and not self._is_clip(at):
+                break
+            if above != ROOT and not values.op[above] and is_named_after(
+                values.name(above), self.flow.root_name(values.value[step.root])
+            ):
+                trail.append(above)
                 break
             if above == ROOT or (not values.op[above] and not self.is_optimizer):
                 why = "its update is computed from inputs alone, without a contraction"
@@ -575,12 +607,16 @@ class Bottlenecks:
         """
         values, chains = self.values, self.chains
         name = self.flow.root_name(values.value[step.root])
-        for vertex in reversed(trail):
-            if is_named_after(values.name(vertex), name):
-                return vertex
         at = len(trail) - 1
+        for index in range(at, -1, -1):
+            if is_named_after(values.name(trail[index]), name):
+                at = index
+                break
+        is_named = is_named_after(values.name(trail[at]), name)
         for index in range(at - 1, -1, -1):
             vertex, inner = trail[index], trail[index + 1]
+            if is_named:
+                break
             if chains.link[vertex] == Link.NUMBER:
                 is_last = not any(
                     Link.BENT in chains.link[each]

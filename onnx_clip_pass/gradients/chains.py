@@ -342,6 +342,13 @@ class Chains:
             return Link.BENT | (whole & Link.FACTOR)
         return Link.FACTOR if Link.FACTOR in whole else Link.MIX
 
+    def is_measured(self, vertex: int) -> bool:
+        """Whether a value is scaled by what reductions make of itself, such as norms of its rows."""
+        above, sources = self.tree.above[vertex], self.sources[vertex]
+        return self.values.op[vertex] in ("Mul", "Div") and len(sources) > 1 and any(
+            Link.END in self._path(above, each) for each in sources
+        )
+
     def _path(self, above: int, vertex: int) -> Link:
         """What is on the way down the tree from a dominator to a value."""
         found = Link(0)

@@ -59,7 +59,7 @@ class _Claims:
         self._flow = flow
         self._updates = updates
         self._wanted = wanted
-        self._updated = updates.trained
+        self._updated = updates.trained | updates.moved
         self._places: dict[str, dict[str, Value]] = defaultdict(dict)
         for frame in reversed(flow.frames()):
             for name in frame.scope.names & wanted.keys():
@@ -149,7 +149,7 @@ class _Claims:
         ):
             return f"{value.name!r} is one number, and no parameter here is one{how}"
         root = self._updates.root_of(value)
-        if root is not None and root in self._updated and value in self._updates.ends:
+        if root is not None and root in self._updated and value in self._updates.new_values:
             return f"{value.name!r} is what {root.name!r} becomes, so it is no gradient{how}"
         return None
 

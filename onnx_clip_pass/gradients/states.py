@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto
 
-from onnx_clip_pass.gradients.linear import LinearForms, Way
+from onnx_clip_pass.gradients.linear import REDUCED, LinearForms, Way
 from onnx_clip_pass.gradients.naming import is_named_after, parameter_names
 from onnx_clip_pass.gradients.numbers import POINTS, Sample, is_one, sample_numbers
 from onnx_clip_pass.gradients.ops import ALIASES, ELEMENTWISE, SHAPES, STEPS, VIEWS
@@ -172,8 +172,10 @@ class States:
         ]
         return found + self._replaced(roots, taken)
 
-    def _strangeness(self, pair: tuple[int, int]) -> tuple[int, bool, int]:
-        """What speaks against a pair: a constant, a root as it is beside scaled ones, a long way.
+    def _strangeness(self, pair: tuple[int, int]) -> tuple[bool, bool, bool, int]:
+        """What speaks against a pair, most first; a long way does least.
+
+        A constant; a root that is taken off; one that is added as it is to another that is scaled.
 
         In `mu * m + g` it is m that lives on; in `b * m + (1 - b) * g` what has the larger share.
         """
@@ -187,7 +189,8 @@ class States:
             ]
             is_whole = is_one(way.share) and any(not is_one(share) for share in rivals)
         is_constant = self.values.is_constant(root) and self.values.is_single(root)
-        return is_constant, is_whole, way.length
+        is_taken_off = way.share is not None and not np.all(way.share >= 0)
+        return is_constant, is_taken_off, is_whole, way.length
 
     def _replaced(self, roots: Iterable[int], taken: dict[int, int]) -> list[State]:
         """The states that are left: where one root and one output are of a kind, it is replaced."""
@@ -352,7 +355,9 @@ class States:
         ways = self.forms.ways
         found = []
         for state in self.states:
-            path = set() if state.way is None else set(self.forms.path(state.new, state.root))
+            path = set()
+            if state.way is not None and state.way.roughness < REDUCED:
+                path = set(self.forms.path(state.new, state.root))
             seen, todo = {state.new}, [(state.new, np.ones(POINTS))]
             while todo:
                 at, weight = todo.pop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnx_clip_pass.gradients.bottleneck import Bottlenecks, Question
 from onnx_clip_pass.gradients.found import Found
+from onnx_clip_pass.gradients.linear import FACTOR
 from onnx_clip_pass.gradients.states import Run
 from onnx_clip_pass.graph import Flow, Value
 
@@ -13,8 +14,8 @@ __all__ = ["Question", "Updates"]
 class Updates:
     """The gradients that updates show, the questions they leave, and what they make of values.
 
-    `trained` are the parameters, `carried` the other states, `ends` the new values of parameters,
-    at which the backward pass of a step ends, and `summed` what is added to sums over runs.
+    `trained` are the parameters, `carried` the other states, `moved` those that a user may call
+    parameters, `ends` the new values, at which the backward pass of a step ends, and `summed` what is added to sums over runs.
     """
 
     def __init__(self, flow: Flow) -> None:
@@ -23,16 +24,29 @@ class Updates:
         self.questions: list[Question] = []
         self.trained: set[Value] = set()
         self.carried: set[Value] = set()
+        self.moved: set[Value] = set()
+        self.new_values: set[Value] = set()
         self.ends: set[Value] = set()
         self.summed: set[Value] = set()
         for run in self.runs:
             value = run.values.value
             self.found += run.found
             self.questions += run.questions
-            self.trained |= {value[step.root] for step in run.steps}
+            self.trained |= {found.parameter for found in run.found if found.parameter}
+            self.trained |= {question.parameter for question in run.questions}
             if run.steps:
-                self.carried |= {value[state.root] for state in run.carried}
+                self.carried |= {
+                    value[state.root]
+                    for state in run.carried
+                    if not run.states.read[state.root]
+                    or (state.way is not None and state.way.roughness < FACTOR)
+                }
             self.ends |= {value[step.new] for step in run.steps}
+            self.ends |= {value[each] for ends in run.moved.values() for each in ends}
+            self.moved |= {value[root] for root in run.moved}
+            self.new_values |= {
+                value[step.new] for step in run.steps if value[step.root] in self.trained
+            }
             self.summed |= {value[each] for each in run.summed()}
 
     def raw(self, value: Value, parameter: Value | None) -> Value:

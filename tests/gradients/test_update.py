@@ -192,7 +192,7 @@ def test_a_softmax_of_a_parameter_is_not_mistaken_for_clipping(find_after_backwa
         pytest.param("a = Cast <to = 10> (g)  b = Cast <to = 1> (a)  h = Div (b, scale)", "h",
                      id="unscaled-in-float32"),
         pytest.param("g1 = MatMul (xT, error)  h = Add (g1, g)", "h", id="sum-over-uses"),
-        pytest.param("W_grad = Mul (g, half)  h = Identity (W_grad)", "W_grad", id="named"),
+        pytest.param("W_grad = Mul (g, half)  h = Identity (W_grad)", "h", id="named-and-aliased"),
     ],
 )  # fmt: skip
 def test_the_gradient_lies_behind_sums_and_unscaling(find_after_backward, text, gradient):
