@@ -173,7 +173,9 @@ def name_gradients(
     flow = Flow(index)
     updates = Updates(flow)
     found = [_sighting(flow, [each]) for each in claimed.find(flow, updates, wanted)]
-    return Survey(flow, found, [], updates.ends | _ends(flow, optimizer_ops), updates.summed, [])
+    return Survey(
+        flow, found, [], updates.moved_ends | _ends(flow, optimizer_ops), updates.summed, []
+    )
 
 
 _Joined = dict[str, dict[tuple[int, str], list[Found]]]

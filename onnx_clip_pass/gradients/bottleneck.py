@@ -35,6 +35,7 @@ from onnx_clip_pass.gradients.ops import (
     ELEMENTWISE,
     KNOWN_DOMAINS,
     PHI,
+    PRODUCTS,
     SCATTERS,
     SHAPES,
     VIEWS,
@@ -97,7 +98,8 @@ class Bottlenecks:
         steps, cuts = self._unrolled()
         self.chains = Chains(states, cuts, self._starts(states.reported))
         if any(
-            states.read[state.root] and states.nonfree[state.new]
+            states.read[state.root]
+            and states.nonfree[state.new]
             and not self.chains.depends[state.new]
             for state in states.states
         ):
@@ -127,24 +129,30 @@ class Bottlenecks:
         stored = {s.root: s.new for s in self.carried if chains.depends[s.new]}
         for state in self.carried:
             way = state.way
-            if way is None or way.share is None or not states.read[state.root] or (
-                chains.depends[state.new] or not np.all(way.share > _WHOLE)
+            if (
+                way is None
+                or way.share is None
+                or not states.read[state.root]
+                or (chains.depends[state.new] or not np.all(way.share > _WHOLE))
             ):
                 continue
             moved = [
                 stored[other]
                 for other in stored
-                if other != state.root and self._flows(other, state.new)
+                if other != state.root
+                and self._flows(other, state.new)
                 and values.is_like(other, state.root)
             ]
             if moved:
-                self.questions.append(Question(
-                    values.value[state.root],
-                    self.flow.root_name(values.value[state.root]),
-                    values.value[state.new],
-                    tuple(values.value[values.behind(each)] for each in moved),
-                    "it is moved by what the run before has stored",
-                ))
+                self.questions.append(
+                    Question(
+                        values.value[state.root],
+                        self.flow.root_name(values.value[state.root]),
+                        values.value[state.new],
+                        tuple(values.value[values.behind(each)] for each in moved),
+                        "it is moved by what the run before has stored",
+                    )
+                )
 
     # -- steps -----------------------------------------------------------------------------------
 
@@ -279,7 +287,12 @@ class Bottlenecks:
                 if values.op[vertex] in ("Add", "Sub", "Sum", "Where", PHI)
             }
             around = {*between, state.new, values.behind(state.new)}
-            is_read = not around.issuperset(values.readers[state.root])
+            ways = self.states.forms.ways
+            is_read = any(
+                state.root not in ways[reader] or ways[reader][state.root].share is None
+                for reader in values.readers[state.root]
+                if reader not in around and values.op[reader] not in SHAPES
+            )
             if is_read or any(values.op[vertex] == "Sub" for vertex in ends):
                 found[state.root] = {*ends, state.new}
         return found
@@ -464,14 +477,18 @@ class Bottlenecks:
                 continue
             found = chains.tree.common(lowest[owner], state.new)
             if (
-                found != ROOT and self.reach[found] == owner and found not in states.forward
+                found != ROOT
+                and self.reach[found] == owner
+                and found not in states.forward
                 and (values.op[found] or self.is_optimizer)
             ):
                 lowest[owner] = found
         for owner, found in lowest.items():
             root = self.steps[owner - 1].root
-            while not values.is_like(found, root) and self.reach[found] == owner and (
-                found not in states.forward
+            while (
+                not values.is_like(found, root)
+                and self.reach[found] == owner
+                and (found not in states.forward)
             ):
                 found = chains.tree.above[found]
             is_computed = bool(values.op[found]) or self.is_optimizer
@@ -490,15 +507,20 @@ class Bottlenecks:
             return
         if why:
             candidates = [each for each in dict.fromkeys((*others, picked)) if each]
-            self.questions.append(Question(
-                values.value[step.root], name, values.value[step.new],
-                tuple(values.value[each] for each in candidates), why,
-            ))
+            self.questions.append(
+                Question(
+                    values.value[step.root],
+                    name,
+                    values.value[step.new],
+                    tuple(values.value[each] for each in candidates),
+                    why,
+                )
+            )
             return
         evidence = f"updates {name} to {values.name(step.new)}"
-        self.found.append(Found(
-            values.value[picked], values.value[step.root], name, evidence, self._sink(step)
-        ))
+        self.found.append(
+            Found(values.value[picked], values.value[step.root], name, evidence, self._sink(step))
+        )
 
     def _walk(self, number: int, step: Step, start: int) -> tuple[int, list[int], str]:
         """The gradient, other candidates, and why there are some."""
@@ -531,30 +553,63 @@ class Bottlenecks:
                 break
             if self.is_optimizer and Link.BENT in link and not self._is_clip(at):
                 break
-            if above != ROOT and not values.op[above] and is_named_after(
-                values.name(above), self.flow.root_name(values.value[step.root])
+            if (
+                above != ROOT
+                and not values.op[above]
+                and is_named_after(values.name(above), self.flow.root_name(values.value[step.root]))
             ):
                 trail.append(above)
                 break
             if above == ROOT or (not values.op[above] and not self.is_optimizer):
                 why = "its update is computed from inputs alone, without a contraction"
                 break
-            if above in states.forward and not self.is_optimizer and (
-                Link.BENT in link or states.is_loss_sure
+            if (
+                above in states.forward
+                and not self.is_optimizer
+                and (Link.BENT in link or states.is_loss_sure)
             ):
                 break
             if Link.REDUCED in link and step.root in self.averaged:
                 break
             is_sum = values.op[at] in ("Add", "Sub", "Sum")
-            if is_sum and at not in base and step.root in self.penalized and any(
-                step.root in states.forms.ways[x] and x not in chains.sources[at]
-                for x in values.takes[at]
+            if (
+                is_sum
+                and at not in base
+                and step.root in self.penalized
+                and any(
+                    step.root in states.forms.ways[x] and x not in chains.sources[at]
+                    for x in values.takes[at]
+                )
             ):
                 others.append(at)
                 why = "a term in it alone is decay, or comes of a penalty in the loss"
             at = above
             trail.append(at)
+        rival = self._rival(number, step, trail[-1])
+        if rival and not why:
+            others.append(rival)
+            why = "matrix products of a value of its shape make it, as an optimizer's may do"
         return self._picked(step, trail), others, why
+
+    def _rival(self, number: int, step: Step, end: int) -> int:
+        """A value above the end of the walk that may be the gradient as well; 0 for none.
+
+        Orthogonalised gradients are made of gradients by contractions, and look like gradients.
+        """
+        chains, values = self.chains, self.values
+        found = 0
+        at = chains.tree.above[end] if values.op[end] in PRODUCTS else ROOT
+        while at != ROOT and values.op[at] and self.reach[at] == number:
+            if (
+                values.op[at] in PRODUCTS
+                and values.is_like(at, step.root)
+                and values.shape(at) is not None
+                and at not in self.states.forward
+                and self.backward[at] in (NOBODY, number)
+            ):
+                found = at
+            at = chains.tree.above[at]
+        return found
 
     def _joined(self, vertex: int) -> int:
         """The operand of the Concat behind a Split or Slice that is the same segment of it."""
@@ -585,8 +640,10 @@ class Bottlenecks:
 
     def _is_unknown(self, vertex: int) -> bool:
         node = self.values.value[vertex].node
-        return node is not None and self.values.op[vertex] not in ELEMENTWISE and (
-            node.domain not in KNOWN_DOMAINS
+        return (
+            node is not None
+            and self.values.op[vertex] not in ELEMENTWISE
+            and (node.domain not in KNOWN_DOMAINS)
         )
 
     def _bases(self, step: Step) -> set[int]:
@@ -669,9 +726,7 @@ class Bottlenecks:
         if cone.inputs & states.roots:
             return False
         if cone.inputs and inner == end:
-            return self._terms(end) > 1 and (
-                values.op[vertex] == "Div" or is_taken_up
-            )
+            return self._terms(end) > 1 and (values.op[vertex] == "Div" or is_taken_up)
         number = states.numbers[factor]
         if number is None or cone.inputs:
             return False
@@ -682,6 +737,8 @@ class Bottlenecks:
         if terms >= 1 and times > 1 and abs(terms - round(terms)) < 1e-3:
             return True
         if any(abs(times - scale) < 1e-3 * scale for scale in self._scales):
+            return True
+        if is_taken_up and values.op[vertex] == "Div" and times > 1:
             return True
         if is_last:
             return False
@@ -789,8 +846,11 @@ class Bottlenecks:
         if self.stateful[picked] or self._after_state[picked]:
             return "its update joins states that depend on data in ways of their own"
         sources = chains.sources[picked]
-        if sources and not values.is_single(picked) and all(map(values.is_single, sources)) and (
-            values.op[picked] in ELEMENTWISE
+        if (
+            sources
+            and not values.is_single(picked)
+            and all(map(values.is_single, sources))
+            and (values.op[picked] in ELEMENTWISE)
         ):
             return "its update depends on the data only through a number"
         return ""
@@ -827,7 +887,8 @@ class Bottlenecks:
         carried = {
             values.behind(state.new)
             for state in self.carried
-            if state.new not in states.forward and not values.is_single(state.new)
+            if state.new not in states.forward
+            and not values.is_single(state.new)
             and self.chains.depends[state.new]
         }
         found = [False] * len(values)
@@ -844,8 +905,10 @@ class Bottlenecks:
         values, ways = self.values, self.states.forms.ways
         for vertex in range(1, len(values)):
             op = values.op[vertex]
-            if op in ("Add", "Sub", "Sum") and values.is_single(vertex) and (
-                vertex in self.states.forward
+            if (
+                op in ("Add", "Sub", "Sum")
+                and values.is_single(vertex)
+                and (vertex in self.states.forward)
             ):
                 for each in values.takes[vertex]:
                     if not self.states.nonfree[each]:
@@ -855,8 +918,11 @@ class Bottlenecks:
             if op in ELEMENTWISE or not op or op in VIEWS or op in SHAPES:
                 continue
             for each in values.takes[vertex]:
-                if each and ways[each] and not self.states.nonfree[each] and (
-                    op.startswith("Reduce") or "Norm" in op
+                if (
+                    each
+                    and ways[each]
+                    and not self.states.nonfree[each]
+                    and (op.startswith("Reduce") or "Norm" in op)
                 ):
                     kind = self.averaged
                     if values.is_single(vertex):

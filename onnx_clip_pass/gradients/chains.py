@@ -16,6 +16,7 @@ States carry nothing from the run before, and so nothing at all.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Flag, auto
 from typing import NamedTuple
 
@@ -213,16 +214,19 @@ class Chains:
             return tuple(dict.fromkeys(each for _, each in all_of))
         if op in ELEMENTWISE or op in ("ScatterND", "ScatterElements"):
             nonfree = self.states.nonfree
-            for is_better in (
+            tests: tuple[Callable[[int], bool], ...] = (
                 lambda x: not values.is_single(x) or values.is_single(vertex),
                 lambda x: nonfree[x],
                 lambda x: not self._views[x],
                 lambda x: not self._by_number[x],
-            ):
+            )
+            for is_better in tests:
                 if len(main) > 1:
                     main = [each for each in main if is_better(each)] or main
-            if len(main) == 2 and values.is_single(vertex) and not self._rejoins(
-                self.tree.common(*main), tuple(main)
+            if (
+                len(main) == 2
+                and values.is_single(vertex)
+                and not self._rejoins(self.tree.common(*main), tuple(main))
             ):
                 for a, b in (main, main[::-1]):
                     if self.core[a] in self.cone(b).ends:
@@ -247,8 +251,10 @@ class Chains:
                 if each and slot not in side and each not in sources
             ):
                 return Link.MASK
-            return Link.END if len(sources) == 1 or not self._rejoins(above, sources) else (
-                Link.END | Link.BENT
+            return (
+                Link.END
+                if len(sources) == 1 or not self._rejoins(above, sources)
+                else (Link.END | Link.BENT)
             )
         if len(sources) > 1:
             return self._rejoined(vertex, above, sources)
@@ -295,8 +301,11 @@ class Chains:
         while todo:
             at = todo.pop()
             takes = self.values.takes[at]
-            if not takes and not self.values.is_single(at) and self.states.read[at] and (
-                not self.states.reported or at in self.states.reported
+            if (
+                not takes
+                and not self.values.is_single(at)
+                and self.states.read[at]
+                and (not self.states.reported or at in self.states.reported)
             ):
                 return True
             if len(seen) > 64:
@@ -345,8 +354,10 @@ class Chains:
     def is_measured(self, vertex: int) -> bool:
         """Whether a value is scaled by what reductions make of itself, such as norms of its rows."""
         above, sources = self.tree.above[vertex], self.sources[vertex]
-        return self.values.op[vertex] in ("Mul", "Div") and len(sources) > 1 and any(
-            Link.END in self._path(above, each) for each in sources
+        return (
+            self.values.op[vertex] in ("Mul", "Div")
+            and len(sources) > 1
+            and any(Link.END in self._path(above, each) for each in sources)
         )
 
     def _path(self, above: int, vertex: int) -> Link:

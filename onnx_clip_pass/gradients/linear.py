@@ -8,7 +8,7 @@ that the whole takes linear time.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -182,8 +182,7 @@ class LinearForms:
         return node is not None and node.domain not in KNOWN_DOMAINS
 
     def _merge(
-        self, vertex: int, parts: list[tuple[int, Sample | None]] | list[tuple[int, Sample]],
-        roughness: int,
+        self, vertex: int, parts: Sequence[tuple[int, Sample | None]], roughness: int
     ) -> None:
         is_alias = self.values.op[vertex] in ALIASES
         found = dict(self.ways[vertex])

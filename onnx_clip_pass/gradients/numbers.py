@@ -17,7 +17,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 from onnx_clip_pass.gradients.ops import ALIASES, PHI
 from onnx_clip_pass.gradients.values import Values, size_of
 
-__all__ = ["POINTS", "Sample", "is_one", "is_negative", "sample_numbers"]
+__all__ = ["POINTS", "Sample", "is_negative", "is_one", "sample_numbers"]
 
 Sample = NDArray[np.float64]
 """A number at each of the points."""
@@ -71,9 +71,7 @@ def is_negative(coefficient: Sample) -> bool:
     return bool(np.all(coefficient <= 0) and np.any(coefficient < 0))
 
 
-def _made(
-    values: Values, vertex: int, op: str, known: list[Sample | None]
-) -> Sample | None:
+def _made(values: Values, vertex: int, op: str, known: list[Sample | None]) -> Sample | None:
     takes = values.takes[vertex]
     if not op or op == "Constant":
         return _constant(values, vertex)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from onnx_clip_pass.graph import TRAINING_DOMAIN
 
 __all__ = [
-    "ALIASES", "CALL", "ELEMENTWISE", "JOINTS", "KNOWN_DOMAINS", "PHI", "RANDOM", "SCATTERS",
-    "SHAPES", "SIDE_SLOTS", "STEPS", "VIEWS",
+    "ALIASES", "CALL", "ELEMENTWISE", "JOINTS", "KNOWN_DOMAINS", "PHI", "PRODUCTS", "RANDOM",
+    "SCATTERS", "SHAPES", "SIDE_SLOTS", "STEPS", "VIEWS",
 ]  # fmt: skip
 
 CALL = "@call"
@@ -55,6 +55,9 @@ SHAPES = {"Shape", "Size"}
 
 VIEWS = {"Gather", "GatherElements", "GatherND", "Slice"}
 """Some elements of their first input."""
+
+PRODUCTS = {"Einsum", "Gemm", "MatMul"}
+"""Matrix products, of which an optimizer that orthogonalises consists."""
 
 JOINTS = {"Concat", "Slice", "Split"}
 """Operators that join tensors, or take them apart, and compute nothing."""

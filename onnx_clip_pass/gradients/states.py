@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from onnx_clip_pass.gradients.numbers import POINTS, Sample, is_one, sample_numb
 from onnx_clip_pass.gradients.ops import ALIASES, ELEMENTWISE, SHAPES, STEPS, VIEWS
 from onnx_clip_pass.gradients.roles import is_surely_data
 from onnx_clip_pass.gradients.values import Values
-from onnx_clip_pass.graph import OUTPUT, Flow, Frame
+from onnx_clip_pass.graph import OUTPUT, Flow, Frame, TensorType, Value
 from onnx_clip_pass.graph.control import body_output_of_body_input
 
 __all__ = ["Run", "State", "States"]
@@ -51,7 +51,9 @@ class Run(NamedTuple):
             if root is flow.main:
                 runs.append(cls((root,)))
             elif path.endswith(".algorithm"):
-                info = flow.index.model.training_info[int(path[len("training_info[") :].split("]")[0])]
+                info = flow.index.model.training_info[
+                    int(path[len("training_info[") :].split("]")[0])
+                ]
                 bound = {each.key: each.value for each in info.update_binding}
                 runs.append(cls((flow.main, root), bound))
         for frame in flow.frames():
@@ -95,6 +97,7 @@ class States:
         new_values = {values.behind(each) for each in self.outputs} - set(roots)
         self.nonfree = self._nonfree()
         self.contracted = self._nonfree(but_numbers=True)
+        self._ends: set[int] = set()
         self.forms = LinearForms(values, self.numbers, roots, new_values, self.nonfree)
         self.states = self._bound() if run.bound is not None else self._paired(roots)
         self.of_new = {state.new: state for state in self.states}
@@ -123,16 +126,21 @@ class States:
                 number = values.named(frame, name)
                 known = values.types[number]
                 if number and not values.op[number] and known is not None:
-                    is_wanted = name in bound if bound is not None else (
-                        _kind(values, number) in types
-                        and known.dtype in _FLOATS
-                        and not is_surely_data(self.flow, values.value[number])
+                    is_wanted = (
+                        name in bound
+                        if bound is not None
+                        else (
+                            _kind(values, number) in types
+                            and known.dtype in _FLOATS
+                            and not is_surely_data(self.flow, values.value[number])
+                        )
                     )
                     if is_wanted:
                         found.append(number)
         names = {values.name(each) for each in found}
         return [
-            each for each in found
+            each
+            for each in found
             if bound is not None or names.isdisjoint(parameter_names(values.name(each)))
         ]
 
@@ -153,16 +161,23 @@ class States:
             if not values.op[values.behind(new)]:
                 continue  # an input that is handed through
             for root, way in ways[new].items():
-                if (_kind(values, root) == _kind(values, new) or (
-                    values.is_like(root, new) and None in (values.shape(root), values.shape(new))
-                )) and not is_named_after(values.name(new), values.name(root)):
+                if (
+                    _kind(values, root) == _kind(values, new)
+                    or (
+                        values.is_like(root, new)
+                        and None in (values.shape(root), values.shape(new))
+                    )
+                ) and not is_named_after(values.name(new), values.name(root)):
                     offers[way.passed, way.roughness].append((new, root))
         taken: dict[int, int] = {}
         given: set[int] = set()
         for tier in sorted(offers):
             _match(
-                [(new, root) for new, root in offers[tier]
-                 if new not in taken and root not in given],
+                [
+                    (new, root)
+                    for new, root in offers[tier]
+                    if new not in taken and root not in given
+                ],
                 self._strangeness,
                 taken,
                 given,
@@ -184,7 +199,8 @@ class States:
         is_whole = False
         if way.share is not None and not self.contracted[new]:
             rivals = [
-                each.share for state, each in self.forms.ways[new].items()
+                each.share
+                for state, each in self.forms.ways[new].items()
                 if state != root and each.share is not None
             ]
             is_whole = is_one(way.share) and any(not is_one(share) for share in rivals)
@@ -194,10 +210,11 @@ class States:
 
     def _replaced(self, roots: Iterable[int], taken: dict[int, int]) -> list[State]:
         """The states that are left: where one root and one output are of a kind, it is replaced."""
-        values = self.values
+        values, given = self.values, set(taken.values())
+        read = self._ancestors(new for new in self.outputs if new not in taken)
         kinds: dict[object, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
         for root in roots:
-            if root not in taken.values() and not values.is_single(root):
+            if root not in given and not values.is_single(root):
                 kinds[_kind(values, root)][0].append(root)
         for new in self.outputs:
             if new not in taken and values.op[values.behind(new)]:
@@ -206,6 +223,7 @@ class States:
             State(left[0], made[0], None)
             for left, made in kinds.values()
             if len(left) == len(made) == 1
+            and (left[0] not in read or values.op[values.behind(made[0])] in ELEMENTWISE)
             and not is_named_after(values.name(made[0]), values.name(left[0]))
         ]
 
@@ -215,7 +233,8 @@ class States:
         return [
             each
             for each in self.reports
-            if values.is_single(each) and (values.types[each] or _ANY).dtype in _FLOATS
+            if values.is_single(each)
+            and (values.types[each] or TensorType()).dtype in _FLOATS
             and values.op[each]
         ]
 
@@ -390,22 +409,15 @@ class States:
                 if op in SHAPES or (reader in ends and op not in ALIASES):
                     continue
                 is_end = op not in ELEMENTWISE and op not in VIEWS and op not in _SPREAD
-                if (
-                    is_end and (not values.is_single(reader) or reader in self.forward)
-                ) or found[reader]:
+                if (is_end and (not values.is_single(reader) or reader in self.forward)) or found[
+                    reader
+                ]:
                     found[vertex] = True
                     break
         return found
 
 
-class _Any(NamedTuple):
-    dtype: int = 0
-
-
-_ANY = _Any()
-
-
-def _canonical(flow: Flow, frame: Frame, name: str):  # type: ignore[no-untyped-def]
+def _canonical(flow: Flow, frame: Frame, name: str) -> Value | None:
     found = flow.resolve(frame, name)
     return None if found is None else flow.canonical(found)
 
@@ -415,14 +427,19 @@ def _kind(values: Values, vertex: int) -> tuple[int, object]:
     return (0, None) if known is None else (known.dtype, known.shape)
 
 
-def _match(pairs, length, taken, given):  # type: ignore[no-untyped-def]
-    """Choose pairs in which nothing occurs twice: lone choices first, then the shortest way."""
+def _match(
+    pairs: list[tuple[int, int]],
+    strangeness: Callable[[tuple[int, int]], tuple[bool, bool, bool, int]],
+    taken: dict[int, int],
+    given: set[int],
+) -> None:
+    """Choose pairs in which nothing occurs twice: lone choices first, then the least strange."""
     by_new: dict[int, set[int]] = defaultdict(set)
     by_root: dict[int, set[int]] = defaultdict(set)
     for new, root in pairs:
         by_new[new].add(root)
         by_root[root].add(new)
-    rest = sorted(pairs, key=length, reverse=True)
+    rest = sorted(pairs, key=strangeness, reverse=True)
     lone = [new for new, choices in by_new.items() if len(choices) == 1]
     while lone or rest:
         if lone:

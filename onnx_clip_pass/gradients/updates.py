@@ -15,7 +15,9 @@ class Updates:
     """The gradients that updates show, the questions they leave, and what they make of values.
 
     `trained` are the parameters, `carried` the other states, `moved` those that a user may call
-    parameters, `ends` the new values, at which the backward pass of a step ends, and `summed` what is added to sums over runs.
+    parameters, with `moved_ends`, where something is added to them. `ends` are the new values of
+    parameters, at which the backward pass of a step ends, `new_values` those that are sure, and
+    `summed` is what is added to sums over runs.
     """
 
     def __init__(self, flow: Flow) -> None:
@@ -25,6 +27,7 @@ class Updates:
         self.trained: set[Value] = set()
         self.carried: set[Value] = set()
         self.moved: set[Value] = set()
+        self.moved_ends: set[Value] = set()
         self.new_values: set[Value] = set()
         self.ends: set[Value] = set()
         self.summed: set[Value] = set()
@@ -42,10 +45,12 @@ class Updates:
                     or (state.way is not None and state.way.roughness < FACTOR)
                 }
             self.ends |= {value[step.new] for step in run.steps}
-            self.ends |= {value[each] for ends in run.moved.values() for each in ends}
+            self.moved_ends |= {value[each] for ends in run.moved.values() for each in ends}
             self.moved |= {value[root] for root in run.moved}
             self.new_values |= {
-                value[step.new] for step in run.steps if value[step.root] in self.trained
+                value[step.new]
+                for step in run.steps
+                if value[step.root] in self.trained and not run.is_optimizer
             }
             self.summed |= {value[each] for each in run.summed()}
 

@@ -34,9 +34,9 @@ class Dominators:
             found = source if found < 0 else self.common(found, source)
         found = max(found, ROOT)
         jump = self._jump[found]
-        is_even = self.depth[found] - self.depth[jump] == self.depth[jump] - self.depth[
-            self._jump[jump]
-        ]
+        is_even = (
+            self.depth[found] - self.depth[jump] == self.depth[jump] - self.depth[self._jump[jump]]
+        )
         self.above.append(found)
         self.depth.append(self.depth[found] + 1)
         self._jump.append(self._jump[jump] if is_even else found)

@@ -196,9 +196,7 @@ def test_a_softmax_of_a_parameter_is_not_mistaken_for_clipping(find_after_backwa
     ],
 )  # fmt: skip
 def test_the_gradient_lies_behind_sums_and_unscaling(find_after_backward, text, gradient):
-    found = find_after_backward(
-        text + "  s = Mul (lr, h)  W_new = Sub (W, s)"
-    )
+    found = find_after_backward(text + "  s = Mul (lr, h)  W_new = Sub (W, s)")
     assert found == [(gradient, "W")]
 
 

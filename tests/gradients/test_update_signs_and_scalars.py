@@ -59,9 +59,7 @@ def test_nadam_takes_the_gradient_up_in_its_moments(find_after_backward):
                      id="minus-lr-times-minus"),
     ],
 )  # fmt: skip
-def test_a_minus_belongs_to_the_update(
-    find_after_backward, text, expected
-):
+def test_a_minus_belongs_to_the_update(find_after_backward, text, expected):
     assert find_after_backward(text) == expected
 
 
