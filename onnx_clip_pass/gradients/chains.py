@@ -352,7 +352,7 @@ class Chains:
         return Link.FACTOR if Link.FACTOR in whole else Link.MIX
 
     def is_measured(self, vertex: int) -> bool:
-        """Whether a value is scaled by what reductions make of itself, such as norms of its rows."""
+        """Whether a value is scaled by reductions of itself, such as norms of its rows."""
         above, sources = self.tree.above[vertex], self.sources[vertex]
         return (
             self.values.op[vertex] in ("Mul", "Div")
@@ -373,6 +373,6 @@ class Chains:
 
 
 def _both(a: int, b: int) -> int:
-    if a == NOBODY or a == b:
+    if a in (NOBODY, b):
         return b
     return a if b == NOBODY else MANY

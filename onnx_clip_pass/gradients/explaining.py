@@ -10,9 +10,10 @@ from onnx import ModelProto
 from onnx_clip_pass.arguments import check_model
 from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.gradients import Survey, survey
-from onnx_clip_pass.gradients.bottleneck import Bottlenecks, Question, Step
+from onnx_clip_pass.gradients.bottleneck import Bottlenecks, Question
 from onnx_clip_pass.gradients.chains import NOBODY, Link
 from onnx_clip_pass.gradients.optimizer import NO_OPS, OptimizerOps
+from onnx_clip_pass.gradients.training import Step
 from onnx_clip_pass.gradients.updates import Updates
 from onnx_clip_pass.graph import Flow, Index, Value
 from onnx_clip_pass.graph.dominators import ROOT

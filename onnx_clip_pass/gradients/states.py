@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,12 +20,13 @@ from onnx_clip_pass.gradients.linear import REDUCED, LinearForms, Way
 from onnx_clip_pass.gradients.naming import is_named_after, parameter_names
 from onnx_clip_pass.gradients.numbers import POINTS, Sample, is_one, sample_numbers
 from onnx_clip_pass.gradients.ops import ALIASES, ELEMENTWISE, SHAPES, STEPS, VIEWS
+from onnx_clip_pass.gradients.pairing import match
 from onnx_clip_pass.gradients.roles import is_surely_data
+from onnx_clip_pass.gradients.runs import Run
 from onnx_clip_pass.gradients.values import Values
-from onnx_clip_pass.graph import OUTPUT, Flow, Frame, TensorType, Value
-from onnx_clip_pass.graph.control import body_output_of_body_input
+from onnx_clip_pass.graph import Flow, Frame, TensorType, Value
 
-__all__ = ["Run", "State", "States"]
+__all__ = ["State", "States"]
 
 _SPREAD = {"Concat", "Expand"}
 _MEASURES = {"ReduceL1", "ReduceL2", "ReduceMax", "ReduceMin", "Sqrt"}
@@ -34,41 +35,6 @@ _MOST_REPORTS = 16
 _WHOLE = 0.5
 """The least share of a state in what becomes of it; what is added for decay has less."""
 _FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16, 0}
-
-
-class Run(NamedTuple):
-    """What executes once: its frames, the last of which returns the outputs, and known pairs."""
-
-    frames: tuple[Frame, ...]
-    bound: dict[str, str] | None = None
-
-    @classmethod
-    def all_of(cls, flow: Flow) -> list[Run]:
-        """Return every run of a model."""
-        runs = []
-        for root in flow.roots():
-            path = root.scope.path
-            if root is flow.main:
-                runs.append(cls((root,)))
-            elif path.endswith(".algorithm"):
-                info = flow.index.model.training_info[
-                    int(path[len("training_info[") :].split("]")[0])
-                ]
-                bound = {each.key: each.value for each in info.update_binding}
-                runs.append(cls((flow.main, root), bound))
-        for frame in flow.frames():
-            if frame.caller is None or frame.call == OUTPUT or frame.scope.is_function:
-                continue
-            call = frame.caller.scope.nodes[frame.call]
-            if call.op_type in ("Loop", "Scan"):
-                pairs = {
-                    name: frame.scope.outputs[out]
-                    for at, name in enumerate(frame.scope.inputs)
-                    if (out := body_output_of_body_input(call, at)) is not None
-                    and out < len(frame.scope.outputs)
-                }
-                runs.append(cls((frame,), pairs))
-        return runs
 
 
 class State(NamedTuple):
@@ -172,7 +138,7 @@ class States:
         taken: dict[int, int] = {}
         given: set[int] = set()
         for tier in sorted(offers):
-            _match(
+            match(
                 [
                     (new, root)
                     for new, root in offers[tier]
@@ -425,35 +391,3 @@ def _canonical(flow: Flow, frame: Frame, name: str) -> Value | None:
 def _kind(values: Values, vertex: int) -> tuple[int, object]:
     known = values.types[vertex]
     return (0, None) if known is None else (known.dtype, known.shape)
-
-
-def _match(
-    pairs: list[tuple[int, int]],
-    strangeness: Callable[[tuple[int, int]], tuple[bool, bool, bool, int]],
-    taken: dict[int, int],
-    given: set[int],
-) -> None:
-    """Choose pairs in which nothing occurs twice: lone choices first, then the least strange."""
-    by_new: dict[int, set[int]] = defaultdict(set)
-    by_root: dict[int, set[int]] = defaultdict(set)
-    for new, root in pairs:
-        by_new[new].add(root)
-        by_root[root].add(new)
-    rest = sorted(pairs, key=strangeness, reverse=True)
-    lone = [new for new, choices in by_new.items() if len(choices) == 1]
-    while lone or rest:
-        if lone:
-            new = lone.pop()
-            if new in taken or len(by_new[new]) != 1:
-                continue
-            (root,) = by_new[new]
-        else:
-            new, root = rest.pop()
-            if new in taken or root in given:
-                continue
-        taken[new] = root
-        given.add(root)
-        for other in by_root[root] - {new}:
-            by_new[other].discard(root)
-            if len(by_new[other]) == 1:
-                lone.append(other)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnx_clip_pass.gradients.bottleneck import Bottlenecks, Question
 from onnx_clip_pass.gradients.found import Found
 from onnx_clip_pass.gradients.linear import FACTOR
-from onnx_clip_pass.gradients.states import Run
+from onnx_clip_pass.gradients.runs import Run
 from onnx_clip_pass.graph import Flow, Value
 
 __all__ = ["Question", "Updates"]

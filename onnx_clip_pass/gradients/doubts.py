@@ -1,0 +1,182 @@
+"""What speaks against a value that a walk ends at: the reasons of questions."""
+
+from __future__ import annotations
+
+import heapq
+from functools import cached_property
+
+import numpy as np
+from onnx import numpy_helper
+
+from onnx_clip_pass.gradients.chains import NOBODY
+from onnx_clip_pass.gradients.factors import Factors
+from onnx_clip_pass.gradients.numbers import POINTS
+from onnx_clip_pass.gradients.ops import (
+    ELEMENTWISE,
+    PRODUCTS,
+    SCATTERS,
+    SHAPES,
+    VIEWS,
+)
+from onnx_clip_pass.gradients.training import Step
+from onnx_clip_pass.graph import attribute
+from onnx_clip_pass.graph.dominators import ROOT
+
+__all__ = ["Doubts"]
+
+_MOST_ROWS = 4096
+
+
+class Doubts(Factors):
+    """Questions about the candidates of a run.
+
+    `averaged` and `penalized` are the parameters that the forward pass sums up by themselves, along
+    axes or all of them; `reach` and `backward` say which one step each value leads to.
+    """
+
+    averaged: set[int]
+    penalized: set[int]
+    reach: list[int]
+    backward: list[int]
+    stateful: list[bool]
+
+    def tell_reach(self) -> None:
+        """Tell which steps each value leads to, and which states gradients are made of."""
+        targets = {step.new: number for number, step in enumerate(self.steps, 1)}
+        self.reach = self.chains.lead_to(targets, past_contraction=False)
+        self.backward = self.chains.lead_to(targets, past_contraction=True)
+        self.stateful = self.chains.made_of({state.root for state in self.carried})
+
+    def find_penalties(self) -> None:
+        """Find the parameters that the forward pass sums up by themselves."""
+        self.averaged, self.penalized = set(), set()
+        values, ways = self.values, self.states.forms.ways
+        for vertex in range(1, len(values)):
+            op = values.op[vertex]
+            if (
+                op in ("Add", "Sub", "Sum")
+                and values.is_single(vertex)
+                and (vertex in self.states.forward)
+            ):
+                for each in values.takes[vertex]:
+                    if not self.states.nonfree[each]:
+                        self.penalized.update(
+                            root for root, way in ways[each].items() if way.share is None
+                        )
+            if op in ELEMENTWISE or not op or op in VIEWS or op in SHAPES:
+                continue
+            for each in values.takes[vertex]:
+                if (
+                    each
+                    and ways[each]
+                    and not self.states.nonfree[each]
+                    and (op.startswith("Reduce") or "Norm" in op)
+                ):
+                    kind = self.averaged
+                    if values.is_single(vertex):
+                        if vertex not in self.states.forward:
+                            continue
+                        kind = self.penalized
+                    kind.update(ways[each])
+
+    def rival(self, number: int, step: Step, end: int) -> int:
+        """A value above the end of the walk that may be the gradient as well; 0 for none.
+
+        Orthogonalised gradients are made of gradients by contractions, and look like gradients.
+        """
+        chains, values = self.chains, self.values
+        found = 0
+        at = chains.tree.above[end] if values.op[end] in PRODUCTS else ROOT
+        while at != ROOT and values.op[at] and self.reach[at] == number:
+            if (
+                values.op[at] in PRODUCTS
+                and values.is_like(at, step.root)
+                and values.shape(at) is not None
+                and at not in self.states.forward
+                and self.backward[at] in (NOBODY, number)
+            ):
+                found = at
+            at = chains.tree.above[at]
+        return found
+
+    def is_ascent(self, step: Step, picked: int) -> bool:
+        """Whether a multiple of a value is added to a state, as a force moves a body."""
+        values, forms = self.values, self.states.forms
+        start = values.behind(step.new)
+        shares = {start: np.ones(POINTS)}
+        todo = [-start]
+        while todo and len(shares) < _MOST_ROWS:
+            at = -heapq.heappop(todo)
+            if at == values.behind(picked):
+                return bool(np.all(shares[at] > 0))
+            for each, part in forms.parts(at) or ():
+                if each not in shares:
+                    heapq.heappush(todo, -each)
+                    shares[each] = np.zeros(POINTS)
+                shares[each] = shares[each] + shares[at] * part
+        return False
+
+    def fault(self, step: Step, picked: int) -> str:
+        values, chains = self.values, self.chains
+        if not picked:
+            return ""
+        if not values.is_like(picked, step.root) and (
+            values.size(picked) is None or values.size(picked) != values.size(step.root)
+        ):
+            return self._fault_of_rows(step, picked)
+        if self.stateful[picked] or self._after_state[picked]:
+            return "its update joins states that depend on data in ways of their own"
+        sources = chains.sources[picked]
+        if (
+            sources
+            and not values.is_single(picked)
+            and all(map(values.is_single, sources))
+            and (values.op[picked] in ELEMENTWISE)
+        ):
+            return "its update depends on the data only through a number"
+        return ""
+
+    def _fault_of_rows(self, step: Step, picked: int) -> str:
+        """Gradients by rows are clipped if no row occurs twice or the update adds them up."""
+        values = self.values
+        for vertex in self.bases(step):
+            if values.op[vertex] in SCATTERS:
+                node = values.value[vertex].node
+                how = None if node is None else attribute(node, "reduction")
+                if how is not None and how.s == b"add":
+                    return ""
+                if self._is_distinct(values.takes[vertex][1]):
+                    return ""
+                return "its rows are replaced, and nothing says that none occurs twice"
+        return "no value of its shape is all that its update takes from the backward pass"
+
+    def _is_distinct(self, indices: int) -> bool:
+        values = self.values
+        at = values.behind(indices)
+        if values.op[at] in ("Range", "Unique", "TopK", "NonZero"):
+            return True
+        tensor = values.value[at].frame.scope.initializers.get(values.name(at))
+        if tensor is None or not values.is_constant(at) or tensor.external_data:
+            return False
+        rows = numpy_helper.to_array(tensor).reshape(-1)
+        return rows.size <= _MOST_ROWS and np.unique(rows).size == rows.size
+
+    @cached_property
+    def _after_state(self) -> list[bool]:
+        """Whether a value is computed from the new value of a state that is no parameter."""
+        values, states = self.values, self.states
+        carried = {
+            values.behind(state.new)
+            for state in self.carried
+            if state.new not in states.forward
+            and not values.is_single(state.new)
+            and self.chains.depends[state.new]
+        }
+        found = [False] * len(values)
+        for vertex in range(1, len(values)):
+            found[vertex] = any(
+                found[each] or each in carried
+                for each in values.takes[vertex]
+                if not values.is_single(each)
+            )
+        return found

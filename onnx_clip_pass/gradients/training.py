@@ -1,0 +1,338 @@
+"""Steps: which states a run trains, and from what to what.
+
+A parameter is a state that the forward pass reads, or that the optimizer alone touches if nothing
+else is in the graph; its new value is a sum of itself and of something that depends on data, not in
+shares that add up to 1 (an average, a copy). Where the forward pass reads what becomes of it on the
+way, as in unrolled loops, each part is a step of its own. All other states are carried.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from onnx_clip_pass.gradients.chains import Chains
+from onnx_clip_pass.gradients.linear import FACTOR, REDUCED, UNKNOWN
+from onnx_clip_pass.gradients.naming import is_named_after
+from onnx_clip_pass.gradients.ops import (
+    ALIASES,
+    ELEMENTWISE,
+    PHI,
+    SHAPES,
+)
+from onnx_clip_pass.gradients.runs import Run
+from onnx_clip_pass.gradients.states import State, States
+from onnx_clip_pass.graph import Flow
+
+__all__ = ["Step", "Training"]
+
+_WHOLE = 0.5
+_MOST_NUMBERS = 64
+
+
+class Step(NamedTuple):
+    """From `base` to `new`; `root` is the parameter, `base` that or what a step before made."""
+
+    root: int
+    base: int
+    new: int
+
+
+class Training:
+    """The steps of a run, and the flow of its data cut between them."""
+
+    is_optimizer = False
+    """Whether the run holds no backward pass, so that its gradients are inputs."""
+
+    def __init__(self, flow: Flow, run: Run) -> None:
+        self.flow = flow
+        self.run = run
+        self.states = states = States(flow, run)
+        self.values = states.values
+        self.carried: list[State] = []
+        self.steps: list[Step] = []
+        self._reached: dict[int, bytearray] = {}
+        self._tell_apart()
+
+    def _tell_apart(self) -> None:
+        states = self.states
+        steps, cuts = self._unrolled()
+        self.chains = Chains(states, cuts, self._starts(states.reported))
+        if any(
+            states.read[state.root]
+            and states.nonfree[state.new]
+            and not self.chains.depends[state.new]
+            for state in states.states
+        ):
+            self.chains = Chains(states, cuts, self._starts())
+        is_free = not any(
+            (states.nonfree if self.values.is_single(state.root) else states.contracted)[state.new]
+            for state in states.states
+        ) and not any(states.read[state.root] for state in states.states)
+        if (is_free and states.states) or not any(self.chains.depends):
+            self._take_inputs_for_gradients(cuts)
+        self.steps = [step for step in steps if self._is_trained(step)]
+        trained = {step.root for step in self.steps}
+        self.carried = [state for state in self.states.states if state.root not in trained]
+
+    def _unrolled(self) -> tuple[list[Step], set[tuple[int, int]]]:
+        """The steps from states to new values, cut where the forward pass reads what is between.
+
+        A moment is cut with the parameters: what it was in one step carries nothing to the next.
+        """
+        states, values = self.states, self.values
+        steps: list[Step] = []
+        ends: set[int] = set()
+        for state, between in zip(states.states, states.ways, strict=True):
+            at = state.root
+            for vertex in sorted(between):
+                way = states.forms.ways[vertex].get(state.root)
+                if (
+                    states.read[vertex]
+                    and states.nonfree[vertex]
+                    and values.op[vertex] not in ALIASES
+                    and values.behind(state.new) != vertex
+                    and way is not None
+                    and way.share is not None
+                ):
+                    steps.append(Step(state.root, at, vertex))
+                    ends.add(vertex)
+                    at = vertex
+            steps.append(Step(state.root, at, state.new))
+        if not ends:
+            return steps, set()
+        stage = [0] * len(values)
+        for vertex in range(1, len(values)):
+            stage[vertex] = max(
+                (stage[each] + (each in ends) for each in values.takes[vertex]), default=0
+            )
+        cut = ends.union(*states.ways)
+        return steps, {
+            (vertex, reader)
+            for vertex in cut
+            for reader in values.readers[vertex]
+            if stage[reader] > stage[vertex]
+        }
+
+    def _starts(self, among: set[int] | None = None) -> set[int]:
+        """The roots from which data flows: those that the backward pass reads and are no states."""
+        states, values = self.states, self.values
+        return {
+            vertex
+            for vertex in range(1, len(values))
+            if not values.op[vertex]
+            and vertex not in states.roots
+            and states.read[vertex]
+            and (not among or vertex in among)
+            and not (values.is_constant(vertex) and values.is_single(vertex))
+        }
+
+    def _take_inputs_for_gradients(self, cuts: set[tuple[int, int]]) -> None:
+        """Where nothing depends on data, gradients are inputs: the graph is an optimizer alone."""
+        states, values = self.states, self.values
+        free = [
+            vertex
+            for vertex in range(1, len(values))
+            if not values.op[vertex] and vertex not in states.roots and values.name(vertex)
+        ]
+        named = {
+            vertex
+            for vertex in free
+            for state in states.states
+            if is_named_after(values.name(vertex), values.name(state.root))
+        }
+        kinds = {values.shape(state.root) for state in states.states}
+        starts = named or {
+            vertex
+            for vertex in free
+            if (values.shape(vertex) in kinds if kinds else not values.is_single(vertex))
+        }
+        self.chains = Chains(states, cuts, starts)
+        self.is_optimizer = True
+
+    def _is_trained(self, step: Step) -> bool:
+        """Whether a step trains a parameter, see rule 1."""
+        states, chains = self.states, self.chains
+        way = states.forms.ways[step.new].get(step.root)
+        if not chains.depends[step.new]:
+            return False
+        if way is None and any(
+            self.values.behind(state.new) == self.values.behind(step.new)
+            for state in states.states
+            if state.root != step.root
+        ):
+            return False  # half precision, of which the master weights are the parameter
+        if way is None:
+            return states.read[step.root] and self._is_made_of_moments(step.new)
+        if states.is_average(step.new, step.root):
+            return False
+        if way.share is not None and not (np.all(way.share >= 0) and np.any(way.share > _WHOLE)):
+            return False
+        if self.is_optimizer:
+            return way.share is not None and self._is_last(step)
+        if not states.read[step.root] and not self._is_master(step):
+            return False
+        if states.reported and step.root not in states.handed_out and not self._is_own(step):
+            return False
+        if way.roughness == UNKNOWN:
+            return True
+        if way.passed:
+            return way.roughness < REDUCED and not self._is_copy(step)
+        return way.roughness < FACTOR and not self._is_gated(step)
+
+    def _is_own(self, step: Step) -> bool:
+        """Whether what is added to a state depends on it, as a gradient does on its parameter."""
+        if self._is_master(step):
+            return True
+        path = self.bases(step)
+        return any(
+            self.flows(step.base, source)
+            for vertex in path
+            for source in self.chains.sources[vertex]
+            if source not in path
+        )
+
+    def _is_master(self, step: Step) -> bool:
+        """Whether the forward pass reads a copy of the new value in another dtype."""
+        values, states = self.values, self.states
+        for other in self.states.outputs:
+            if other != step.new and values.behind(other) == values.behind(step.new):
+                return True
+        del states
+        return False
+
+    def _is_last(self, step: Step) -> bool:
+        """In an optimizer alone: a parameter's new value goes into no other state's but copies."""
+        values, states = self.values, self.states
+        new = values.behind(step.new)
+        return not any(
+            state.root != step.root
+            and self.flows(new, state.new)
+            and not states.is_average(state.new, state.root)
+            for state in states.states
+        )
+
+    def _is_made_of_moments(self, new: int) -> bool:
+        """Whether new values of states, none of which the forward pass reads, make a value."""
+        values, states = self.values, self.states
+        made_of = {values.behind(state.new): state for state in states.states if state.new != new}
+        seen, todo, found = {new}, [new], False
+        while todo:
+            at = todo.pop()
+            state = made_of.get(values.behind(at))
+            if state is not None:
+                if states.read[state.root]:
+                    return False
+                found = True
+                continue
+            if values.op[at] not in ELEMENTWISE:
+                if states.nonfree[at] and not values.is_single(at):
+                    return False
+                continue
+            todo += [each for each in values.takes[at] if each and each not in seen]
+            seen.update(values.takes[at])
+        return found
+
+    def _is_copy(self, step: Step) -> bool:
+        """Whether a new value is made of other parameters' new values alone."""
+        return self.values.behind(step.new) in self.states.new_values - {
+            self.values.behind(step.new)
+        }
+
+    def _is_gated(self, step: Step) -> bool:
+        """Whether a tensor that depends on data scales the state, as the gates of an LSTM do."""
+        values, chains = self.values, self.chains
+        ways = self.states.forms.ways
+        path = self.bases(step)
+        for vertex in path:
+            via = ways[vertex][step.root].via if step.root in ways[vertex] else 0
+            if values.op[vertex] not in ("Mul", "Div", "Tanh", "Sigmoid", "Exp"):
+                continue
+            for other in values.takes[vertex]:
+                if other == via or not other or values.is_single(other):
+                    continue
+                if chains.depends[other] and not (
+                    chains.depends[via] and chains.tree.common(via, other) in path
+                ):
+                    return True
+        return False
+
+    def bases(self, step: Step) -> set[int]:
+        """The values from the base to the new value, in which the parameter itself is."""
+        ways = self.states.forms.ways
+        path = {step.new}
+        at = step.new
+        while at != step.base and step.root in ways[at] and ways[at][step.root].via != at:
+            at = ways[at][step.root].via
+            path.add(at)
+        return path
+
+    def parameter_of(self, vertex: int) -> int:
+        """Return the parameter that a value is, or is a new value of; 0 for none."""
+        at = self.values.behind(vertex)
+        for state, between in zip(self.states.states, self.states.ways, strict=True):
+            if at == state.root or at in between or at == self.values.behind(state.new):
+                return state.root
+        return 0
+
+    @cached_property
+    def moved(self) -> dict[int, set[int]]:
+        """What a user may call parameters: roots that more reads than their updates, or lessened.
+
+        Each with the values in which something is added to it: if it is one, a step ends there.
+        """
+        values, found = self.values, {}
+        for state, between in zip(self.states.states, self.states.ways, strict=True):
+            if state.way is None or state.way.share is None:
+                continue
+            ends = {
+                vertex
+                for vertex in (*between, values.behind(state.new))
+                if values.op[vertex] in ("Add", "Sub", "Sum", "Where", PHI)
+            }
+            around = {*between, state.new, values.behind(state.new)}
+            ways = self.states.forms.ways
+            is_read = any(
+                state.root not in ways[reader] or ways[reader][state.root].share is None
+                for reader in values.readers[state.root]
+                if reader not in around and values.op[reader] not in SHAPES
+            )
+            if is_read or any(values.op[vertex] == "Sub" for vertex in ends):
+                found[state.root] = {*ends, state.new}
+        return found
+
+    def summed(self) -> set[int]:
+        """Return what is added, as it is or scaled, to sums that are carried from run to run."""
+        found: set[int] = set()
+        forms, values = self.states.forms, self.values
+        for state in self.carried:
+            way = state.way
+            at = values.behind(state.new)
+            if way is None or way.share is None or values.op[at] not in ("Add", "Sum"):
+                continue
+            if not np.all(np.abs(way.share - 1) < 1e-6):
+                continue
+            for each in values.takes[at]:
+                if state.root not in forms.ways[each]:
+                    each = values.behind(each)
+                    found.add(each)
+                    parts = forms.parts(each)
+                    if parts is not None and len(parts) == 1:
+                        found.add(values.behind(parts[0][0]))
+        return found
+
+    def flows(self, number: int, end: int, *, unknown: bool = True) -> bool:
+        """Whether a value is used in computing another, as the scale of a loss in a gradient."""
+        values = self.values
+        if number not in self._reached:
+            if len(self._reached) >= _MOST_NUMBERS:
+                return unknown
+            reached = bytearray(len(values))
+            reached[number] = 1
+            for vertex in range(number + 1, len(values)):
+                if any(reached[each] for each in values.takes[vertex]):
+                    reached[vertex] = 1
+            self._reached[number] = reached
+        return bool(self._reached[number][end])
