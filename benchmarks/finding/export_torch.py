@@ -1,0 +1,86 @@
+"""Export training steps of PyTorch: every optimizer of torch.optim, and whole architectures.
+
+    python export_torch.py FOLDER [--only PATTERN] [--group torch.optim]
+
+Made with Python 3.11, torch 2.13.0, onnxscript 0.7.2, onnx 1.23.2, pytorch_optimizer 4.1.0:
+
+    pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
+    pip install onnx==1.23.2 onnxscript==0.7.2 onnxruntime==1.32.0 pytorch_optimizer==4.1.0
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch_networks import mlp
+from torch_optimizers import TORCH_OPTIM, Choice
+from torch_steps import CannotExportError, Description, Step, export
+
+
+def of_torch_optim() -> Iterator[tuple[Description, Callable[[], Step]]]:
+    """Each optimizer of torch.optim with the options that change its formula."""
+    for choice in TORCH_OPTIM:
+        yield _case("torch.optim", choice)
+
+
+def _case(source: str, choice: Choice) -> tuple[Description, Callable[[], Step]]:
+    described = Description(choice.name, source, choice.optimizer, choice.options)
+    return described, lambda: Step(mlp(), choice.make, patched=choice.patched)
+
+
+GROUPS: dict[str, Callable[[], Iterator[tuple[Description, Callable[[], Step]]]]] = {
+    "torch.optim": of_torch_optim,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write one folder for each case, and `not_exported.json` with the reasons of the others."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", default="*", help="a pattern of names")
+    parser.add_argument("--group", choices=list(GROUPS), action="append")
+    parser.add_argument("--verbose", action="store_true", help="whole tracebacks")
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    reasons: dict[str, Any] = {}
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    path = chosen.folder / "not_exported.json"
+    if path.exists():
+        reasons = json.loads(path.read_text())
+    done = 0
+    for group in chosen.group or GROUPS:
+        for described, make in GROUPS[group]():
+            if not fnmatch.fnmatch(described.name, chosen.only):
+                continue
+            began = time.perf_counter()
+            reasons.pop(described.name, None)
+            try:
+                export(make(), described, chosen.folder)
+            except Exception as error:  # whatever a library raises is the reason
+                if chosen.verbose:
+                    raise
+                lines = str(error).strip().splitlines() or [""]
+                reason = f"{type(error).__name__}: {lines[0]}"
+                if isinstance(error, CannotExportError):
+                    reason = str(error)
+                reasons[described.name] = reason
+                print(f"{described.name}: not exported: {reason}", flush=True)
+            else:
+                done += 1
+                print(f"{described.name}: {time.perf_counter() - began:.1f} s", flush=True)
+            path.write_text(json.dumps(reasons, indent=1) + "\n")
+    print(f"{done} exported")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
