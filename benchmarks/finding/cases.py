@@ -1,4 +1,4 @@
-"""A case on disk: an exported step, what its inputs and outputs are, and the framework's own results.
+"""A case on disk: an exported step, its inputs and outputs, and the framework's own results.
 
 A folder for each case holds
 
@@ -6,9 +6,9 @@ A folder for each case holds
 - ``truth.json``: for each input its role (parameter, state, data, number) and what it is; for each
   output its role (loss, parameter, state, gradient, metric) and the input whose new value it is;
   the clip norm; the versions of what made it;
-- ``arrays.npz``: ``input_I``, ``plain_O`` (outputs of the step), ``clipped_O`` (outputs of the same
-  step where the gradient of each parameter was clipped by its norm between backward pass and
-  optimizer) and ``gradient_I`` (the gradient of the parameter that is input I), all by the framework.
+- ``arrays.npz``, all by the framework: ``input_I``, ``plain_O`` (outputs of the step),
+  ``clipped_O`` (outputs of the same step where the gradient of each parameter was clipped by its
+  norm between backward pass and optimizer) and ``gradient_I`` (of the parameter that is input I).
 
 Needs NumPy alone, so that both exporters and the table can import it.
 """

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch_library
 from torch_networks import mlp
 from torch_optimizers import TORCH_OPTIM, Choice
 from torch_steps import CannotExportError, Description, Step, export
@@ -36,9 +37,26 @@ def _case(source: str, choice: Choice) -> tuple[Description, Callable[[], Step]]
     return described, lambda: Step(mlp(), choice.make, patched=choice.patched)
 
 
+def of_pytorch_optimizer() -> Iterator[tuple[Description, Callable[[], Step]]]:
+    """Each optimizer of pytorch-optimizer."""
+    for choice in torch_library.choices():
+        yield _case("pytorch-optimizer", choice)
+
+
 GROUPS: dict[str, Callable[[], Iterator[tuple[Description, Callable[[], Step]]]]] = {
     "torch.optim": of_torch_optim,
+    "pytorch-optimizer": of_pytorch_optimizer,
 }
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of the error that the others were raised from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, CannotExportError):
+        return str(error)
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,11 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
             except Exception as error:  # whatever a library raises is the reason
                 if chosen.verbose:
                     raise
-                lines = str(error).strip().splitlines() or [""]
-                reason = f"{type(error).__name__}: {lines[0]}"
-                if isinstance(error, CannotExportError):
-                    reason = str(error)
-                reasons[described.name] = reason
+                reason = reasons[described.name] = _reason(error)
                 print(f"{described.name}: not exported: {reason}", flush=True)
             else:
                 done += 1

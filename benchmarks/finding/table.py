@@ -198,9 +198,7 @@ def details(row: Row) -> str:
         for output, distance in zip(truth.outputs, outcome.outputs, strict=False):
             verdict = "right" if distance <= cases.TOLERANCE else f"off by {distance:.1e}"
             blind = "" if output["telling"] else " (clipping does not change it)"
-            lines.append(
-                f"  {output['name']}: {output['role']} {output['is']}: {verdict}{blind}"
-            )
+            lines.append(f"  {output['name']}: {output['role']} {output['is']}: {verdict}{blind}")
         if outcome.found:
             lines.append(json.dumps(outcome.found, indent=1))
     return "\n".join(lines)

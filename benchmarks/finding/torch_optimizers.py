@@ -29,7 +29,13 @@ def chosen(
     """Return a choice: the optimizer with these options over all parameters."""
     optimizer = kind.__name__
     name = f"{optimizer}-{label}" if label else optimizer
-    said = ", ".join(f"{key}={value}" for key, value in options.items() if key != "lr")
+    said = ", ".join(
+        f"{key}={value}"
+        for key, value in options.items()
+        if key not in ("lr", "capturable") and (key, value) != ("foreach", False)
+    )
+    if isinstance(options.get("lr"), torch.Tensor):
+        said = ", ".join(filter(None, ("learning rate as input", said)))
 
     def make(parameters: Parameters) -> list[Any]:
         values = {
@@ -76,13 +82,21 @@ def _of_torch() -> list[Choice]:
         chosen(optim.SGD, "maximize", lr=0.1, maximize=True, **plain),
         chosen(optim.SGD, "maximize-momentum-decay", lr=0.1, momentum=0.9, maximize=True, **decay),
         chosen(optim.SGD, "foreach-momentum", lr=0.1, momentum=0.9, **many),
-        chosen(optim.SGD, "rate-input", lr=rate, momentum=0.9, **plain),
+        chosen(optim.SGD, "rate-input", patched=True, lr=rate, momentum=0.9, **plain),
         chosen(optim.Adam, lr=0.02, **captured),
-        chosen(optim.Adam, "count-constant", lr=0.02, **plain),
+        chosen(optim.Adam, "no-capture", patched=True, lr=0.02, **plain),
         chosen(optim.Adam, "decay", lr=0.02, **decay, **captured),
         chosen(optim.Adam, "amsgrad", lr=0.02, amsgrad=True, **captured),
         chosen(optim.Adam, "maximize", lr=0.02, maximize=True, **captured),
-        chosen(optim.Adam, "amsgrad-decay-maximize", lr=0.02, amsgrad=True, maximize=True, **decay),
+        chosen(
+            optim.Adam,
+            "amsgrad-decay-maximize",
+            lr=0.02,
+            amsgrad=True,
+            maximize=True,
+            **decay,
+            **captured,
+        ),
         chosen(optim.Adam, "decoupled", lr=0.02, decoupled_weight_decay=True, **decay, **captured),
         chosen(optim.Adam, "foreach", lr=0.02, capturable=True, **many),
         chosen(optim.Adam, "rate-input", lr=rate, **captured),
@@ -102,10 +116,10 @@ def _of_torch() -> list[Choice]:
         chosen(optim.Adadelta, lr=1.0, **captured),
         chosen(optim.Adadelta, "decay", lr=1.0, **decay, **captured),
         chosen(optim.Adadelta, "maximize", lr=1.0, maximize=True, **captured),
-        chosen(optim.Adagrad, lr=0.05, **plain),
-        chosen(optim.Adagrad, "decay", lr=0.05, **decay, **plain),
-        chosen(optim.Adagrad, "rate-decay", lr=0.05, lr_decay=0.1, **plain),
-        chosen(optim.Adagrad, "maximize", lr=0.05, maximize=True, **plain),
+        chosen(optim.Adagrad, patched=True, lr=0.05, **plain),
+        chosen(optim.Adagrad, "decay", patched=True, lr=0.05, **decay, **plain),
+        chosen(optim.Adagrad, "rate-decay", patched=True, lr=0.05, lr_decay=0.1, **plain),
+        chosen(optim.Adagrad, "maximize", patched=True, lr=0.05, maximize=True, **plain),
         chosen(optim.RMSprop, lr=0.01, **captured),
         chosen(optim.RMSprop, "centered", lr=0.01, centered=True, **captured),
         chosen(optim.RMSprop, "momentum", lr=0.01, momentum=0.9, **captured),
@@ -119,7 +133,7 @@ def _of_torch() -> list[Choice]:
             **captured,
         ),
         chosen(optim.RMSprop, "maximize", lr=0.01, maximize=True, **captured),
-        chosen(optim.Rprop, lr=0.01, **captured),
+        chosen(optim.Rprop, lr=0.01, step_sizes=(1e-6, 50.0), **captured),
         chosen(optim.ASGD, lr=0.1, t0=1.0, **captured),
         chosen(optim.ASGD, "decay", lr=0.1, t0=1.0, **decay, **captured),
         chosen(optim.Adafactor, lr=0.05, patched=True, **plain),

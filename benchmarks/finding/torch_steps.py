@@ -9,27 +9,22 @@ unless a step makes tensors of them: then they are states too.
 
 from __future__ import annotations
 
-import builtins
 import copy
 import importlib.metadata
-import math
 import shutil
-import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import cases
 import numpy as np
 import onnx
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch_tracing import as_if_compiled, traced, without_numbers
 
 VERSIONS = {
     name: importlib.metadata.version(name)
@@ -52,7 +47,9 @@ class Network:
 
     name: str
     parameters: dict[str, Tensor]
-    backward: Callable[[list[Tensor], list[Tensor], Data], tuple[Tensor, list[Tensor], list[Tensor]]]
+    backward: Callable[
+        [list[Tensor], list[Tensor], Data], tuple[Tensor, list[Tensor], list[Tensor]]
+    ]
     batches: list[Data]
     """The last one is the step's; those before it warm the states up."""
     data: list[str]
@@ -157,10 +154,11 @@ class Step:
 
     def _tensors(self, optimizers: list[Any], parameters: list[Tensor]) -> dict[Place, Tensor]:
         indices = {id(p): index for index, p in enumerate(parameters)}
-        found: dict[Place, Tensor] = {}
-        for place, value in _walk(optimizers, (), indices, set()):
-            if isinstance(value, Tensor) and id(value) not in indices:
-                found[place] = value
+        found = {
+            place: value
+            for place, value in _walk(optimizers, (), indices, set())
+            if isinstance(value, Tensor) and id(value) not in indices
+        }
         # A tensor that hangs in two places is one state.
         first: dict[int, Place] = {}
         for place, value in found.items():
@@ -194,7 +192,7 @@ def _update(
     """Call the optimizers' own `step` with these gradients."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient.detach().clone()
-    with without_numbers(optimizers) if patched else as_if_compiled():
+    with without_numbers() if patched else as_if_compiled():
         for optimizer in optimizers:
             optimizer.step()
 
@@ -242,75 +240,6 @@ def _put(value: Any, place: Place, parameters: list[Tensor], new: Tensor) -> Non
     value[place[-1]] = new
 
 
-@contextmanager
-def as_if_compiled() -> Iterator[None]:
-    """Let torch.optim keep its numbers in tensors, as under torch.compile, and bfloat16 be float32."""
-    with ExitStack() as stack:
-        for target, name, new in (
-            (torch.compiler, "is_compiling", lambda: True),
-            (Tensor, "bfloat16", lambda self: self),
-        ):
-            stack.enter_context(mock.patch.object(target, name, new))
-        yield
-
-
-@contextmanager
-def without_numbers(optimizers: list[Any]) -> Iterator[None]:
-    """Let `item()` give the tensor itself, and `max`, `min` and `math` of optimizers take tensors.
-
-    What an author writes who wants the optimizer in a graph: the formulas stay the library's.
-    """
-    modules = {
-        module
-        for name, module in list(sys.modules.items())
-        if name.startswith("pytorch_optimizer.")
-        or name in {type(optimizer).__module__ for optimizer in optimizers}
-    }
-    with ExitStack() as stack:
-        stack.enter_context(as_if_compiled())
-        stack.enter_context(mock.patch.object(Tensor, "item", lambda self: self))
-        for module in modules:
-            stack.enter_context(mock.patch.object(module, "max", _largest, create=True))
-            stack.enter_context(mock.patch.object(module, "min", _smallest, create=True))
-            if getattr(module, "math", None) is math:
-                stack.enter_context(mock.patch.object(module, "math", _Mathematics()))
-        yield
-
-
-def _largest(*values: Any, **options: Any) -> Any:
-    return _extreme(builtins.max, torch.maximum, values, options)
-
-
-def _smallest(*values: Any, **options: Any) -> Any:
-    return _extreme(builtins.min, torch.minimum, values, options)
-
-
-def _extreme(plain: Any, of_tensors: Any, values: Any, options: Any) -> Any:
-    items = values[0] if len(values) == 1 else values
-    if not any(isinstance(item, Tensor) for item in items):
-        return plain(*values, **options)
-    result = torch.as_tensor(items[0], dtype=torch.float32)
-    for item in items[1:]:
-        result = of_tensors(result, torch.as_tensor(item, dtype=torch.float32))
-    return result
-
-
-class _Mathematics:
-    """The module math, whose functions take one-element tensors too."""
-
-    def __getattr__(self, name: str) -> Any:
-        plain = getattr(math, name)
-        if not callable(plain):
-            return plain
-
-        def either(*values: Any) -> Any:
-            if any(isinstance(value, Tensor) for value in values):
-                return getattr(torch, name)(*(torch.as_tensor(value) for value in values))
-            return plain(*values)
-
-        return either
-
-
 @dataclass
 class Description:
     """What the table says of a case."""
@@ -323,7 +252,7 @@ class Description:
 
 
 def export(step: Step, what: Description, root: Path) -> None:
-    """Write a case; raise CannotExportError where the exported graph does not do what PyTorch does."""
+    """Write a case; raise CannotExportError where the graph does not do what PyTorch does."""
     network = step.network
     raw = step.gradients()
     # Zero gradients (an unused weight, a bias before BatchNorm) cannot be clipped.
@@ -332,7 +261,7 @@ def export(step: Step, what: Description, root: Path) -> None:
     clip_norm = float(f"{clip_norm:.3g}")
     plain = [tensor.clone() for tensor in step(*step.arguments)]
     clipped = [tensor.clone() for tensor in step(*step.arguments, clip_norm=clip_norm)]
-    graph = make_fx(step)(*(argument.clone() for argument in step.arguments))
+    graph = traced(step, step.arguments)
     folder = root / what.name
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
@@ -346,7 +275,8 @@ def export(step: Step, what: Description, root: Path) -> None:
     outputs = _results(step)
     if len(model.graph.input) != len(inputs) or len(model.graph.output) != len(outputs):
         raise CannotExportError("the exporter left out inputs or outputs")
-    for described, value in zip((*inputs, *outputs), (*model.graph.input, *model.graph.output)):
+    values = (*model.graph.input, *model.graph.output)
+    for described, value in zip((*inputs, *outputs), values, strict=True):
         described["name"] = value.name
     feeds = [argument.detach().numpy() for argument in step.arguments]
     expected = [tensor.detach().numpy() for tensor in plain]
