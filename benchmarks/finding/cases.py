@@ -31,6 +31,9 @@ two right runtimes differ by up to 1e-5. A clip to half of the smallest norm mov
 and, with the learning rates here (1e-2 and more), a parameter by 1e-3 and more of its size.
 """
 
+TELLING = 10.0
+"""An output tells of clipping if clipping changes it by so many tolerances."""
+
 
 @dataclass
 class Truth:
@@ -48,6 +51,7 @@ class Truth:
     outputs: list[dict[str, Any]]
     versions: dict[str, str]
     notes: list[str] = field(default_factory=list)
+    tolerance: float = TOLERANCE
 
     @property
     def telling(self) -> list[int]:
@@ -81,7 +85,7 @@ def save(
 ) -> None:
     """Write what belongs to a case beside its model, which the exporter has written."""
     for output, before, after in zip(truth.outputs, plain, clipped, strict=True):
-        output["telling"] = distance(after, before) > 20 * TOLERANCE
+        output["telling"] = distance(after, before) > TELLING * truth.tolerance
     arrays: dict[str, np.ndarray] = {}
     for kind, values in (("input", inputs), ("plain", plain), ("clipped", clipped)):
         arrays |= {f"{kind}_{place}": value for place, value in enumerate(values)}

@@ -15,15 +15,22 @@ import fnmatch
 import json
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch_library
+from torch_networks import ARCHITECTURES as NETWORKS
 from torch_networks import mlp
-from torch_optimizers import TORCH_OPTIM, Choice
-from torch_steps import CannotExportError, Description, Step, export
+from torch_optimizers import FOR_ARCHITECTURES, TORCH_OPTIM, Choice
+from torch_special import ARCHITECTURES as SPECIAL
+from torch_steps import CannotExportError, Description, Network, Step, export
+from torch_transformers import ARCHITECTURES as TRANSFORMERS
+
+ARCHITECTURES = (*NETWORKS, *TRANSFORMERS, *SPECIAL)
 
 
 def of_torch_optim() -> Iterator[tuple[Description, Callable[[], Step]]]:
@@ -43,8 +50,25 @@ def of_pytorch_optimizer() -> Iterator[tuple[Description, Callable[[], Step]]]:
         yield _case("pytorch-optimizer", choice)
 
 
+def of_architectures() -> Iterator[tuple[Description, Callable[[], Step]]]:
+    """Each architecture with SGD with momentum, Adam and AdamW, and as a graph of gradients."""
+    for make in ARCHITECTURES:
+        name = make.__name__.replace("_", "-")
+        for choice in FOR_ARCHITECTURES:
+            described = Description(
+                f"{name}-{choice.name}", "torch.optim", choice.optimizer, choice.options
+            )
+            yield described, partial(_step, make, choice)
+        yield Description(f"{name}-gradients", "PyTorch", "none"), partial(_step, make, None)
+
+
+def _step(make: Callable[[], Network], choice: Choice | None) -> Step:
+    return Step(make(), choice.make if choice else None)
+
+
 GROUPS: dict[str, Callable[[], Iterator[tuple[Description, Callable[[], Step]]]]] = {
     "torch.optim": of_torch_optim,
+    "architectures": of_architectures,
     "pytorch-optimizer": of_pytorch_optimizer,
 }
 
@@ -68,7 +92,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--verbose", action="store_true", help="whole tracebacks")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
+    warnings.filterwarnings("ignore", "TF32 acceleration")
     reasons: dict[str, Any] = {}
     chosen.folder.mkdir(parents=True, exist_ok=True)
     path = chosen.folder / "not_exported.json"

@@ -113,7 +113,7 @@ def _distances(
 
 
 def _judged(truth: cases.Truth, distances: list[float]) -> str:
-    wrong = [place for place, distance in enumerate(distances) if distance > cases.TOLERANCE]
+    wrong = [place for place, distance in enumerate(distances) if distance > truth.tolerance]
     if not wrong:
         return "exact"
     # A parameter is right if its new value is, and the new values of its states are.
@@ -189,14 +189,14 @@ def counts(rows: Iterable[Row]) -> str:
 def details(row: Row) -> str:
     """Return what is known of one case."""
     truth = row.truth
-    lines = [f"{truth.name}: clip norm {truth.clip_norm}, tolerance {cases.TOLERANCE}"]
+    lines = [f"{truth.name}: clip norm {truth.clip_norm}, tolerance {truth.tolerance}"]
     for place, described in enumerate(truth.inputs):
         lines.append(f"  input {place} {described['name']}: {described['role']} {described['is']}")
     for way, outcome in row.outcomes.items():
         lines.append(f"{way}: {outcome.result} in {outcome.seconds:.2f} s")
         lines += [f"  {line}" for line in outcome.message.splitlines()]
         for output, distance in zip(truth.outputs, outcome.outputs, strict=False):
-            verdict = "right" if distance <= cases.TOLERANCE else f"off by {distance:.1e}"
+            verdict = "right" if distance <= truth.tolerance else f"off by {distance:.1e}"
             blind = "" if output["telling"] else " (clipping does not change it)"
             lines.append(f"  {output['name']}: {output['role']} {output['is']}: {verdict}{blind}")
         if outcome.found:

@@ -100,7 +100,17 @@ def _choice(kind: Any, label: str, defaults: dict[str, Any], settings: dict[str,
                 {"params": [p for p in groups if p.ndim == 2], "use_muon": True},
                 {"params": [p for p in groups if p.ndim != 2], "use_muon": False},
             ]
+        if "model" in defaults:
+            return [kind(_module(parameters), **options)]
         return [kind(groups, **options)]
 
     name = f"po-{kind.__name__}" + (f"-{label}" if label else "")
     return Choice(name, kind.__name__, make, said, patched=True)
+
+
+def _module(parameters: Parameters) -> torch.nn.Module:
+    """Return a module with these parameters, for optimizers that want one."""
+    module = torch.nn.Module()
+    for name, parameter in parameters.items():
+        module.register_parameter(name.replace(".", "_"), parameter)
+    return module

@@ -151,3 +151,5 @@ def _of_torch() -> list[Choice]:
 
 
 TORCH_OPTIM = _of_torch()
+
+FOR_ARCHITECTURES = [choice for choice in TORCH_OPTIM if choice.name in ("SGD", "Adam", "AdamW")]

@@ -15,12 +15,62 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
 
 def traced(function: Callable[..., Any], arguments: Sequence[Tensor]) -> torch.fx.GraphModule:
-    """Return the graph of a function, with the operators on lists taken apart."""
-    return make_fx(function, decomposition_table=_on_lists())(*(a.clone() for a in arguments))
+    """Return the graph of a function, with what the exporter does not know taken apart."""
+    table = _on_lists() | get_decompositions(_TAKEN_APART)
+    table[torch.ops.aten.convolution_backward.default] = _convolution_backward
+    # The kernels of oneDNN for LSTMs are one operator, of which the exporter knows nothing.
+    with torch.backends.mkldnn.flags(enabled=False):
+        return make_fx(function, decomposition_table=table)(*(a.clone() for a in arguments))
+
+
+_TAKEN_APART = [
+    torch.ops.aten.silu_backward,
+    # These write into the statistics, which the exporter overlooks.
+    torch.ops.aten.native_batch_norm,
+    torch.ops.aten._native_batch_norm_legit,
+    torch.ops.aten.native_batch_norm_backward,
+]
+
+
+def _convolution_backward(
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Any,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+    wanted: list[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of a plain convolution as convolutions; the exporter has none."""
+    assert groups == 1
+    assert not transposed
+    of_x = of_weight = of_bias = None
+    convolution = torch.ops.aten.convolution.default
+    if wanted[0]:
+        # What the stride did not reach at the far end.
+        rest = [
+            size - ((o - 1) * s - 2 * p + d * (k - 1) + 1)
+            for size, o, s, p, d, k in zip(
+                x.shape[2:], out.shape[2:], stride, padding, dilation, weight.shape[2:], strict=True
+            )
+        ]
+        of_x = convolution(out, weight, None, stride, padding, dilation, True, rest, 1)
+    if wanted[1]:
+        turned, kernel = x.transpose(0, 1), out.transpose(0, 1)
+        full = convolution(turned, kernel, None, dilation, padding, stride, False, [0, 0], 1)
+        of_weight = full.transpose(0, 1)[:, :, : weight.shape[2], : weight.shape[3]]
+    if wanted[2]:
+        of_bias = out.sum((0, 2, 3))
+    return of_x, of_weight, of_bias
 
 
 def _on_lists() -> dict[Any, Callable[..., Any]]:
@@ -53,9 +103,19 @@ def as_if_compiled() -> Iterator[None]:
         for target, name, new in (
             (torch.compiler, "is_compiling", lambda: True),
             (Tensor, "bfloat16", lambda self: self),
+            (Tensor, "to", _to_but_bfloat16),
         ):
             stack.enter_context(mock.patch.object(target, name, new))
         yield
+
+
+_TO = Tensor.to
+
+
+def _to_but_bfloat16(self: Tensor, *where: Any, **options: Any) -> Tensor:
+    if torch.bfloat16 in (*where, options.get("dtype")):
+        return self
+    return _TO(self, *where, **options)
 
 
 @contextmanager
