@@ -89,6 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default="*", help="a pattern of names")
     parser.add_argument("--group", choices=list(GROUPS), action="append")
+    parser.add_argument("--retry", action="store_true", help="only what was not exported before")
     parser.add_argument("--verbose", action="store_true", help="whole tracebacks")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -103,6 +104,8 @@ def main(arguments: list[str] | None = None) -> int:
     for group in chosen.group or GROUPS:
         for described, make in GROUPS[group]():
             if not fnmatch.fnmatch(described.name, chosen.only):
+                continue
+            if chosen.retry and (chosen.folder / described.name / "truth.json").exists():
                 continue
             began = time.perf_counter()
             reasons.pop(described.name, None)

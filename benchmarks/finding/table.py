@@ -3,6 +3,7 @@
     python table.py FOLDER...              # counts, and a table in Markdown
     python table.py FOLDER --only Adam     # which gradients were found, and how far each output is
     python table.py FOLDER --json FILE     # the same for programs
+    python table.py FOLDER --named         # are the cases themselves right?
 
 Each model is clipped by `clip_gradients(model, GradientClipByNorm(clip_norm))` with no option, and,
 where there is such an option, with `probe=True`; the clipped model is run on ONNX Runtime's CPU
@@ -12,6 +13,9 @@ provider and compared with what the framework computed with the same clip.
 - *asked*: refused with a message that asks for what is missing; nothing was clipped.
 - *partial*: the new values of some parameters agree, those of others do not.
 - *wrong*: the new value of no parameter agrees.
+
+`--named` adds a column in which the gradients are given, as the values that equal the framework's:
+what is not exact there is a case that says nothing of the search, or a rewrite that is wrong.
 
 An optimizer that takes the sign of a gradient alone moves a parameter equally with and without the
 clip; a case in which the clip changes no output by much is marked *blind*.
@@ -36,10 +40,11 @@ import cases
 import numpy as np
 import onnx
 import onnxruntime
+from named import gradients_by_value
 
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients
 
-ORDER = ("exact", "asked", "partial", "wrong", "failed")
+ORDER = ("exact", "asked", "partial", "wrong", "failed", "absent")
 
 
 @dataclass
@@ -61,24 +66,30 @@ class Row:
     outcomes: dict[str, Outcome]
 
 
-def ways() -> dict[str, dict[str, Any]]:
+def ways(*, named: bool = False) -> dict[str, dict[str, Any]]:
     """The ways in which models are clipped, with their options."""
     found: dict[str, dict[str, Any]] = {"without a run": {}}
+    if named:
+        found["named"] = {"gradients": "by value"}
     if "probe" in inspect.signature(clip_gradients).parameters:
         found["with slopes"] = {"probe": True}
     return found
 
 
-def row_of(folder: Path) -> Row:
+def row_of(folder: Path, chosen: dict[str, dict[str, Any]]) -> Row:
     """Clip the model of a case in each way, and compare."""
     truth, arrays = cases.load(folder)
-    return Row(truth, {way: _outcome(folder, truth, arrays, o) for way, o in ways().items()})
+    return Row(truth, {way: _outcome(folder, truth, arrays, o) for way, o in chosen.items()})
 
 
 def _outcome(
     folder: Path, truth: cases.Truth, arrays: dict[str, np.ndarray], options: dict[str, Any]
 ) -> Outcome:
     model = onnx.load(folder / "model.onnx")
+    if options.get("gradients") == "by value":
+        options = {"gradients": gradients_by_value(model, truth, arrays)}
+        if options["gradients"] is None:
+            return Outcome("absent", "the gradients are not among the values of the graph")
     began = time.perf_counter()
     try:
         with warnings.catch_warnings():
@@ -209,6 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     parser.add_argument("--only", metavar="NAME", help="a name, or a pattern of names: details")
+    parser.add_argument("--named", action="store_true", help="a column with the gradients given")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all outcomes here")
     chosen = parser.parse_args(arguments)
     folders = [
@@ -219,14 +231,16 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     if not folders:
         parser.error("no folder holds a truth.json; export_torch.py and export_optax.py write them")
-    rows = [row_of(folder) for folder in folders]
+    chosen_ways = ways(named=chosen.named)
+    rows = [row_of(folder, chosen_ways) for folder in folders]
     for row in rows:
         if chosen.only is not None:
             print(details(row), end="\n\n")
         for way, outcome in row.outcomes.items():
             if outcome.result != "exact" and chosen.only is None:
                 message = (outcome.message.splitlines() or [""])[0]
-                print(f"{row.truth.name} ({way}): {outcome.result} {message}".rstrip())
+                said = message if len(message) < 120 else f"{message[:117]}..."
+                print(f"{row.truth.name} ({way}): {outcome.result} {said}".rstrip())
     print(counts(rows), end="\n\n")
     if chosen.only is None:
         print(markdown(rows))
