@@ -174,6 +174,23 @@ class States:
         is_taken_off = way.share is not None and not np.all(way.share >= 0)
         return is_constant, is_taken_off, is_whole, way.length
 
+    def _ends_in_contraction(self, vertex: int, new_values: set[int]) -> bool:
+        """Whether contractions make a value, and no new values of states, by elementwise ops."""
+        values = self.values
+        made = {values.behind(each) for each in new_values}
+        seen, todo, found = {vertex}, [vertex], False
+        while todo:
+            at = todo.pop()
+            if at in made:
+                return False
+            if values.op[at] not in ELEMENTWISE:
+                found = found or (self.nonfree[at] and not values.is_single(at))
+                continue
+            new = [each for each in values.takes[at] if each and each not in seen]
+            seen.update(new)
+            todo += new
+        return found
+
     def _replaced(self, roots: Iterable[int], taken: dict[int, int]) -> list[State]:
         """The states that are left: where one root and one output are of a kind, it is replaced."""
         values, given = self.values, set(taken.values())
@@ -189,7 +206,7 @@ class States:
             State(left[0], made[0], None)
             for left, made in kinds.values()
             if len(left) == len(made) == 1
-            and (left[0] not in read or values.op[values.behind(made[0])] in ELEMENTWISE)
+            and (left[0] not in read or not self._ends_in_contraction(made[0], set(taken)))
             and not is_named_after(values.name(made[0]), values.name(left[0]))
         ]
 
