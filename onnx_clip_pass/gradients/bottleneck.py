@@ -312,12 +312,22 @@ class Bottlenecks(Doubts):
             if values.op[vertex] == "Transpose" and is_turned and values.is_like(best, step.root):
                 break
             if (
-                values.types[vertex] == values.types[step.root]
+                self._has_type_of(vertex, step.root)
+                or (is_out and values.is_like(vertex, step.root))
                 or not values.is_like(best, step.root)
                 or values.shape(best) is None
             ):
                 best = vertex
         return best
+
+    def _has_type_of(self, vertex: int, root: int) -> bool:
+        """Whether a value has the shape of a parameter and, as far as it is known, its dtype."""
+        ours, theirs = self.values.types[vertex], self.values.types[root]
+        return (
+            ours is not None
+            and theirs is not None
+            and (ours.shape == theirs.shape and ours.dtype in (0, theirs.dtype))
+        )
 
     def _is_clip(self, vertex: int) -> bool:
         """Whether a bend is such as clips make, by bounds or by norms of rows."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from heapq import heapify, heappop, heappush
 
-__all__ = ["match"]
+__all__ = ["Strangeness", "match"]
 
-Strangeness = tuple[bool, bool, bool, int]
+Strangeness = tuple[bool, bool, bool, bool, int]
 """What speaks against a pair; the least is best."""
 
 
@@ -23,11 +24,18 @@ def match(
     for new, root in pairs:
         by_new[new].add(root)
         by_root[root].add(new)
-    rest = sorted(pairs, key=strangeness, reverse=True)
-    lone = [new for new, choices in by_new.items() if len(choices) == 1]
+    strange = {pair: strangeness(pair) for pair in pairs}
+    rest = sorted(pairs, key=strange.__getitem__, reverse=True)
+    lone = [
+        (strange[new, root], new)
+        for new, choices in by_new.items()
+        if len(choices) == 1
+        for root in choices
+    ]
+    heapify(lone)
     while lone or rest:
         if lone:
-            new = lone.pop()
+            _, new = heappop(lone)
             if new in taken or len(by_new[new]) != 1:
                 continue
             (root,) = by_new[new]
@@ -40,4 +48,4 @@ def match(
         for other in by_root[root] - {new}:
             by_new[other].discard(root)
             if len(by_new[other]) == 1:
-                lone.append(other)
+                heappush(lone, (strange[other, next(iter(by_new[other]))], other))

@@ -20,7 +20,7 @@ from onnx_clip_pass.gradients.linear import REDUCED, LinearForms, Way
 from onnx_clip_pass.gradients.naming import is_named_after, parameter_names
 from onnx_clip_pass.gradients.numbers import POINTS, Sample, is_one, sample_numbers
 from onnx_clip_pass.gradients.ops import ALIASES, ELEMENTWISE, SHAPES, STEPS, VIEWS
-from onnx_clip_pass.gradients.pairing import match
+from onnx_clip_pass.gradients.pairing import Strangeness, match
 from onnx_clip_pass.gradients.roles import is_surely_data
 from onnx_clip_pass.gradients.runs import Run
 from onnx_clip_pass.gradients.values import Values
@@ -65,6 +65,8 @@ class States:
         self.contracted = self._nonfree(but_numbers=True)
         self._ends: set[int] = set()
         self.forms = LinearForms(values, self.numbers, roots, new_values, self.nonfree)
+        numbers = [each for each in self.outputs if values.is_single(each)]
+        self._inner = self._ancestors(numbers) - set(numbers)
         self.states = self._bound() if run.bound is not None else self._paired(roots)
         self.of_new = {state.new: state for state in self.states}
         self.new_values = {values.behind(state.new) for state in self.states} | set(self.of_new)
@@ -153,11 +155,11 @@ class States:
         ]
         return found + self._replaced(roots, taken)
 
-    def _strangeness(self, pair: tuple[int, int]) -> tuple[bool, bool, bool, int]:
+    def _strangeness(self, pair: tuple[int, int]) -> Strangeness:
         """What speaks against a pair, most first; a long way does least.
 
-        A constant; a root that is taken off; one that is added as it is to another that is scaled.
-
+        A constant; a value that the loss may be computed from; a root that is taken off; one that
+        is added as it is to another that is scaled.
         In `mu * m + g` it is m that lives on; in `b * m + (1 - b) * g` what has the larger share.
         """
         new, root = pair
@@ -172,7 +174,7 @@ class States:
             is_whole = is_one(way.share) and any(not is_one(share) for share in rivals)
         is_constant = self.values.is_constant(root) and self.values.is_single(root)
         is_taken_off = way.share is not None and not np.all(way.share >= 0)
-        return is_constant, is_taken_off, is_whole, way.length
+        return is_constant, new in self._inner, is_taken_off, is_whole, way.length
 
     def _ends_in_contraction(self, vertex: int, new_values: set[int]) -> bool:
         """Whether contractions make a value, and no new values of states, by elementwise ops."""
