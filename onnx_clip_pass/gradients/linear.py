@@ -38,7 +38,7 @@ class Way(NamedTuple):
     `passed` counts new values of other states on the way, `roughness` is 0 for a linear way, 1
     where masks, bounds or other elementwise operators are on it, 2 where the state is a factor of
     something else, 3 for reductions, 4 for an operator that nobody knows; `via` is the operand by
-    which it comes, `share` the coefficient.
+    which it comes, `share` the coefficient, `lean` the one that it had before the way got rough.
     """
 
     passed: int
@@ -46,6 +46,7 @@ class Way(NamedTuple):
     length: int
     via: int
     share: Sample | None
+    lean: Sample | None = None
 
 
 class LinearForms:
@@ -76,7 +77,7 @@ class LinearForms:
         with np.errstate(all="ignore"):
             for vertex in range(1, len(values)):
                 if vertex in followed:
-                    self.ways[vertex] = {vertex: Way(0, 0, 0, vertex, _ONES)}
+                    self.ways[vertex] = {vertex: Way(0, 0, 0, vertex, _ONES, _ONES)}
                 elif values.op[vertex]:
                     self._follow(vertex)
 
@@ -198,6 +199,7 @@ class LinearForms:
                     way.length + 1,
                     operand,
                     ours,
+                    way.lean if ours is None else ours,
                 )
                 other = found.get(state)
                 is_choice = self.values.op[vertex] in ("Where", PHI)
@@ -219,5 +221,8 @@ def _joined(a: Way, b: Way, is_choice: bool) -> Way:
         return min(a, b, key=lambda way: way[:3])
     larger = a if np.sum(np.abs(a.share)) >= np.sum(np.abs(b.share)) else b
     return larger._replace(
-        passed=min(a.passed, b.passed), length=min(a.length, b.length), share=a.share + b.share
+        passed=min(a.passed, b.passed),
+        length=min(a.length, b.length),
+        share=a.share + b.share,
+        lean=a.share + b.share,
     )

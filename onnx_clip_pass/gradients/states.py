@@ -129,6 +129,8 @@ class States:
             if not values.op[values.behind(new)]:
                 continue  # an input that is handed through
             for root, way in ways[new].items():
+                if way.roughness and way.lean is not None and np.all(way.lean < 0):
+                    continue
                 if (
                     _kind(values, root) == _kind(values, new)
                     or (
@@ -173,7 +175,7 @@ class States:
             ]
             is_whole = is_one(way.share) and any(not is_one(share) for share in rivals)
         is_constant = self.values.is_constant(root) and self.values.is_single(root)
-        is_taken_off = way.share is not None and not np.all(way.share >= 0)
+        is_taken_off = way.lean is not None and not np.all(way.lean >= 0)
         return is_constant, new in self._inner, is_taken_off, is_whole, way.length
 
     def _ends_in_contraction(self, vertex: int, new_values: set[int]) -> bool:

@@ -47,10 +47,11 @@ class Updates:
             self.ends |= {value[step.new] for step in run.steps}
             self.moved_ends |= {value[each] for ends in run.moved.values() for each in ends}
             self.moved |= {value[root] for root in run.moved}
+            sure = {found.parameter for found in run.found}
             self.new_values |= {
                 value[step.new]
                 for step in run.steps
-                if value[step.root] in self.trained and not run.is_optimizer
+                if not run.is_optimizer and value[step.root] in sure
             }
             self.summed |= {value[each] for each in run.summed()}
 

@@ -20,10 +20,11 @@ from random_steps import Check, faults, random_step, score
 
 from onnx_clip_pass import find_gradients
 
-# The least share of steps of which all gradients are found, and nothing else. Of the first 200,
-# version 0.1.0 finds a fifth exactly and claims something false in more than half.
-EXACT_SHARE = 0.0
-NEVER_WRONG = False  # whether a step of which something false is claimed fails
+# The least share of steps of which all gradients are found, and nothing else, and the largest of
+# those of which something false is claimed; of the others something is asked. Of the first 300 it
+# is 72 % and 4 %; version 0.1.0 finds 14 % exactly and claims something false of 62 %.
+EXACT_SHARE = 0.68
+FALSE_SHARE = 0.06
 
 SEEDS = range(5000 if os.environ.get("ONNX_CLIP_NIGHTLY") else 200)
 each_ten = pytest.mark.parametrize(
@@ -81,22 +82,14 @@ def test_a_gradient_of_several_names_is_one_tensor(seeds: range):
                 )
 
 
-@each_ten
-def test_nothing_false_is_found(seeds: range):
-    for seed in seeds:
-        step = random_step(seed)
-        found = [(each.name, each.parameter.name) for each in find_gradients(step.model)]
-        _, false = faults(step, found)
-        assert not (NEVER_WRONG and false), f"seed {seed}, {false}: {step.description}"
-
-
-def test_most_steps_are_found_exactly():
+def test_most_steps_are_found_exactly_and_hardly_any_wrongly():
     counts: Counter[str] = Counter()
     for seed in SEEDS:
         step = random_step(seed)
         found = [(each.name, each.parameter.name) for each in find_gradients(step.model)]
         counts[score(step, found)] += 1
     assert counts["exact"] >= EXACT_SHARE * len(SEEDS), counts
+    assert counts["wrong"] <= FALSE_SHARE * len(SEEDS), counts
 
 
 def test_the_scores():
