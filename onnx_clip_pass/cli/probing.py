@@ -60,6 +60,8 @@ class ProbeOptions:
         """
         found = self.find(model, run)
         reasons = [f"{entry.parameter}: {entry.reason}" for entry in found.undecided]
+        if any(entry.is_data for entry in found.undecided):
+            reasons.append("what is taken for data but is a parameter: name it with --data")
         if not found.gradients:
             raise OnnxClipError(
                 f"no gradients found: no value is known by the slopes of {found.loss!r}", reasons

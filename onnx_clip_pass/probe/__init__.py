@@ -1,15 +1,15 @@
 """Finding gradients by meaning: the loss moves along a direction v as <gradient, v> says.
 
 Exports from PyTorch and JAX call their gradients `t_9` or `reducesum_out_7`, so that no name
-helps. Here the model is run instead. The slopes of the loss by each parameter, along random
-directions at two points, are compared with what every value of the parameter's shape says of them.
-`search` leads, `slopes` measures, `pairing` judges and states the answer to every doubtful case;
-`bench` and `copies` run what must be run; in double precision where ONNX Runtime has the kernels.
+helps. Here the model is run instead. `search` moves each parameter, compares the slope of the loss
+with what every value of its shape says of it, and lets `trial` try what fits, all parameters at
+once; `pairing` states the answer to every doubtful case. Where candidates are known, `deciding`
+asks for these alone. `bench` and `copies` run what must be run; in double precision as far as ONNX
+Runtime has the kernels, with what hides differences (zeros, rates of one) turned.
 
 What is probed are the float inputs and initializers that the loss depends on and that
 `gradients.roles` takes for parameters; `data` adds others by name. Values and parameters are those
-of the main graph. At the second point every float input is moved by up to a tenth; scalar inputs
-that the loss does not read (a seed, a learning rate) are turned up, which shows what they scale.
+of the main graph.
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnx_clip_pass.arguments import check_flags, check_path
-from onnx_clip_pass.errors import OnnxClipError, listed
+from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.found import Gradient
-from onnx_clip_pass.probe.bench import Bench, is_float, one_seed
+from onnx_clip_pass.probe.bench import Bench
+from onnx_clip_pass.probe.opening import open_bench
 from onnx_clip_pass.probe.pairing import Undecided
 from onnx_clip_pass.probe.search import Probing, Search
-from onnx_clip_pass.probe.slopes import Arrays
-from onnx_clip_pass.record import strip_if_clipped
-from onnx_clip_pass.runtime import Provider, check_run, make_feeds, open_session
+from onnx_clip_pass.runtime import Provider
 
-__all__ = ["Probing", "Undecided", "probe", "probe_gradients"]
+__all__ = ["Bench", "Probing", "Undecided", "probe", "probe_gradients"]
 
 _MOST_BYTES = 1 << 30
 
@@ -52,7 +51,7 @@ def probe_gradients(
 ) -> list[Gradient]:
     """The gradients among a model's outputs, recognised by running it.
 
-    Costs about 18 runs of the loss a parameter and two of the model.
+    Costs two runs of the loss a parameter, more where it is noisy, and two or three of the model.
 
     Args:
         model: a training graph that ONNX Runtime can run, or its path. A model that is clipped
@@ -99,7 +98,7 @@ def probe(
 ) -> Probing:
     """Find gradients by finite differences of the loss, and say what could not be decided.
 
-    Costs about 18 runs of the loss a parameter and two of the model.
+    Costs two runs of the loss a parameter, more where it is noisy, and two or three of the model.
 
     Args:
         model: a training graph that ONNX Runtime can run, or its path. A model that is clipped
@@ -119,7 +118,6 @@ def probe(
             not the same in two runs, or a name is unknown.
     """
     check_flags(inner=inner)
-    check_run(feeds, dims, seed)
     if isinstance(data, str) or not hasattr(data, "__iter__"):
         raise OnnxClipError(f"data must be a list of names of inputs, not {data!r}")
     folder = None
@@ -130,42 +128,6 @@ def probe(
             model = onnx.load(folder)
         except Exception as error:  # protobuf, onnx and the system have many ways to refuse
             raise OnnxClipError(f"cannot read the model {str(folder)!r}: {error}") from error
-    model = strip_if_clipped(model)
-    fed = make_feeds(model, given=feeds, dims=one_seed(model) | dict(dims or {}), seed=seed)
-    # An overridable initializer that the caller feeds is fed; all others keep their value.
-    outputs = open_session(model, provider=provider, optimize=False).run(fed)
-    name = _find_loss(model, outputs, loss)
-    bench = Bench(model, fed, name, provider, tuple(data), seed)
-    for knob in bench.knobs:
-        if knob not in (feeds or {}):  # a made-up seed could be negative
-            fed[knob] = np.ones_like(fed[knob])
-    shapes = {
-        key: array.shape
-        for key, array in outputs.items()
-        if is_float(array) and key != name and key not in bench.index.main.inputs
-    }
-    return Search(bench, shapes, inner, most_bytes, progress).result()
-
-
-def _find_loss(model: ModelProto, outputs: Arrays, wanted: str | None) -> str:
-    main = {name for node in model.graph.node for name in node.output}
-    scalars = [name for name, array in outputs.items() if is_float(array) and array.size == 1]
-    there = listed([f"{name!r} {list(array.shape)}" for name, array in outputs.items()])
-    if wanted is not None:
-        if wanted not in main:
-            raise OnnxClipError(f"no node computes the loss {wanted!r}; the outputs are: {there}")
-        if wanted in outputs and wanted not in scalars:
-            raise OnnxClipError(f"the loss {wanted!r} is no float scalar; the outputs are: {there}")
-        return wanted
-    for chosen in (
-        scalars,
-        [name for name in scalars if outputs[name].ndim == 0],
-        [name for name in scalars if "loss" in name.lower()],
-    ):
-        if len(chosen) == 1:
-            return chosen[0]
-    count = "several outputs are" if scalars else "no output is"
-    raise OnnxClipError(
-        f"which output is the loss? {count} a float scalar; name it with loss= (--loss). "
-        f"The outputs are: {there}"
-    )
+    with np.errstate(all="ignore"):
+        bench = open_bench(model, feeds, loss, dims, seed, provider, data=tuple(data))
+        return Search(bench, inner, most_bytes, progress).result()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,24 +14,49 @@ from onnx import ModelProto, numpy_helper
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.roles import Role, Roles
 from onnx_clip_pass.gradients.updates import Updates
-from onnx_clip_pass.graph import Flow, Index, Value
-from onnx_clip_pass.probe.copies import ancestors_in, cut_down, double_copy, names_read
+from onnx_clip_pass.graph import Flow, Index, Scope, Value, attribute
+from onnx_clip_pass.probe.copies import (
+    ancestors_in,
+    cut_down,
+    double_copy,
+    names_read,
+    sloping_into,
+)
 from onnx_clip_pass.probe.slopes import Arrays, Point, noise_of
 from onnx_clip_pass.runtime import Provider, Session, open_session
 
-__all__ = ["Bench", "is_float", "one_seed"]
+__all__ = ["Bench", "is_float"]
 
 _FREE_INITIALIZERS = 4  # the first IR version in which an initializer need not be an input
-_JITTER = 0.1
-_TURN = 1.5  # by which the scalars that the loss does not read are multiplied at a second point
+_JITTER = 0.02
+_FROM_ZERO = 0.01
+_TURN = 1.37  # a factor that no constant of an optimizer is
+_LACKING = re.compile(r"no kernel for (\w+) of|Type 'tensor\(double\)' .* of operator \((\w+)\)")
 
 
 def _roles(index: Index) -> Callable[[str], Role]:
-    """The role of an input or initializer of the main graph, as `gradients` tells it."""
+    """The role of an input or initializer that the loss reads, as `gradients` tells it."""
     flow = Flow(index)
-    updates = Updates(flow)
-    roles = Roles(flow, updates.trained, updates.carried)
-    return lambda name: roles.of(Value(flow.main, name))
+    roles = Roles(flow, Updates(flow).trained, set())
+    weights = set(_einsum_weights(index.main))
+    return lambda name: (
+        Role(True, "the other operand of Einsum has the batch")
+        if name in weights
+        else roles.of(Value(flow.main, name))
+    )
+
+
+def _einsum_weights(main: Scope) -> Iterator[str]:
+    """First operands of Einsum that lack the first dimension of what it makes: its batch."""
+    for number in main.numbers_of("Einsum"):
+        node = main.nodes[number]
+        equation = attribute(node, "equation")
+        operands, _, made = (
+            (equation.s.decode() if equation else "").replace(" ", "").partition("->")
+        )
+        first, *others = operands.split(",")
+        if len(others) == 1 and made[:1].isalpha() and made[0] not in first:
+            yield node.input[0]
 
 
 def is_float(array: NDArray[Any]) -> bool:
@@ -67,6 +93,7 @@ class Bench:
     is_double: bool = field(init=False, default=False)
     noise: float = field(init=False)
     _loss: Session = field(init=False)
+    _single: set[str] = field(init=False, default_factory=set)
     ancestors: Callable[[str], frozenset[str]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -74,7 +101,7 @@ class Bench:
         self.ancestors = ancestors_in(self.model.graph)
         self._sort_inputs()
         self._loss = self._open_loss()
-        self.noise = noise_of(self.loss_at, self.point(0).feeds, list(self.parameters))
+        self.noise = noise_of(self.loss_at, self.point(2).feeds, self._movable())
 
     # -- what moves ----------------------------------------------------------------------------
 
@@ -87,16 +114,17 @@ class Bench:
                 "expected inputs or initializers:", [f"{name!r} is neither" for name in unknown]
             )
         read = self.ancestors(self.loss)
+        sloping = sloping_into(self.model.graph, self.loss)
         self.parameters, self.left_out = {}, {}
         for name in dict.fromkeys([*main.inputs, *main.initializers]):
-            if name not in read:
+            if name not in sloping or (self.only and name not in self.data):
                 continue
             array = self.feeds.get(name)
             if array is None:
                 array = numpy_helper.to_array(main.initializers[name])
             if not is_float(array) or array.size == 0:
                 continue
-            role = role_of(name) if role_of is not None else Role(False, "not asked about")
+            role = Role(True, "") if role_of is None else role_of(name)
             if role.is_parameter or name in self.data:
                 self.parameters[name] = array
             else:
@@ -112,26 +140,34 @@ class Bench:
             if not self.from_states.isdisjoint(names_read(node)):
                 self.from_states.update(filter(None, node.output))
 
+    def _movable(self) -> list[str]:
+        """Parameters without the numbers in the formula of the loss, such as exponents."""
+        return [name for name, array in self.parameters.items() if array.size > 1]
+
     # -- points --------------------------------------------------------------------------------
 
     def point(self, number: int) -> Point:
-        """The feeds as they are (number 0), or others near them."""
+        """The feeds as they are (0), or with parameters moved (2) and what hides others turned (1).
+
+        Where parameters, states or rates are zero or one, values are equal that differ elsewhere.
+        Initializers are moved only where they are zero: an exporter may have given the backward
+        pass a copy of its own.
+        """
         kind = np.float64 if self.is_double else None
         feeds = {name: _as(array, kind) for name, array in (self.feeds | self.parameters).items()}
-        rng = np.random.default_rng([self.seed, number])
-        for name in sorted({*self.parameters, *self.left_out} & self.feeds.keys()):
-            if number and is_float(self.feeds[name]):
-                array = np.asarray(self.feeds[name], np.float64)
+        rng = np.random.default_rng([self.seed, 1])
+        for name in sorted(self.parameters) if number else ():
+            array = np.asarray(self.parameters[name], np.float64)
+            if name in self.feeds or (array.size > 1 and not np.any(array)):
                 shift = rng.uniform(-1, 1, size=array.shape)
-                zero = 0.01 * shift if name in self.parameters else 0.0
-                moved = np.where(array == 0, zero, array * (1 + _JITTER * shift))
-                feeds[name] = np.asarray(moved).astype(kind or self.feeds[name].dtype)
-        turned = {}
-        for name in self.knobs:
-            if number == 1:
-                feeds[name] = np.asarray(feeds[name] * _TURN, feeds[name].dtype)
-            turned[name] = float(feeds[name].reshape(()))
-        return Point(number, feeds, turned)
+                moved = np.where(array == 0, _FROM_ZERO * shift, array * (1 + _JITTER * shift))
+                feeds[name] = moved.astype(feeds[name].dtype)
+        for name in self.states if number == 1 else ():
+            if not np.any(feeds[name]):
+                feeds[name] = rng.uniform(0.1, 1, size=feeds[name].shape).astype(feeds[name].dtype)
+        for name in self.knobs if number == 1 else ():
+            feeds[name] = (feeds[name] * _TURN or feeds[name] + _TURN - 1).astype(feeds[name].dtype)
+        return Point(number, feeds, {name: float(feeds[name].reshape(())) for name in self.knobs})
 
     # -- running -------------------------------------------------------------------------------
 
@@ -165,9 +201,15 @@ class Bench:
 
     def _open(self, wanted: Iterable[str], *, double: bool) -> Session:
         opened = cut_down(self.model, wanted, self.parameters)
-        return open_session(
-            double_copy(opened) if double else opened, provider=self.provider, optimize=False
-        )
+        while True:
+            copy = double_copy(opened, self._single) if double else opened
+            try:
+                return open_session(copy, provider=self.provider, optimize=False)
+            except OnnxClipError as error:
+                lacking = _LACKING.search(str(error)) if double else None
+                if lacking is None or not self._single.isdisjoint(filter(None, lacking.groups())):
+                    raise
+                self._single.update(filter(None, lacking.groups()))
 
     def values(self, names: list[str], points: Iterable[Point]) -> Iterator[tuple[Point, Arrays]]:
         """The named values at each point, in double precision where the runtime can."""
@@ -200,15 +242,3 @@ class Bench:
 
 def _as(array: NDArray[Any], kind: type[np.float64] | None) -> NDArray[Any]:
     return array.astype(kind) if kind is not None and is_float(array) else array
-
-
-def one_seed(model: ModelProto) -> dict[str, int]:
-    """Size 1 for symbols that stand in one input alone, beside no dimension but 1."""
-    shapes = [
-        [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in model.graph.input
-    ]
-    symbols = [size for shape in shapes for size in shape if isinstance(size, str)]
-    apart = [shape for shape in shapes if all(isinstance(size, str) or size == 1 for size in shape)]
-    lone = [size for shape in apart for size in shape if isinstance(size, str)]
-    return dict.fromkeys((each for each in lone if symbols.count(each) == 1), 1)

@@ -1,12 +1,13 @@
 """Temporary copies of a model for probing: cut down, opened up, and in double precision.
 
-ONNX Runtime has double kernels for most operators, though not for all (Conv has none on the CPU):
-whoever asks for a double copy must be ready to do without it.
+ONNX Runtime has double kernels for most operators, though not for all (Conv and Erf have none on
+the CPU): those stay in single precision, between casts. Whoever asks for a double copy must still
+be ready to do without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -19,17 +20,24 @@ from onnx import (
     ModelProto,
     NodeProto,
     TensorProto,
-    TypeProto,
     ValueInfoProto,
     helper,
     numpy_helper,
 )
 
 from onnx_clip_pass.graph import graphs_in
+from onnx_clip_pass.graph.inference import infer_types
+from onnx_clip_pass.probe.erf import DOMAIN, erf_functions, is_erf
 
-__all__ = ["ancestors_in", "cut_down", "double_copy", "names_read"]
+__all__ = ["ancestors_in", "cut_down", "double_copy", "names_read", "sloping_into"]
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_WHOLE = {
+    "And", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less",
+    "LessOrEqual", "NonZero", "Not", "Or", "Range", "Shape", "Size",
+}  # fmt: skip
+_FIRST_WITH_FUNCTIONS = 8  # IR version
+_SINGLE_STATISTICS = ("LayerNormalization", "SimplifiedLayerNormalization")
 _RANDOM = ("Bernoulli", "RandomNormal", "RandomUniform")
 
 
@@ -45,18 +53,34 @@ def names_read(node: NodeProto) -> Iterator[str]:
 def ancestors_in(graph: GraphProto) -> Callable[[str], frozenset[str]]:
     """A function that tells all values that one is computed from, itself included."""
     makers = {name: tuple(names_read(node)) for node in graph.node for name in node.output if name}
+    return cache(lambda name: _behind(name, makers))
 
-    @cache
-    def ancestors(name: str) -> frozenset[str]:
-        seen, todo = {name}, [name]
-        while todo:
-            for source in makers.get(todo.pop(), ()):
-                if source not in seen:
-                    seen.add(source)
-                    todo.append(source)
-        return frozenset(seen)
 
-    return ancestors
+def sloping_into(graph: GraphProto, name: str) -> frozenset[str]:
+    """The values by which a value may have a slope: integers, counts and conditions carry none."""
+    makers = {
+        name: tuple(names_read(node))
+        for node in graph.node
+        for name in node.output
+        if name and not _is_whole(node)
+    }
+    return _behind(name, makers)
+
+
+def _behind(name: str, makers: Mapping[str, tuple[str, ...]]) -> frozenset[str]:
+    seen, todo = {name}, [name]
+    while todo:
+        new = [source for source in makers.get(todo.pop(), ()) if source not in seen]
+        seen.update(new)
+        todo += new
+    return frozenset(seen)
+
+
+def _is_whole(node: NodeProto) -> bool:
+    if node.op_type == "Cast":
+        floats = (*_FLOATS, TensorProto.DOUBLE)
+        return any(attr.name == "to" and attr.i not in floats for attr in node.attribute)
+    return node.op_type in _WHOLE
 
 
 def cut_down(
@@ -96,43 +120,99 @@ def cut_down(
     )
 
 
-def double_copy(model: ModelProto) -> ModelProto:
-    """A copy that computes in double precision whatever the model computes in a shorter float."""
+def double_copy(model: ModelProto, single: Collection[str] = ()) -> ModelProto:
+    """A copy that computes in double precision whatever the model computes in a shorter float.
+
+    Args:
+        model: a model that is cut down already.
+        single: op types that stay in single precision, but for Erf, which can be had by others.
+    """
+    dtypes: dict[str, int] = {}
+    if single:
+        for found in infer_types(model).values():
+            dtypes |= {name: kind.dtype for name, kind in found.items()}
+        dtypes |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     copy = ModelProto()
     copy.CopyFrom(model)
-    _widen_graph(copy.graph)
+    _widen_graph(copy.graph, single, dtypes)
     for function in copy.functions:
-        _widen_nodes(function)
+        if hasattr(function, "value_info"):
+            del function.value_info[:]
+        _widen_nodes(function, single, dtypes)
+    if not {"Erf", "Gelu"}.isdisjoint(single):
+        copy.ir_version = max(copy.ir_version, _FIRST_WITH_FUNCTIONS)
+        for imports in (copy.opset_import, *(each.opset_import for each in copy.functions)):
+            imports.append(helper.make_opsetid(DOMAIN, 1))
+        opset = max(entry.version for entry in copy.opset_import if entry.domain in ("", "ai.onnx"))
+        copy.functions.extend(erf_functions(opset))
     return copy
 
 
-def _widen_graph(graph: GraphProto) -> None:
+def _widen_graph(graph: GraphProto, single: Collection[str], dtypes: Mapping[str, int]) -> None:
     for tensor in graph.initializer:
         _widen_tensor(tensor)
     for sparse in graph.sparse_initializer:
         _widen_tensor(sparse.values)
     del graph.value_info[:]
     for value in (*graph.input, *graph.output):
-        _widen_type(value.type)
-    _widen_nodes(graph)
+        if value.type.tensor_type.elem_type in _FLOATS:
+            value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    _widen_nodes(graph, single, dtypes)
 
 
-def _widen_nodes(body: GraphProto | FunctionProto) -> None:
-    if isinstance(body, FunctionProto) and hasattr(body, "value_info"):
-        del body.value_info[:]
+def _widen_nodes(
+    body: GraphProto | FunctionProto, single: Collection[str], dtypes: Mapping[str, int]
+) -> None:
+    nodes: list[NodeProto] = []
     for node in body.node:
-        _state_dtype(node)
-        for attr in node.attribute:
-            if attr.type == AttributeProto.TENSOR:
-                _widen_tensor(attr.t)
-            elif attr.name in ("to", "dtype", "output_dtype") and attr.i in _FLOATS:
-                attr.i = TensorProto.DOUBLE
-            elif node.op_type == "Constant" and attr.name in ("value_float", "value_floats"):
-                numbers = attr.f if attr.name == "value_float" else list(attr.floats)
-                tensor = numpy_helper.from_array(np.array(numbers, np.float64))
-                attr.CopyFrom(helper.make_attribute("value", tensor))
-        for _, graph in graphs_in(node):
-            _widen_graph(graph)
+        if is_erf(node) and not {"Erf", "Gelu"}.isdisjoint(single):
+            del node.attribute[:]
+            node.domain = DOMAIN
+            nodes.append(node)
+        elif node.op_type in single:
+            floats = [dtypes.get(name, TensorProto.FLOAT) in _FLOATS for name in node.input]
+            nodes += _between_casts(node, floats, range(len(node.output)))
+        elif node.op_type in _SINGLE_STATISTICS and len(node.output) > 1:
+            _widen_node(node, single, dtypes)
+            nodes += _between_casts(node, [], range(1, len(node.output)))
+        else:
+            _widen_node(node, single, dtypes)
+            nodes.append(node)
+    if len(nodes) > len(body.node):
+        kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del body.node[:]
+        body.node.extend(kept)
+
+
+def _between_casts(
+    node: NodeProto, inputs: Sequence[bool], outputs: Iterable[int]
+) -> Iterator[NodeProto]:
+    """A node that takes some inputs in single precision and makes outputs so."""
+    for slot, name in enumerate(node.input):
+        if name and slot < len(inputs) and inputs[slot]:
+            node.input[slot] = f"{name}/{node.output[0]}/{slot}/single"
+            yield helper.make_node("Cast", [name], [node.input[slot]], to=TensorProto.FLOAT)
+    names = [(slot, node.output[slot]) for slot in outputs if node.output[slot]]
+    for slot, name in names:
+        node.output[slot] = f"{name}/single"
+    yield node
+    for slot, name in names:
+        yield helper.make_node("Cast", [node.output[slot]], [name], to=TensorProto.DOUBLE)
+
+
+def _widen_node(node: NodeProto, single: Collection[str], dtypes: Mapping[str, int]) -> None:
+    _state_dtype(node)
+    for attr in node.attribute:
+        if attr.type == AttributeProto.TENSOR:
+            _widen_tensor(attr.t)
+        elif attr.name in ("to", "dtype", "output_dtype") and attr.i in _FLOATS:
+            attr.i = TensorProto.DOUBLE
+        elif node.op_type == "Constant" and attr.name in ("value_float", "value_floats"):
+            numbers = attr.f if attr.name == "value_float" else list(attr.floats)
+            tensor = numpy_helper.from_array(np.array(numbers, np.float64))
+            attr.CopyFrom(helper.make_attribute("value", tensor))
+    for _, graph in graphs_in(node):
+        _widen_graph(graph, single, dtypes)
 
 
 def _state_dtype(node: NodeProto) -> None:
@@ -148,8 +228,3 @@ def _widen_tensor(tensor: TensorProto) -> None:
     if tensor.data_type in _FLOATS:
         wide = numpy_helper.to_array(tensor).astype(np.float64)
         tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))
-
-
-def _widen_type(kind: TypeProto) -> None:
-    if kind.tensor_type.elem_type in _FLOATS:
-        kind.tensor_type.elem_type = TensorProto.DOUBLE

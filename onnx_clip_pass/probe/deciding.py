@@ -15,8 +15,8 @@ they differ most, with a random one beside it, which shows what no candidate hol
 4. Equal candidates are one; the last of them in the graph is named.
 
 States that are zero (moments at the first step) and scalar inputs (rates, seeds) are changed
-before candidates are read, since at zero or one they hide what is computed from them. For the same
-reason parameters whose elements are all equal are moved a little before all.
+before candidates are read, since at zero or one they hide what is computed from them. Parameters
+are moved a little for the same reason; see `Bench.point`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.graph import Index
-from onnx_clip_pass.probe.bench import Bench, one_seed
-from onnx_clip_pass.probe.losses import check_loss, declared_loss
+from onnx_clip_pass.probe.bench import Bench
+from onnx_clip_pass.probe.opening import open_bench
 from onnx_clip_pass.probe.trial import Decision, SlopeCheck, Trial
 from onnx_clip_pass.record import strip_if_clipped
-from onnx_clip_pass.runtime import Provider, check_run, make_feeds
+from onnx_clip_pass.runtime import Provider
 
 __all__ = ["Decision", "SlopeCheck", "check_slopes", "decide"]
 
@@ -69,9 +68,8 @@ def decide(
     wanted = list(dict.fromkeys(name for names in questions.values() for name in names))
     with np.errstate(all="ignore"):
         bench = _open(model, questions, wanted, feeds, loss, dims, seed, provider)
-        trial = Trial(bench, seed)
-        asked = trial.ask(questions, trial.turned())
-        trial.solve([each for each in asked if each.arrays_differ])
+        trial = Trial(bench, seed, by_knobs=True)
+        trial.solve(trial.ask(questions, bench.point(1)))
         trial.agree()
     return {parameter: trial.decisions[parameter] for parameter in questions}
 
@@ -91,7 +89,7 @@ def check_slopes(
     Args:
         model: a training graph.
         gradients: parameter by gradient, both of the main graph.
-        feeds: as `decide` takes them; here states and scalar inputs stay as they are fed.
+        feeds: as `decide` takes them; here states and scalar inputs stay as fed.
         loss: as `decide` takes it.
         dims: sizes of symbolic dimensions.
         seed: of made-up feeds and of random directions.
@@ -103,15 +101,14 @@ def check_slopes(
     Raises:
         OnnxClipError: as `decide`.
     """
+    checks: dict[str, SlopeCheck] = {}
     with np.errstate(all="ignore"):
-        bench = _open(model, gradients.values(), list(gradients), feeds, loss, dims, seed, provider)
-        trial = Trial(bench, seed)
-        checks: dict[str, SlopeCheck] = {}
-        for parameters in _once_each(gradients):
-            chosen = {parameter: [name] for name, parameter in parameters.items()}
-            asked = trial.ask(chosen)
-            trial.decisions.clear()
-            trial.check([each for each in asked if each.arrays_differ], checks)
+        parameters = list(gradients.values())
+        bench = _open(model, parameters, list(gradients), feeds, loss, dims, seed, provider)
+        for pairs in _once_each(gradients):
+            trial = Trial(bench, seed)
+            asked = trial.ask({p: [name] for name, p in pairs.items()}, bench.point(2))
+            checks |= {check.gradient: check for check in trial.check(asked)}
     nothing = {n: SlopeCheck(n, p, float("nan"), 0.0, float("inf")) for n, p in gradients.items()}
     return [checks.get(name, nothing[name]) for name in gradients]
 
@@ -136,22 +133,11 @@ def _open(
     seed: int,
     provider: Provider,
 ) -> Bench:
-    check_run(feeds, dims, seed)
     model = strip_if_clipped(model)
-    index = Index(model)
-    faults = [
-        f"{name!r} is no value of the main graph" for name in wanted
-        if name not in index.main.producers
-    ]  # fmt: skip
-    if faults:
+    made = {name for node in model.graph.node for name in node.output}
+    if faults := [f"{name!r} is no value of the main graph" for name in wanted if name not in made]:
         raise OnnxClipError("these candidates cannot be read:", faults)
-    if loss is None:
-        loss = declared_loss(model, index, parameters, wanted)
-    else:
-        check_loss(index, loss)
-    fed = make_feeds(model, given=feeds, dims=one_seed(model) | dict(dims or {}), seed=seed)
-    bench = Bench(model, fed, loss, provider, tuple(parameters), seed, only=True)
-    for knob in bench.knobs:
-        if knob not in (feeds or {}):  # a made-up seed could be negative
-            fed[knob] = np.ones_like(fed[knob])
-    return bench
+    return open_bench(
+        model, feeds, loss, dims, seed, provider,
+        data=tuple(parameters), only=True, later=wanted,
+    )  # fmt: skip

@@ -1,79 +1,57 @@
-"""Which value is the gradient of which parameter, judged by slopes alone.
+"""Which value is the gradient of which parameter, where slopes alone leave a choice.
 
-A value g is the gradient by W if <g, v> is the slope of the loss along v, for random directions v
-at two points. What else the numbers may show, and the answer to it:
+The answer to each doubtful case:
 
 1. Slopes of zero prove nothing: the parameter is undecided.
-2. Values that fit but differ from each other: the one that fits ten times better, or undecided.
+2. Values that fit but differ from each other: `trial` measures where they differ, or undecided.
 3. Equal values, one computed from the other: the last counts, but for a clip between them, before
    which the gradient ends.
 4. As many equal values as parameters that they fit, one computed from the other or not: one for
    each, by name, else by their order, lest one is left unclipped. Otherwise each value is that of
    each of the parameters.
 5. Values that fit but for a positive factor: only if none fits exactly, if one factor serves every
-   parameter, and if none is computed from another that fits exactly or with another factor (then
-   it is a step or a moment, not a gradient).
+   parameter, and if none is computed from another that fits with another factor (then it is a
+   step or a moment, not a gradient).
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnx_clip_pass.gradients.naming import is_named_after
-from onnx_clip_pass.probe.slopes import Slope
 
-__all__ = [
-    "Fit",
-    "Measure",
-    "Undecided",
-    "by_factor",
-    "judge",
-    "layouts",
-    "moves",
-    "project",
-    "settle",
-]
+__all__ = ["Fit", "Undecided", "by_factor", "laid_out", "layouts", "settle"]
 
-_ERRORS = 4.0  # estimates of an error are trusted to this factor
-_NOISE = 0.1  # above this part of the slopes, noise decides nothing
-_BETTER = 10.0
+_EXPLAINED = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Undecided:
-    """A parameter that was given no gradient, and why."""
+    """A parameter that was given no gradient, and why; or an input that was taken for data."""
 
     parameter: str
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """What a value says of the slopes of one parameter: `says[i]`, being of the size `size[i]`.
-
-    `precision` is what its own rounding may do to it, as a part of its size.
-    """
-
-    value: str
-    layout: str
-    says: NDArray[np.float64]
-    size: NDArray[np.float64]
-    precision: float
+    is_data: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A value that fits the slopes of a parameter, times a factor at each of the two points."""
+    """A value that is `factor` times the slopes of a parameter, laid out in some way.
 
-    measure: Measure
+    A value of one element fits with any factor: it is not `telling`.
+    """
+
+    value: str
+    layout: str
     error: float
-    factors: tuple[float, float] = (1.0, 1.0)
+    factor: float = 1.0
     is_telling: bool = True
 
 
@@ -87,67 +65,34 @@ def layouts(value: tuple[int, ...], parameter: tuple[int, ...]) -> Iterable[str]
         yield ""
     if len(value) == 2 and value == parameter[::-1]:
         yield "transposed"
-    if value == (*parameter, 1):
+    elif value == (*parameter, 1):
         yield "with one seed"
+    elif value != parameter and prod(value) == prod(parameter):
+        yield "reshaped"
 
 
-def moves(slopes: Sequence[Slope]) -> bool:
-    """Whether the loss depends on the parameter beyond all noise."""
-    return any(abs(slope.value) > _ERRORS * slope.error for slope in slopes)
-
-
-def judge(measure: Measure, slopes: Sequence[Slope], points: NDArray[np.int64]) -> Fit | None:
-    """Whether a value fits; exactly (both factors are 1), or else but for its length."""
-    slope = np.array([each.value for each in slopes])
-    error = np.array([each.error for each in slopes])
-    says, scale = measure.says, np.linalg.norm(slope)
-    allowed = _ERRORS * error + measure.precision * measure.size
-    if not (np.all(np.isfinite(says)) and np.all(np.isfinite(error)) and np.any(says)):
-        return None
-    if np.linalg.norm(allowed) > _NOISE * scale:
-        return None
-    off = np.abs(says - slope)
-    if np.all(off <= allowed):
-        return Fit(measure, float(np.max(off) / scale))
-    factors, fitted, telling = [], np.zeros_like(slope), True
-    for number in np.unique(points):
-        here = points == number
-        factors.append(float(says[here] @ slope[here] / max(slope[here] @ slope[here], 1e-300)))
-        fitted[here] = factors[-1] * slope[here]
-        telling = telling and int(here.sum()) > 1
-    first, second = factors
-    spread = _ERRORS * error * max(first, second) + measure.precision * measure.size
-    if min(factors) <= 0 or np.any(np.abs(says - fitted) > spread):
-        return None
-    off = np.abs(says - fitted)
-    return Fit(measure, float(np.max(off) / np.linalg.norm(fitted)), (first, second), telling)
+def laid_out(array: NDArray[Any], layout: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """A gradient in the shape of its parameter."""
+    wide = np.asarray(array, np.float64)
+    return wide.T if layout == "transposed" else wide.reshape(shape)
 
 
 def settle(
-    fits: dict[str, list[Fit]], before: Before, order: Sequence[str]
-) -> tuple[list[tuple[Fit, str, str]], list[Undecided]]:
-    """Fits to pairs: each with the parameter's name and a remark (rules 2 to 4).
+    fits: Mapping[str, list[Fit]], before: Before, order: Sequence[str]
+) -> list[tuple[Fit, str, str]]:
+    """Fits to pairs: each with the parameter's name and a remark (rules 3 and 4).
 
     Args:
-        fits: the values that fit, by parameter.
+        fits: the values that fit, by parameter; those of one parameter are equal.
         before: see `Before`; called with the earlier value first.
         order: the names of all candidates, in the order of the graph's outputs.
     """
     groups: dict[frozenset[str], list[str]] = defaultdict(list)
     kept: dict[str, dict[str, Fit]] = {}
-    undecided = []
-    best: dict[str, list[Fit]] = {}
-    for parameter, found in fits.items():
-        equal = _best(found)
-        if equal is None:
-            names = " and ".join(sorted(repr(fit.measure.value) for fit in found))
-            undecided.append(Undecided(parameter, f"{names} differ, but fit its slopes alike"))
-        else:
-            best[parameter] = equal
-    sharing = Counter(_names(equal) for equal in best.values())
-    for parameter, equal in best.items():
+    sharing = Counter(_names(equal) for equal in fits.values())
+    for parameter, equal in fits.items():
         ends = _ends(equal, before, sharing[_names(equal)])
-        kept[parameter] = {fit.measure.value: fit for fit in ends}
+        kept[parameter] = {fit.value: fit for fit in ends}
         groups[frozenset(kept[parameter])].append(parameter)
     pairs = []
     for values, parameters in groups.items():
@@ -162,15 +107,14 @@ def settle(
                 others = ", ".join(repr(p) for p in parameters if p != parameter)
                 remark = f"also the gradient of {others}" if others else ""
                 pairs += [(kept[parameter][value], parameter, remark) for value in ordered]
-    return pairs, undecided
+    return pairs
 
 
 def by_factor(
-    fits: dict[str, list[Fit]],
+    fits: Mapping[str, list[Fit]],
     before: Before,
     allowed: set[str],
-    knobs: Sequence[tuple[float, float]],
-    sizes: set[int],
+    known: Sequence[float],
 ) -> tuple[dict[str, list[Fit]], list[Undecided]]:
     """The fits that one factor explains, of all that fit but for a factor (rule 5).
 
@@ -178,48 +122,33 @@ def by_factor(
         fits: of allowed values and of those they are computed from.
         before: see `Before`.
         allowed: the values that may be called gradients.
-        knobs: factors that a seed of the backward pass would make at the two points.
-        sizes: factors, or parts of one, that a mean in place of a sum would make.
+        known: factors that a seed of the backward pass makes, or a mean in place of a sum; asked
+            for where one parameter alone judges.
     """
     undecided: list[Undecided] = []
-    left = {
-        parameter: _unscaled(parameter, found, before, allowed, knobs, undecided)
-        for parameter, found in _telling(fits, knobs).items()
-    }
-    left = {parameter: found for parameter, found in left.items() if found}
+    others = [fit.factor for found in fits.values() for fit in found if fit.is_telling]
+    left = {}
+    for parameter, found in fits.items():
+        telling = [
+            fit for fit in found if fit.is_telling or _is_among(fit.factor, [*others, *known])
+        ]
+        if kept := _unscaled(parameter, telling, before, allowed, known, undecided):
+            left[parameter] = kept
     serving: list[Fit] = []
     for fit in next(iter(left.values()), []):
         serves = all(any(_alike(fit, other) for other in found) for found in left.values())
         if serves and not any(_alike(fit, other) for other in serving):
             serving.append(fit)
-    if len(serving) != 1 or (len(left) == 1 and not _is_explained(serving[0], knobs, sizes)):
+    if len(serving) != 1 or (len(left) == 1 and not _is_among(serving[0].factor, known)):
         for parameter, found in left.items():
             factors = ", ".join(
-                f"{fit.measure.value!r} is {fit.factors[0]:.6g} times its gradient" for fit in found
+                f"{fit.value!r} is {fit.factor:.6g} times its gradient" for fit in found
             )
             reason = f"no single factor explains all parameters: {factors}"
             undecided.append(Undecided(parameter, reason))
         return {}, undecided
-    return (
-        {p: [fit for fit in found if _alike(fit, serving[0])] for p, found in left.items()},
-        undecided,
-    )
-
-
-def _telling(
-    fits: dict[str, list[Fit]], knobs: Sequence[tuple[float, float]]
-) -> dict[str, list[Fit]]:
-    """Without the scalars that fit any factor, unless theirs is that of others or of a knob."""
-    known = [fit.factors for found in fits.values() for fit in found if fit.is_telling]
-    return {
-        parameter: [
-            fit
-            for fit in found
-            if fit.is_telling
-            or any(np.allclose(fit.factors, each, rtol=1e-3) for each in (*known, *knobs))
-        ]
-        for parameter, found in fits.items()
-    }
+    chosen = {p: [fit for fit in found if _alike(fit, serving[0])] for p, found in left.items()}
+    return chosen, undecided
 
 
 def _unscaled(
@@ -227,7 +156,7 @@ def _unscaled(
     found: list[Fit],
     before: Before,
     allowed: set[str],
-    knobs: Sequence[tuple[float, float]],
+    known: Sequence[float],
     undecided: list[Undecided],
 ) -> list[Fit]:
     """Without what is computed from a value that fits with another factor.
@@ -235,14 +164,14 @@ def _unscaled(
     Which of the two is the gradient, only the factor of a seed can tell.
     """
     scaled = {
-        fit.measure.value: other.measure.value
+        fit.value: other.value
         for fit in found
         for other in found
-        if not _alike(fit, other) and before(other.measure.value, fit.measure.value) is not False
+        if not _alike(fit, other) and before(other.value, fit.value) is not False
     }
-    left = [fit for fit in found if fit.measure.value in allowed - scaled.keys()]
+    left = [fit for fit in found if fit.value in allowed - scaled.keys()]
     blocked = sorted(allowed & scaled.keys())
-    if blocked and not (left and all(_is_explained(fit, knobs, set()) for fit in left)):
+    if blocked and not (left and all(_is_among(fit.factor, known) for fit in left)):
         reason = (
             f"{blocked[0]!r} is a multiple of {scaled[blocked[0]]!r}, from which it is computed: "
             f"one may be a step or a moment; name the gradient"
@@ -252,42 +181,18 @@ def _unscaled(
     return left
 
 
-def _is_explained(fit: Fit, knobs: Sequence[tuple[float, float]], sizes: set[int]) -> bool:
-    """Whether a factor is one that a seed or a batch makes: asked where one parameter judges."""
-    if any(np.allclose(fit.factors, knob, rtol=1e-3) for knob in knobs):
-        return True
-    first, second = fit.factors
-    whole = max(first, 1 / first)
-    return (
-        abs(first - second) < 1e-3 * first
-        and abs(whole - round(whole)) < 1e-3 * whole
-        and round(whole) in sizes
-    )
+def _is_among(factor: float, known: Iterable[float]) -> bool:
+    return any(abs(factor - each) <= _EXPLAINED * each for each in known)
 
 
 def _alike(fit: Fit, other: Fit) -> bool:
-    """Whether two fits have the same factors, as far as their precision tells."""
-    precision = 10 * max(fit.measure.precision, other.measure.precision, fit.error, other.error)
-    pairs = zip(fit.factors, other.factors, strict=True)
-    return all(abs(a - b) <= precision * max(a, b) for a, b in pairs)
-
-
-def _best(found: list[Fit]) -> list[Fit] | None:
-    """The fits equal to the best one; None if another is about as good (rule 2)."""
-    best = min(found, key=lambda fit: fit.error)
-    floor = best.measure.precision * 1e-3
-    equal = []
-    for fit in found:
-        apart = np.abs(fit.measure.says - best.measure.says)
-        if np.all(apart <= max(floor, 1e-9) * best.measure.size):
-            equal.append(fit)
-        elif fit.error < _BETTER * max(best.error, 1e-12):
-            return None
-    return equal
+    """Whether two fits have the same factor, as far as their precision tells."""
+    precision = 10 * max(fit.error, other.error, 1e-5)
+    return abs(fit.factor - other.factor) <= precision * max(fit.factor, other.factor)
 
 
 def _names(fits: list[Fit]) -> frozenset[str]:
-    return frozenset(fit.measure.value for fit in fits)
+    return frozenset(fit.value for fit in fits)
 
 
 def _ends(equal: list[Fit], before: Before, sharing: int) -> list[Fit]:
@@ -295,18 +200,18 @@ def _ends(equal: list[Fit], before: Before, sharing: int) -> list[Fit]:
 
     All of them before a clip if they are as many as the parameters `sharing` them (rule 4).
     """
-    values = [fit.measure.value for fit in equal]
+    values = [fit.value for fit in equal]
     behind_clip = {b for a in values for b in values if a != b and before(a, b) is None}
-    open_ = [fit for fit in equal if fit.measure.value not in behind_clip]
+    open_ = [fit for fit in equal if fit.value not in behind_clip]
     if len(_names(open_)) == sharing:
         return open_
-    names = [fit.measure.value for fit in open_]
+    names = [fit.value for fit in open_]
     ends = [
         fit
         for fit in open_
-        if not any(before(fit.measure.value, name) for name in names if name != fit.measure.value)
+        if not any(before(fit.value, name) for name in names if name != fit.value)
     ]
-    return list({fit.measure.value: fit for fit in ends}.values())
+    return list({fit.value: fit for fit in ends}.values())
 
 
 def _assign(values: list[str], parameters: list[str]) -> list[tuple[str, str]]:
@@ -316,9 +221,3 @@ def _assign(values: list[str], parameters: list[str]) -> list[tuple[str, str]]:
     if len(set(firsts)) == len(parameters):
         return list(zip(firsts, parameters, strict=True))
     return list(zip(values, parameters, strict=True))
-
-
-def project(array: NDArray[Any], layout: str, along: NDArray[np.float64]) -> float:
-    """<g, v>, the value being laid out as `layout` says."""
-    wide = np.asarray(array, np.float64)
-    return float(np.sum((wide.T if layout == "transposed" else wide.reshape(along.shape)) * along))

@@ -1,34 +1,32 @@
-"""The search itself: measure slopes, ask every candidate what it says of them, judge, settle."""
+"""The search itself: measure slopes, ask every candidate what it says of them, judge, settle.
+
+Each parameter is moved along a mixture of all values that might be its gradient: random directions
+alone would hide the true one, of a million elements, in the noise of a loss in float32. What fits
+is tried by `trial`, all parameters at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.found import Gradient, Parameter
 from onnx_clip_pass.graph import Shape, TensorType
 from onnx_clip_pass.probe.bench import Bench, is_float
-from onnx_clip_pass.probe.pairing import (
-    Fit,
-    Measure,
-    Undecided,
-    by_factor,
-    judge,
-    layouts,
-    moves,
-    project,
-    settle,
-)
-from onnx_clip_pass.probe.slopes import Point, Slope, direction, slope_along
+from onnx_clip_pass.probe.losses import type_of
+from onnx_clip_pass.probe.pairing import Fit, Undecided, by_factor, laid_out, layouts, settle
+from onnx_clip_pass.probe.slopes import Arrays, Point, Slope, length_of, quick_slope, slope_along
+from onnx_clip_pass.probe.trial import ERRORS, NOISE, Trial, precision_of
 
 __all__ = ["Probing", "Search"]
 
-_DIRECTIONS = 2  # at each of two points
-_PRECISION = {8: 1e-5, 4: 2e-4}  # of a gradient as a graph computes it, by the size of its dtype
+_MOST = 8  # values that are tried for one parameter, where noise lets many fit
 _CLIPS = {"Clip", "Max", "Min", "Where"}
 
 
@@ -41,281 +39,295 @@ class Probing:
     loss: str
 
 
+class _Said(NamedTuple):
+    """What a value says of the slope along a mixture, and how much its rounding may do to that."""
+
+    value: str
+    layout: str
+    slope: float
+    blur: float
+
+
+class _Measured(NamedTuple):
+    """What the values say of a parameter, and the slope that was measured."""
+
+    says: list[_Said]
+    slope: Slope
+
+    def fits(self, said: _Said) -> bool:
+        return abs(said.slope - self.slope.value) <= ERRORS * self.slope.error + said.blur
+
+    @property
+    def is_noisy(self) -> bool:
+        return not ERRORS * self.slope.error <= NOISE * abs(self.slope.value)
+
+
 @dataclass(slots=True)
 class Search:
-    """One run of probing: measure, project, judge, settle."""
+    """One run of probing: measure, compare, try, settle."""
 
     bench: Bench
-    outputs: Mapping[str, tuple[int, ...]]
     inner: bool
     most_bytes: int
     progress: Callable[[int, int], None] | None
-    undecided: list[Undecided] = field(default_factory=list)
+    undecided: dict[str, Undecided] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    _feeds: Arrays = field(init=False)
+    _turned: Point = field(init=False)
 
     def result(self) -> Probing:
         bench = self.bench
-        self.undecided += [
-            Undecided(name, f"taken for data ({why}); name it with data= (--data) to probe it")
-            for name, why in bench.left_out.items()
-        ]
+        self._feeds, self._turned = bench.point(2).feeds, bench.point(1)
+        for name, why in bench.left_out.items():
+            self.undecided[name] = Undecided(name, f"taken for data ({why})", is_data=True)
         names = self._candidates(inner=self.inner)
-        wanted = {
-            name: array
-            for name, array in bench.parameters.items()
-            if any(_can_fit(shape, array.shape) for shape in names.values())
-        }
-        self.undecided += [
-            Undecided(name, f"no value has its shape{self._further}")
-            for name in bench.parameters.keys() - wanted.keys()
-            if name not in bench.index.main.initializers
-        ]
-        points, slopes = self._measure(list(wanted))
-        still = {name for name in wanted if not moves(slopes[name])}
-        self.undecided += [
-            Undecided(name, "the loss does not move with it here: its gradient is zero")
-            for name in wanted
-            if name in still
-        ]
-        slopes = {name: found for name, found in slopes.items() if name not in still}
-        fits = self._fits(names, points, slopes)
-        exact = {p: kept for p, found in fits.items() if (kept := _exact(found))}
-        allowed = set(names)
-        chosen, factor = exact, False
-        if not exact and any(fits.values()):
-            chosen, factor = self._by_factor(fits, allowed, points, slopes), True
-        order = [*self.outputs, *(name for name in names if name not in self.outputs)]
-        pairs, doubts = settle(chosen, self._before, order)
-        self.undecided += doubts
-        said = {entry.parameter for entry in self.undecided} | {p for _, p, _ in pairs}
-        self.undecided += [
-            Undecided(p, self._why_nothing_fits(found))
-            for p, found in slopes.items()
-            if p not in said and not self._is_constant(p)
-        ]
-        gradients = [
-            self._gradient(fit, parameter, remark, points, by_factor=factor)
-            for fit, parameter, remark in pairs
-        ]
-        places = self.bench.index.main.producers
+        wanted = []
+        for name, array in bench.parameters.items():
+            if any(_can_fit(shape, array.shape) for shape in names.values()):
+                wanted.append(name)
+            elif name not in bench.index.main.initializers:
+                self._leave(name, f"no value has its shape{self._further}")
+        measured = self._measure(names, wanted, 1)
+        exact = {name: found for name, each in measured.items() if (found := _exact(each))}
+        chosen = self._tried(exact) if exact else self._by_factor(names, list(measured))
+        pairs = settle(chosen, self._before, list(names))
+        for name, each in measured.items():
+            is_number = name in bench.index.main.initializers and self._at(name).size == 1
+            if not (is_number or name in self.undecided or name in chosen):
+                noisy = "its slopes are too noisy to compare: the loss has kinks, or too few digits"
+                none = f"no value fits its slopes{self._further}"
+                self._leave(name, noisy if each.is_noisy else none)
+        gradients = [self._gradient(fit, parameter, remark) for fit, parameter, remark in pairs]
+        places = bench.index.main.producers
         gradients.sort(key=lambda g: places.get(g.name, (-1, 0)))
-        return Probing(tuple(gradients), tuple(self.undecided), bench.loss)
+        return Probing(tuple(gradients), tuple(self.undecided.values()), bench.loss)
 
-    # -- measuring -----------------------------------------------------------------------------
+    def _leave(self, parameter: str, reason: str) -> None:
+        self.undecided.setdefault(parameter, Undecided(parameter, reason))
 
-    def _candidates(self, *, inner: bool) -> dict[str, Shape | None]:
-        """Values that may be gradients, with their shapes as far as known."""
-        bench = self.bench
-        found: dict[str, Shape | None] = dict(self.outputs)
-        main = bench.index.main
-        for name in main.producers if inner else ():
-            known = main.declared(name)
-            if known is not None and (not known.dtype or known.shape is None):
-                inferred = bench.index.inferred(main, name)
-                known = TensorType(known.dtype or inferred.dtype, known.shape or inferred.shape)
-            if name != bench.loss and known is not None and known.is_floating and known.dtype:
-                found.setdefault(name, known.shape)
-        behind = bench.ancestors(bench.loss)  # to clip one of these would change the loss
-        return {
-            name: shape
-            for name, shape in found.items()
-            if name not in behind and name not in bench.from_states
-        }
-
-    def _measure(self, names: list[str]) -> tuple[list[Point], dict[str, list[Slope]]]:
-        """The slopes at two points; where the first lies on a kink, at one beside it."""
-        for first in (0, 2):
-            points = [self.bench.point(first), self.bench.point(1)]
-            slopes = {}
-            for number, name in enumerate(names):
-                if self.progress is not None:
-                    self.progress(number, len(names))
-                slopes[name] = [
-                    slope_along(self.bench.loss_at, point, name, each)
-                    for point in points
-                    for each in range(_DIRECTIONS if points[0].feeds[name].size > 1 else 1)
-                ]
-                if first == 0 and any(slope.has_kink for slope in slopes[name]):
-                    break
-            else:
-                break
-        if self.progress is not None:
-            self.progress(len(names), len(names))
-        return points, slopes
-
-    def _fits(
-        self,
-        names: Mapping[str, Shape | None],
-        points: list[Point],
-        slopes: dict[str, list[Slope]],
-    ) -> dict[str, list[Fit]]:
-        """Every value that fits a parameter, exactly or but for a factor."""
-        says: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}
-        for batch in self._batches(names, slopes):
-            for point, values in self.bench.values(batch, points):
-                for name, array in values.items():
-                    if not is_float(array):
-                        continue
-                    self.shapes[name] = array.shape
-                    for parameter in slopes:
-                        at = point.feeds[parameter]
-                        for layout in layouts(array.shape, at.shape):
-                            says.setdefault((parameter, name, layout), []).extend(
-                                self._say(array, layout, point, points, parameter, slopes)
-                            )
-        fits: dict[str, list[Fit]] = {parameter: [] for parameter in slopes}
-        for (parameter, name, layout), said in says.items():
-            found, size, precision = (np.array(column) for column in zip(*said, strict=True))
-            measure = Measure(name, layout, found, size, float(precision.max()))
-            half = len(said) // 2
-            fit = judge(measure, slopes[parameter], np.repeat([0, 1], half))
-            if fit is not None:
-                fits[parameter].append(fit)
-        return fits
-
-    def _say(
-        self,
-        array: NDArray[Any],
-        layout: str,
-        point: Point,
-        points: list[Point],
-        parameter: str,
-        slopes: dict[str, list[Slope]],
-    ) -> list[tuple[float, float, float]]:
-        """What one value says of each slope at a point, its size, and its precision."""
-        found = slopes[parameter]
-        half = len(found) // 2
-        here = found[:half] if point is points[0] else found[half:]
-        said = []
-        for number, slope in enumerate(here):
-            at = point.feeds[parameter]
-            along = direction(parameter, at, point.number, number, slope.attempt)
-            unit = np.linalg.norm(along) / max(np.sqrt(along.size), 1)
-            size = float(np.linalg.norm(np.asarray(array, np.float64)) * unit)
-            precision = max(
-                _PRECISION.get(array.dtype.itemsize, 0.03),
-                1e-5 if self.bench.is_double else 2e-3,
-            )
-            said.append((project(array, layout, along), size, precision))
-        return said
-
-    def _batches(
-        self,
-        names: Mapping[str, Shape | None],
-        slopes: dict[str, list[Slope]],
-    ) -> list[list[str]]:
-        """Names of values that can fit, so many at a time as may be held at two points."""
-        batches: list[list[str]] = [[]]
-        held = 0
-        for name, shape in names.items():
-            sizes = [
-                self.bench.parameters[parameter].size * 16
-                for parameter in slopes
-                if _can_fit(shape, self.bench.parameters[parameter].shape)
-            ]
-            if not sizes:
-                continue
-            if batches[-1] and held + max(sizes) > self.most_bytes:
-                batches.append([])
-                held = 0
-            batches[-1].append(name)
-            held += max(sizes)
-        return [batch for batch in batches if batch]
-
-    # -- judging -------------------------------------------------------------------------------
-
-    def _by_factor(
-        self,
-        fits: dict[str, list[Fit]],
-        allowed: set[str],
-        points: list[Point],
-        slopes: dict[str, list[Slope]],
-    ) -> dict[str, list[Fit]]:
-        if not self.inner:  # what the outputs are computed from
-            above: set[str] = set()
-            for found in fits.values():
-                for fit in found:
-                    above |= self.bench.ancestors(fit.measure.value)
-            shapes = self._candidates(inner=True)
-            within = {name: shape for name, shape in shapes.items() if name in above - allowed}
-            for parameter, found in self._fits(within, points, slopes).items():
-                fits[parameter] += found
-        sizes = {size for array in self.bench.feeds.values() for size in array.shape}
-        sizes |= {array.size for array in self.bench.feeds.values()}
-
-        knobs = [
-            (value, points[1].knobs[name]) for name, value in points[0].knobs.items() if value > 0
-        ]
-        chosen, doubts = by_factor(fits, self._before, allowed, knobs, sizes)
-        self.undecided += [
-            Undecided(doubt.parameter, doubt.reason + self._further) for doubt in doubts
-        ]
-        return chosen
-
-    def _before(self, earlier: str, later: str) -> bool | None:
-        """Whether `later` is computed from `earlier`; None if a way leads through a clip."""
-        if earlier not in self.bench.ancestors(later):
-            return False
-        main = self.bench.index.main
-        clips = (
-            name
-            for name in self.bench.ancestors(later) - {earlier}
-            if (node := main.producer(name)) is not None and node.op_type in _CLIPS
-        )
-        return None if any(earlier in self.bench.ancestors(name) for name in clips) else True
-
-    def _is_constant(self, parameter: str) -> bool:
-        """Whether it is a number in the formula of the loss rather than a parameter."""
-        bench = self.bench
-        return parameter in bench.index.main.initializers and bench.parameters[parameter].size == 1
-
-    def _why_nothing_fits(self, slopes: list[Slope]) -> str:
-        value = max(abs(slope.value) for slope in slopes)
-        if max(slope.error for slope in slopes) > 0.02 * value:
-            return "its slopes are too noisy to compare: the loss has kinks, or too few digits"
-        return f"no value fits its slopes{self._further}"
+    def _at(self, parameter: str) -> NDArray[Any]:
+        return self.bench.parameters[parameter]
 
     @property
     def _further(self) -> str:
         """Where else a gradient may be that is not among the outputs."""
         return "" if self.inner else "; inner=True (--inner) looks inside the graph too"
 
-    def _gradient(
-        self, fit: Fit, parameter: str, remark: str, points: list[Point], *, by_factor: bool
-    ) -> Gradient:
-        bench, name = self.bench, fit.measure.value
-        main = bench.index.main
-        value, known = main.declared(name) or TensorType(), main.declared(parameter) or TensorType()
-        array = bench.parameters[parameter]
-        evidence = [
-            f"slopes of {bench.loss} by {parameter} agree within {fit.error:.1g}",
-            *([fit.measure.layout] if fit.measure.layout == "transposed" else []),
-        ]
-        first, second = fit.factors
-        if by_factor:
-            turning = [n for n, v in points[0].knobs.items() if abs(second / first - 1) > 1e-2]
-            scaled = f", scaled by input {', '.join(map(repr, turning))}" if turning else ""
-            evidence.append(f"times {first:.6g}{scaled}")
+    # -- measuring -----------------------------------------------------------------------------
+
+    def _candidates(self, *, inner: bool) -> dict[str, Shape | None]:
+        """Values that may be gradients, with their shapes as far as known; outputs first."""
+        index = self.bench.index
+        outputs = [output.name for output in self.bench.model.graph.output]
+        # to clip what the loss is computed from would change it
+        never = {*self.bench.ancestors(self.bench.loss), *self.bench.from_states}
+        found = {}
+        for name in [*outputs, *(index.main.producers if inner else ())]:
+            kind = type_of(index, name)
+            if name not in never and kind.is_floating and (kind.dtype or name in outputs):
+                found[name] = kind.shape
+        return found
+
+    def _measure(
+        self, names: Mapping[str, Shape | None], wanted: list[str], number: int
+    ) -> dict[str, _Measured]:
+        """Move each parameter along a mixture of the values that can fit it; `number` draws it."""
+        batches = self._batches(names, wanted)
+        held = list(self._values(batches)) if len(batches) == 1 else None
+        moves = {}
+        for name in wanted:
+            rng = np.random.default_rng([number, zlib.crc32(name.encode())])
+            moves[name] = 0.5 * _unit(rng.normal(size=self._at(name).shape))
+        for values in held or self._values(batches):
+            for parameter, name, _, array, size in self._matching(values, wanted):
+                sign = zlib.crc32(f"{number} {name}".encode()) % 2 * 2 - 1
+                moves[parameter] += array * (sign / size)
+        lengths = {name: length_of(self._at(name)) for name in wanted}
+        for name, along in moves.items():
+            moves[name] = lengths[name] * _unit(along)
+        says: dict[str, list[_Said]] = {name: [] for name in wanted}
+        for values in held or self._values(batches):
+            for parameter, name, layout, array, size in self._matching(values, wanted):
+                self.shapes[name] = values[name].shape
+                slope = float(np.vdot(array, moves[parameter]))
+                blur = precision_of(values[name]) * size * lengths[parameter]
+                says[parameter].append(_Said(name, layout, slope, blur))
+        measured = {}
+        for done, name in enumerate(wanted):
+            self._tell(done, len(wanted))
+            try:
+                found = self._slope(says[name], {name: moves.pop(name)})
+            except OnnxClipError as error:
+                self._leave(name, f"the model does not run when it is moved: {error}")
+                continue
+            if abs(found.slope.value) <= ERRORS * found.slope.error < np.inf:
+                self._leave(name, "the loss does not move with it here: its gradient is zero")
+            else:
+                measured[name] = found
+        self._tell(len(wanted), len(wanted))
+        return measured
+
+    def _tell(self, done: int, of: int) -> None:
+        if self.progress is not None:
+            self.progress(done, of)
+
+    def _slope(self, says: list[_Said], move: Arrays) -> _Measured:
+        """The slope by two runs if a value foretells it, else by as many as it takes."""
+        bench = self.bench
+        found = _Measured(says, quick_slope(bench.loss_at, self._feeds, move, bench.noise))
+        if found.is_noisy or not any(found.fits(said) for said in says):
+            slope = slope_along(bench.loss_at, self._feeds, move, bench.noise)
+            found = _Measured(says, slope)
+        return found
+
+    def _batches(self, names: Mapping[str, Shape | None], wanted: list[str]) -> list[list[str]]:
+        """Names of values that can fit, so many at a time as may be held."""
+        shapes = {self._at(parameter).shape for parameter in wanted}
+        batches: list[list[str]] = []
+        held = self.most_bytes
+        for name, shape in names.items():
+            sizes = [8 * int(np.prod(each)) for each in shapes if _can_fit(shape, each)]
+            if sizes and held + max(sizes) > self.most_bytes:
+                batches.append([])
+                held = 0
+            if sizes:
+                batches[-1].append(name)
+                held += max(sizes)
+        return batches
+
+    def _values(self, batches: list[list[str]]) -> Iterator[Arrays]:
+        for batch in batches:
+            ((_, values),) = self.bench.values(batch, [self._turned])
+            yield {name: array for name, array in values.items() if is_float(array)}
+
+    def _matching(
+        self, values: Arrays, wanted: list[str]
+    ) -> Iterator[tuple[str, str, str, NDArray[np.float64], float]]:
+        """Parameters, values that can fit them, how they are laid out then, and their norms."""
+        norms = {name: float(np.linalg.norm(array)) for name, array in values.items()}
+        for parameter in wanted:
+            shape = self._at(parameter).shape
+            for name, array in values.items():
+                if array.size == self._at(parameter).size and 0 < norms[name] < np.inf:
+                    for layout in layouts(array.shape, shape):
+                        if layout != "reshaped" or array.size > 1:
+                            found = laid_out(array, layout, shape)
+                            yield parameter, name, layout, found, norms[name]
+
+    # -- judging -------------------------------------------------------------------------------
+
+    def _tried(self, exact: Mapping[str, list[Fit]]) -> dict[str, list[Fit]]:
+        """Of the values that fit each parameter those that go on doing so, being equal."""
+        trial = Trial(self.bench, self.bench.seed)
+        questions = {name: [fit.value for fit in found] for name, found in exact.items()}
+        trial.solve(trial.ask(questions, self._turned))
+        chosen = {}
+        for name, found in exact.items():
+            decision = trial.decisions[name]
+            if decision.gradient is None:
+                self._leave(name, decision.reason)
+            else:
+                equal = trial.equal[name]
+                chosen[name] = [
+                    Fit(fit.value, fit.layout, decision.error)
+                    for fit in found
+                    if fit.value in equal
+                ]
+        return chosen
+
+    def _by_factor(
+        self, names: Mapping[str, Shape | None], wanted: list[str]
+    ) -> dict[str, list[Fit]]:
+        """The values that are one multiple of the gradients, told from those behind them."""
+        within = self._candidates(inner=True)
+        two = [self._measure(within, wanted, number) for number in (2, 3)]
+        fits = {
+            name: _multiples(two[0][name], two[1][name], is_telling=self._at(name).size > 1)
+            for name in two[0]
+            if name in two[1]
+        }
+        sizes = {size for array in self.bench.feeds.values() for size in (array.size, *array.shape)}
+        known = [value for value in self._turned.knobs.values() if value > 0]
+        known += [each for size in sizes if size > 1 for each in (size, 1 / size)]
+        chosen, doubts = by_factor(fits, self._before, set(names), known)
+        for doubt in doubts:
+            self._leave(doubt.parameter, doubt.reason + self._further)
+        return chosen
+
+    def _before(self, earlier: str, later: str) -> bool | None:
+        """Whether `later` is computed from `earlier`; None if a way leads through a clip."""
+        ancestors = self.bench.ancestors
+        if earlier not in ancestors(later):
+            return False
+        main = self.bench.index.main
+        clips = (
+            name
+            for name in ancestors(later) - {earlier}
+            if (node := main.producer(name)) is not None and node.op_type in _CLIPS
+        )
+        return None if any(earlier in ancestors(name) for name in clips) else True
+
+    def _gradient(self, fit: Fit, parameter: str, remark: str) -> Gradient:
+        bench, name = self.bench, fit.value
+        value, known = type_of(bench.index, name), type_of(bench.index, parameter)
+        array = self._at(parameter)
+        evidence = [f"slopes of {bench.loss} by {parameter} agree within {fit.error:.1g}"]
+        if fit.layout in ("transposed", "reshaped"):
+            evidence.append(fit.layout)
+        if fit.factor != 1:
+            knobs = [
+                (bench.feeds[knob].item(), f", scaled by input {knob!r}")
+                for knob, turned in self._turned.knobs.items()
+                if abs(fit.factor - turned) <= 1e-3 * abs(turned)
+            ]
+            factor, why = (*knobs, (fit.factor, ""))[0]
+            evidence.append(f"times {factor:.6g}{why}")
         evidence += [remark] if remark else []
-        dtype = value.dtype or bench.index.inferred(main, name).dtype or known.dtype
-        shape = value.shape if value.shape is not None else self.shapes[name]
+        shape = known.shape if known.shape is not None else array.shape
         return Gradient(
             name=name,
-            parameter=Parameter(
-                parameter,
-                known.shape if known.shape is not None else array.shape,
-                str(array.dtype),
-                name,
-            ),
-            shape=shape,
-            dtype=TensorType(dtype).dtype_name,
+            parameter=Parameter(parameter, shape, str(array.dtype), name),
+            shape=value.shape if value.shape is not None else self.shapes[name],
+            dtype=TensorType(value.dtype or known.dtype).dtype_name,
             evidence="; ".join(evidence),
-            has_seeds=fit.measure.layout == "with one seed",
+            has_seeds=fit.layout == "with one seed",
         )
 
 
-def _exact(found: list[Fit]) -> list[Fit]:
-    return [fit for fit in found if fit.factors == (1.0, 1.0)]
+def _exact(measured: _Measured) -> list[Fit]:
+    """The values that say what was measured; of many that noise lets pass, the nearest."""
+    said = [each for each in measured.says if measured.fits(each)]
+    if measured.is_noisy:
+        said.sort(key=lambda each: abs(each.slope - measured.slope.value))
+        said = said[:_MOST] if np.isfinite(measured.slope.error) else []
+    if any(each.layout != "reshaped" for each in said):  # a flat copy is made for a norm
+        said = [each for each in said if each.layout != "reshaped"]
+    return [Fit(each.value, each.layout, 0.0) for each in said]
+
+
+def _multiples(first: _Measured, second: _Measured, *, is_telling: bool) -> list[Fit]:
+    """The values that are the same positive multiple of the slopes along both mixtures."""
+    others = {(said.value, said.layout): said for said in second.says}
+    found = []
+    for said in first.says:
+        if (said.value, said.layout) not in others:
+            continue
+        factors, errors = [], []
+        for one, slope in (
+            (said, first.slope),
+            (others[said.value, said.layout], second.slope),
+        ):
+            factors.append(one.slope / slope.value)
+            errors.append((ERRORS * slope.error * abs(factors[-1]) + one.blur) / abs(slope.value))
+        apart = abs(factors[0] - factors[1])
+        if min(factors) > 0 and apart <= sum(errors) <= NOISE * min(factors):
+            error = max(apart, max(errors)) / min(factors)
+            found.append(Fit(said.value, said.layout, error, factors[0], is_telling))
+    return found
+
+
+def _unit(array: NDArray[np.float64]) -> NDArray[np.float64]:
+    return array / np.linalg.norm(array)
 
 
 def _can_fit(shape: Shape | None, parameter: tuple[int, ...]) -> bool:

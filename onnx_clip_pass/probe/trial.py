@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.probe.bench import Bench, is_float
-from onnx_clip_pass.probe.slopes import Arrays, Point, joint_slope, length_of
+from onnx_clip_pass.probe.pairing import laid_out, layouts
+from onnx_clip_pass.probe.slopes import Arrays, Point, length_of, slope_along
 
-__all__ = ["Decision", "SlopeCheck", "Trial"]
+__all__ = ["ERRORS", "NOISE", "Decision", "SlopeCheck", "Trial", "precision_of"]
+
+ERRORS = 4.0
+"""Estimates of an error are trusted to this factor."""
+
+NOISE = 0.1
+"""Above this part of a gradient, noise decides nothing."""
 
 _PATTERNS = 3  # random mixtures of all directions: two wrongs do not cancel in each
-_ERRORS = 4.0  # estimates of an error are trusted to this factor
 _CLEAR = 10.0  # what is at stake must be so many times what is allowed
-_NOISE = 0.1  # above this part of a gradient, noise decides nothing
+_SAME = 1e-4  # of the precision: as equal as two ways to compute one value
 _FLAT = 1e-6  # a candidate this close to the span of others adds no direction to it
 _BESIDE = 2  # random directions beside the candidates
-_UNEVEN = 0.01
-_TURN = 1.37  # a factor that no constant of an optimizer is
-_PRECISION = {True: 1e-6, False: 3e-4}  # of a gradient read in float64, and in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,25 +61,21 @@ class SlopeCheck:
     error: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Asked:
     """A parameter, its candidates and the directions in which they differ.
 
     `names[i]` are candidates that are equal, in graph order; `coords[i, k]` is <candidate i,
-    direction k>. The last direction is a random one, orthogonal to all of them.
+    direction k>. The last directions are random ones, orthogonal to all candidates.
     """
 
     parameter: str
+    length: float
     names: list[list[str]]
     sizes: NDArray[np.float64]
     directions: list[NDArray[np.float32]]
     coords: NDArray[np.float64]
-    length: float
-
-    @property
-    def arrays_differ(self) -> bool:
-        """Whether there is anything to measure."""
-        return bool(self.names)
+    precision: float
 
     def group(self, place: int) -> int:
         """The group of the candidate at a place, counted from the first or, below 0, the last."""
@@ -90,8 +90,7 @@ class _Asked:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Scale:
+class _Scale(NamedTuple):
     """A factor that gradients may have: 1, or that of an input, as it was turned and as fed."""
 
     turned: float = 1.0
@@ -99,143 +98,114 @@ class _Scale:
     knob: str = ""
 
 
-class Trial:
-    """One trial of all questions; `decisions` fills up."""
+def precision_of(array: NDArray[Any]) -> float:
+    """What rounding on the way may do to a gradient, as a part of it."""
+    return {8: 1e-6, 4: 3e-4}.get(array.dtype.itemsize, 0.03)
 
-    def __init__(self, bench: Bench, seed: int) -> None:
+
+class Trial:
+    """One trial of all questions.
+
+    `decisions` fills up; `equal` has all candidates that are equal to the one that is named.
+    """
+
+    def __init__(self, bench: Bench, seed: int, *, by_knobs: bool = False) -> None:
         self.bench = bench
         self.decisions: dict[str, Decision] = {}
-        self._feeds = _uneven(bench.point(0).feeds, bench.parameters)
+        self.equal: dict[str, list[str]] = {}
+        self._feeds = bench.point(2).feeds
         self._rng = np.random.default_rng([seed, 17])
-        self._precision = _PRECISION[bench.is_double]
+        self._by_knobs = by_knobs
         self._scales = [_Scale()]
 
     # -- reading candidates --------------------------------------------------------------------
 
-    def turned(self) -> Arrays:
-        """Feeds at which rates, seeds and states show; none of them is read by the loss."""
-        feeds = dict(self._feeds)
-        rng = np.random.default_rng(5)
-        for name in self.bench.states:
-            if not np.any(feeds[name]):
-                drawn = rng.uniform(0.1, 1, size=feeds[name].shape)
-                feeds[name] = np.asarray(drawn, feeds[name].dtype)
-        for name in self.bench.knobs:
-            fed = float(feeds[name].reshape(()))
-            turned = fed * _TURN or _TURN - 1
-            feeds[name] = np.full_like(feeds[name], turned)
-            if fed > 0:
-                self._scales += [
-                    _Scale(turned, fed, name),
-                    _Scale(1 / turned, 1 / fed, name),
-                ]
-        return feeds
+    def ask(self, questions: Mapping[str, Sequence[str]], point: Point) -> list[_Asked]:
+        """Read the candidates at a point and lay out the directions.
 
-    def ask(
-        self, questions: Mapping[str, Sequence[str]], feeds: Arrays | None = None
-    ) -> list[_Asked]:
-        """Read the candidates and lay out the directions; what cannot be measured is decided.
-
-        Args:
-            questions: candidates by parameter.
-            feeds: `turned`, or by default those in which only even parameters are changed.
+        What cannot be measured is decided, and not among what is returned.
         """
-        wanted = list(dict.fromkeys(name for names in questions.values() for name in names))
-        values = self._read(wanted, self._feeds if feeds is None else feeds)
-        return [self._lay_out(parameter, names, values) for parameter, names in questions.items()]
-
-    def _read(self, wanted: list[str], feeds: Arrays) -> Arrays:
-        tries = [feeds, self._feeds] if feeds is not self._feeds else [feeds]
+        for name, turned in point.knobs.items() if self._by_knobs else ():
+            if (fed := self.bench.feeds[name].item()) > 0:
+                self._scales.append(_Scale(turned, fed, name))
+                self._scales.append(_Scale(1 / turned, 1 / fed, name))
         values: Arrays = {}
-        for number, each in enumerate(tries):
-            try:
-                ((_, values),) = self.bench.values(wanted, [Point(0, each)])
-            except OnnxClipError:
-                if number == len(tries) - 1:
-                    raise
-                continue
-            if all(np.all(np.isfinite(array)) for array in values.values() if is_float(array)):
-                break
-        return values
+        wanted = list(dict.fromkeys(name for names in questions.values() for name in names))
+        for each in (point, Point(2, self._feeds)):
+            with suppress(OnnxClipError):  # with rates that it was not made for
+                ((_, values),) = self.bench.values(wanted, [each])
+                if all(np.all(np.isfinite(array)) for array in values.values() if is_float(array)):
+                    break
+        asked = [self._lay_out(parameter, names, values) for parameter, names in questions.items()]
+        return [each for each in asked if each is not None]
 
-    def _lay_out(self, parameter: str, names: Sequence[str], values: Arrays) -> _Asked:
+    def _lay_out(self, parameter: str, names: Sequence[str], values: Arrays) -> _Asked | None:
         at = self.bench.parameters.get(parameter)
-        asked = _Asked(parameter, [], np.zeros(0), [], np.zeros((0, 0)), 1.0)
         if at is None:
             self._leave(parameter, f"the loss {self.bench.loss!r} does not depend on it")
-            return asked
+            return None
         arrays: list[NDArray[np.float64]] = []
+        groups: list[list[str]] = []
+        sizes: list[float] = []
+        precision = 0.0
         for name in names:
-            array = _as_parameter(values[name], at.shape)
-            if array is None or not np.all(np.isfinite(array)) or not np.any(array):
-                continue
-            same = [i for i, other in enumerate(arrays) if np.array_equal(array, other)]
-            if same:
-                asked.names[same[0]].append(name)
-            else:
-                arrays.append(array)
-                asked.names.append([name])
+            for layout in layouts(values[name].shape, at.shape):
+                array = laid_out(values[name], layout, at.shape)
+                size = float(np.linalg.norm(array))
+                if not (is_float(values[name]) and np.isfinite(size) and size > 0):
+                    continue
+                precision = max(precision, precision_of(values[name]))
+                least = _SAME * precision * size
+                for other, of_other, group in zip(arrays, sizes, groups, strict=True):
+                    if abs(size - of_other) <= least and np.linalg.norm(array - other) <= least:
+                        group.append(name)
+                        break
+                else:
+                    arrays.append(array)
+                    groups.append([name])
+                    sizes.append(size)
         if not arrays:
-            self._leave(parameter, "no candidate has its size and is finite and other than zero")
-            return asked
-        drawn = [self._rng.normal(size=at.shape) for _ in range(_BESIDE)]
-        for array in [*arrays, *drawn]:
-            left = array / np.linalg.norm(array)
-            for _ in range(2):  # twice, for what rounding leaves of the first
-                for other in asked.directions:
-                    left = left - np.vdot(other, left) * other
+            reason = "no candidate has its size and is finite and other than zero"
+            self._leave(parameter, reason)
+            return None
+        directions: list[NDArray[np.float32]] = []
+        for array in [*arrays, *(self._rng.normal(size=at.shape) for _ in range(_BESIDE))]:
+            left: Any = array / np.linalg.norm(array)
+            for along in directions:
+                left = left - float(np.vdot(along, left)) * along
             if (rest := float(np.linalg.norm(left))) > _FLAT:
-                asked.directions.append(np.asarray(left / rest, np.float32))
-        asked.sizes = np.array([np.linalg.norm(array) for array in arrays])
-        asked.coords = np.array(
-            [[np.vdot(array, along) for along in asked.directions] for array in arrays]
+                directions.append(np.asarray(left / rest, np.float32))
+        coords = np.array([[np.vdot(array, along) for along in directions] for array in arrays])
+        return _Asked(
+            parameter, length_of(at), groups, np.array(sizes), directions, coords, precision
         )
-        asked.length = length_of(at)
-        return asked
 
     # -- measuring -----------------------------------------------------------------------------
 
-    def _mix(self, asked: Sequence[_Asked]) -> list[list[NDArray[np.float64]]]:
-        """Random mixtures of all directions: how much of each, by pattern and parameter."""
-        draw = self._rng
-        return [
-            [
-                each.length * draw.choice([-1.0, 1.0], size) * draw.uniform(0.5, 1, size)
-                for each in asked
-                for size in [len(each.directions)]
-            ]
-            for _ in range(_PATTERNS)
-        ]
-
     def _slope(
-        self, asked: Sequence[_Asked], mixture: Sequence[NDArray[np.float64]], size: float
+        self, asked: Sequence[_Asked], parts: Sequence[NDArray[np.float64]]
     ) -> tuple[float, float]:
-        """The slope along a mixture, and four times its error; `size` is that of a gradient."""
-        move = {}
-        for each, parts in zip(asked, mixture, strict=True):
-            along = np.zeros(each.directions[0].shape)
-            for part, direction in zip(parts, each.directions, strict=True):
-                along += part * direction
-            move[each.parameter] = along
-        found = joint_slope(
-            self.bench.loss_at, self._feeds, move, self.bench.noise, self._precision * size / 10
-        )
-        return found.value, _ERRORS * found.error
+        """The slope along so much of each direction of each, and what it may be off."""
+        move = {
+            each.parameter: sum(a * v for a, v in zip(own, each.directions, strict=True))
+            for each, own in zip(asked, parts, strict=True)
+        }
+        enough = 0.1 * _norm(each.precision * each.length * each.sizes.min() for each in asked)
+        bench = self.bench
+        found = slope_along(bench.loss_at, self._feeds, move, bench.noise, enough)
+        return found.value, ERRORS * found.error
 
     def _along_each(self, each: _Asked) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The slopes along every direction of one parameter, and what they may be off."""
-        unit = np.eye(len(each.directions)) * each.length
-        found = [self._slope([each], [row], each.length * each.sizes.min()) for row in unit]
-        slopes, errors = np.array(found).T / each.length
+        rows = np.eye(len(each.directions)) * each.length
+        slopes, errors = np.array([self._slope([each], [row]) for row in rows]).T / each.length
         return slopes, errors
 
     # -- deciding ------------------------------------------------------------------------------
 
     def solve(self, asked: list[_Asked]) -> None:
         """Decide these together, or else each half, and at last one alone."""
-        left: list[_Asked] | None = asked
-        if len(asked) > 1:
-            left = self._together(asked)
+        left = self._together(asked) if len(asked) > 1 else asked
         if left is None:
             half = len(asked) // 2
             self.solve(asked[:half])
@@ -244,37 +214,38 @@ class Trial:
             self._alone(each)
 
     def _together(self, asked: list[_Asked]) -> list[_Asked] | None:
-        """Decide by the slopes of all together; what they leave open, or None if no choice fits."""
-        mixtures = self._mix(asked)
-        # what each candidate adds to the slope of each pattern
-        adds = [
-            each.coords @ np.array([mixture[number] for mixture in mixtures]).T
-            for number, each in enumerate(asked)
-        ]
-        size = _together([each.length * each.sizes.max() for each in asked])
-        slopes, errors = np.array([self._slope(asked, mixture, size) for mixture in mixtures]).T
+        """Decide by slopes of all together; what they leave open, or None if no choice fits."""
+        mixtures = []
+        for _ in range(_PATTERNS):
+            drawn = [self._rng.uniform(-1, 1, len(each.directions)) for each in asked]
+            mixtures.append(
+                [e.length * (a + np.sign(a)) for e, a in zip(asked, drawn, strict=True)]
+            )
+        # what each candidate adds to the slope along each mixture
+        adds = [each.coords @ np.array(own).T for each, *own in zip(asked, *mixtures, strict=True)]
+        slopes, errors = np.array([self._slope(asked, mixture) for mixture in mixtures]).T
         deep = max(sum(map(len, each.names)) for each in asked)
         choices = {tuple(e.group(place) for e in asked): None for place in range(-deep, deep)}
         fitting = []
         for choice in choices:
+            chosen = list(zip(asked, choice, strict=True))
             told = sum(add[group] for add, group in zip(adds, choice, strict=True))
-            own = [e.length * e.sizes[group] for e, group in zip(asked, choice, strict=True)]
+            blur = _norm(each.precision * each.length * each.sizes[group] for each, group in chosen)
             for scale in self._scales:
-                allowed = errors + self._precision * _together(own) / scale.turned
+                allowed = errors + 2 * blur / scale.turned
                 if np.all(np.abs(told / scale.turned - slopes) <= allowed) and (
-                    not scale.knob
-                    or all(e.is_first_on_its_ray(i) for e, i in zip(asked, choice, strict=True))
+                    not scale.knob or all(each.is_first_on_its_ray(group) for each, group in chosen)
                 ):
-                    fitting.append((choice, scale, allowed))
-        exact = [each for each in fitting if not each[1].knob]
-        if len(exact or fitting) != 1:
-            return list(asked) if fitting else None
-        ((choice, scale, allowed),) = exact or fitting
+                    fitting.append((chosen, scale, allowed))
+        fitting = [each for each in fitting if not each[1].knob] or fitting
+        if len(fitting) != 1:
+            return asked if fitting else None
+        ((chosen, scale, allowed),) = fitting
         left = []
-        for each, group, add in zip(asked, choice, adds, strict=True):
+        for (each, group), add in zip(chosen, adds, strict=True):
             stakes = np.abs(np.delete(add - add[group], group, axis=0)) / scale.turned
             error = float(allowed.max() * scale.turned / (each.length * each.sizes[group]))
-            if error > _NOISE or np.any(np.max(stakes / allowed, axis=1) < _CLEAR):
+            if error > NOISE or np.any(np.max(stakes / allowed, axis=1) < _CLEAR):
                 left.append(each)
             else:
                 self._name(each, group, scale, error)
@@ -282,37 +253,30 @@ class Trial:
 
     def _alone(self, each: _Asked) -> None:
         slopes, errors = self._along_each(each)
-        size = float(np.linalg.norm(slopes))
-        loss = self.bench.loss
-        if not np.all(np.isfinite(errors)):
-            return self._leave(each.parameter, f"{loss!r} is not finite beside the given point")
+        size, loss = float(np.linalg.norm(slopes)), self.bench.loss
         if np.all(np.abs(slopes) <= errors):
-            reason = (
-                f"{loss!r} does not move with it here beyond rounding, so its slope says nothing"
-            )
+            reason = f"{loss!r} does not move with it here beyond its noise"
             return self._leave(each.parameter, reason)
-        if np.linalg.norm(errors) > _NOISE * size:
+        if not np.linalg.norm(errors) <= NOISE * size:
             return self._leave(each.parameter, f"the slopes of {loss!r} by it are too noisy")
-        for scales in (self._scales[:1], self._scales[1:]):
-            found = []
-            for group, told in enumerate(each.coords):
-                for scale in scales:
-                    off = np.abs(told / scale.turned - slopes)
-                    blur = self._precision * each.sizes[group] / scale.turned
-                    if np.all(off <= errors + blur) and (
-                        not scale.knob or each.is_first_on_its_ray(group)
-                    ):
-                        found.append((float(np.linalg.norm(off)), group, scale))
-            found.sort(key=lambda entry: entry[0])
-            if len(found) > 1 and found[1][0] < _CLEAR * found[0][0]:
-                names = " and ".join(repr(each.names[group][-1]) for _, group, _ in found)
-                reason = f"{names} differ by less than the slopes of {loss!r} can tell"
-                return self._leave(each.parameter, reason)
-            if found:
-                off, group, scale = found[0]
-                error = max(off, float(np.linalg.norm(errors))) / size
-                return self._name(each, group, scale, error)
-        return self._leave(each.parameter, self._why_none(each, slopes, errors))
+        fitting = []
+        for group, told in enumerate(each.coords):
+            for scale in self._scales:
+                off = np.abs(told / scale.turned - slopes)
+                blur = each.precision * each.sizes[group] / scale.turned
+                if np.all(off <= errors + blur) and (
+                    not scale.knob or each.is_first_on_its_ray(group)
+                ):
+                    fitting.append((float(np.linalg.norm(off)), group, scale))
+        fitting = sorted([fit for fit in fitting if not fit[2].knob] or fitting)
+        if not fitting:
+            return self._leave(each.parameter, self._why_none(each, slopes, errors))
+        if len(fitting) > 1 and fitting[1][0] < _CLEAR * fitting[0][0]:
+            names = " and ".join(repr(each.names[group][-1]) for _, group, _ in fitting)
+            reason = f"{names} differ by less than the slopes of {loss!r} can tell"
+            return self._leave(each.parameter, reason)
+        off, group, scale = fitting[0]
+        return self._name(each, group, scale, max(off, float(np.linalg.norm(errors))) / size)
 
     def _why_none(
         self, each: _Asked, slopes: NDArray[np.float64], errors: NDArray[np.float64]
@@ -320,7 +284,7 @@ class Trial:
         said = []
         for names, told, size in zip(each.names, each.coords, each.sizes, strict=True):
             factor = float(told @ slopes / (slopes @ slopes))
-            allowed = abs(factor) * errors + self._precision * size
+            allowed = abs(factor) * errors + each.precision * size
             if np.all(np.abs(told - factor * slopes) <= allowed):
                 said.append(f"{names[-1]!r} is {factor:.6g} times the slope of {self.bench.loss!r}")
         return "; ".join(said) or f"no candidate is parallel to the slope of {self.bench.loss!r}"
@@ -335,6 +299,7 @@ class Trial:
                     self._leave(each.parameter, reason)
 
     def _name(self, each: _Asked, group: int, scale: _Scale, error: float) -> None:
+        self.equal[each.parameter] = each.names[group]
         name, loss = each.names[group][-1], self.bench.loss
         reason = f"the slope of {loss!r} along it is its own norm within {error:.1g}"
         if scale.knob:
@@ -349,59 +314,32 @@ class Trial:
 
     # -- checking ------------------------------------------------------------------------------
 
-    def check(self, asked: list[_Asked], checks: dict[str, SlopeCheck]) -> None:
+    def check(self, asked: list[_Asked]) -> list[SlopeCheck]:
         """Compare the one candidate of each with the slopes, together and then one by one."""
-        left = self._together(asked) if len(asked) > 1 else None
-        alone = {each.parameter for each in (asked if left is None else left)}
-        for each in asked:
-            ((name,), *_) = each.names
-            if each.parameter not in alone:
-                error = self.decisions[each.parameter].error
-                checks[name] = SlopeCheck(name, each.parameter, 1.0, 0.0, error)
-            else:
-                checks[name] = self._check_alone(name, each)
+        left = self._together(asked) if len(asked) > 1 else asked
+        return [
+            self._check_alone(each)
+            if left is None or each in left
+            else SlopeCheck(
+                each.names[0][0], each.parameter, 1.0, 0.0, self.decisions[each.parameter].error
+            )
+            for each in asked
+        ]
 
-    def _check_alone(self, name: str, each: _Asked) -> SlopeCheck:
+    def _check_alone(self, each: _Asked) -> SlopeCheck:
         slopes, errors = self._along_each(each)
-        along, size = slopes[0], each.sizes[0]
-        beside, doubt = np.linalg.norm(slopes[1:]), np.linalg.norm(errors[1:])
-        rest = 0.0
-        doubt += self._precision * abs(along)
-        if beside > doubt:  # of all directions beside it, these few were drawn
-            rest = beside * np.sqrt((each.directions[0].size - 1) / len(slopes[1:]))
-        if abs(along) <= errors[0]:
-            return SlopeCheck(name, each.parameter, np.inf, float(rest > 0), np.inf)
-        error = errors[0] / abs(along) + self._precision
-        orthogonal = float(rest / np.hypot(rest, along))
-        return SlopeCheck(name, each.parameter, float(size / along), orthogonal, float(error))
+        pair, along = (each.names[0][0], each.parameter), abs(slopes[0])
+        beside = float(np.linalg.norm(slopes[1:]))
+        if beside <= np.linalg.norm(errors[1:]) + each.precision * along:
+            beside = 0.0
+        # of all directions beside it, these few were drawn
+        beside *= float(np.sqrt((each.directions[0].size - 1) / max(len(slopes) - 1, 1)))
+        if along <= errors[0]:
+            return SlopeCheck(*pair, np.inf, float(beside > 0), np.inf)
+        error = float(errors[0] / along + each.precision)
+        orthogonal = float(beside / np.hypot(beside, along))
+        return SlopeCheck(*pair, float(each.sizes[0] / slopes[0]), orthogonal, error)
 
 
-def _uneven(feeds: Arrays, parameters: Iterable[str]) -> Arrays:
-    """The feeds, but for parameters whose elements are all equal.
-
-    Zeros and ones (biases, scales at the first step) hide decay and the like.
-    """
-    rng = np.random.default_rng(3)
-    changed = dict(feeds)
-    for name in parameters:
-        at = feeds[name]
-        if np.all(at == at.flat[0]):
-            drawn = _UNEVEN * rng.normal(size=at.shape) * (abs(float(at.flat[0])) or 1)
-            changed[name] = np.asarray(at + drawn, at.dtype)
-    return changed
-
-
-def _together(sizes: Iterable[float]) -> float:
+def _norm(sizes: Iterable[float]) -> float:
     return float(np.linalg.norm(list(sizes)))
-
-
-def _as_parameter(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float64] | None:
-    """A gradient in the shape of its parameter, or None if it cannot be one."""
-    if not is_float(array) or array.size != int(np.prod(shape)):
-        return None
-    wide = np.asarray(array, np.float64)
-    return (
-        wide.T
-        if wide.shape == shape[::-1] and wide.ndim == 2 and wide.shape != shape
-        else wide.reshape(shape)
-    )

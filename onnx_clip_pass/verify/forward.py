@@ -14,7 +14,7 @@ from onnx.external_data_helper import load_external_data_for_model
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Index, TensorType, bodies_of
 from onnx_clip_pass.probe.copies import ancestors_in, cut_down
-from onnx_clip_pass.probe.losses import check_loss, declared_loss
+from onnx_clip_pass.probe.losses import check_loss, find_loss
 from onnx_clip_pass.runtime import Arrays, Provider, open_session
 from onnx_clip_pass.verify.memory import free_memory
 
@@ -87,9 +87,13 @@ class Forward:
         roots = dict.fromkeys([*main.inputs, *main.initializers])
         tensors = [root for root in roots if not (main.declared(root) or TensorType()).is_single]
         try:
-            return declared_loss(self.model, self.index, parameters, gradients)
+            return find_loss(
+                self.model, self.index, None, self.provider, None, set(parameters), set(gradients)
+            )
         except OnnxClipError:
-            return declared_loss(self.model, self.index, tensors, gradients)
+            return find_loss(
+                self.model, self.index, None, self.provider, None, set(tensors), set(gradients)
+            )
 
     def sources_of(self, name: str) -> frozenset[str]:
         """All values of the main graph that a value is computed from, itself included."""

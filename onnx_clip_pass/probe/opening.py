@@ -1,0 +1,62 @@
+"""Opening a model for probing: its loss, its feeds, and the bench on which it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from onnx_clip_pass.graph import Index
+from onnx_clip_pass.probe.bench import Bench
+from onnx_clip_pass.probe.losses import find_loss
+from onnx_clip_pass.record import strip_if_clipped
+from onnx_clip_pass.runtime import Provider, check_run, make_feeds
+
+__all__ = ["open_bench"]
+
+
+def open_bench(
+    model: ModelProto,
+    feeds: Mapping[str, NDArray[Any]] | None,
+    loss: str | None,
+    dims: Mapping[str, int] | None,
+    seed: int,
+    provider: Provider,
+    *,
+    data: Collection[str] = (),
+    only: bool = False,
+    later: Collection[str] = (),
+) -> Bench:
+    """A model on the bench, as it was before it was clipped; see `probe` for the arguments.
+
+    With `only` the parameters are `data` alone; `later` is what the loss cannot depend on.
+
+    Raises:
+        OnnxClipError: the loss is not clear, or the model does not run.
+    """
+    check_run(feeds, dims, seed)
+    model = strip_if_clipped(model)
+    # An overridable initializer that the caller feeds is fed; all others keep their value.
+    fed = make_feeds(model, given=feeds, dims=_one_seed(model) | dict(dims or {}), seed=seed)
+    index = Index(model)
+    name = find_loss(model, index, fed, provider, loss, data if only else (), later)
+    bench = Bench(model, fed, name, provider, tuple(data), seed, only)
+    for knob in bench.knobs:
+        if knob not in (feeds or {}):  # a made-up seed could be negative
+            fed[knob] = np.ones_like(fed[knob])
+    return bench
+
+
+def _one_seed(model: ModelProto) -> dict[str, int]:
+    """Size 1 for symbols that stand in one input alone, beside no dimension but 1."""
+    shapes = [
+        [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in model.graph.input
+    ]
+    symbols = [size for shape in shapes for size in shape if isinstance(size, str)]
+    apart = [shape for shape in shapes if all(isinstance(size, str) or size == 1 for size in shape)]
+    lone = [size for shape in apart for size in shape if isinstance(size, str)]
+    return dict.fromkeys((each for each in lone if symbols.count(each) == 1), 1)
