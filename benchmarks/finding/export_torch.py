@@ -4,7 +4,7 @@
 
 Made with Python 3.11, torch 2.13.0, onnxscript 0.7.2, onnx 1.23.2, pytorch_optimizer 4.1.0:
 
-    pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
+    pip install torch==2.13.0
     pip install onnx==1.23.2 onnxscript==0.7.2 onnxruntime==1.32.0 pytorch_optimizer==4.1.0
 """
 

@@ -179,6 +179,27 @@ def markdown(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
+def summary(rows: Iterable[Row]) -> str:
+    """Return a shorter table: a line for each optimizer, its options and networks counted."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        truth = row.truth
+        name = "gradients alone" if truth.kind == "gradients" else truth.optimizer
+        groups.setdefault((truth.source, name.lower(), name), []).append(row)
+    names = list(next(iter(groups.values()))[0].outcomes)
+    lines = [
+        f"| from | optimizer | steps | {' | '.join(names)} |",
+        f"|---|---|---|{'---|' * len(names)}",
+    ]
+    for (source, _, optimizer), group in sorted(groups.items()):
+        cells = []
+        for name in names:
+            kinds = Counter(row.outcomes[name].result for row in group)
+            cells.append(", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))
+        lines.append(f"| {source} | {optimizer} | {len(group)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _cell(truth: cases.Truth, outcome: Outcome) -> str:
     if outcome.result == "exact" and not truth.telling:
         return "exact (blind)"
@@ -221,6 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     parser.add_argument("--only", metavar="NAME", help="a name, or a pattern of names: details")
     parser.add_argument("--named", action="store_true", help="a column with the gradients given")
+    parser.add_argument("--summary", action="store_true", help="a line for each optimizer")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all outcomes here")
     chosen = parser.parse_args(arguments)
     folders = [
@@ -243,7 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{row.truth.name} ({way}): {outcome.result} {said}".rstrip())
     print(counts(rows), end="\n\n")
     if chosen.only is None:
-        print(markdown(rows))
+        print(summary(rows) if chosen.summary else markdown(rows))
     if chosen.json:
         chosen.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     bad = ("partial", "wrong", "failed")
