@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.gradients import accumulator
 from onnx_clip_pass.probe.deciding import SlopeCheck, check_slopes
 from onnx_clip_pass.record import Record
 from onnx_clip_pass.runtime import Arrays
@@ -47,6 +48,9 @@ _UNREAD = (
     "the loss does not read these parameters, so the meaning of their gradients was not checked"
 )
 _NOISY = "the slopes of the loss are too small or too noisy to tell the meaning of these gradients"
+_IN_PLACE = (
+    "the meaning of the gradients was not checked: accumulators of the graph write to their inputs"
+)
 _SIZES = (
     "these are the slope of the loss times what changes with the sizes of inputs, which were made "
     "up; give those that the model is made for (dims=, --dim, or feeds)"
@@ -101,6 +105,9 @@ class Meaning:
             OnnxClipError: what is named as the loss is none.
         """
         self.forward.check_loss()
+        if self.forward.index.main.numbers_of(*accumulator.OPS):
+            self.result.notes.append(_IN_PLACE)
+            return
         try:
             self._compare()
         except OnnxClipError as error:
