@@ -67,6 +67,12 @@ def test_parameters_that_are_zero_hide_no_decay() -> None:
     assert chosen(found) == {"W": "v1", "b": "v2"}
 
 
+def test_a_state_that_is_a_zero_initializer_hides_no_moment() -> None:
+    model = graph("a1 = Identity(v1) m2 = Add(m, a1)")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((4, 2), np.float32), "m"))
+    assert chosen(decide(model, {"W": ["v1", "a1", "m2"]})) == {"W": "a1"}
+
+
 def test_the_gradient_may_be_the_later_candidate_of_some() -> None:
     nodes = "six2 = Constant<value_float=6.0>() h1 = Mul(v1, six2) c1 = Div(h1, six2)"
     model = graph(f"{nodes} c2 = Mul(v2, lr)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from graphs import MODELS, Arrays, Entry, assert_identical, each, run
 
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients, probe_gradients
 from onnx_clip_pass.cli import main
-from onnx_clip_pass.probe import Probing, probe
+from onnx_clip_pass.probe import Bench, Probing, probe
+from onnx_clip_pass.runtime import make_feeds
 
 pytest.importorskip("onnxruntime", reason="probing runs the model")
 
@@ -348,3 +350,121 @@ def test_a_model_with_many_outputs_is_not_listed_in_full(tmp_path, capsys) -> No
     err = capsys.readouterr().err
     assert "and 390 more" in err
     assert len(err) < 500
+
+
+# -- what can be moved, and in which precision ------------------------------------------------
+
+
+def parsed(inputs: str, outputs: str, nodes: str, constants: str = "") -> onnx.ModelProto:
+    return onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 18]> g ({inputs}) => ({outputs}) '
+        f"{f'<{constants}>' if constants else ''} {{ {nodes} }}"
+    )
+
+
+def test_erf_is_computed_in_double_precision() -> None:
+    """loss = sum(x * erf(W)), whose slope by W is x * 2 / sqrt(pi) * exp(-W^2)."""
+    nodes = (
+        "f = Erf(W) p = Mul(x, f) loss = ReduceSum<keepdims=0>(p) s = Mul(W, W) n = Neg(s) "
+        "e = Exp(n) k = Constant<value_float=1.1283791670955126>() ke = Mul(e, k) g = Mul(x, ke)"
+    )
+    found = probe(parsed("float[5] x, float[5] W", "float loss, float[5] g", nodes), data=("W",))
+    assert ("g", "W") in pairs(found)
+    evidence = next(g.evidence for g in found.gradients if g.parameter.name == "W")
+    assert float(evidence.rpartition("within ")[2]) < 1e-5
+
+
+def test_an_operator_without_a_double_kernel_stays_in_single_precision_alone() -> None:
+    """loss = mean((Conv(x, W) - t)^2): the gradient is Conv(x, d), here laid out in one row."""
+    nodes = (
+        "y = Conv(x, W) d0 = Sub(y, t) q = Mul(d0, d0) loss = ReduceMean<keepdims=0>(q) "
+        "d = Mul(d0, two) d9 = Div(d, nine) dk = Reshape(d9, kernel) g0 = Conv(x, dk) "
+        "g = Reshape(g0, row)"
+    )
+    constants = "float two = {2}, float nine = {9}, int64[4] kernel = {1, 1, 3, 3}, "
+    constants += "int64[2] row = {9, 1}"
+    inputs = "float[1,1,5,5] x, float[1,1,3,3] t, float[1,1,3,3] W"
+    model = parsed(inputs, "float loss, float[9,1] g", nodes, constants)
+    found = probe(model)
+    assert pairs(found) == [("g", "W")]
+    assert "reshaped" in found.gradients[0].evidence
+    bench = Bench(model, make_feeds(model), "loss", "cpu")
+    assert bench.is_double
+    assert 1e-15 < bench.noise / bench.loss_at(bench.point(0).feeds) < 1e-5
+
+
+def test_the_statistics_of_layer_normalization_may_be_read() -> None:
+    """loss = sum of x/deviation * W: only the third output of the normalization is read."""
+    nodes = (
+        "y, mean, inverse = LayerNormalization(x, ones) p = Mul(x, inverse) "
+        "g = ReduceSum<keepdims=0>(p, zero) s = Mul(g, W) loss = ReduceSum<keepdims=0>(s)"
+    )
+    constants = "float[3] ones = {1, 1, 1}, int64[1] zero = {0}"
+    more = " twice = Add(g, g) half = Constant<value_float=0.5>() v = Mul(twice, half)"
+    model = parsed("float[4,3] x, float[3] W", "float loss, float[3] v", nodes + more, constants)
+    bench = Bench(model, make_feeds(model), "loss", "cpu")
+    ((_, values),) = bench.values(["mean", "v"], [bench.point(0)])
+    assert (values["mean"].dtype, values["v"].dtype) == (np.float64, np.float64)
+    assert ("v", "W") in pairs(probe(model))
+
+
+def test_constants_that_become_integers_are_not_moved() -> None:
+    """Rows 0 and 2 of x are taken: moved by a hundredth, `step` would be 1 or fail."""
+    nodes = (
+        "a = Cast<to=7>(start) b = Cast<to=7>(stop) c = Cast<to=7>(step) r = Range(a, b, c) "
+        "xs = Gather(x, r) y = MatMul(xs, W) loss = ReduceSum<keepdims=0>(y) "
+        "g0 = ReduceSum<keepdims=0>(xs, zero) g = Unsqueeze(g0, one)"
+    )
+    constants = "float start = {0}, float stop = {4}, float step = {2}, "
+    constants += "int64[1] zero = {0}, int64[1] one = {1}"
+    model = parsed("float[4,3] x, float[3,1] W", "float loss, float[3,1] g", nodes, constants)
+    found = probe(model)
+    assert pairs(found) == [("g", "W")]
+    assert set(Bench(model, make_feeds(model), "loss", "cpu").parameters) == {"W", "x"}
+
+
+def test_a_constant_with_which_the_model_does_not_run_is_left_out_alone() -> None:
+    """Scales of 2 make 4 of 2 columns; a little less makes 3, which t does not fit."""
+    nodes = (
+        "up = Resize(W, , scales) e = Sub(up, t) q = Mul(e, e) loss = ReduceSum<keepdims=0>(q) "
+        "d = Mul(e, two) d2 = Reshape(d, pairs) g0 = ReduceSum<keepdims=0>(d2, last) "
+        "g = Reshape(g0, row) h = Identity(scales)"
+    )
+    constants = "float[2] scales = {1, 2}, float two = {2}, int64[3] pairs = {1, 2, 2}, "
+    constants += "int64[1] last = {2}, int64[2] row = {1, 2}"
+    outputs = "float loss, float[1,2] g, float[2] h"
+    found = probe(parsed("float[1,2] W, float[1,4] t", outputs, nodes, constants), data=("W",))
+    assert pairs(found) == [("g", "W")]
+    assert "does not run when it is moved" in reason(found, "scales")
+
+
+def test_a_weight_may_be_the_first_operand_of_einsum() -> None:
+    """loss = sum over b, i of (W x_b)_i: each row of the gradient is the sum of all x_b."""
+    nodes = (
+        'h = Einsum<equation="ij,bj->bi">(W, x) loss = ReduceSum<keepdims=0>(h) '
+        "s = ReduceSum<keepdims=1>(x, zero) g = Expand(s, shape)"
+    )
+    constants = "int64[1] zero = {0}, int64[2] shape = {2, 3}"
+    found = probe(
+        parsed("float[2,3] W, float[5,3] x", "float loss, float[2,3] g", nodes, constants)
+    )
+    assert pairs(found) == [("g", "W")]
+
+
+def test_a_parameter_under_adam_with_decay_is_a_parameter() -> None:
+    """The first moment takes up v1 + 0.1 W, which makes W look like a moment itself."""
+    nodes = (
+        "k = Mul(W, lr) c = Add(v1, k) d1 = Sub(c, m) a = Mul(d1, lr) m2 = Add(m, a) "
+        "u = Mul(m2, lr) W2 = Sub(W, u)"
+    )
+    outputs = "loss, float[4,2] m2, float[4,2] W2"
+    model = graph(f"{LOSS} {GRADIENTS} {nodes}", outputs, f"{INPUTS}, float[4,2] m")
+    assert pairs(probe(model, inner=True)) == [*TRUE[:1], TRUE[1]]
+
+
+def test_no_warning_of_numpy_reaches_the_user() -> None:
+    nodes = f"{LOSS} {GRADIENTS} none = Sub(W, W) inf = Log(none) nan = Sub(inf, inf)"
+    outputs = "loss, float[4,2] inf, float[4,2] nan, float[4,2] v1, float[2] v2"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pairs(probe(graph(nodes, outputs))) == TRUE

@@ -51,7 +51,7 @@ def probe_gradients(
 ) -> list[Gradient]:
     """The gradients among a model's outputs, recognised by running it.
 
-    Costs two runs of the loss a parameter, more where it is noisy, and two or three of the model.
+    Costs a run of the loss a parameter, more where it is noisy, and some dozens for all.
 
     Args:
         model: a training graph that ONNX Runtime can run, or its path. A model that is clipped
@@ -96,26 +96,10 @@ def probe(
     most_bytes: int = _MOST_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> Probing:
-    """Find gradients by finite differences of the loss, and say what could not be decided.
+    """Find gradients as `probe_gradients` does, and say what could not be decided.
 
-    Costs two runs of the loss a parameter, more where it is noisy, and two or three of the model.
-
-    Args:
-        model: a training graph that ONNX Runtime can run, or its path. A model that is clipped
-            already is probed as it was before.
-        feeds: arrays by input name; the others are made up, see `runtime.make_feeds`.
-        loss: the value whose slopes are taken; by default the one scalar float output.
-        dims: sizes of symbolic dimensions.
-        seed: of made-up feeds and of the second point.
-        inner: look among the values inside the main graph too, not only at its outputs.
-        data: inputs to be treated as parameters though they look like data.
-        provider: where to run.
-        most_bytes: hold at most about this much in values at a time.
-        progress: is told how many parameters are measured, and of how many.
-
-    Raises:
-        OnnxClipError: the model does not run, the loss is not clear, not scalar, not finite or
-            not the same in two runs, or a name is unknown.
+    It holds at most about `most_bytes` in values at a time; `progress` is told how many parameters
+    are measured, and of how many.
     """
     check_flags(inner=inner)
     if isinstance(data, str) or not hasattr(data, "__iter__"):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
 
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.roles import Role, Roles
@@ -28,6 +29,7 @@ from onnx_clip_pass.runtime import Provider, Session, open_session
 __all__ = ["Bench", "is_float"]
 
 _FREE_INITIALIZERS = 4  # the first IR version in which an initializer need not be an input
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _JITTER = 0.02
 _FROM_ZERO = 0.01
 _TURN = 1.37  # a factor that no constant of an optimizer is
@@ -51,8 +53,8 @@ def _einsum_weights(main: Scope) -> Iterator[str]:
     for number in main.numbers_of("Einsum"):
         node = main.nodes[number]
         equation = attribute(node, "equation")
-        operands, _, made = (
-            (equation.s.decode() if equation else "").replace(" ", "").partition("->")
+        operands, _, made = (equation.s.decode().replace(" ", "") if equation else "").partition(
+            "->"
         )
         first, *others = operands.split(",")
         if len(others) == 1 and made[:1].isalpha() and made[0] not in first:
@@ -69,12 +71,10 @@ class Bench:
     """A model, its feeds, and what of it moves.
 
     `parameters` are moved; `left_out` are the inputs taken for data, with the reason. With `only`
-    what `data` names are the parameters, and nothing else. `knobs` are
-    scalar inputs that the loss does not read: a seed of the backward pass, a learning rate;
-    `states` are larger ones. What is computed `from_states`, such as moments and buffers of
-    accumulated gradients, is no gradient.
-    Inputs differ from point to point, initializers do not: an
-    exporter may have given the backward pass a copy of its own.
+    the parameters are what `data` names, and nothing else. `knobs` are scalar inputs that the loss
+    does not read: a seed of the backward pass, a learning rate; `states` are larger ones. What is
+    computed `from_states`, such as moments and buffers of accumulated gradients, is no gradient;
+    `zeros` are initializers that may be states that have not been filled yet.
     """
 
     model: ModelProto
@@ -90,6 +90,7 @@ class Bench:
     knobs: tuple[str, ...] = field(init=False)
     states: tuple[str, ...] = field(init=False)
     from_states: set[str] = field(init=False)
+    zeros: set[str] = field(init=False)
     is_double: bool = field(init=False, default=False)
     noise: float = field(init=False)
     _loss: Session = field(init=False)
@@ -101,7 +102,7 @@ class Bench:
         self.ancestors = ancestors_in(self.model.graph)
         self._sort_inputs()
         self._loss = self._open_loss()
-        self.noise = noise_of(self.loss_at, self.point(2).feeds, self._movable())
+        self.noise = self._noise()
 
     # -- what moves ----------------------------------------------------------------------------
 
@@ -135,14 +136,34 @@ class Bench:
         states = set(self.states)
         if self.model.ir_version >= _FREE_INITIALIZERS:
             states.update(n for n in main.inputs if n in main.initializers and n not in read)
+        self.zeros = {
+            name
+            for name, tensor in main.initializers.items()
+            if name not in read
+            and tensor.data_type in _FLOATS
+            and len(array := numpy_helper.to_array(tensor).reshape(-1)) > 1
+            and not np.any(array)
+        }
         self.from_states = set(states)
         for node in self.model.graph.node:  # in topological order
             if not self.from_states.isdisjoint(names_read(node)):
                 self.from_states.update(filter(None, node.output))
 
-    def _movable(self) -> list[str]:
-        """Parameters without the numbers in the formula of the loss, such as exponents."""
-        return [name for name, array in self.parameters.items() if array.size > 1]
+    def _noise(self) -> float:
+        """The noise of the loss; parameters with which it does not run are left out."""
+        feeds, fitting = self.point(2).feeds, []
+        # one number alone may be a number in the formula of the loss, such as an exponent
+        large = [name for name, array in self.parameters.items() if array.size > 1]
+        with suppress(OnnxClipError):
+            return noise_of(self.loss_at, feeds, large)
+        for name in large:
+            try:
+                noise_of(self.loss_at, feeds, [name])
+                fitting.append(name)
+            except OnnxClipError:
+                self.left_out[name] = "the model does not run when it is moved"
+        self.parameters = {n: a for n, a in self.parameters.items() if n not in self.left_out}
+        return noise_of(self.loss_at, feeds, fitting)
 
     # -- points --------------------------------------------------------------------------------
 
@@ -177,8 +198,7 @@ class Bench:
         return float(next(iter(found.values())).reshape(()))
 
     def _open_loss(self) -> Session:
-        own = self._open([self.loss], double=False)
-        self._loss = own
+        self._loss = own = self._open([self.loss], double=False)
         value, again = (self.loss_at(self.point(0).feeds) for _ in range(2))
         if not np.isfinite(value):
             raise OnnxClipError(f"the loss {self.loss!r} is {value} with these feeds; give others")
@@ -190,8 +210,7 @@ class Bench:
         try:
             self._loss = self._open([self.loss], double=True)
             self.is_double = True
-            wide = self.loss_at(self.point(0).feeds)
-            again = self.loss_at(self.point(0).feeds)
+            wide, again = (self.loss_at(self.point(0).feeds) for _ in range(2))
         except OnnxClipError:  # no double kernel of some operator
             wide = again = np.nan
         if wide == again and abs(wide - value) <= 0.02 * max(abs(value), abs(wide)) + 1e-6:
@@ -211,17 +230,13 @@ class Bench:
                     raise
                 self._single.update(filter(None, lacking.groups()))
 
-    def values(self, names: list[str], points: Iterable[Point]) -> Iterator[tuple[Point, Arrays]]:
+    def values(self, names: list[str], points: Iterable[Point]) -> list[tuple[Point, Arrays]]:
         """The named values at each point, in double precision where the runtime can."""
         points = list(points)
         if self.is_double:
-            try:
-                yield from self._values(names, points, double=True)
-            except OnnxClipError:
-                pass
-            else:
-                return
-        yield from self._values(names, points, double=False)
+            with suppress(OnnxClipError):
+                return self._values(names, points, double=True)
+        return self._values(names, points, double=False)
 
     def _values(
         self, names: list[str], points: list[Point], *, double: bool
@@ -230,12 +245,9 @@ class Bench:
         own = self.feeds | self.parameters
         found = []
         for point in points:
-            fed = {
-                name: point.feeds[name]
-                if double
-                else np.asarray(point.feeds[name]).astype(own[name].dtype)
-                for name in session.inputs
-            }
+            fed = {name: point.feeds[name] for name in session.inputs}
+            if not double:
+                fed = {name: array.astype(own[name].dtype) for name, array in fed.items()}
             found.append((point, session.run(fed)))
         return found
 

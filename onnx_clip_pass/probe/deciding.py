@@ -107,7 +107,7 @@ def check_slopes(
         bench = _open(model, parameters, list(gradients), feeds, loss, dims, seed, provider)
         for pairs in _once_each(gradients):
             trial = Trial(bench, seed)
-            asked = trial.ask({p: [name] for name, p in pairs.items()}, bench.point(2))
+            asked = trial.ask({p: [name] for name, p in pairs.items()}, bench.point(2), 2)
             checks |= {check.gradient: check for check in trial.check(asked)}
     nothing = {n: SlopeCheck(n, p, float("nan"), 0.0, float("inf")) for n, p in gradients.items()}
     return [checks.get(name, nothing[name]) for name in gradients]

@@ -111,10 +111,7 @@ def settle(
 
 
 def by_factor(
-    fits: Mapping[str, list[Fit]],
-    before: Before,
-    allowed: set[str],
-    known: Sequence[float],
+    fits: Mapping[str, list[Fit]], before: Before, allowed: set[str], known: Sequence[float]
 ) -> tuple[dict[str, list[Fit]], list[Undecided]]:
     """The fits that one factor explains, of all that fit but for a factor (rule 5).
 
@@ -125,60 +122,40 @@ def by_factor(
         known: factors that a seed of the backward pass makes, or a mean in place of a sum; asked
             for where one parameter alone judges.
     """
-    undecided: list[Undecided] = []
     others = [fit.factor for found in fits.values() for fit in found if fit.is_telling]
-    left = {}
-    for parameter, found in fits.items():
-        telling = [
-            fit for fit in found if fit.is_telling or _is_among(fit.factor, [*others, *known])
-        ]
-        if kept := _unscaled(parameter, telling, before, allowed, known, undecided):
-            left[parameter] = kept
+    left, undecided = {}, []
+    for parameter, every in fits.items():
+        found = [f for f in every if f.is_telling or _is_among(f.factor, [*others, *known])]
+        scaled = {
+            fit.value: other.value
+            for fit in found
+            for other in found
+            if not _alike(fit, other) and before(other.value, fit.value) is not False
+        }
+        first = [fit for fit in found if fit.value in allowed - scaled.keys()]
+        blocked = sorted(allowed & scaled.keys())
+        if blocked and not (first and all(_is_among(fit.factor, known) for fit in first)):
+            reason = (
+                f"{blocked[0]!r} is a multiple of {scaled[blocked[0]]!r}, from which it is "
+                f"computed: one may be a step or a moment; name the gradient"
+            )
+            undecided.append(Undecided(parameter, reason))
+        elif first:
+            left[parameter] = first
     serving: list[Fit] = []
     for fit in next(iter(left.values()), []):
         serves = all(any(_alike(fit, other) for other in found) for found in left.values())
         if serves and not any(_alike(fit, other) for other in serving):
             serving.append(fit)
-    if len(serving) != 1 or (len(left) == 1 and not _is_among(serving[0].factor, known)):
-        for parameter, found in left.items():
-            factors = ", ".join(
-                f"{fit.value!r} is {fit.factor:.6g} times its gradient" for fit in found
-            )
-            reason = f"no single factor explains all parameters: {factors}"
-            undecided.append(Undecided(parameter, reason))
-        return {}, undecided
-    chosen = {p: [fit for fit in found if _alike(fit, serving[0])] for p, found in left.items()}
-    return chosen, undecided
-
-
-def _unscaled(
-    parameter: str,
-    found: list[Fit],
-    before: Before,
-    allowed: set[str],
-    known: Sequence[float],
-    undecided: list[Undecided],
-) -> list[Fit]:
-    """Without what is computed from a value that fits with another factor.
-
-    Which of the two is the gradient, only the factor of a seed can tell.
-    """
-    scaled = {
-        fit.value: other.value
-        for fit in found
-        for other in found
-        if not _alike(fit, other) and before(other.value, fit.value) is not False
-    }
-    left = [fit for fit in found if fit.value in allowed - scaled.keys()]
-    blocked = sorted(allowed & scaled.keys())
-    if blocked and not (left and all(_is_among(fit.factor, known) for fit in left)):
-        reason = (
-            f"{blocked[0]!r} is a multiple of {scaled[blocked[0]]!r}, from which it is computed: "
-            f"one may be a step or a moment; name the gradient"
-        )
+    if len(serving) == 1 and (len(left) > 1 or _is_among(serving[0].factor, known)):
+        return {
+            p: [f for f in found if _alike(f, serving[0])] for p, found in left.items()
+        }, undecided
+    for parameter, found in left.items():
+        factors = [f"{fit.value!r} is {fit.factor:.6g} times its gradient" for fit in found]
+        reason = f"no single factor explains all parameters: {', '.join(factors)}"
         undecided.append(Undecided(parameter, reason))
-        return []
-    return left
+    return {}, undecided
 
 
 def _is_among(factor: float, known: Iterable[float]) -> bool:

@@ -73,11 +73,13 @@ class Search:
     undecided: dict[str, Undecided] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _feeds: Arrays = field(init=False)
+    _here: float = field(init=False)
     _turned: Point = field(init=False)
 
     def result(self) -> Probing:
         bench = self.bench
         self._feeds, self._turned = bench.point(2).feeds, bench.point(1)
+        self._here = bench.loss_at(self._feeds)
         for name, why in bench.left_out.items():
             self.undecided[name] = Undecided(name, f"taken for data ({why})", is_data=True)
         names = self._candidates(inner=self.inner)
@@ -172,9 +174,11 @@ class Search:
             self.progress(done, of)
 
     def _slope(self, says: list[_Said], move: Arrays) -> _Measured:
-        """The slope by two runs if a value foretells it, else by as many as it takes."""
+        """The slope by one run if a value foretells it, else by as many as it takes."""
         bench = self.bench
-        found = _Measured(says, quick_slope(bench.loss_at, self._feeds, move, bench.noise))
+        found = _Measured(
+            says, quick_slope(bench.loss_at, self._feeds, move, bench.noise, self._here)
+        )
         if found.is_noisy or not any(found.fits(said) for said in says):
             slope = slope_along(bench.loss_at, self._feeds, move, bench.noise)
             found = _Measured(says, slope)
@@ -295,10 +299,10 @@ class Search:
 
 
 def _exact(measured: _Measured) -> list[Fit]:
-    """The values that say what was measured; of many that noise lets pass, the nearest."""
+    """The values that say what was measured, best first; of many that noise lets pass, a few."""
     said = [each for each in measured.says if measured.fits(each)]
+    said.sort(key=lambda each: abs(each.slope - measured.slope.value))
     if measured.is_noisy:
-        said.sort(key=lambda each: abs(each.slope - measured.slope.value))
         said = said[:_MOST] if np.isfinite(measured.slope.error) else []
     if any(each.layout != "reshaped" for each in said):  # a flat copy is made for a norm
         said = [each for each in said if each.layout != "reshaped"]
@@ -310,19 +314,16 @@ def _multiples(first: _Measured, second: _Measured, *, is_telling: bool) -> list
     others = {(said.value, said.layout): said for said in second.says}
     found = []
     for said in first.says:
-        if (said.value, said.layout) not in others:
-            continue
-        factors, errors = [], []
-        for one, slope in (
-            (said, first.slope),
-            (others[said.value, said.layout], second.slope),
-        ):
-            factors.append(one.slope / slope.value)
-            errors.append((ERRORS * slope.error * abs(factors[-1]) + one.blur) / abs(slope.value))
-        apart = abs(factors[0] - factors[1])
-        if min(factors) > 0 and apart <= sum(errors) <= NOISE * min(factors):
-            error = max(apart, max(errors)) / min(factors)
-            found.append(Fit(said.value, said.layout, error, factors[0], is_telling))
+        if other := others.get((said.value, said.layout)):
+            both = ((said, first.slope), (other, second.slope))
+            factors = [one.slope / slope.value for one, slope in both]
+            error = sum(
+                (ERRORS * slope.error * abs(factor) + one.blur) / abs(slope.value)
+                for (one, slope), factor in zip(both, factors, strict=True)
+            ) / abs(factors[0])
+            apart = abs(factors[1] / factors[0] - 1)
+            if factors[0] > 0 and apart <= error <= NOISE:
+                found.append(Fit(said.value, said.layout, error, factors[0], is_telling))
     return found
 
 

@@ -27,7 +27,6 @@ _PATTERNS = 3  # random mixtures of all directions: two wrongs do not cancel in 
 _CLEAR = 10.0  # what is at stake must be so many times what is allowed
 _SAME = 1e-4  # of the precision: as equal as two ways to compute one value
 _FLAT = 1e-6  # a candidate this close to the span of others adds no direction to it
-_BESIDE = 2  # random directions beside the candidates
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +81,11 @@ class _Asked:
         flat = [number for number, names in enumerate(self.names) for _ in names]
         return flat[max(place, -len(flat)) if place < 0 else min(place, len(flat) - 1)]
 
-    def is_first_on_its_ray(self, group: int) -> bool:
-        """Whether no candidate before it is a multiple of it."""
+    def may_be(self, group: int, scale: _Scale) -> bool:
+        """Whether a candidate may have a factor: only the first of those that are parallel."""
         along = self.coords[group] / self.sizes[group]
-        return all(
-            abs(abs(self.coords[i] @ along) / self.sizes[i] - 1) > _FLAT for i in range(group)
-        )
+        parallel = np.abs(self.coords[:group] @ along) / self.sizes[:group]
+        return not scale.knob or bool(np.all(np.abs(parallel - 1) > _FLAT))
 
 
 class _Scale(NamedTuple):
@@ -120,8 +118,10 @@ class Trial:
 
     # -- reading candidates --------------------------------------------------------------------
 
-    def ask(self, questions: Mapping[str, Sequence[str]], point: Point) -> list[_Asked]:
-        """Read the candidates at a point and lay out the directions.
+    def ask(
+        self, questions: Mapping[str, Sequence[str]], point: Point, beside: int = 1
+    ) -> list[_Asked]:
+        """Read the candidates at a point and lay out the directions, with random ones beside.
 
         What cannot be measured is decided, and not among what is returned.
         """
@@ -136,10 +136,12 @@ class Trial:
                 ((_, values),) = self.bench.values(wanted, [each])
                 if all(np.all(np.isfinite(array)) for array in values.values() if is_float(array)):
                     break
-        asked = [self._lay_out(parameter, names, values) for parameter, names in questions.items()]
+        asked = [self._lay_out(name, found, values, beside) for name, found in questions.items()]
         return [each for each in asked if each is not None]
 
-    def _lay_out(self, parameter: str, names: Sequence[str], values: Arrays) -> _Asked | None:
+    def _lay_out(
+        self, parameter: str, names: Sequence[str], values: Arrays, beside: int
+    ) -> _Asked | None:
         at = self.bench.parameters.get(parameter)
         if at is None:
             self._leave(parameter, f"the loss {self.bench.loss!r} does not depend on it")
@@ -164,12 +166,15 @@ class Trial:
                     arrays.append(array)
                     groups.append([name])
                     sizes.append(size)
+        # a state that is zero hides what it is added to: the gradient is what does without it
+        for group in groups if self.bench.zeros else ():
+            group[:] = [n for n in group if self._is_stateless(n)] or group
         if not arrays:
             reason = "no candidate has its size and is finite and other than zero"
             self._leave(parameter, reason)
             return None
         directions: list[NDArray[np.float32]] = []
-        for array in [*arrays, *(self._rng.normal(size=at.shape) for _ in range(_BESIDE))]:
+        for array in [*arrays, *(self._rng.normal(size=at.shape) for _ in range(beside))]:
             left: Any = array / np.linalg.norm(array)
             for along in directions:
                 left = left - float(np.vdot(along, left)) * along
@@ -180,41 +185,46 @@ class Trial:
             parameter, length_of(at), groups, np.array(sizes), directions, coords, precision
         )
 
-    # -- measuring -----------------------------------------------------------------------------
-
-    def _slope(
-        self, asked: Sequence[_Asked], parts: Sequence[NDArray[np.float64]]
-    ) -> tuple[float, float]:
-        """The slope along so much of each direction of each, and what it may be off."""
-        move = {
-            each.parameter: sum(a * v for a, v in zip(own, each.directions, strict=True))
-            for each, own in zip(asked, parts, strict=True)
-        }
-        enough = 0.1 * _norm(each.precision * each.length * each.sizes.min() for each in asked)
-        bench = self.bench
-        found = slope_along(bench.loss_at, self._feeds, move, bench.noise, enough)
-        return found.value, ERRORS * found.error
-
-    def _along_each(self, each: _Asked) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The slopes along every direction of one parameter, and what they may be off."""
-        rows = np.eye(len(each.directions)) * each.length
-        slopes, errors = np.array([self._slope([each], [row]) for row in rows]).T / each.length
-        return slopes, errors
+    def _is_stateless(self, name: str) -> bool:
+        return self.bench.zeros.isdisjoint(self.bench.ancestors(name))
 
     # -- deciding ------------------------------------------------------------------------------
 
     def solve(self, asked: list[_Asked]) -> None:
         """Decide these together, or else each half, and at last one alone."""
-        left = self._together(asked) if len(asked) > 1 else asked
-        if left is None:
-            half = len(asked) // 2
-            self.solve(asked[:half])
-            self.solve(asked[half:])
-        for each in left or ():
-            self._alone(each)
+        if len(asked) == 1:
+            self._alone(asked[0])
+        elif asked and (left := self._together(asked)) == asked:
+            self.solve(asked[: len(asked) // 2])
+            self.solve(asked[len(asked) // 2 :])
+        elif asked:
+            for each in left:
+                self._alone(each)
 
-    def _together(self, asked: list[_Asked]) -> list[_Asked] | None:
-        """Decide by slopes of all together; what they leave open, or None if no choice fits."""
+    def _slopes(
+        self, asked: Sequence[_Asked], mixtures: Iterable[Sequence[NDArray[np.float64]]]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The slopes along mixtures of the directions of each, and what they may be off."""
+        bench, found = self.bench, []
+        enough = 0.1 * _norm(each.precision * each.length * np.median(each.sizes) for each in asked)
+        for mixture in mixtures:
+            move = {
+                each.parameter: sum(a * v for a, v in zip(own, each.directions, strict=True))
+                for each, own in zip(asked, mixture, strict=True)
+            }
+            slope = slope_along(bench.loss_at, self._feeds, move, bench.noise, enough)
+            found.append((slope.value, ERRORS * slope.error))
+        slopes, errors = np.array(found).T
+        return slopes, errors
+
+    def _along_each(self, each: _Asked) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The slopes along every direction of one parameter, and what they may be off."""
+        rows = np.eye(len(each.directions)) * each.length
+        slopes, errors = self._slopes([each], [[row] for row in rows])
+        return slopes / each.length, errors / each.length
+
+    def _together(self, asked: list[_Asked]) -> list[_Asked]:
+        """Decide by slopes of all together; what they leave open, which is all if none fits."""
         mixtures = []
         for _ in range(_PATTERNS):
             drawn = [self._rng.uniform(-1, 1, len(each.directions)) for each in asked]
@@ -223,7 +233,7 @@ class Trial:
             )
         # what each candidate adds to the slope along each mixture
         adds = [each.coords @ np.array(own).T for each, *own in zip(asked, *mixtures, strict=True)]
-        slopes, errors = np.array([self._slope(asked, mixture) for mixture in mixtures]).T
+        slopes, errors = self._slopes(asked, mixtures)
         deep = max(sum(map(len, each.names)) for each in asked)
         choices = {tuple(e.group(place) for e in asked): None for place in range(-deep, deep)}
         fitting = []
@@ -233,13 +243,13 @@ class Trial:
             blur = _norm(each.precision * each.length * each.sizes[group] for each, group in chosen)
             for scale in self._scales:
                 allowed = errors + 2 * blur / scale.turned
-                if np.all(np.abs(told / scale.turned - slopes) <= allowed) and (
-                    not scale.knob or all(each.is_first_on_its_ray(group) for each, group in chosen)
+                if np.all(np.abs(told / scale.turned - slopes) <= allowed) and all(
+                    each.may_be(group, scale) for each, group in chosen
                 ):
                     fitting.append((chosen, scale, allowed))
         fitting = [each for each in fitting if not each[1].knob] or fitting
         if len(fitting) != 1:
-            return asked if fitting else None
+            return asked
         ((chosen, scale, allowed),) = fitting
         left = []
         for (each, group), add in zip(chosen, adds, strict=True):
@@ -253,41 +263,33 @@ class Trial:
 
     def _alone(self, each: _Asked) -> None:
         slopes, errors = self._along_each(each)
-        size, loss = float(np.linalg.norm(slopes)), self.bench.loss
+        size, off, loss = _norm(slopes), _norm(errors), f"{self.bench.loss!r}"
         if np.all(np.abs(slopes) <= errors):
-            reason = f"{loss!r} does not move with it here beyond its noise"
-            return self._leave(each.parameter, reason)
-        if not np.linalg.norm(errors) <= NOISE * size:
-            return self._leave(each.parameter, f"the slopes of {loss!r} by it are too noisy")
-        fitting = []
+            return self._leave(each.parameter, f"{loss} does not move with it beyond its noise")
+        if not off <= NOISE * size:
+            return self._leave(each.parameter, f"the slopes of {loss} by it are too noisy")
+        fitting, parallel = [], []
         for group, told in enumerate(each.coords):
             for scale in self._scales:
-                off = np.abs(told / scale.turned - slopes)
+                apart = np.abs(told / scale.turned - slopes)
                 blur = each.precision * each.sizes[group] / scale.turned
-                if np.all(off <= errors + blur) and (
-                    not scale.knob or each.is_first_on_its_ray(group)
-                ):
-                    fitting.append((float(np.linalg.norm(off)), group, scale))
+                if np.all(apart <= errors + blur) and each.may_be(group, scale):
+                    fitting.append((_norm(apart), group, scale))
+            factor = float(told @ slopes / size**2)
+            allowed = abs(factor) * errors + each.precision * each.sizes[group]
+            if np.all(np.abs(told - factor * slopes) <= allowed):
+                name = each.names[group][-1]
+                parallel.append(f"{name!r} is {factor:.6g} times the slope of {loss}")
         fitting = sorted([fit for fit in fitting if not fit[2].knob] or fitting)
         if not fitting:
-            return self._leave(each.parameter, self._why_none(each, slopes, errors))
+            none = f"no candidate is parallel to the slope of {loss}"
+            return self._leave(each.parameter, "; ".join(parallel) or none)
         if len(fitting) > 1 and fitting[1][0] < _CLEAR * fitting[0][0]:
             names = " and ".join(repr(each.names[group][-1]) for _, group, _ in fitting)
-            reason = f"{names} differ by less than the slopes of {loss!r} can tell"
+            reason = f"{names} differ by less than the slopes of {loss} can tell"
             return self._leave(each.parameter, reason)
-        off, group, scale = fitting[0]
-        return self._name(each, group, scale, max(off, float(np.linalg.norm(errors))) / size)
-
-    def _why_none(
-        self, each: _Asked, slopes: NDArray[np.float64], errors: NDArray[np.float64]
-    ) -> str:
-        said = []
-        for names, told, size in zip(each.names, each.coords, each.sizes, strict=True):
-            factor = float(told @ slopes / (slopes @ slopes))
-            allowed = abs(factor) * errors + each.precision * size
-            if np.all(np.abs(told - factor * slopes) <= allowed):
-                said.append(f"{names[-1]!r} is {factor:.6g} times the slope of {self.bench.loss!r}")
-        return "; ".join(said) or f"no candidate is parallel to the slope of {self.bench.loss!r}"
+        least, group, scale = fitting[0]
+        return self._name(each, group, scale, max(least, off) / size)
 
     def agree(self) -> None:
         """Take back what only a factor explains unless that factor is that of all."""
@@ -319,7 +321,7 @@ class Trial:
         left = self._together(asked) if len(asked) > 1 else asked
         return [
             self._check_alone(each)
-            if left is None or each in left
+            if each in left
             else SlopeCheck(
                 each.names[0][0], each.parameter, 1.0, 0.0, self.decisions[each.parameter].error
             )
@@ -328,9 +330,8 @@ class Trial:
 
     def _check_alone(self, each: _Asked) -> SlopeCheck:
         slopes, errors = self._along_each(each)
-        pair, along = (each.names[0][0], each.parameter), abs(slopes[0])
-        beside = float(np.linalg.norm(slopes[1:]))
-        if beside <= np.linalg.norm(errors[1:]) + each.precision * along:
+        pair, along, beside = (each.names[0][0], each.parameter), abs(slopes[0]), _norm(slopes[1:])
+        if beside <= _norm(errors[1:]) + each.precision * along:
             beside = 0.0
         # of all directions beside it, these few were drawn
         beside *= float(np.sqrt((each.directions[0].size - 1) / max(len(slopes) - 1, 1)))
@@ -341,5 +342,5 @@ class Trial:
         return SlopeCheck(*pair, float(each.sizes[0] / slopes[0]), orthogonal, error)
 
 
-def _norm(sizes: Iterable[float]) -> float:
+def _norm(sizes: Iterable[float] | NDArray[np.float64]) -> float:
     return float(np.linalg.norm(list(sizes)))
