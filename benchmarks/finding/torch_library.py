@@ -57,6 +57,12 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 """Options without which there is no optimizer, no float32, or a formula that is another's."""
 
+RANDOM = {"Magma"}
+"""Two runs of these differ: there is no result to compare with."""
+
+MATRICES_ONLY = {"SpectralSphere"}
+"""Beside these, AdamW takes the biases."""
+
 LISTED_APART = {"AdaGO", "AdaMuon", "Muon", "MuonClip", "NorMuon", "DistributedMuon"}
 """These take matrices and other parameters in groups of their own."""
 
@@ -64,7 +70,7 @@ LISTED_APART = {"AdaGO", "AdaMuon", "Muon", "MuonClip", "NorMuon", "DistributedM
 def choices() -> Iterator[Choice]:
     """Each optimizer that is not torch.optim's with each variant whose options it has."""
     for kind in pytorch_optimizer.optimizer.OPTIMIZER_LIST:
-        if not kind.__module__.startswith("pytorch_optimizer"):
+        if kind.__name__ in RANDOM or not kind.__module__.startswith("pytorch_optimizer"):
             continue
         parameters = inspect.signature(kind.__init__).parameters
         defaults = {name: parameter.default for name, parameter in parameters.items()}
@@ -100,6 +106,10 @@ def _choice(kind: Any, label: str, defaults: dict[str, Any], settings: dict[str,
                 {"params": [p for p in groups if p.ndim == 2], "use_muon": True},
                 {"params": [p for p in groups if p.ndim != 2], "use_muon": False},
             ]
+        if kind.__name__ in MATRICES_ONLY:
+            vectors = [p for p in groups if p.ndim != 2]
+            others = torch.optim.AdamW(vectors, lr=0.02, foreach=False, capturable=True)
+            return [kind([p for p in groups if p.ndim == 2], **options), others]
         if "model" in defaults:
             return [kind(_module(parameters), **options)]
         return [kind(groups, **options)]

@@ -57,20 +57,22 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return (torch.logsumexp(logits, -1) - (logits * chosen).sum(-1)).mean()
 
 
-def of_pair(name: str, module: nn.Module, x: tuple[int, ...], y: tuple[int, ...]) -> Network:
+def of_pair(
+    name: str, module: nn.Module, x: tuple[int, ...], y: tuple[int, ...], seed: int = 3
+) -> Network:
     """Return the network of a module with one float input and a mean squared error."""
-    batches = _batches(lambda: [torch.randn(*x), torch.randn(*y)])
+    batches = _batches(lambda: [torch.randn(*x), torch.randn(*y)], seed)
     return of_module(name, module, lambda f, d: squared(f(d[0]), d[1]), batches, ["x", "wanted"])
 
 
-def mlp() -> Network:
+def mlp(seed: int = 3) -> Network:
     """Two layers with biases."""
     torch.manual_seed(7)
     module = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(std=0.4 if parameter.ndim == 2 else 0.1)
-    return of_pair("mlp", module, (8, 5), (8, 3))
+    return of_pair("mlp", module, (8, 5), (8, 3), seed)
 
 
 class _LastOfRnn(nn.Module):

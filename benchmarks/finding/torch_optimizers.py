@@ -133,7 +133,7 @@ def _of_torch() -> list[Choice]:
             **captured,
         ),
         chosen(optim.RMSprop, "maximize", lr=0.01, maximize=True, **captured),
-        chosen(optim.Rprop, lr=0.01, step_sizes=(1e-6, 50.0), **captured),
+        chosen(optim.Rprop, lr=0.01, **captured),
         chosen(optim.ASGD, lr=0.1, t0=1.0, **captured),
         chosen(optim.ASGD, "decay", lr=0.1, t0=1.0, **decay, **captured),
         chosen(optim.Adafactor, lr=0.05, patched=True, **plain),

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
-import shutil
 import types
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 import torch
 from torch import Tensor
-from torch_tracing import as_if_compiled, traced, without_numbers
+from torch_tracing import as_if_compiled, branches, traced, without_numbers
 
 VERSIONS = {
     name: importlib.metadata.version(name)
@@ -196,7 +196,7 @@ def _update(
 ) -> None:
     """Call the optimizers' own `step` with these gradients."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient.detach().clone()
+        parameter.grad = gradient.detach().clone(memory_format=torch.contiguous_format)
     with without_numbers() if patched else as_if_compiled():
         for optimizer in optimizers:
             optimizer.step()
@@ -224,7 +224,7 @@ def _walk(value: Any, place: Place, indices: dict[int, int], seen: set[int]) -> 
                 continue
             name = ("parameter", indices[id(key)]) if id(key) in indices else key
             yield from _walk(item, (*place, name), indices, seen)
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, (list, tuple, deque)):
         for index, item in enumerate(value):
             yield from _walk(item, (*place, index), indices, seen)
     elif hasattr(value, "__dict__") and not isinstance(
@@ -256,17 +256,31 @@ class Description:
     notes: tuple[str, ...] = ()
 
 
+def _clip_norm(gradients: list[Tensor]) -> float:
+    """Return half of the smallest norm; of zero gradients (an unused weight) there is none."""
+    norms = [float(torch.linalg.vector_norm(gradient)) for gradient in gradients]
+    return float(f"{0.5 * min(norm for norm in norms if norm > 1e-4):.3g}")
+
+
+def alike_branches(step: Step) -> bool:
+    """Return if the step takes the same branches on data with and without the clip."""
+    taken = []
+    for norm in (None, _clip_norm(step.gradients())):
+        branches.clear()
+        step(*step.arguments, clip_norm=norm)
+        taken.append(list(branches))
+    return taken[0] == taken[1]
+
+
 def export(step: Step, what: Description, root: Path) -> None:
     """Write a case; raise CannotExportError where the graph does not do what PyTorch does."""
-    network = step.network
-    raw = step.gradients()
-    # Zero gradients (an unused weight, a bias before BatchNorm) cannot be clipped.
-    norms = [float(torch.linalg.vector_norm(gradient)) for gradient in raw]
-    clip_norm = 0.5 * min(norm for norm in norms if norm > 1e-4)
-    clip_norm = float(f"{clip_norm:.3g}")
+    network, raw = step.network, step.gradients()
+    clip_norm = _clip_norm(raw)
     plain = [tensor.clone() for tensor in step(*step.arguments)]
     clipped = [tensor.clone() for tensor in step(*step.arguments, clip_norm=clip_norm)]
+    branches.clear()
     graph = traced(step, step.arguments)
+    notes = ["branches on data are those of the example"] if branches else []
     folder = root / what.name
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
@@ -289,7 +303,6 @@ def export(step: Step, what: Description, root: Path) -> None:
     off = list(map(cases.distance, got, expected))
     worst = max(range(len(off)), key=off.__getitem__)
     if off[worst] > network.tolerance:
-        shutil.rmtree(folder)
         said = f"differs from PyTorch by {off[worst]:.1e} in {outputs[worst]['is']}"
         raise CannotExportError(f"the exported graph {said}")
     truth = cases.Truth(
@@ -300,7 +313,7 @@ def export(step: Step, what: Description, root: Path) -> None:
         inputs=inputs,
         outputs=outputs,
         versions=VERSIONS,
-        notes=[*network.notes, *what.notes],
+        notes=[*network.notes, *what.notes, *notes],
         tolerance=network.tolerance,
     )
     gradients = {place: gradient.numpy() for place, gradient in enumerate(raw)}

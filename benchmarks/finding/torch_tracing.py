@@ -10,19 +10,22 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
 from torch._decomp import get_decompositions
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
 
 def traced(function: Callable[..., Any], arguments: Sequence[Tensor]) -> torch.fx.GraphModule:
     """Return the graph of a function, with what the exporter does not know taken apart."""
     table = _on_lists() | get_decompositions(_TAKEN_APART)
     table[torch.ops.aten.convolution_backward.default] = _convolution_backward
+    table[torch.ops.aten.clamp.default] = partial(_clamp, torch.ops.aten.clamp.default)
+    table[torch.ops.aten.clamp_.default] = partial(_clamp, torch.ops.aten.clamp_.default)
     # The kernels of oneDNN for LSTMs are one operator, of which the exporter knows nothing.
     with torch.backends.mkldnn.flags(enabled=False):
         return make_fx(function, decomposition_table=table)(*(a.clone() for a in arguments))
@@ -35,6 +38,13 @@ _TAKEN_APART = [
     torch.ops.aten._native_batch_norm_legit,
     torch.ops.aten.native_batch_norm_backward,
 ]
+
+
+def _clamp(operator: Any, x: Tensor, low: Any = None, high: Any = None) -> Any:
+    """Clamp between two floats, where one is an integer; the exporter fails at that."""
+    if not x.is_floating_point() or int not in (type(low), type(high)):
+        return NotImplemented
+    return operator(x, *(float(end) if isinstance(end, int) else end for end in (low, high)))
 
 
 def _convolution_backward(
@@ -122,7 +132,8 @@ def _to_but_bfloat16(self: Tensor, *where: Any, **options: Any) -> Tensor:
 def without_numbers() -> Iterator[None]:
     """Let `item()` give the tensor itself, and `max`, `min` and `math` of optimizers take tensors.
 
-    What an author writes who wants the optimizer in a graph: the formulas stay the library's.
+    What an author writes who wants the optimizer in a graph: the formulas stay the library's. An
+    `if` on data takes the branch that the example takes, as in any trace; `branches` records it.
     """
     modules = {
         module
@@ -131,7 +142,8 @@ def without_numbers() -> Iterator[None]:
     }
     with ExitStack() as stack:
         stack.enter_context(as_if_compiled())
-        stack.enter_context(mock.patch.object(Tensor, "item", lambda self: self))
+        stack.enter_context(mock.patch.object(Tensor, "item", _as_number))
+        stack.enter_context(mock.patch.object(Tensor, "__bool__", _branch))
         for module in modules:
             stack.enter_context(mock.patch.object(module, "max", _largest, create=True))
             stack.enter_context(mock.patch.object(module, "min", _smallest, create=True))
@@ -140,6 +152,23 @@ def without_numbers() -> Iterator[None]:
         for name, share in _SHARES.items():
             stack.enter_context(mock.patch.object(Tensor, name, _with_share(name, share)))
         yield
+
+
+branches: list[bool] = []
+"""The branches that were taken since the list was cleared."""
+
+_BOOL = Tensor.__bool__
+
+
+def _as_number(self: Tensor) -> Tensor:
+    return self.reshape(())
+
+
+def _branch(self: Tensor) -> bool:
+    with disable_proxy_modes_tracing():
+        taken = _BOOL(self)
+    branches.append(taken)
+    return taken
 
 
 _SHARES = {
@@ -182,10 +211,16 @@ def _extreme(plain: Any, of_tensors: Any, values: Any, options: Any) -> Any:
     items = values[0] if len(values) == 1 else values
     if not any(isinstance(item, Tensor) for item in items):
         return plain(*values, **options)
-    result = torch.as_tensor(items[0], dtype=torch.float32)
+    result = _number(items[0])
     for item in items[1:]:
-        result = of_tensors(result, torch.as_tensor(item, dtype=torch.float32))
+        result = of_tensors(result, _number(item))
     return result
+
+
+def _number(value: Any) -> Tensor:
+    """Return a tensor of one element as one of rank 0 and of floating point."""
+    tensor = torch.as_tensor(value).reshape(())
+    return tensor if tensor.is_floating_point() else tensor.float()
 
 
 class _Mathematics:
@@ -198,7 +233,7 @@ class _Mathematics:
 
         def either(*values: Any) -> Any:
             if any(isinstance(value, Tensor) for value in values):
-                return getattr(torch, name)(*(torch.as_tensor(value) for value in values))
+                return getattr(torch, name)(*map(_number, values))
             return plain(*values)
 
         return either
