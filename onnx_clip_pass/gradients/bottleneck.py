@@ -147,7 +147,7 @@ class Bottlenecks(Doubts):
         name = self.flow.root_name(values.value[step.root])
         picked, others, why = self._walk(number, step, start)
         why = self.fault(step, picked) or why
-        if not self.states.loss and self.is_ascent(step, picked):
+        if (self.is_optimizer or not self.states.loss) and self.is_ascent(step):
             return
         if why:
             candidates = [each for each in dict.fromkeys((*others, picked)) if each]

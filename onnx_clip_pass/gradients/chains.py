@@ -266,12 +266,12 @@ class Chains:
         if op in ("Mul", "Div"):
             if not others or (op == "Div" and takes[0] not in sources):
                 return Link.BENT
-            return self._factor(others[0], above)
+            return self._factor(others[0])
         if op in ("Where", PHI):
-            return self._chosen(vertex, above, takes)
+            return self._chosen(above, takes)
         return Link.BENT
 
-    def _factor(self, factor: int, above: int) -> Link:
+    def _factor(self, factor: int) -> Link:
         """What a factor that carries no flow makes of the link."""
         if self.values.is_single(factor):
             return Link.NUMBER
@@ -316,16 +316,16 @@ class Chains:
                     todo.append(each)
         return False
 
-    def _chosen(self, vertex: int, above: int, takes: tuple[int, ...]) -> Link:
+    def _chosen(self, above: int, takes: tuple[int, ...]) -> Link:
         """A Where or an If of which one choice carries the flow, or both are one value."""
         condition = takes[0]
         if not condition or self.values.is_single(condition):
             return Link.TERM
-        if self.tree.dominates(above, condition) if self.depends[condition] else False:
+        if self.depends[condition] and self.tree.dominates(above, condition):
             if self._path(above, condition) & Link.END:
                 return Link.FACTOR
             return Link.BENT
-        return self._factor(condition, above) if not self.depends[condition] else Link.FACTOR
+        return self._factor(condition) if not self.depends[condition] else Link.FACTOR
 
     def _rejoins(self, above: int, sources: tuple[int, ...]) -> bool:
         return above != ROOT and all(not self._path(above, each) & Link.END for each in sources)

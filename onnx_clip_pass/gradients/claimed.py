@@ -143,10 +143,9 @@ class _Claims:
             return f"{value.name!r} is data, so it is no gradient{how}"
         if (
             value.node is not None
-            and self._updates.sure
-            and "loss" in value.name.lower()
+            and self._updates.trained
             and self._updates.is_single(value)
-            and not any(self._updates.is_single(each) for each in self._updates.sure)
+            and not any(self._updates.is_single(each) for each in self._updates.trained)
         ):
             return f"{value.name!r} is one number, and no parameter here is one{how}"
         root = self._updates.root_of(value)
@@ -162,13 +161,13 @@ class _Claims:
     def _has_parameters(self) -> bool:
         """Whether parameters of this call's gradients, or updated ones, lie in the main graph."""
         names = self._flow.main.scope.names
-        return bool(self._updates.sure) or any(told in names for told in self._wanted.values())
+        return bool(self._updates.trained) or any(told in names for told in self._wanted.values())
 
     def _is_parameter(self, value: Value, told: str | None) -> bool:
         """Rule 2."""
         if value.node is not None:
             return False
-        if value in self._updates.sure or value.name in self._wanted.values():
+        if value in self._updates.trained or value.name in self._wanted.values():
             return True
         return told is None and value in self._named_after
 

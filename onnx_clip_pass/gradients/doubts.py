@@ -99,22 +99,32 @@ class Doubts(Factors):
             at = chains.tree.above[at]
         return found
 
-    def is_ascent(self, step: Step, picked: int) -> bool:
-        """Whether a multiple of a value is added to a state, as a force moves a body."""
-        values, forms = self.values, self.states.forms
-        start = values.behind(step.new)
+    def is_ascent(self, step: Step) -> bool:
+        """Whether all that depends on data is added to a state, as a force moves a body.
+
+        Coefficients that the graph is given, such as rates, are taken to be positive.
+        """
+        values, forms, depends = self.values, self.states.forms, self.chains.depends
+        start = step.new
+        while forms.parts(start) is None and step.root in forms.ways[start]:
+            via = forms.ways[start][step.root].via
+            if via == start:
+                break
+            start = via  # behind bounds and masks of the new value
         shares = {start: np.ones(POINTS)}
-        todo = [-start]
+        todo, signs = [-start], []
         while todo and len(shares) < _MOST_ROWS:
             at = -heapq.heappop(todo)
-            if at == values.behind(picked):
-                return bool(np.all(shares[at] > 0))
-            for each, part in forms.parts(at) or ():
+            parts = forms.parts(at)
+            is_number = values.is_single(at) and not values.is_single(step.root)
+            if parts is None and depends[at] and not is_number:
+                signs.append(bool(np.all(shares[at] > 0)))
+            for each, part in parts or ():
                 if each not in shares:
                     heapq.heappush(todo, -each)
                     shares[each] = np.zeros(POINTS)
                 shares[each] = shares[each] + shares[at] * part
-        return False
+        return bool(signs) and all(signs)
 
     def fault(self, step: Step, picked: int) -> str:
         values, chains = self.values, self.chains

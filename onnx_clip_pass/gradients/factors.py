@@ -69,7 +69,7 @@ class Factors(Training):
         )
 
     def _terms(self, end: int) -> int:
-        """How many terms are added up at the end of a walk; 1 if it is no sum."""
+        """Return how many terms or trips are added up at the end of a walk; 1 if it is no sum."""
         count, todo = 0, [end]
         while todo and count < _MOST_TERMS:
             at = todo.pop()
@@ -77,17 +77,10 @@ class Factors(Training):
                 todo += self.chains.sources[at]
             else:
                 count += 1
-        node = self.values.value[end].node
-        if self.values.op[end] in ("Scan", "Loop") and node is not None:
-            sizes = [
-                shape[0]
-                for each in self.values.takes[end][-len(node.input) :]
-                if (shape := self.values.shape(each)) and isinstance(shape[0], int)
-            ]
-            number = self.states.numbers[self.values.takes[end][0]]
-            if self.values.op[end] == "Loop" and number is not None:
-                return int(number[0])
-            del sizes
+        if self.values.op[end] == "Loop":
+            trips = self.states.numbers[self.values.takes[end][0]]
+            if trips is not None:
+                return int(trips[0])
         return max(count, 1)
 
     def _sizes(self, end: int) -> set[int]:

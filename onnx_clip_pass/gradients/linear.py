@@ -126,9 +126,8 @@ class LinearForms:
         by = self.numbers[b] if b else None
         if by is not None and not (op == "Mul" and self._is_rather_a_number(a, b)):
             return [(a, by if op == "Mul" else 1 / by)]
-        if op == "Mul" and a and self.numbers[a] is not None:
-            return [(b, self.numbers[a])]  # type: ignore[list-item]
-        return None
+        scale = self.numbers[a] if op == "Mul" and a else None
+        return None if scale is None else [(b, scale)]
 
     def _is_rather_a_number(self, a: int, b: int) -> bool:
         """Whether of two numbers `a` is the factor: a constant, or no state where b is one."""
@@ -166,10 +165,8 @@ class LinearForms:
             nonfree = [each for each in operands if self._nonfree[each]]
             factors = [each for each in operands if nonfree and each not in nonfree]
             self._merge(vertex, [(each, None) for each in nonfree or operands], BENT)
-            if op not in ("Max", "Min"):
-                self._merge(vertex, [(each, None) for each in factors], FACTOR)
-            else:
-                self._merge(vertex, [(each, None) for each in factors], BENT)
+            roughness = BENT if op in ("Max", "Min") else FACTOR
+            self._merge(vertex, [(each, None) for each in factors], roughness)
         elif op.startswith("Reduce") or op in ("Expand", "Slice", "Concat"):
             side = SIDE_SLOTS.get(op, ())
             operands = [each for slot, each in enumerate(takes) if each and slot not in side]

@@ -153,7 +153,7 @@ class Training:
         self.is_optimizer = True
 
     def _is_trained(self, step: Step) -> bool:
-        """Whether a step trains a parameter, see rule 1."""
+        """Whether a step trains a parameter, see the head of this module."""
         states, chains = self.states, self.chains
         way = states.forms.ways[step.new].get(step.root)
         if not chains.depends[step.new]:
@@ -166,6 +166,8 @@ class Training:
             return False  # half precision, of which the master weights are the parameter
         if way is None:
             return states.read[step.root] and self._is_made_of_moments(step.new)
+        if way.roughness == UNKNOWN:
+            return states.read[step.root] or self._is_alone(step)
         if states.is_average(step.new, step.root):
             return False
         if way.share is not None and not (np.all(way.share >= 0) and np.any(way.share > _WHOLE)):
@@ -176,11 +178,17 @@ class Training:
             return False
         if states.reported and step.root not in states.handed_out and not self._is_own(step):
             return False
-        if way.roughness == UNKNOWN:
-            return True
         if way.passed:
             return way.roughness < REDUCED and not self._is_copy(step)
         return way.roughness < FACTOR and not self._is_gated(step)
+
+    def _is_alone(self, step: Step) -> bool:
+        """Whether the operator that nobody knows returns the new value of no other state."""
+        takes = self.values.takes[self.values.behind(step.new)]
+        return not any(
+            state.root != step.root and state.root in map(self.values.behind, takes)
+            for state in self.states.states
+        )
 
     def _is_own(self, step: Step) -> bool:
         """Whether what is added to a state depends on it, as a gradient does on its parameter."""
@@ -196,12 +204,11 @@ class Training:
 
     def _is_master(self, step: Step) -> bool:
         """Whether the forward pass reads a copy of the new value in another dtype."""
-        values, states = self.values, self.states
-        for other in self.states.outputs:
-            if other != step.new and values.behind(other) == values.behind(step.new):
-                return True
-        del states
-        return False
+        values = self.values
+        return any(
+            other != step.new and values.behind(other) == values.behind(step.new)
+            for other in self.states.outputs
+        )
 
     def _is_last(self, step: Step) -> bool:
         """In an optimizer alone: a parameter's new value goes into no other state's but copies."""

@@ -14,10 +14,10 @@ __all__ = ["Question", "Updates"]
 class Updates:
     """The gradients that updates show, the questions they leave, and what they make of values.
 
-    `trained` are the parameters, `sure` those whose gradients are found, `carried` the other
-    states, `moved` those that a user may call parameters, with `moved_ends`, where something is
-    added to them. `ends` are the new values of parameters, at which the backward pass of a step
-    ends, `new_values` those that are sure, and `summed` is what is added to sums over runs.
+    `trained` are the parameters, `carried` the other states, `moved` those that a user may call
+    parameters, with `moved_ends`, where something is added to them. `ends` are the new values of
+    parameters, at which the backward pass of a step ends, `new_values` those whose gradients are
+    found, and `summed` is what is added to sums over runs.
     """
 
     def __init__(self, flow: Flow) -> None:
@@ -25,7 +25,6 @@ class Updates:
         self.found: list[Found] = []
         self.questions: list[Question] = []
         self.trained: set[Value] = set()
-        self.sure: set[Value] = set()
         self.carried: set[Value] = set()
         self.moved: set[Value] = set()
         self.moved_ends: set[Value] = set()
@@ -37,7 +36,6 @@ class Updates:
             self.found += run.found
             self.questions += run.questions
             self.trained |= {found.parameter for found in run.found if found.parameter}
-            self.sure |= {found.parameter for found in run.found if found.parameter}
             self.trained |= {question.parameter for question in run.questions}
             if run.steps:
                 self.carried |= {

@@ -45,7 +45,7 @@ def build_model(
     """Parse a graph; what `NUMBERS` and `constants` hold becomes an initializer if it is used."""
     model = onnx.parser.parse_model(
         "<ir_version: 8, opset_import: "
-        f'["" : {opset}, "com.microsoft" : 1, "ai.onnx.preview.training" : 1, "local" : 1]>\n'
+        f'["" : {opset}, "com.microsoft" : 1, "ai.onnx.preview.training" : 1, "local" : 1, "vendor" : 1]>\n'
         f"step ({inputs}) => ({outputs}) {{{body}}}\n{functions}"
     )
     words = set(re.findall(r"[\w.]+", body))
