@@ -45,7 +45,8 @@ def build_model(
     """Parse a graph; what `NUMBERS` and `constants` hold becomes an initializer if it is used."""
     model = onnx.parser.parse_model(
         "<ir_version: 8, opset_import: "
-        f'["" : {opset}, "com.microsoft" : 1, "ai.onnx.preview.training" : 1, "local" : 1, "vendor" : 1]>\n'
+        f'["" : {opset}, "com.microsoft" : 1, "ai.onnx.preview.training" : 1, "local" : 1,'
+        ' "vendor" : 1]>\n'
         f"step ({inputs}) => ({outputs}) {{{body}}}\n{functions}"
     )
     words = set(re.findall(r"[\w.]+", body))
@@ -74,22 +75,39 @@ def find() -> Find:
 
 
 @pytest.fixture
-def find_after_backward(find: Find) -> Find:
-    """Pairs for what is written behind `BACKWARD`; `states` are more inputs of W's shape."""
+def backward() -> str:
+    """The text of the net's loss and gradient."""
+    return BACKWARD
 
-    def find_in(
+
+@pytest.fixture
+def build_after_backward() -> Build:
+    """What is written behind `BACKWARD` to a model; `states` are more inputs of W's shape."""
+
+    def build_in(
         body: str,
         *,
         states: str = "",
         more_inputs: str = "",
         more_outputs: str = "",
         **options: object,
-    ) -> list[tuple[str, str]]:
+    ) -> ModelProto:
         names = states.split()
         extra = "".join(f", float[4,3] {name}" for name in names) + more_inputs
         made = "".join(f", float[4,3] {name}_new" for name in names) + more_outputs
-        return find(
+        return build_model(
             BACKWARD + body, **{"inputs": INPUTS + extra, "outputs": OUTPUTS + made} | options
         )
+
+    return build_in
+
+
+@pytest.fixture
+def find_after_backward(build_after_backward: Build) -> Find:
+    """Pairs for what is written behind `BACKWARD`, see `build_after_backward`."""
+
+    def find_in(body: str, **options: object) -> list[tuple[str, str]]:
+        found = find_gradients(build_after_backward(body, **options))
+        return [(gradient.name, gradient.parameter.name) for gradient in found]
 
     return find_in

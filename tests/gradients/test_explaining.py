@@ -12,17 +12,6 @@ from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients
 from onnx_clip_pass.gradients.explaining import explain
 
 MODELS = Path(__file__).parents[2] / "models"
-INPUTS = "float[N,4] x, float[N,3] t, float[4,3] W"
-OUTPUTS = "float loss, float[4,3] W_new"
-BACKWARD = """
-    y = MatMul (x, W)
-    error = Sub (y, t)
-    square = Mul (error, error)
-    loss = ReduceMean <keepdims = 0> (square)
-    y_slope = Mul (error, slope)
-    xT = Transpose <perm = [1, 0]> (x)
-    g = MatMul (xT, y_slope)
-"""
 ADAM = """
     m0 = Mul (m, b1)
     m1 = Mul (g, a1)
@@ -39,10 +28,8 @@ ADAM = """
 
 
 @pytest.fixture
-def adam(build):
-    states = ", float[4,3] m, float[4,3] v"
-    made = ", float[4,3] m_new, float[4,3] v_new"
-    return build(BACKWARD + ADAM, inputs=INPUTS + states, outputs=OUTPUTS + made)
+def adam(build_after_backward):
+    return build_after_backward(ADAM, states="m v")
 
 
 def test_the_chain_goes_from_the_new_value_to_the_gradient(adam):
@@ -89,9 +76,9 @@ def test_what_slopes_decided_is_said():
     assert [each.mark for each in found.steps[0].chain][2:4] == ["gradient", "candidate"]
 
 
-def test_numbers_that_belong_to_the_gradient_are_told(build):
+def test_numbers_that_belong_to_the_gradient_are_told(build, backward):
     body = (
-        BACKWARD.replace("slope)", "scale)")
+        backward.replace("slope)", "scale)")
         + """
         unscaled = Div (g, scale)
         step = Mul (unscaled, lr)
