@@ -198,7 +198,7 @@ def read_map(path: _Path) -> dict[str, str]:
 
 
 def file_at(target: Path, name: str) -> bool:
-    """Whether there is a file to be replaced; `name` is for an example of a path.
+    """Return whether there is a file to be replaced; `name` is for an example of a path.
 
     Raises:
         OnnxClipError: there is no folder for it, or something else in its place.
@@ -243,7 +243,7 @@ def _check_target(source: Path, target: Path, *, replace: bool, force: bool) -> 
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether there is a model that bears our record."""
+    """Return whether there is a model that bears our record."""
     try:
         with open_model(path) as structure:
             return read_record(structure.model) is not None

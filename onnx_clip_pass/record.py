@@ -266,7 +266,7 @@ def _added_to(model: ModelProto, record: Record) -> Iterator[NodeProto | TensorP
 
 
 def _is_read_by_others(model: ModelProto, record: Record) -> bool:
-    """Whether a node that was not added, or an output, takes what undoing would remove."""
+    """Return whether a node that was not added, or an output, takes what undoing would remove."""
     nodes = set(record.nodes)
     removed, handed_out = set(record.initializers), set(record.outputs)
     read: set[str] = set()

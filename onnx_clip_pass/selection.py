@@ -169,7 +169,7 @@ class Chooser:
 
 @lru_cache(maxsize=1024)
 def _reader_of(pattern: str) -> Callable[[str], object]:
-    """Whether a name fits a pattern, compiled once."""
+    """Return whether a name fits a pattern, compiled once."""
     if pattern.startswith("re:"):
         return _compile(pattern).search
     return re.compile(translate(pattern)).match

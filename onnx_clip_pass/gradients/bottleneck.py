@@ -330,7 +330,7 @@ class Bottlenecks(Doubts):
         )
 
     def _is_clip(self, vertex: int) -> bool:
-        """Whether a bend is such as clips make, by bounds or by norms of rows."""
+        """Return whether a bend is such as clips make, by bounds or by norms of rows."""
         return self.values.op[vertex] in _CLIPS or self.chains.is_measured(vertex)
 
     def _without_decay(self, vertex: int, parameter: int) -> int:

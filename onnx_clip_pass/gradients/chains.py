@@ -114,7 +114,7 @@ class Chains:
         return behind if past_contraction else found
 
     def made_of(self, states: set[int]) -> list[bool]:
-        """Whether elementwise operators compute each value from tensors of these states."""
+        """Return whether elementwise operators compute each value from tensors of these states."""
         values = self.values
         found = [False] * len(values)
         new_values = self.states.new_values
@@ -295,7 +295,7 @@ class Chains:
         )
 
     def _is_of_forward(self, factor: int) -> bool:
-        """Whether the forward pass reads the inputs and states that a factor is made of."""
+        """Return whether the forward pass reads the inputs and states that a factor is made of."""
         seen = {factor}
         todo = [factor]
         while todo:
@@ -352,7 +352,7 @@ class Chains:
         return Link.FACTOR if Link.FACTOR in whole else Link.MIX
 
     def is_measured(self, vertex: int) -> bool:
-        """Whether a value is scaled by reductions of itself, such as norms of its rows."""
+        """Return whether a value is scaled by reductions of itself, such as norms of its rows."""
         above, sources = self.tree.above[vertex], self.sources[vertex]
         return (
             self.values.op[vertex] in ("Mul", "Div")

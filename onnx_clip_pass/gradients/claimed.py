@@ -172,14 +172,14 @@ class _Claims:
         return told is None and value in self._named_after
 
     def _hint(self, value: Value, told: str | None) -> str:
-        """Whether the two look as if they were exchanged."""
+        """Return whether the two look as if they were exchanged."""
         parameter = None if told is None else self._told(value, told)
         if parameter is None or value.node is not None or parameter in self._updated:
             return ""
         return f"; did you mean the other way round, {{{told!r}: {value.name!r}}}?"
 
     def _fits(self, value: Value, parameter: Value) -> bool:
-        """Whether the shapes allow it, as far as they are known."""
+        """Return whether the shapes allow it, as far as they are known."""
         a, b = self._type(value), self._type(parameter)
         if a is None or b is None or has_gradient_shape(a, b):
             return True

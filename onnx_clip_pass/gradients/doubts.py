@@ -100,7 +100,7 @@ class Doubts(Factors):
         return found
 
     def is_ascent(self, step: Step) -> bool:
-        """Whether all that depends on data is added to a state, as a force moves a body.
+        """Return whether all that depends on data is added to a state, as a force moves a body.
 
         Coefficients that the graph is given, such as rates, are taken to be positive.
         """
@@ -173,7 +173,7 @@ class Doubts(Factors):
 
     @cached_property
     def _after_state(self) -> list[bool]:
-        """Whether a value is computed from the new value of a state that is no parameter."""
+        """Return whether a value is computed from the new value of a state that is no parameter."""
         values, states = self.values, self.states
         carried = {
             values.behind(state.new)

@@ -269,7 +269,7 @@ class _Reader:
         return (value.frame.scope.path, value.name) in self._gradients
 
     def _is_shared(self, vertex: int) -> bool:
-        """Whether other parameters' new values depend on it, too."""
+        """Return whether other parameters' new values depend on it, too."""
         return self._run.reach[vertex] not in (NOBODY, self._number)
 
     def _why(self, vertices: list[int]) -> str:

@@ -28,7 +28,7 @@ class Factors(Training):
     def is_of_gradient(
         self, vertex: int, inner: int, end: int, is_last: bool, is_taken_up: bool
     ) -> bool:
-        """Whether a number by which `vertex` is `inner` scaled belongs to the gradient."""
+        """Return whether a number by which `vertex` is `inner` scaled belongs to the gradient."""
         states, values = self.states, self.values
         takes = values.takes[vertex]
         factors = [each for each in takes if each not in (inner, 0)]

@@ -68,7 +68,7 @@ class Found(NamedTuple):
 
 
 def has_gradient_shape(gradient: TensorType, parameter: TensorType) -> bool:
-    """Whether nothing known of the shapes contradicts.
+    """Return whether nothing known of the shapes contradicts.
 
     They are the same, or the gradient has a dimension more for the seeds, or it is packed as
     onnx-ad does by default: one column for each seed, if the parameter is no matrix.

@@ -106,7 +106,7 @@ class LinearForms:
         return None
 
     def is_average(self, vertex: int, state: int) -> bool:
-        """Whether a value is made of shares of a state and of others that add up to 1."""
+        """Return whether a value is made of shares of a state and of others that add up to 1."""
         way = self.ways[vertex].get(state)
         return (
             way is not None

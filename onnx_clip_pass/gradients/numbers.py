@@ -62,7 +62,7 @@ def sample_numbers(values: Values) -> list[Sample | None]:
 
 
 def is_one(total: Sample | None) -> bool:
-    """Whether coefficients add up to 1; both are rounded to the model's dtype."""
+    """Return whether coefficients add up to 1; both are rounded to the model's dtype."""
     return total is not None and bool(np.all(np.abs(total - 1) < 1e-5))
 
 

@@ -96,7 +96,7 @@ def find(flow: Flow, updates: Updates, further: OptimizerOps = NO_OPS) -> list[F
 
 
 def is_optimizer(node: NodeProto, further: OptimizerOps = NO_OPS) -> bool:
-    """Whether this module, or the caller, knows the operator."""
+    """Return whether this module, or the caller, knows the operator."""
     if further and _name_of(node) in further:
         return True
     return (node.domain == TRAINING_DOMAIN and node.op_type in _STATES) or (

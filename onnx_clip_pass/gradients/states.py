@@ -310,7 +310,7 @@ class States:
         return seen
 
     def is_average(self, new: int, root: int) -> bool:
-        """Whether a value is made of shares of a state and of other things that add up to 1.
+        """Return whether a value is made of shares of a state and of other things that add up to 1.
 
         What updates have made of other states counts as one thing: of a copy of new weights.
         """
@@ -340,7 +340,7 @@ class States:
         return others and mine is not None and is_one(total) and not is_one(mine)
 
     def _nonfree(self, *, but_numbers: bool = False) -> list[bool]:
-        """Whether a value has more behind it than elementwise operators on roots.
+        """Return whether a value has more behind it than elementwise operators on roots.
 
         Numbers, such as norms, count as roots if `but_numbers`.
         """
@@ -379,7 +379,7 @@ class States:
         return found
 
     def _read(self, ends: set[int]) -> list[bool]:
-        """Whether the backward pass or the loss can depend on a value.
+        """Return whether the backward pass or the loss can depend on a value.
 
         It does if a way leads from it to a contraction or to the loss without passing through a
         new value, or through what lies between a state and its new value; what is summed up to one

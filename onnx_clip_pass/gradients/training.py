@@ -153,7 +153,7 @@ class Training:
         self.is_optimizer = True
 
     def _is_trained(self, step: Step) -> bool:
-        """Whether a step trains a parameter, see the head of this module."""
+        """Return whether a step trains a parameter, see the head of this module."""
         states, chains = self.states, self.chains
         way = states.forms.ways[step.new].get(step.root)
         if not chains.depends[step.new]:
@@ -183,7 +183,7 @@ class Training:
         return way.roughness < FACTOR and not self._is_gated(step)
 
     def _is_alone(self, step: Step) -> bool:
-        """Whether the operator that nobody knows returns the new value of no other state."""
+        """Return whether the operator that nobody knows returns the new value of no other state."""
         takes = self.values.takes[self.values.behind(step.new)]
         return not any(
             state.root != step.root and state.root in map(self.values.behind, takes)
@@ -203,7 +203,7 @@ class Training:
         )
 
     def _is_master(self, step: Step) -> bool:
-        """Whether the forward pass reads a copy of the new value in another dtype."""
+        """Return whether the forward pass reads a copy of the new value in another dtype."""
         values = self.values
         return any(
             other != step.new and values.behind(other) == values.behind(step.new)
@@ -243,7 +243,7 @@ class Training:
         return found
 
     def _is_copy(self, step: Step) -> bool:
-        """Whether a new value is made of other parameters' new values alone."""
+        """Return whether a new value is made of other parameters' new values alone."""
         return self.values.behind(step.new) in self.states.new_values - {
             self.values.behind(step.new)
         }

@@ -68,7 +68,7 @@ class Updates:
         return run.values.value[run.values.behind(run.values.find(value))]
 
     def is_single(self, value: Value) -> bool:
-        """Whether a value is known to hold one element."""
+        """Return whether a value is known to hold one element."""
         run = self._run_of(value)
         return run is not None and run.values.is_single(run.values.find(value))
 

@@ -72,7 +72,7 @@ class Values:
         return size_of(self.shape(vertex))
 
     def is_single(self, vertex: int) -> bool:
-        """Whether a vertex is known to hold one element."""
+        """Return whether a vertex is known to hold one element."""
         return self.size(vertex) == 1
 
     def is_constant(self, vertex: int) -> bool:
@@ -83,7 +83,7 @@ class Values:
         return name in frame.scope.initializers and name not in frame.scope.inputs
 
     def is_like(self, vertex: int, other: int) -> bool:
-        """Whether nothing known of two vertices' shapes contradicts."""
+        """Return whether nothing known of two vertices' shapes contradicts."""
         a, b = self.types[vertex], self.types[other]
         return a is not None and b is not None and a.agrees_with(b)
 

@@ -57,5 +57,5 @@ class Dominators:
         return a
 
     def dominates(self, a: int, b: int) -> bool:
-        """Whether `a` is `b` or dominates it."""
+        """Return whether `a` is `b` or dominates it."""
         return self.common(a, b) == a

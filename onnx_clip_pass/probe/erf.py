@@ -21,7 +21,7 @@ _DEGREE = 28  # leaves an error as large
 
 
 def is_erf(node: NodeProto) -> bool:
-    """Whether a node is one that a function of `erf_functions` can stand for."""
+    """Return whether a node is one that a function of `erf_functions` can stand for."""
     form = attribute(node, "approximate")
     return node.op_type == "Erf" or (node.op_type == "Gelu" and (form is None or form.s == b"none"))
 

@@ -163,7 +163,7 @@ def _is_among(factor: float, known: Iterable[float]) -> bool:
 
 
 def _alike(fit: Fit, other: Fit) -> bool:
-    """Whether two fits have the same factor, as far as their precision tells."""
+    """Return whether two fits have the same factor, as far as their precision tells."""
     precision = 10 * max(fit.error, other.error, 1e-5)
     return abs(fit.factor - other.factor) <= precision * max(fit.factor, other.factor)
 

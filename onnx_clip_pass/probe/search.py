@@ -259,7 +259,7 @@ class Search:
         return chosen
 
     def _before(self, earlier: str, later: str) -> bool | None:
-        """Whether `later` is computed from `earlier`; None if a way leads through a clip."""
+        """Return whether `later` is computed from `earlier`; None if a way leads through a clip."""
         ancestors = self.bench.ancestors
         if earlier not in ancestors(later):
             return False
@@ -332,7 +332,7 @@ def _unit(array: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _can_fit(shape: Shape | None, parameter: tuple[int, ...]) -> bool:
-    """Whether a shape, as far as it is known, can be that of a gradient."""
+    """Return whether a shape, as far as it is known, can be that of a gradient."""
     if shape is None:
         return True
     if all(isinstance(size, int) for size in shape):

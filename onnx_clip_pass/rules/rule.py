@@ -31,7 +31,7 @@ class Bounds:
     max_elements: float = math.inf
 
     def hold(self, parameter: Parameter) -> bool:
-        """Whether the parameter is within all of them."""
+        """Return whether the parameter is within all of them."""
         if self.dtypes and parameter.dtype not in self.dtypes:
             return False
         shape = parameter.shape

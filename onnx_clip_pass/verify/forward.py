@@ -100,7 +100,7 @@ class Forward:
         return self._ancestors(name)
 
     def is_root(self, name: str) -> bool:
-        """Whether a value is an input or initializer of the main graph."""
+        """Return whether a value is an input or initializer of the main graph."""
         return name in self.index.main.inputs or name in self.index.main.initializers
 
     def with_copies(self, roots: Sequence[str]) -> tuple[ModelProto, dict[str, str]]:

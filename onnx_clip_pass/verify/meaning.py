@@ -306,7 +306,7 @@ class Meaning:
         }
 
     def _sure_factors(self, found: Sequence[_Measured]) -> dict[str, float]:
-        """How many times the slope gradients are, as far as that is sure.
+        """Return how many times the slope gradients are, as far as that is sure.
 
         Of a parameter of one element it is not: every number is a multiple of every other.
         """
@@ -367,6 +367,6 @@ def _is_right(check: SlopeCheck, scales: Sequence[float]) -> bool:
 
 
 def _is_parallel(check: SlopeCheck) -> bool:
-    """Whether a gradient lies on the line of the slope."""
+    """Return whether a gradient lies on the line of the slope."""
     is_measured = check.error <= _NOISE and math.isfinite(check.factor)
     return is_measured and check.orthogonal <= max(_ASIDE, _MARGIN * check.error)

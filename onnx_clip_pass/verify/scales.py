@@ -20,7 +20,7 @@ _TAIL = {
 
 
 def is_near(factor: float, other: float, error: float = 0.0) -> bool:
-    """Whether two factors are the same, `error` being how far off the first may be."""
+    """Return whether two factors are the same, `error` being how far off the first may be."""
     return abs(factor - other) <= max(NEAR, error) * abs(other)
 
 

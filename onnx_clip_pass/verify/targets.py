@@ -223,7 +223,7 @@ class _Reading:
         return node is not None and node.name in self._added
 
     def _is_backward(self, read: Read, own: Place) -> bool:
-        """Whether another gradient of the same step is computed through this read."""
+        """Return whether another gradient of the same step is computed through this read."""
         values, _ = reach(self._places, [read], stop=self._stops, next_iterations=False)
         return any(x in self._gradients and x != own and x not in self._ends for x in values)
 
