@@ -17,7 +17,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 from onnx_clip_pass.gradients.ops import ALIASES, PHI
 from onnx_clip_pass.gradients.values import Values, size_of
 
-__all__ = ["POINTS", "Sample", "is_negative", "is_one", "sample_numbers"]
+__all__ = ["POINTS", "Sample", "is_one", "is_share", "sample_numbers"]
 
 Sample = NDArray[np.float64]
 """A number at each of the points."""
@@ -38,6 +38,11 @@ _BINARY: dict[str, Callable[[Sample, Sample], Sample]] = {
     "Greater": np.greater, "GreaterOrEqual": np.greater_equal, "Less": np.less,
     "LessOrEqual": np.less_equal,
 }  # fmt: skip
+
+
+def is_share(coefficient: Sample | None) -> bool:
+    """Return whether a coefficient is a part of a whole, not all or nothing as in a choice."""
+    return coefficient is not None and not bool(np.all(np.isin(coefficient, (0, 1))))
 
 
 def sample_numbers(values: Values) -> list[Sample | None]:
@@ -64,11 +69,6 @@ def sample_numbers(values: Values) -> list[Sample | None]:
 def is_one(total: Sample | None) -> bool:
     """Return whether coefficients add up to 1; both are rounded to the model's dtype."""
     return total is not None and bool(np.all(np.abs(total - 1) < 1e-5))
-
-
-def is_negative(coefficient: Sample) -> bool:
-    """Whether a coefficient is negative wherever inputs, such as learning rates, are positive."""
-    return bool(np.all(coefficient <= 0) and np.any(coefficient < 0))
 
 
 def _made(values: Values, vertex: int, op: str, known: list[Sample | None]) -> Sample | None:

@@ -16,6 +16,7 @@ import numpy as np
 from onnx_clip_pass.gradients.chains import Chains
 from onnx_clip_pass.gradients.linear import FACTOR, REDUCED, UNKNOWN
 from onnx_clip_pass.gradients.naming import is_named_after
+from onnx_clip_pass.gradients.numbers import is_share
 from onnx_clip_pass.gradients.ops import (
     ALIASES,
     ELEMENTWISE,
@@ -168,8 +169,8 @@ class Training:
             return states.read[step.root] and self._is_made_of_moments(step.new)
         if way.roughness == UNKNOWN:
             return states.read[step.root] or self._is_alone(step)
-        if states.is_average(step.new, step.root):
-            return False
+        if states.is_average(step.new, step.root):  # or a new value that may be skipped
+            return not is_share(way.share) and self._is_made_of_moments(step.new)
         if way.share is not None and not (np.all(way.share >= 0) and np.any(way.share > _WHOLE)):
             return False
         if self.is_optimizer:
