@@ -50,8 +50,10 @@ class _Here:
 
     path: Path | None
 
-    def __call__(self, model: ModelProto, questions: Mapping[str, Sequence[str]]) -> Verdict:
-        return _decide(model if self.path is None else self.path, questions)
+    def __call__(
+        self, model: ModelProto, questions: Mapping[str, Sequence[str]], loss: str | None
+    ) -> Verdict:
+        return _decide(model if self.path is None else self.path, questions, loss)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +62,15 @@ class Apart:
 
     path: Path
 
-    def __call__(self, model: ModelProto, questions: Mapping[str, Sequence[str]]) -> Verdict:
+    def __call__(
+        self, model: ModelProto, questions: Mapping[str, Sequence[str]], loss: str | None
+    ) -> Verdict:
         """Decide questions.
 
         Args:
             model: the structure of the file, without its weights.
             questions: candidates in graph order by parameter.
+            loss: the output whose slopes decide; by default what alone can be the loss.
         """
         if importlib.util.find_spec("onnxruntime") is None:
             return _nothing(questions, "that needs ONNX Runtime, which is not installed")
@@ -76,7 +81,7 @@ class Apart:
                 questions,
                 f"the model has {size / 1e6:,.0f} MB, too many to run it unasked; --probe does",
             )
-        wish = json.dumps({"model": str(self.path), "questions": questions})
+        wish = json.dumps({"model": str(self.path), "questions": questions, "loss": loss})
         package = str(Path(__file__).resolve().parent.parent)
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         try:
@@ -102,12 +107,14 @@ def _nothing(questions: Mapping[str, Sequence[str]], reason: str) -> Verdict:
     return Verdict({}, dict.fromkeys(questions, reason))
 
 
-def _decide(model: ModelProto | Path, questions: Mapping[str, Sequence[str]]) -> Verdict:
+def _decide(
+    model: ModelProto | Path, questions: Mapping[str, Sequence[str]], loss: str | None
+) -> Verdict:
     """Run a model; what stands in the way is the reason."""
     try:
         from onnx_clip_pass.probe.deciding import decide
 
-        found = decide(_loaded(model), questions)
+        found = decide(_loaded(model), questions, loss=loss)
     except OnnxClipError as error:
         return _nothing(questions, str(error))
     return Verdict(
@@ -128,7 +135,8 @@ def _loaded(model: ModelProto | Path) -> ModelProto:
 def _main() -> None:
     """Decide what standard input asks for, and write the verdict to standard output."""
     wish: dict[str, Any] = json.load(sys.stdin)
-    print(json.dumps(_decide(Path(wish["model"]), wish["questions"])._asdict()))
+    verdict = _decide(Path(wish["model"]), wish["questions"], wish["loss"])
+    print(json.dumps(verdict._asdict()))
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def test_data_files_count_as_weights(tmp_path: Path, monkeypatch):
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
     onnx.save(model, path, save_as_external_data=True, location="m.bin", size_threshold=0)
     monkeypatch.setattr(deciding, "_MOST_BYTES", path.stat().st_size + 1)
-    verdict = Apart(path)(onnx.load(path, load_external_data=False), {"W": ["g", "whole"]})
+    verdict = Apart(path)(onnx.load(path, load_external_data=False), {"W": ["g", "whole"]}, None)
     assert "too many to run it unasked" in verdict.reasons["W"]
 
 

@@ -58,7 +58,7 @@ class Survey(NamedTuple):
     to sums over runs; `questions` are the trained parameters whose gradient is
     not known, `carried` the states that are not trained. Where names told of gradients and nothing
     is updated, `bare` are the weights without any. `clipped` are the gradients that the graph clips
-    already, with the operators that do it.
+    already, with the operators that do it. `loss` is the output that is the loss, if it is clear.
     """
 
     flow: Flow
@@ -70,6 +70,7 @@ class Survey(NamedTuple):
     carried: tuple[Value, ...] = ()
     bare: tuple[Value, ...] = ()
     clipped: tuple[tuple[str, str], ...] = ()
+    loss: str | None = None
 
     def answered(self, answers: Mapping[str, str]) -> Survey:
         """Return the same with the questions answered that have the named value as a candidate.
@@ -153,6 +154,7 @@ def survey(index: Index, optimizer_ops: OptimizerOps = NO_OPS) -> Survey:
         tuple(sorted(updates.carried, key=lambda value: value.name)),
         tuple(_bare(flow, roles, joined.keys())) if is_by_name else (),
         tuple(dict.fromkeys(each for run in updates.runs for each in clipped_already(run))),
+        updates.loss,
     )
 
 

@@ -17,7 +17,8 @@ class Updates:
     `trained` are the parameters, `carried` the other states, `moved` those that a user may call
     parameters, with `moved_ends`, where something is added to them. `ends` are the new values of
     parameters, at which the backward pass of a step ends, `new_values` those whose gradients are
-    found, and `summed` is what is added to sums over runs.
+    found, `summed` is what is added to sums over runs, and `loss` the output of the main graph
+    that is the loss; None where that is not clear.
     """
 
     def __init__(self, flow: Flow) -> None:
@@ -54,6 +55,16 @@ class Updates:
                 if not run.is_optimizer and value[step.root] in sure
             }
             self.summed |= {value[each] for each in run.summed()}
+        self.loss = self._loss(flow)
+
+    def _loss(self, flow: Flow) -> str | None:
+        found = {
+            run.values.value[run.states.loss]
+            for run in self.runs
+            if run.states.is_loss_sure and run.run.frames == (flow.main,)
+        }
+        names = [value.name for value in found if value.frame is flow.main]
+        return names[0] if len(names) == 1 else None
 
     def raw(self, value: Value, parameter: Value | None) -> Value:
         """Return the gradient behind decay and clipping; the value itself if there is neither."""

@@ -278,12 +278,18 @@ class Trial:
             factor = float(told @ slopes / size**2)
             allowed = abs(factor) * errors + each.precision * each.sizes[group]
             if np.all(np.abs(told - factor * slopes) <= allowed):
-                name = each.names[group][-1]
-                parallel.append(f"{name!r} is {factor:.6g} times the slope of {loss}")
+                parallel.append((group, factor))
         fitting = sorted([fit for fit in fitting if not fit[2].knob] or fitting)
+        if not fitting and len(parallel) == 1 and len(each.names) > 1 and parallel[0][1] > 0:
+            ((group, factor),) = parallel  # the others point elsewhere, whatever scales them all
+            return self._name(each, group, _Scale(factor, factor), off / size)
         if not fitting:
+            told_of = [
+                f"{each.names[group][-1]!r} is {factor:.6g} times the slope of {loss}"
+                for group, factor in parallel
+            ]
             none = f"no candidate is parallel to the slope of {loss}"
-            return self._leave(each.parameter, "; ".join(parallel) or none)
+            return self._leave(each.parameter, "; ".join(told_of) or none)
         if len(fitting) > 1 and fitting[1][0] < _CLEAR * fitting[0][0]:
             names = " and ".join(repr(each.names[group][-1]) for _, group, _ in fitting)
             reason = f"{names} differ by less than the slopes of {loss} can tell"
@@ -304,11 +310,9 @@ class Trial:
         self.equal[each.parameter] = each.names[group]
         name, loss = each.names[group][-1], self.bench.loss
         reason = f"the slope of {loss!r} along it is its own norm within {error:.1g}"
-        if scale.knob:
-            reason = (
-                f"it is {scale.fed:.6g} times the slope of {loss!r}, as input {scale.knob!r} "
-                f"makes it, within {error:.1g}"
-            )
+        if scale.fed != 1:
+            made = f"as input {scale.knob!r} makes it" if scale.knob else "others point elsewhere"
+            reason = f"it is {scale.fed:.6g} times the slope of {loss!r}, {made}, within {error:.1g}"
         self.decisions[each.parameter] = Decision(each.parameter, name, scale.fed, error, reason)
 
     def _leave(self, parameter: str, reason: str) -> None:

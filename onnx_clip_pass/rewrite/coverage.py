@@ -39,8 +39,9 @@ class Verdict(NamedTuple):
     reasons: Mapping[str, str]
 
 
-Decide = Callable[[ModelProto, Mapping[str, Sequence[str]]], Verdict]
-"""Takes a model, whose large weights may be missing, and candidates in graph order by parameter."""
+Decide = Callable[[ModelProto, Mapping[str, Sequence[str]], str | None], Verdict]
+"""Takes a model, whose large weights may be missing, candidates in graph order by parameter, and
+the output that is the loss, if structure tells it."""
 
 
 @dataclass(frozen=True, slots=True)

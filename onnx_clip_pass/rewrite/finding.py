@@ -58,7 +58,7 @@ def find(
     if picked.asked and decide is not None and not settings.watch.measures_only:
         questions = askable(picked.asked, index.main)
         if len(questions) == len(picked.asked) or (questions and settings.partial):
-            verdict = decide(index.model, questions)
+            verdict = decide(index.model, questions, seen.loss)
         closed = [each.name for each in picked.asked if each.name not in questions]
         reasons = {**verdict.reasons, **dict.fromkeys(closed, NOT_ASKABLE)}
         verdict = Verdict(verdict.gradients, reasons)
