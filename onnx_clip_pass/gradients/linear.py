@@ -154,6 +154,10 @@ class LinearForms:
             ]
             self.total[vertex] = np.sum(totals, axis=0)
             self._merge(vertex, parts, LINEAR)
+            if op == "Mul" and len(takes) == 2 and parts[0][0] in takes:
+                (scaled, _), factor = parts[0], takes[takes[0] == parts[0][0]]
+                if self.numbers[scaled] is not None and not self._nonfree[scaled]:  # a product of two numbers is linear in both
+                    self._merge(vertex, [(factor, self.numbers[scaled])], LINEAR)
             return
         if op in SCATTERS:
             self._merge(vertex, [(takes[0], None)], BENT)
