@@ -9,7 +9,7 @@ of what.
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
@@ -153,7 +153,9 @@ class States:
                 given,
             )
         found = [
-            State(taken[new], new, ways[new][taken[new]]) for new in self.outputs if new in taken
+            State(root, new, way if (way := ways[new][root]).roughness != REDUCED else None)
+            for new in self.outputs
+            if (root := taken.get(new))
         ]
         return found + self._replaced(roots, taken)
 
@@ -196,7 +198,11 @@ class States:
         return found
 
     def _replaced(self, roots: Iterable[int], taken: dict[int, int]) -> list[State]:
-        """The states that are left: where one root and one output are of a kind, it is replaced."""
+        """The states that are left: what one root and one output of a kind are, it is replaced by.
+
+        Of several the one whose gradient the output is made of: that is computed by what the root
+        is multiplied by.
+        """
         values, given = self.values, set(taken.values())
         read = self._ancestors(new for new in self.outputs if new not in taken)
         kinds: dict[object, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
@@ -206,13 +212,55 @@ class States:
         for new in self.outputs:
             if new not in taken and values.op[values.behind(new)]:
                 kinds[_kind(values, new)][1].append(new)
-        return [
-            State(left[0], made[0], None)
-            for left, made in kinds.values()
-            if len(left) == len(made) == 1
-            and (left[0] not in read or not self._ends_in_contraction(made[0], set(taken)))
-            and not is_named_after(values.name(made[0]), values.name(left[0]))
-        ]
+        found = []
+        for left, made in kinds.values():
+            pairs = [
+                (new, root)
+                for new in made
+                for root in left
+                if (root not in read or not self._ends_in_contraction(new, set(taken)))
+                and not is_named_after(values.name(new), values.name(root))
+            ]
+            if len(left) > 1 or len(made) > 1:
+                pairs = self._of_slopes(pairs)
+            found += [State(root, new, None) for new, root in pairs]
+        return found
+
+    def _of_slopes(self, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The pairs that must be, as the gradient by one root alone can be in the output."""
+        factors = {new: self._factors_in(new) for new, _ in pairs}
+        beside = {root: self._beside(root) for _, root in pairs}
+        fitting = [(new, root) for new, root in pairs if factors[new] & beside[root]]
+        news, roots = Counter(new for new, _ in fitting), Counter(root for _, root in fitting)
+        return [(new, root) for new, root in fitting if news[new] == roots[root] == 1]
+
+    def _beside(self, root: int) -> set[int]:
+        """What a root is multiplied by, element by element or in contractions."""
+        values, found = self.values, set[int]()
+        todo = [root]
+        for at in todo:  # grows while it is read
+            for reader in values.readers[at]:
+                if values.op[reader] in ALIASES:
+                    todo.append(reader)
+                elif values.op[reader] not in ELEMENTWISE - {"Mul"}:
+                    found.update(map(values.behind, values.takes[reader]))
+        return found - {0, root}
+
+    def _factors_in(self, new: int) -> set[int]:
+        """What the contractions multiply that a value is made of by elementwise operators."""
+        values, found = self.values, set[int]()
+        seen, todo = {new}, [new]
+        while todo:
+            at = todo.pop()
+            takes = {each for each in values.takes[at] if each}
+            if values.op[at] not in ELEMENTWISE:
+                if values.op[at].startswith("Reduce"):
+                    takes |= {e for x in takes if values.op[x] == "Mul" for e in values.takes[x]}
+                found.update(map(values.behind, takes))
+                continue
+            todo += takes - seen
+            seen |= takes
+        return found - {0}
 
     def _reported_numbers(self) -> list[int]:
         """The reports that may be a loss: floating numbers that are computed."""

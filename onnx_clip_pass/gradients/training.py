@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from onnx_clip_pass.gradients.chains import Chains
-from onnx_clip_pass.gradients.linear import FACTOR, REDUCED, UNKNOWN
+from onnx_clip_pass.gradients.linear import FACTOR, REDUCED, UNKNOWN, Way
 from onnx_clip_pass.gradients.naming import is_named_after
 from onnx_clip_pass.gradients.numbers import is_share
 from onnx_clip_pass.gradients.ops import (
@@ -156,7 +156,7 @@ class Training:
     def _is_trained(self, step: Step) -> bool:
         """Return whether a step trains a parameter, see the head of this module."""
         states, chains = self.states, self.chains
-        way = states.forms.ways[step.new].get(step.root)
+        way = self._way(step)
         if not chains.depends[step.new]:
             return False
         if way is None and any(
@@ -182,6 +182,11 @@ class Training:
         if way.passed:
             return way.roughness < REDUCED and not self._is_copy(step)
         return way.roughness < FACTOR and not self._is_gated(step)
+
+    def _way(self, step: Step) -> Way | None:
+        """The way from a parameter to its new value; None if that replaces it."""
+        way = self.states.forms.ways[step.new].get(step.root)
+        return None if way is None or way.roughness == REDUCED else way
 
     def _is_alone(self, step: Step) -> bool:
         """Return whether the operator that nobody knows returns the new value of no other state."""
@@ -225,7 +230,12 @@ class Training:
     def _is_made_of_moments(self, new: int) -> bool:
         """Whether new values of states, none of which the forward pass reads, make a value."""
         values, states = self.values, self.states
-        made_of = {values.behind(state.new): state for state in states.states if state.new != new}
+        made_of = {
+            each: state
+            for state, between in zip(states.states, states.ways, strict=True)
+            for each in (*between, values.behind(state.new))
+            if state.new != new and states.nonfree[each]
+        }
         seen, todo, found = {new}, [new], False
         while todo:
             at = todo.pop()
@@ -269,8 +279,10 @@ class Training:
 
     def bases(self, step: Step) -> set[int]:
         """The values from the base to the new value, in which the parameter itself is."""
-        ways = self.states.forms.ways
         path = {step.new}
+        if self._way(step) is None:
+            return path
+        ways = self.states.forms.ways
         at = step.new
         while at != step.base and step.root in ways[at] and ways[at][step.root].via != at:
             at = ways[at][step.root].via
