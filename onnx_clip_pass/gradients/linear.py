@@ -130,11 +130,16 @@ class LinearForms:
         return None if scale is None else [(b, scale)]
 
     def _is_rather_a_number(self, a: int, b: int) -> bool:
-        """Whether of two numbers `a` is the factor: a constant, or no state where b is one."""
+        """Whether of two numbers `a` is the factor: a constant, or no state where b is one.
+
+        What data have gone into is none, as a new value under a mask.
+        """
         if self.numbers[a] is None:
             return False
         if self.values.is_constant(b) or not self.values.is_single(b):
             return False
+        if self._nonfree[a] != self._nonfree[b]:
+            return self._nonfree[b]
         if self.values.is_constant(a):
             return True
         return bool(self.ways[b]) and not self.ways[a]

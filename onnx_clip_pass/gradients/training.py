@@ -172,7 +172,10 @@ class Training:
         if states.is_average(step.new, step.root):  # or a new value that may be skipped
             return not is_share(way.share) and self._is_made_of_moments(step.new)
         if way.share is not None and not (np.all(way.share >= 0) and np.any(way.share > _WHOLE)):
-            return False
+            # a new value that is made of moments, with the parameter's decay in them
+            return (
+                way.passed > 0 and states.read[step.root] and self._is_made_of_moments(step.new)
+            )
         if self.is_optimizer:
             return way.share is not None and self._is_last(step)
         if not states.read[step.root] and not self._is_master(step):
