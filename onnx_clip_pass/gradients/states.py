@@ -168,7 +168,7 @@ class States:
         """
         new, root = pair
         way = self.forms.ways[new][root]
-        is_whole = False
+        is_whole = is_lesser = False
         if way.share is not None and not self.contracted[new]:
             rivals = [
                 each.share
@@ -176,9 +176,11 @@ class States:
                 if state != root and each.share is not None
             ]
             is_whole = is_one(way.share) and any(not is_one(share) for share in rivals)
+            if is_one(self.forms.total[new]):
+                is_lesser = any(np.all(share > way.share) for share in rivals)
         is_constant = self.values.is_constant(root) and self.values.is_single(root)
         is_taken_off = way.lean is not None and not np.all(way.lean >= 0)
-        return is_constant, new in self._inner, is_taken_off, is_whole, way.length
+        return is_constant, new in self._inner, is_taken_off, is_whole or is_lesser, way.length
 
     def _ends_in_contraction(self, vertex: int, new_values: set[int]) -> bool:
         """Whether contractions make a value, and no new values of states, by elementwise ops."""
@@ -221,9 +223,12 @@ class States:
                 if (root not in read or not self._ends_in_contraction(new, set(taken)))
                 and not is_named_after(values.name(new), values.name(root))
             ]
-            if len(left) > 1 or len(made) > 1:
-                pairs = self._of_slopes(pairs)
-            found += [State(root, new, None) for new, root in pairs]
+            sure = self._of_slopes(pairs)
+            done = {each for pair in sure for each in pair}
+            rest = [pair for pair in pairs if done.isdisjoint(pair)]
+            if len(rest) == 1:
+                sure += rest
+            found += [State(root, new, None) for new, root in sure]
         return found
 
     def _of_slopes(self, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:

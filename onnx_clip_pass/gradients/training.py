@@ -170,8 +170,10 @@ class Training:
         if way.roughness == UNKNOWN:
             return states.read[step.root] or self._is_alone(step)
         if states.is_average(step.new, step.root):  # or a new value that may be skipped
-            return not is_share(way.share) and self._is_made_of_moments(step.new)
-        if way.share is not None and not (np.all(way.share >= 0) and np.any(way.share > _WHOLE)):
+            is_choice = not is_share(way.share) or (way.passed > 0 and states.read[step.root])
+            return is_choice and self._is_made_of_moments(step.new)
+        is_whole = way.share is None or (np.all(way.share >= 0) and np.any(way.share > _WHOLE))
+        if not is_whole and not self._is_lessened(step, way):
             # a new value that is made of moments, with the parameter's decay in them
             return (
                 way.passed > 0 and states.read[step.root] and self._is_made_of_moments(step.new)
@@ -185,6 +187,17 @@ class Training:
         if way.passed:
             return way.roughness < REDUCED and not self._is_copy(step)
         return way.roughness < FACTOR and not self._is_gated(step)
+
+    def _is_lessened(self, step: Step, way: Way) -> bool:
+        """Whether numbers that are given lessen a parameter, such as a mask of one element."""
+        states, new = self.states, self.values.behind(step.new)
+        return (
+            not way.passed
+            and states.is_loss_sure
+            and states.read[step.root]
+            and new not in states.forward
+            and bool(np.all(way.share > 0))
+        )
 
     def _way(self, step: Step) -> Way | None:
         """The way from a parameter to its new value; None if that replaces it."""
