@@ -195,7 +195,7 @@ def test_the_clip_of_what_slopes_decided_is_extracted():
 
 
 def test_what_slopes_do_not_decide_is_refused_with_what_was_tried():
-    def undecided(model, questions):
+    def undecided(model, questions, loss):
         assert questions == {"W": ["g", "whole"]}
         return Verdict({}, dict.fromkeys(questions, "the loss is not finite"))
 

@@ -233,21 +233,11 @@ class Bottlenecks(Doubts):
         if rival and not why:
             others.append(rival)
             why = "matrix products of a value of its shape make it, as an optimizer's may do"
-        picked = self._picked(step, trail)
-        return picked, [*others, *self._scaled(trail, picked)] if others else [], why
-
-    def _scaled(self, trail: list[int], picked: int) -> list[int]:
-        """What numbers make of a value on its way, which may be scaled as its loss is."""
-        chains, found = self.chains, list[int]()
-        for vertex in reversed(trail[: trail.index(picked)]) if picked in trail else ():
-            others = set(self.values.takes[vertex]) - {0, *chains.sources[vertex]}
-            if chains.link[vertex] & ~(Link.NUMBER | Link.TERM):
-                break
-            if Link.NUMBER in chains.link[vertex]:
-                if any(chains.cone(each).ends for each in others):
-                    break  # the data are measured
-                found.append(vertex)
-        return found
+        others = [
+            self._picked(step, trail[: trail.index(each) + 1]) if each in trail else each
+            for each in others
+        ]
+        return self._picked(step, trail), others, why
 
     def _joined(self, vertex: int) -> int:
         """The operand of the Concat behind a Split or Slice that is the same segment of it."""
