@@ -132,14 +132,14 @@ class LinearForms:
     def _is_rather_a_number(self, a: int, b: int) -> bool:
         """Whether of two numbers `a` is the factor: a constant, or no state where b is one.
 
-        What data have gone into is none, as a new value under a mask.
+        A state that data have been added to is none, as a new value under a mask.
         """
         if self.numbers[a] is None:
             return False
         if self.values.is_constant(b) or not self.values.is_single(b):
             return False
-        if self._nonfree[a] != self._nonfree[b]:
-            return self._nonfree[b]
+        if self._is_moved(a) != self._is_moved(b):
+            return self._is_moved(b)
         if self.values.is_constant(a):
             return True
         return bool(self.ways[b]) and not self.ways[a]
@@ -161,7 +161,7 @@ class LinearForms:
             self._merge(vertex, parts, LINEAR)
             if op == "Mul" and len(takes) == 2 and parts[0][0] in takes:
                 (scaled, _), factor = parts[0], takes[takes[0] == parts[0][0]]
-                if self.numbers[scaled] is not None and not self._nonfree[scaled]:  # a product of two numbers is linear in both
+                if self._is_number_as_well(scaled, factor):  # a product of two numbers is linear in both
                     self._merge(vertex, [(factor, self.numbers[scaled])], LINEAR)
             return
         if op in SCATTERS:
@@ -183,6 +183,20 @@ class LinearForms:
         elif "::" in op or self._is_unknown(vertex):
             held = [each for each in takes if each and values.behind(each) in self.ways[each]]
             self._merge(vertex, [(each, None) for each in held], UNKNOWN)
+
+    def _is_moved(self, number: int) -> bool:
+        return self._nonfree[number] and any(
+            way.share is not None and not self.values.is_constant(state)
+            for state, way in self.ways[number].items()
+        )
+
+    def _is_number_as_well(self, scaled: int, factor: int) -> bool:
+        """Whether a factor may be what is scaled: both are numbers, and no data are in either."""
+        return (
+            self.numbers[scaled] is not None
+            and not self._nonfree[scaled]
+            and not self.values.is_constant(self.values.behind(factor))
+        )
 
     def _is_unknown(self, vertex: int) -> bool:
         node = self.values.value[vertex].node
