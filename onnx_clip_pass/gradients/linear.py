@@ -130,18 +130,27 @@ class LinearForms:
         return None if scale is None else [(b, scale)]
 
     def _is_rather_a_number(self, a: int, b: int) -> bool:
-        """Whether of two numbers `a` is the factor: a constant, or no state where b is one.
+        """Whether of two numbers `a` is the factor.
 
-        A state that data have been added to is none, as a new value under a mask.
+        That is a constant; then what no state is linearly in; then what no data have gone into.
         """
         if self.numbers[a] is None:
             return False
         if self.values.is_constant(b) or not self.values.is_single(b):
             return False
-        if self._is_moved(a) != self._is_moved(b):
-            return self._is_moved(b)
         if self.values.is_constant(a):
             return True
+        is_linear = [
+            any(
+                way.share is not None and not self.values.is_constant(state)
+                for state, way in self.ways[each].items()
+            )
+            for each in (a, b)
+        ]
+        if is_linear[0] != is_linear[1]:
+            return is_linear[1]
+        if self._nonfree[a] != self._nonfree[b]:
+            return self._nonfree[b]
         return bool(self.ways[b]) and not self.ways[a]
 
     def _follow(self, vertex: int) -> None:
@@ -183,12 +192,6 @@ class LinearForms:
         elif "::" in op or self._is_unknown(vertex):
             held = [each for each in takes if each and values.behind(each) in self.ways[each]]
             self._merge(vertex, [(each, None) for each in held], UNKNOWN)
-
-    def _is_moved(self, number: int) -> bool:
-        return self._nonfree[number] and any(
-            way.share is not None and not self.values.is_constant(state)
-            for state, way in self.ways[number].items()
-        )
 
     def _is_number_as_well(self, scaled: int, factor: int) -> bool:
         """Whether a factor may be what is scaled: both are numbers, and no data are in either."""
