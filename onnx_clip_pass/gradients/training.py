@@ -170,8 +170,8 @@ class Training:
         if way.roughness == UNKNOWN:
             return states.read[step.root] or self._is_alone(step)
         if states.is_average(step.new, step.root):  # or a new value that may be skipped
-            is_choice = not is_share(way.share) or (way.passed > 0 and states.read[step.root])
-            return is_choice and self._is_made_of_moments(step.new)
+            is_choice = not is_share(way.share)
+            return (is_choice or states.read[step.root]) and self._is_made_of_moments(step.new)
         is_whole = way.share is None or (np.all(way.share >= 0) and np.any(way.share > _WHOLE))
         if not is_whole and not self._is_lessened(step, way):
             # a new value that is made of moments, with the parameter's decay in them
