@@ -169,15 +169,10 @@ class Training:
             return states.read[step.root] and self._is_made_of_moments(step.new)
         if way.roughness == UNKNOWN:
             return states.read[step.root] or self._is_alone(step)
-        if states.is_average(step.new, step.root):  # or a new value that may be skipped
-            is_choice = not is_share(way.share)
-            return (is_choice or states.read[step.root]) and self._is_made_of_moments(step.new)
+        is_skipped = not is_share(way.share)
         is_whole = way.share is None or (np.all(way.share >= 0) and np.any(way.share > _WHOLE))
-        if not is_whole and not self._is_lessened(step, way):
-            # a new value that is made of moments, with the parameter's decay in them
-            return (
-                way.passed > 0 and states.read[step.root] and self._is_made_of_moments(step.new)
-            )
+        if states.is_average(step.new, step.root) or not (is_whole or self._is_left(step, way)):
+            return (is_skipped or states.read[step.root]) and self._is_made_of_moments(step.new)
         if self.is_optimizer:
             return way.share is not None and self._is_last(step)
         if not states.read[step.root] and not self._is_master(step):
@@ -188,8 +183,8 @@ class Training:
             return way.roughness < REDUCED and not self._is_copy(step)
         return way.roughness < FACTOR and not self._is_gated(step)
 
-    def _is_lessened(self, step: Step, way: Way) -> bool:
-        """Whether numbers that are given lessen a parameter, such as a mask of one element."""
+    def _is_left(self, step: Step, way: Way) -> bool:
+        """Whether some of a parameter is left, as under a mask of one element that is given."""
         states, new = self.states, self.values.behind(step.new)
         return (
             not way.passed
