@@ -208,11 +208,12 @@ def test_what_slopes_do_not_decide_is_refused_with_what_was_tried():
 def test_questions_about_several_steps_or_without_candidates_are_not_run():
     index = Index(asking())
     (question,) = survey(index).questions
-    assert askable([question], index.main) == {"W": ["g", "whole"]}
-    assert askable([question, question], index.main) == {}
-    assert askable([question._replace(candidates=())], index.main) == {}
+    assert askable([question], set(), index.main) == {"W": ["g", "whole"]}
+    assert askable([question, question], set(), index.main) == {}
+    assert askable([question], {"W"}, index.main) == {}
+    assert askable([question._replace(candidates=())], set(), index.main) == {}
     inputs = (question.parameter,)
-    assert askable([question._replace(candidates=inputs)], index.main) == {}
+    assert askable([question._replace(candidates=inputs)], set(), index.main) == {}
 
 
 def test_why_nothing_was_run_is_said():

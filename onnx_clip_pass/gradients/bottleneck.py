@@ -146,7 +146,9 @@ class Bottlenecks(Doubts):
         values = self.values
         name = self.flow.root_name(values.value[step.root])
         picked, others, why = self._walk(number, step, start)
-        why = self.fault(step, picked) or why
+        if fault := self.fault(step, picked):
+            why = fault
+            others += self._behind(number, picked, step.root)
         if (self.is_optimizer or not self.states.loss) and self.is_ascent(step):
             return
         if why:
@@ -238,6 +240,16 @@ class Bottlenecks(Doubts):
             for each in others
         ]
         return self._picked(step, trail), others, why
+
+    def _behind(self, number: int, picked: int, root: int) -> list[int]:
+        """What a value is made of that leads to one step alone and may be its gradient."""
+        seen, found = {picked}, [picked]
+        for at in found:  # grows while it is read
+            for each in self.chains.sources[at]:
+                if each not in seen and self.reach[each] == number and len(seen) < _MOST_SEEN:
+                    seen.add(each)
+                    found.append(each)
+        return [each for each in found if self.values.op[each] and self.values.is_like(each, root)]
 
     def _joined(self, vertex: int) -> int:
         """The operand of the Concat behind a Split or Slice that is the same segment of it."""

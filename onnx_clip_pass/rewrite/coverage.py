@@ -7,7 +7,7 @@ not tell. If the selection would clip it, leaving it out in silence is no way;.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -85,12 +85,19 @@ def uncovered_of(questions: Iterable[Question]) -> tuple[Uncovered, ...]:
     )
 
 
-def askable(questions: Sequence[Question], main: Scope) -> dict[str, list[str]]:
+def askable(
+    questions: Sequence[Question], found: Collection[str], main: Scope
+) -> dict[str, list[str]]:
     """Return the questions that a run can decide: candidates in graph order by parameter.
 
     These are those of one step, of which everything is in the main graph.
+
+    Args:
+        questions: those that are open.
+        found: the parameters of which a gradient is known, that of another step.
+        main: the main graph.
     """
-    steps = Counter(question.name for question in questions)
+    steps = Counter([*(question.name for question in questions), *found])
     return {
         question.name: [value.name for value in sorted(question.candidates, key=_place)]
         for question in questions

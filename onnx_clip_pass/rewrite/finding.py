@@ -56,7 +56,8 @@ def find(
     notes: list[str] = []
     verdict = Verdict({}, {})
     if picked.asked and decide is not None and not settings.watch.measures_only:
-        questions = askable(picked.asked, index.main)
+        found = {sighting.gradient.parameter.name for sighting in seen.found}
+        questions = askable(picked.asked, found, index.main)
         if len(questions) == len(picked.asked) or (questions and settings.partial):
             verdict = decide(index.model, questions, seen.loss)
         closed = [each.name for each in picked.asked if each.name not in questions]
