@@ -310,7 +310,7 @@ class Bottlenecks(Doubts):
                     or (Link.NUMBER in chains.link[each] and values.op[each] != "Neg")
                     for each in trail[:index]
                 )
-                is_taken_up = trail[0] != step.new
+                is_taken_up = trail[0] != step.new and not self._is_descent(trail[0])
                 if not self.is_of_gradient(vertex, inner, trail[-1], is_last, is_taken_up):
                     break
                 at = index
@@ -335,6 +335,13 @@ class Bottlenecks(Doubts):
             ):
                 best = vertex
         return best
+
+    def _is_descent(self, vertex: int) -> bool:
+        """Return whether what depends on data is taken off, as a rate times a gradient is."""
+        return any(
+            bool(np.all(part < 0)) and self.chains.depends[each]
+            for each, part in self.states.forms.parts(vertex) or ()
+        )
 
     def _has_type_of(self, vertex: int, root: int) -> bool:
         """Whether a value has the shape of a parameter and, as far as it is known, its dtype."""

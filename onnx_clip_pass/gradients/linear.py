@@ -124,6 +124,8 @@ class LinearForms:
 
     def _scaled(self, op: str, a: int, b: int) -> list[tuple[int, Sample]] | None:
         by = self.numbers[b] if b else None
+        if a and b and self._linear_in(a) == self._linear_in(b) != set():
+            return None  # the square of a state of one element
         if by is not None and not (op == "Mul" and self._is_rather_a_number(a, b)):
             return [(a, by if op == "Mul" else 1 / by)]
         scale = self.numbers[a] if op == "Mul" and a else None
@@ -140,15 +142,9 @@ class LinearForms:
             return False
         if self.values.is_constant(a):
             return True
-        is_linear = [
-            any(
-                way.share is not None and not self.values.is_constant(state)
-                for state, way in self.ways[each].items()
-            )
-            for each in (a, b)
-        ]
-        if is_linear[0] != is_linear[1]:
-            return is_linear[1]
+        is_linear = bool(self._linear_in(b))
+        if is_linear != bool(self._linear_in(a)):
+            return is_linear
         if self._nonfree[a] != self._nonfree[b]:
             return self._nonfree[b]
         return bool(self.ways[b]) and not self.ways[a]
@@ -192,6 +188,16 @@ class LinearForms:
         elif "::" in op or self._is_unknown(vertex):
             held = [each for each in takes if each and values.behind(each) in self.ways[each]]
             self._merge(vertex, [(each, None) for each in held], UNKNOWN)
+
+    def _linear_in(self, number: int) -> set[int]:
+        """The states in which a number is linear."""
+        return {
+            state
+            for state, way in self.ways[number].items()
+            if way.share is not None
+            and self.numbers[number] is not None
+            and not self.values.is_constant(state)
+        }
 
     def _is_number_as_well(self, scaled: int, factor: int) -> bool:
         """Whether a factor may be what is scaled: both are numbers, and no data are in either."""

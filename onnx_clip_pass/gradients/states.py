@@ -290,11 +290,12 @@ class States:
             return 0, set()
         updating = self._updating()
 
-        def rank(report: tuple[int, set[int]]) -> tuple[int, int, int, int]:
+        def rank(report: tuple[int, set[int]]) -> tuple[int, ...]:
             vertex, behind = report
             read = sum(self.read[root] for root in self.roots & self._ancestors([vertex], STEPS))
             measured = self._measured(vertex, updating) + (self.values.op[vertex] in _MEASURES)
-            return len(behind & self._ends), measured, -read, len(behind)
+            dims = len(self.values.shape(vertex) or ())
+            return len(behind & self._ends), measured, dims, -read, len(behind)
 
         best = min(found, key=rank)
         self.is_loss_sure = bool(called) or rank(best)[:2] == (0, 0)
