@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from onnx_clip_pass.gradients.chains import MANY, NOBODY, Link
 from onnx_clip_pass.gradients.doubts import Doubts
 from onnx_clip_pass.gradients.found import Found, Sink
 from onnx_clip_pass.gradients.naming import is_named_after
+from onnx_clip_pass.gradients.numbers import POINTS
 from onnx_clip_pass.gradients.ops import (
     ALIASES,
     CALL,
@@ -310,7 +312,7 @@ class Bottlenecks(Doubts):
                     or (Link.NUMBER in chains.link[each] and values.op[each] != "Neg")
                     for each in trail[:index]
                 )
-                is_taken_up = trail[0] != step.new and not self._is_descent(trail[0])
+                is_taken_up = trail[0] != step.new and not self._is_descent(trail)
                 if not self.is_of_gradient(vertex, inner, trail[-1], is_last, is_taken_up):
                     break
                 at = index
@@ -336,12 +338,15 @@ class Bottlenecks(Doubts):
                 best = vertex
         return best
 
-    def _is_descent(self, vertex: int) -> bool:
-        """Return whether what depends on data is taken off, as a rate times a gradient is."""
-        return any(
-            bool(np.all(part < 0)) and self.chains.depends[each]
-            for each, part in self.states.forms.parts(vertex) or ()
-        )
+    def _is_descent(self, trail: list[int]) -> bool:
+        """Return whether the end of a trail is taken off at its start, as a rate times it is."""
+        share = np.ones(POINTS)
+        for above, below in pairwise(trail):
+            parts = dict(self.states.forms.parts(above) or ())
+            if below not in parts:
+                return False
+            share = share * parts[below]
+        return bool(np.all(share < 0))
 
     def _has_type_of(self, vertex: int, root: int) -> bool:
         """Whether a value has the shape of a parameter and, as far as it is known, its dtype."""

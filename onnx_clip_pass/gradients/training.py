@@ -8,6 +8,7 @@ way, as in unrolled loops, each part is a step of its own. All other states are 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import cached_property
 from typing import NamedTuple
 
@@ -166,16 +167,18 @@ class Training:
         ):
             return False  # half precision, of which the master weights are the parameter
         if way is None:
-            return states.read[step.root] and self._is_made_of_moments(step.new)
+            return states.read[step.root] and self._is_made_of_moments(step)
         if way.roughness == UNKNOWN:
             return states.read[step.root] or self._is_alone(step)
         is_skipped = not is_share(way.share)
         is_whole = way.share is None or (np.all(way.share >= 0) and np.any(way.share > _WHOLE))
         if states.is_average(step.new, step.root) or not (is_whole or self._is_left(step, way)):
-            return (is_skipped or states.read[step.root]) and self._is_made_of_moments(step.new)
+            return (is_skipped or states.read[step.root]) and self._is_made_of_moments(step)
         if self.is_optimizer:
             return way.share is not None and self._is_last(step)
         if not states.read[step.root] and not self._is_master(step):
+            return False
+        if self._is_mixed(step):
             return False
         if states.reported and step.root not in states.handed_out and not self._is_own(step):
             return False
@@ -238,31 +241,45 @@ class Training:
             for state in states.states
         )
 
-    def _is_made_of_moments(self, new: int) -> bool:
+    def _is_made_of_moments(self, step: Step) -> bool:
         """Whether new values of states, none of which the forward pass reads, make a value."""
+        made_of = self._made_of(step)
+        return bool(made_of) and not any(self.states.read[root] for root in made_of)
+
+    def _is_mixed(self, step: Step) -> bool:
+        """Whether new values of other parameters are all that depends on data in a value."""
+        return any(self.states.read[root] for root in self._made_of(step))
+
+    def _made_of(self, step: Step) -> set[int]:
+        """The states of whose new values elementwise operators make a value; none for others."""
         values, states = self.values, self.states
-        made_of = {
-            each: state
-            for state, between in zip(states.states, states.ways, strict=True)
-            for each in (*between, values.behind(state.new))
-            if state.new != new and states.nonfree[each]
-        }
-        seen, todo, found = {new}, [new], False
+        seen, todo, found = {step.new}, [step.new], set[int]()
         while todo:
             at = todo.pop()
-            state = made_of.get(values.behind(at))
-            if state is not None:
-                if states.read[state.root]:
-                    return False
-                found = True
-                continue
-            if values.op[at] not in ELEMENTWISE:
+            made = [
+                state
+                for state in self._made.get(values.behind(at), ())
+                if state.root != step.root and values.behind(state.new) != values.behind(step.new)
+            ]
+            if made:
+                found.add(made[-1].root)
+            elif values.op[at] not in ELEMENTWISE:
                 if states.nonfree[at] and not values.is_single(at):
-                    return False
-                continue
-            todo += [each for each in values.takes[at] if each and each not in seen]
-            seen.update(values.takes[at])
+                    return set()
+            else:
+                todo += [each for each in values.takes[at] if each and each not in seen]
+                seen.update(values.takes[at])
         return found
+
+    @cached_property
+    def _made(self) -> dict[int, list[State]]:
+        """What becomes of states on the way to their new values."""
+        found: dict[int, list[State]] = defaultdict(list)
+        for state, between in zip(self.states.states, self.states.ways, strict=True):
+            for each in (*between, self.values.behind(state.new)):
+                if self.states.nonfree[each]:
+                    found[each].append(state)
+        return dict(found)
 
     def _is_copy(self, step: Step) -> bool:
         """Return whether a new value is made of other parameters' new values alone."""
