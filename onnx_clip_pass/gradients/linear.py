@@ -166,7 +166,7 @@ class LinearForms:
             self._merge(vertex, parts, LINEAR)
             if op == "Mul" and len(takes) == 2 and parts[0][0] in takes:
                 (scaled, _), factor = parts[0], takes[takes[0] == parts[0][0]]
-                if self._is_number_as_well(scaled, factor):  # a product of two numbers is linear in both
+                if self._is_number_as_well(scaled, factor):
                     self._merge(vertex, [(factor, self.numbers[scaled])], LINEAR)
             return
         if op in SCATTERS:

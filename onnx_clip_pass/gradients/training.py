@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from onnx_clip_pass.gradients.chains import Chains
-from onnx_clip_pass.gradients.linear import FACTOR, REDUCED, UNKNOWN, Way
+from onnx_clip_pass.gradients.linear import FACTOR, REDUCED, UNKNOWN
 from onnx_clip_pass.gradients.naming import is_named_after
-from onnx_clip_pass.gradients.numbers import is_share
+from onnx_clip_pass.gradients.numbers import is_one, is_share
 from onnx_clip_pass.gradients.ops import (
     ALIASES,
     ELEMENTWISE,
@@ -157,23 +157,17 @@ class Training:
     def _is_trained(self, step: Step) -> bool:
         """Return whether a step trains a parameter, see the head of this module."""
         states, chains = self.states, self.chains
-        way = self._way(step)
         if not chains.depends[step.new]:
             return False
-        if way is None and any(
-            self.values.behind(state.new) == self.values.behind(step.new)
-            for state in states.states
-            if state.root != step.root
-        ):
-            return False  # half precision, of which the master weights are the parameter
-        if way is None:
-            return states.read[step.root] and self._is_made_of_moments(step)
-        if way.roughness == UNKNOWN:
+        way = states.forms.ways[step.new].get(step.root)
+        if way is not None and way.roughness == UNKNOWN:
             return states.read[step.root] or self._is_alone(step)
-        is_skipped = not is_share(way.share)
-        is_whole = way.share is None or (np.all(way.share >= 0) and np.any(way.share > _WHOLE))
-        if states.is_average(step.new, step.root) or not (is_whole or self._is_left(step, way)):
-            return (is_skipped or states.read[step.root]) and self._is_made_of_moments(step)
+        if not self._is_carried(step):
+            is_skipped = way is not None and way.roughness != REDUCED and not is_share(way.share)
+            return (is_skipped or states.read[step.root]) and (
+                not self._is_rounded(step) and self._is_made_of_moments(step)
+            )
+        assert way is not None
         if self.is_optimizer:
             return way.share is not None and self._is_last(step)
         if not states.read[step.root] and not self._is_master(step):
@@ -186,21 +180,31 @@ class Training:
             return way.roughness < REDUCED and not self._is_copy(step)
         return way.roughness < FACTOR and not self._is_gated(step)
 
-    def _is_left(self, step: Step, way: Way) -> bool:
-        """Whether some of a parameter is left, as under a mask of one element that is given."""
-        states, new = self.states, self.values.behind(step.new)
-        return (
+    def _is_carried(self, step: Step) -> bool:
+        """Whether a parameter lives on in its new value; else that replaces it."""
+        states = self.states
+        way = states.forms.ways[step.new].get(step.root)
+        if way is None or way.roughness == REDUCED or states.is_average(step.new, step.root):
+            return False
+        if way.share is None or (np.all(way.share >= 0) and np.any(way.share > _WHOLE)):
+            return True
+        return (  # a number that is given lessens it, as a mask of one element may
             not way.passed
             and states.is_loss_sure
             and states.read[step.root]
-            and new not in states.forward
+            and self.values.behind(step.new) not in states.forward
             and bool(np.all(way.share > 0))
+            and not is_one(states.forms.total[step.new] - way.share)  # a gradient with decay
         )
 
-    def _way(self, step: Step) -> Way | None:
-        """The way from a parameter to its new value; None if that replaces it."""
-        way = self.states.forms.ways[step.new].get(step.root)
-        return None if way is None or way.roughness == REDUCED else way
+    def _is_rounded(self, step: Step) -> bool:
+        """Whether a new value is that of other weights in another dtype, which are trained."""
+        new = self.values.behind(step.new)
+        return any(
+            self.values.behind(state.new) == new
+            for state in self.states.states
+            if state.root != step.root
+        )
 
     def _is_alone(self, step: Step) -> bool:
         """Return whether the operator that nobody knows returns the new value of no other state."""
@@ -308,7 +312,7 @@ class Training:
     def bases(self, step: Step) -> set[int]:
         """The values from the base to the new value, in which the parameter itself is."""
         path = {step.new}
-        if self._way(step) is None:
+        if not self._is_carried(step):
             return path
         ways = self.states.forms.ways
         at = step.new
