@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -76,6 +77,49 @@ class Bottlenecks(Doubts):
         for number, step in enumerate(self.steps, 1):
             self._ask(number, step, lowest[number])
         self._ask_of_the_run_before()
+        self._ask_of_the_rest()
+
+    def _ask_of_the_rest(self) -> None:
+        """States that the forward pass reads and data change, in a way that nothing explains.
+
+        Averages, copies of other weights, and what the forward pass itself goes on with, such as
+        the state of a recurrent layer, are none.
+        """
+        states, values = self.states, self.values
+        if self.is_optimizer:
+            return
+        if states.is_loss_sure:
+            read = [vertex in states.forward for vertex in range(len(values))]
+        else:
+            read = states.read
+        for state in self.carried:
+            step = Step(state.root, state.root, state.new)
+            if (
+                read[state.root]
+                and not values.is_constant(state.root)
+                and self.chains.depends[state.new]
+                and not (states.is_loss_sure and values.behind(state.new) in states.forward)
+                and not states.is_average(state.new, state.root)
+                and not self._is_mixed(step)
+                and not self._is_rounded(step)
+                and (state.root in states.handed_out or self._is_own(step))
+            ):
+                self._ask_for(state.root, state.new)
+        made: dict[object, list[int]] = defaultdict(list)
+        for each in states.reports:
+            if self._is_made_of_moments(Step(0, 0, each)):
+                made[values.shape(each)].append(each)
+        for root in range(1, len(values)) if made else ():
+            is_free = not values.op[root] and root not in states.roots
+            if is_free and read[root] and not values.is_constant(root):
+                for new in made.get(values.shape(root), ())[:1]:
+                    self._ask_for(root, new)
+
+    def _ask_for(self, root: int, new: int) -> None:
+        value = self.values.value
+        why = "nothing tells what makes its new value"
+        name = self.flow.root_name(value[root])
+        self.questions.append(Question(value[root], name, value[new], (), why))
 
     def _ask_of_the_run_before(self) -> None:
         """Parameters that are moved by what the run before has stored: a question, see rule 5."""

@@ -30,6 +30,7 @@ __all__ = ["State", "States"]
 
 _SPREAD = {"Concat", "Expand"}
 _MEASURES = {"ReduceL1", "ReduceL2", "ReduceMax", "ReduceMin", "Sqrt"}
+_LITTLE = 1e-6
 _MOST_MEASURED = 10_000
 _MOST_REPORTS = 16
 _WHOLE = 0.5
@@ -368,11 +369,10 @@ class States:
 
         What updates have made of other states counts as one thing: of a copy of new weights.
         """
-        if self.forms.is_average(new, root):
-            return True
+        is_known = self.forms.is_average(new, root)
         shares: dict[int, Sample] = {self.values.behind(new): np.ones(POINTS)}
         todo, total, others, mine = [-self.values.behind(new)], np.zeros(POINTS), False, None
-        steps = 0
+        steps, is_taken_off = 0, False
         while todo and steps < _MOST_MEASURED:
             steps += 1
             at = -heapq.heappop(todo)
@@ -383,6 +383,7 @@ class States:
             if is_own or is_end or parts is None or not self.values.op[at]:
                 total = total + share
                 others = others or (is_end and not is_own)
+                is_taken_off = is_taken_off or bool(np.all(share < -_LITTLE))
                 if is_own:
                     mine = share if mine is None else mine + share
                 continue
@@ -391,7 +392,11 @@ class States:
                     heapq.heappush(todo, -each)
                     shares[each] = np.zeros(POINTS)
                 shares[each] = shares[each] + share * part
-        return others and mine is not None and is_one(total) and not is_one(mine)
+        if todo or is_taken_off:  # too much to be read, or centering, whose shares cancel out
+            return is_known and not is_taken_off
+        return is_known or (
+            others and mine is not None and is_one(total) and not is_one(mine)
+        )
 
     def _nonfree(self, *, but_numbers: bool = False) -> list[bool]:
         """Return whether a value has more behind it than elementwise operators on roots.

@@ -89,7 +89,7 @@ class Training:
         ends: set[int] = set()
         for state, between in zip(states.states, states.ways, strict=True):
             at = state.root
-            for vertex in sorted(between):
+            for vertex in sorted(between) if states.read[at] else ():
                 way = states.forms.ways[vertex].get(state.root)
                 if (
                     states.read[vertex]
@@ -185,6 +185,8 @@ class Training:
         states = self.states
         way = states.forms.ways[step.new].get(step.root)
         if way is None or way.roughness == REDUCED or states.is_average(step.new, step.root):
+            return False
+        if way.passed and way.roughness >= FACTOR:
             return False
         if way.share is None or (np.all(way.share >= 0) and np.any(way.share > _WHOLE)):
             return True
