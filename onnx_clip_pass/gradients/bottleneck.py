@@ -88,6 +88,8 @@ class Bottlenecks(Doubts):
         states, values = self.states, self.values
         if self.is_optimizer:
             return
+        for step in self.untold:
+            self._ask_for(step.root, step.new)
         if states.is_loss_sure:
             read = [vertex in states.forward for vertex in range(len(values))]
         else:
@@ -96,7 +98,7 @@ class Bottlenecks(Doubts):
             step = Step(state.root, state.root, state.new)
             if (
                 read[state.root]
-                and not values.is_constant(state.root)
+                and not (values.is_constant(state.root) and values.is_single(state.root))
                 and self.chains.depends[state.new]
                 and not (states.is_loss_sure and values.behind(state.new) in states.forward)
                 and not states.is_average(state.new, state.root)
@@ -111,7 +113,7 @@ class Bottlenecks(Doubts):
                 made[values.shape(each)].append(each)
         for root in range(1, len(values)) if made else ():
             is_free = not values.op[root] and root not in states.roots
-            if is_free and read[root] and not values.is_constant(root):
+            if is_free and read[root] and not values.is_single(root):
                 for new in made.get(values.shape(root), ())[:1]:
                     self._ask_for(root, new)
 

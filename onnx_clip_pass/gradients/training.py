@@ -43,7 +43,10 @@ class Step(NamedTuple):
 
 
 class Training:
-    """The steps of a run, and the flow of its data cut between them."""
+    """The steps of a run, and the flow of its data cut between them.
+
+    `untold` are steps of trained parameters of which nothing tells that they train.
+    """
 
     is_optimizer = False
     """Whether the run holds no backward pass, so that its gradients are inputs."""
@@ -55,6 +58,7 @@ class Training:
         self.values = states.values
         self.carried: list[State] = []
         self.steps: list[Step] = []
+        self.untold: list[Step] = []
         self._reached: dict[int, bytearray] = {}
         self._tell_apart()
 
@@ -77,6 +81,11 @@ class Training:
             self._take_inputs_for_gradients(cuts)
         self.steps = [step for step in steps if self._is_trained(step)]
         trained = {step.root for step in self.steps}
+        self.untold = [
+            step
+            for step in steps
+            if step.root in trained and step not in self.steps and self.chains.depends[step.new]
+        ]
         self.carried = [state for state in self.states.states if state.root not in trained]
 
     def _unrolled(self) -> tuple[list[Step], set[tuple[int, int]]]:
