@@ -106,7 +106,7 @@ class Training:
                     and values.op[vertex] not in ALIASES
                     and values.behind(state.new) != vertex
                     and way is not None
-                    and way.share is not None
+                    and way.roughness < FACTOR
                 ):
                     steps.append(Step(state.root, at, vertex))
                     ends.add(vertex)
