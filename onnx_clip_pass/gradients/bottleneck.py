@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -365,7 +366,7 @@ class Bottlenecks(Doubts):
             elif chains.link[vertex]:
                 break
         best = trail[at]
-        is_turned = any(values.op[each] == "Transpose" for each in self.bases(step))
+        turns = self._turns(self.bases(step))
         for index in range(at - 1, -1, -1):
             vertex = trail[index]
             is_out = values.op[vertex] in (PHI, CALL) and (
@@ -373,8 +374,11 @@ class Bottlenecks(Doubts):
             )
             if (chains.link[vertex] or values.op[vertex] not in ALIASES) and not is_out:
                 break
-            if values.op[vertex] == "Transpose" and is_turned and values.is_like(best, step.root):
-                break
+            if values.op[vertex] == "Transpose" and values.is_like(best, step.root):
+                # in a square both layouts look alike: that of the parameter is as often turned
+                if self._turns(self._down(vertex, step.new)) != turns:
+                    break
+                best = vertex
             if (
                 self._has_type_of(vertex, step.root)
                 or (is_out and values.is_like(vertex, step.root))
@@ -383,6 +387,17 @@ class Bottlenecks(Doubts):
             ):
                 best = vertex
         return best
+
+    def _turns(self, path: Iterable[int]) -> bool:
+        """Return whether transposes on a path leave a matrix transposed."""
+        return bool(sum(self.values.op[each] == "Transpose" for each in path) % 2)
+
+    def _down(self, vertex: int, new: int) -> Iterator[int]:
+        """The values of the chain from a new value up to the one that is made of `vertex`."""
+        at = new
+        while at not in (vertex, ROOT):
+            yield at
+            at = self.chains.tree.above[at]
 
     def _is_descent(self, trail: list[int]) -> bool:
         """Return whether the end of a trail is taken off at its start, as a rate times it is."""

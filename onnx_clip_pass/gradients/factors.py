@@ -28,7 +28,15 @@ class Factors(Training):
     def is_of_gradient(
         self, vertex: int, inner: int, end: int, is_last: bool, is_taken_up: bool
     ) -> bool:
-        """Return whether a number by which `vertex` is `inner` scaled belongs to the gradient."""
+        """Return whether a number by which `vertex` is `inner` scaled belongs to the gradient.
+
+        Args:
+            vertex: the product.
+            inner: what is scaled.
+            end: the value that no number has scaled.
+            is_last: whether no number scales the product.
+            is_taken_up: whether a state takes it up, and not only a new weight.
+        """
         states, values = self.states, self.values
         takes = values.takes[vertex]
         factors = [each for each in takes if each not in (inner, 0)]
@@ -46,7 +54,8 @@ class Factors(Training):
         if cone.inputs & states.roots:
             return False
         if cone.inputs and inner == end:
-            return self._terms(end) > 1 and (values.op[vertex] == "Div" or is_taken_up)
+            is_mean = values.op[vertex] == "Div" or is_taken_up or not is_last
+            return self._terms(end) > 1 and is_mean
         number = states.numbers[factor]
         if number is None or cone.inputs:
             return False
@@ -54,7 +63,7 @@ class Factors(Training):
         if times <= 0:
             return False
         terms = self._terms(end) / times
-        if terms >= 1 and times > 1 and abs(terms - round(terms)) < 1e-3:
+        if inner == end and terms >= 1 and times > 1 and abs(terms - round(terms)) < 1e-3:
             return True
         if any(abs(times - scale) < 1e-3 * scale for scale in self._scales):
             return True
