@@ -342,6 +342,7 @@ class Bottlenecks(Doubts):
         branch or a function computes where that gives it.
         """
         values, chains = self.values, self.chains
+        base = self.bases(step)
         name = self.flow.root_name(values.value[step.root])
         at = len(trail) - 1
         for index in range(at, -1, -1):
@@ -358,6 +359,7 @@ class Bottlenecks(Doubts):
                     Link.BENT in chains.link[each]
                     or (Link.NUMBER in chains.link[each] and values.op[each] != "Neg")
                     for each in trail[:index]
+                    if each not in base
                 )
                 is_taken_up = trail[0] != step.new and not self._is_descent(trail)
                 if not self.is_of_gradient(vertex, inner, trail[-1], is_last, is_taken_up):
@@ -366,7 +368,7 @@ class Bottlenecks(Doubts):
             elif chains.link[vertex]:
                 break
         best = trail[at]
-        turns = self._turns(self.bases(step))
+        turns = self._turns(base)
         for index in range(at - 1, -1, -1):
             vertex = trail[index]
             is_out = values.op[vertex] in (PHI, CALL) and (
@@ -374,6 +376,8 @@ class Bottlenecks(Doubts):
             )
             if (chains.link[vertex] or values.op[vertex] not in ALIASES) and not is_out:
                 break
+            if values.op[vertex] == "Cast" and self._has_type_of(best, step.root):
+                break  # it is rounded on its way
             if values.op[vertex] == "Transpose" and values.is_like(best, step.root):
                 # in a square both layouts look alike: that of the parameter is as often turned
                 if self._turns(self._down(vertex, step.new)) != turns:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto
 
-from onnx_clip_pass.gradients.linear import REDUCED, LinearForms, Way
+from onnx_clip_pass.gradients.linear import FACTOR, REDUCED, LinearForms, Way
 from onnx_clip_pass.gradients.naming import is_named_after, parameter_names
 from onnx_clip_pass.gradients.numbers import POINTS, Sample, is_one, sample_numbers
 from onnx_clip_pass.gradients.ops import ALIASES, ELEMENTWISE, SHAPES, STEPS, VIEWS
@@ -132,6 +132,8 @@ class States:
             for root, way in ways[new].items():
                 if way.roughness and way.lean is not None and np.all(way.lean < 0):
                     continue
+                if way.passed and way.roughness in (FACTOR, REDUCED):
+                    continue  # made of other states
                 if (
                     _kind(values, root) == _kind(values, new)
                     or (

@@ -195,7 +195,8 @@ class Training:
         way = states.forms.ways[step.new].get(step.root)
         if way is None or way.roughness == REDUCED or states.is_average(step.new, step.root):
             return False
-        if way.passed and way.roughness >= FACTOR:
+        is_lean = way.lean is None or not np.all(way.lean > _WHOLE)
+        if way.share is None and way.passed and (way.roughness >= FACTOR or is_lean):
             return False
         if way.share is None or (np.all(way.share >= 0) and np.any(way.share > _WHOLE)):
             return True
