@@ -18,8 +18,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +27,6 @@ from onnx_clip_pass.gradients.chains import MANY, NOBODY, Link
 from onnx_clip_pass.gradients.doubts import Doubts
 from onnx_clip_pass.gradients.found import Found, Sink
 from onnx_clip_pass.gradients.naming import is_named_after
-from onnx_clip_pass.gradients.numbers import POINTS
 from onnx_clip_pass.gradients.ops import (
     ALIASES,
     CALL,
@@ -350,23 +348,8 @@ class Bottlenecks(Doubts):
                 at = index
                 break
         is_named = is_named_after(values.name(trail[at]), name)
-        for index in range(at - 1, -1, -1):
-            vertex, inner = trail[index], trail[index + 1]
-            if is_named:
-                break
-            if chains.link[vertex] == Link.NUMBER:
-                is_last = not any(
-                    Link.BENT in chains.link[each]
-                    or (Link.NUMBER in chains.link[each] and values.op[each] != "Neg")
-                    for each in trail[:index]
-                    if each not in base
-                )
-                is_taken_up = trail[0] != step.new and not self._is_descent(trail)
-                if not self.is_of_gradient(vertex, inner, trail[-1], is_last, is_taken_up):
-                    break
-                at = index
-            elif chains.link[vertex]:
-                break
+        if not is_named:
+            at = self.with_numbers(step, trail)
         best = trail[at]
         turns = self._turns(base)
         for index in range(at - 1, -1, -1):
@@ -380,7 +363,7 @@ class Bottlenecks(Doubts):
                 break  # it is rounded on its way
             if values.op[vertex] == "Transpose" and values.is_like(best, step.root):
                 # in a square both layouts look alike: that of the parameter is as often turned
-                if self._turns(self._down(vertex, step.new)) != turns:
+                if self._turns(self.down(vertex, step.new)) != turns:
                     break
                 best = vertex
             if (
@@ -395,23 +378,6 @@ class Bottlenecks(Doubts):
     def _turns(self, path: Iterable[int]) -> bool:
         """Return whether transposes on a path leave a matrix transposed."""
         return bool(sum(self.values.op[each] == "Transpose" for each in path) % 2)
-
-    def _down(self, vertex: int, new: int) -> Iterator[int]:
-        """The values of the chain from a new value up to the one that is made of `vertex`."""
-        at = new
-        while at not in (vertex, ROOT):
-            yield at
-            at = self.chains.tree.above[at]
-
-    def _is_descent(self, trail: list[int]) -> bool:
-        """Return whether the end of a trail is taken off at its start, as a rate times it is."""
-        share = np.ones(POINTS)
-        for above, below in pairwise(trail):
-            parts = dict(self.states.forms.parts(above) or ())
-            if below not in parts:
-                return False
-            share = share * parts[below]
-        return bool(np.all(share < 0))
 
     def _has_type_of(self, vertex: int, root: int) -> bool:
         """Whether a value has the shape of a parameter and, as far as it is known, its dtype."""

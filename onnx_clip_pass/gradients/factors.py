@@ -1,88 +1,257 @@
 """Numbers between a gradient and its update: which of them belong to the gradient.
 
-Those that average (1/n of n terms), that undo a scale of the loss, or that the forward pass
-computes; all others, rates and schedules and signs, are the update's.
+Going from the value that the backward pass computes towards the update, a number belongs to the
+gradient
+
+1. if the forward pass computes or reads it (a scale of the loss, a temperature, a count), but not
+   if it is made of the loss (a rate that falls with it) or of weights alone (their norm);
+2. if it averages the terms of a sum, such as micro-batches;
+3. if it is a constant that the forward pass has as well: of `0.7 * loss`, of a square, of a mean
+   over the batch, unless the backward pass has it already; or if it undoes a scale of the loss.
+
+All other numbers are the update's: rates, schedules, signs, shares of moments. So is the last one
+before a new weight.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
+from itertools import combinations, pairwise
 
 import numpy as np
 
-from onnx_clip_pass.gradients.ops import (
-    ALIASES,
-)
-from onnx_clip_pass.gradients.training import Training
+from onnx_clip_pass.gradients.chains import Link
+from onnx_clip_pass.gradients.ops import ALIASES
+from onnx_clip_pass.gradients.training import Step, Training
+from onnx_clip_pass.graph.dominators import ROOT
 
 __all__ = ["Factors"]
 
 _LEAST_SCALE = 8
 _MOST_OPERANDS = 16
 _MOST_TERMS = 1000
+_MOST_SEEN = 512
+_MOST_CONSTANTS = 12
+_SAME = 1e-3
+_LEFT_BY_SQUARES = (0.5, 1.0, 2.0)
+_MEAN_LOSSES = {"SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss"}
 
 
 class Factors(Training):
     """Questions about numbers that scale values of a run."""
 
-    def is_of_gradient(
-        self, vertex: int, inner: int, end: int, is_last: bool, is_taken_up: bool
-    ) -> bool:
-        """Return whether a number by which `vertex` is `inner` scaled belongs to the gradient.
+    def with_numbers(self, step: Step, trail: list[int]) -> int:
+        """Return the place on a trail of the last value whose numbers belong to the gradient.
 
         Args:
-            vertex: the product.
-            inner: what is scaled.
-            end: the value that no number has scaled.
-            is_last: whether no number scales the product.
-            is_taken_up: whether a state takes it up, and not only a new weight.
+            step: the update.
+            trail: from where the optimizer begins up to what the backward pass computes.
         """
-        states, values = self.states, self.values
-        takes = values.takes[vertex]
-        factors = [each for each in takes if each not in (inner, 0)]
-        if len(factors) != 1 or values.op[vertex] not in ("Mul", "Div"):
-            return False
-        (factor,) = factors
-        cone = self.chains.cone(factor)
+        chains, values = self.chains, self.values
+        best, end = len(trail) - 1, trail[-1]
+        base = self.bases(step)
+        is_taken_up = trail[0] != step.new
+        behind = [] if self._is_share(trail[0]) else list(self.down(trail[0], step.new))
+        is_taken_up_whole = is_taken_up and all(self._is_scaled(each, end) for each in trail[:-1])
+        pending = 1.0
+        for index in range(best - 1, -1, -1):
+            vertex, inner = trail[index], trail[index + 1]
+            if not chains.link[vertex] or values.op[vertex] == "Neg":
+                continue
+            factors = [each for each in values.takes[vertex] if each not in (inner, 0)]
+            if (
+                chains.link[vertex] != Link.NUMBER
+                or len(factors) != 1
+                or values.op[vertex] not in ("Mul", "Div")
+            ):
+                break
+            is_followed = is_taken_up_whole or any(
+                chains.link[each] & (Link.BENT | Link.NUMBER) and values.op[each] != "Neg"
+                for each in (*trail[:index], *behind)
+                if each not in base
+            )
+            is_of_gradient = self._is_of_forward_pass(factors[0], end)
+            constant = self._constant(values.op[vertex], factors[0])
+            if is_of_gradient is None and constant is None:
+                is_mean = values.op[vertex] == "Div" or is_taken_up or is_followed
+                is_of_gradient = is_mean and inner == end and self._terms(end) > 1
+                is_of_gradient = is_of_gradient or self._has_seed(end)
+            elif is_of_gradient is None:
+                assert constant is not None
+                pending *= constant[0]
+                is_of_gradient = self._is_of_backward_pass(
+                    pending, end, is_followed=is_followed, is_first=inner == end, sign=constant[1]
+                )
+                if not is_of_gradient and values.op[vertex] == "Div" and constant[0] < 1:
+                    is_of_gradient = is_followed or (is_taken_up and not self.is_descent(trail))
+                if not is_of_gradient:
+                    continue
+            elif not any(abs(pending - each) < _SAME for each in _LEFT_BY_SQUARES):
+                break
+            if not is_of_gradient:
+                break
+            best, pending = index, 1.0
+        return best
+
+    def down(self, vertex: int, new: int) -> Iterator[int]:
+        """The values of the chain from a new value up to the one that is made of `vertex`."""
+        at = new
+        while at not in (vertex, ROOT):
+            yield at
+            at = self.chains.tree.above[at]
+
+    def is_descent(self, trail: list[int]) -> bool:
+        """Return whether the end of a trail is taken off at its start, as a rate times it is."""
+        sign = 1.0
+        for above, below in pairwise(trail):
+            share = dict(self.states.forms.parts(above) or ()).get(below)
+            if share is None or not (np.all(share < 0) or np.all(share > 0)):
+                return False
+            sign *= float(np.sign(share[0]))
+        return sign < 0
+
+    def _is_share(self, vertex: int) -> bool:
+        """Whether a value is a moment that takes up a share of what it is made of."""
+        forms = self.states.forms
+        return any(forms.is_average(vertex, state.root) for state in self._made.get(vertex, ()))
+
+    def _has_seed(self, end: int) -> bool:
+        """Whether the backward pass is scaled by an input that the reported loss does not read."""
+        states = self.states
+        return states.is_loss_sure and any(
+            self.flows(each, end, unknown=False)
+            for each in self._numbers_given
+            if each not in states.forward
+        )
+
+    @cached_property
+    def _numbers_given(self) -> list[int]:
+        """Inputs of one element that are no states, the first few."""
+        values, states = self.values, self.states
+        return [
+            vertex
+            for vertex in range(1, len(values))
+            if not values.op[vertex]
+            and values.is_single(vertex)
+            and not values.is_constant(vertex)
+            and vertex not in states.roots
+        ][:_MOST_OPERANDS]
+
+    def _is_scaled(self, vertex: int, end: int) -> bool:
+        """Whether a link is a number, none of the norm of what it scales."""
+        if self.chains.link[vertex] != Link.NUMBER:
+            return not self.chains.link[vertex]
+        others = set(self.values.takes[vertex]) - {0, *self.chains.sources[vertex]}
+        core = self.chains.core[end]
+        return not any(core in self.chains.cone(each).ends for each in others)
+
+    def _constant(self, op: str, factor: int) -> tuple[float, float] | None:
+        """Size and sign of a constant by which a value is multiplied; None if it is none."""
+        number = self.states.numbers[factor]
+        if number is None or self.chains.cone(factor).inputs or not number[0]:
+            return None
+        times = float(number[0] if op == "Mul" else 1 / number[0])
+        return abs(times), float(np.sign(times))
+
+    def _is_of_forward_pass(self, factor: int, end: int) -> bool | None:
+        """Whether a number is the forward pass's, or surely the update's; None for others."""
+        states, cone = self.states, self.chains.cone(factor)
         if cone.ends:
+            if states.is_loss_sure and self.flows(states.loss, factor, unknown=False):
+                return False
+            if not any(self.chains.depends[each] or each in states.forward for each in cone.ends):
+                return False
             return self.chains.core[end] not in cone.ends and not self.flows(end, factor)
-        if cone.has_shape or (
-            len(cone.inputs) <= _MOST_OPERANDS
-            and any(self.flows(each, end, unknown=False) for each in cone.inputs)
+        if cone.has_shape:
+            return True
+        if len(cone.inputs) <= _MOST_OPERANDS and any(
+            each in states.forward or self.flows(each, end, unknown=False) for each in cone.inputs
         ):
             return True
-        if cone.inputs & states.roots:
-            return False
-        if cone.inputs and inner == end:
-            is_mean = values.op[vertex] == "Div" or is_taken_up or not is_last
-            return self._terms(end) > 1 and is_mean
-        number = states.numbers[factor]
-        if number is None or cone.inputs:
-            return False
-        times = float(number[0]) if values.op[vertex] == "Div" else 1 / float(number[0] or np.inf)
-        if times <= 0:
-            return False
-        terms = self._terms(end) / times
-        if inner == end and terms >= 1 and times > 1 and abs(terms - round(terms)) < 1e-3:
+        return False if cone.inputs & states.roots else None
+
+    def _is_of_backward_pass(
+        self, times: float, end: int, *, is_followed: bool, is_first: bool, sign: float
+    ) -> bool:
+        """Whether a constant averages, undoes a scale, or is left by derivatives."""
+        terms = self._terms(end) * times
+        if is_first and sign > 0 and terms >= 1 and times < 1 and abs(terms - round(terms)) < _SAME:
             return True
-        if any(abs(times - scale) < 1e-3 * scale for scale in self._scales):
+        if sign > 0 and any(abs(times * scale - 1) < _SAME for scale in self._scales):
             return True
-        if is_taken_up and values.op[vertex] == "Div" and times > 1:
-            return True
-        if is_last:
+        if not is_followed:
             return False
-        return (values.op[vertex] == "Div" and times > 1) or any(
-            abs(times * k - size) < 1e-3 * size and times > 2
-            for size in self._sizes(end)
-            for k in (1, 2)
+        there = self._constants_behind(end)
+        return any(
+            abs(times / (a * b * c) - 1) < _SAME
+            for a, b, c in self._derived(end)
+            if not any(abs(times / each - 1) < _SAME for each in there)
         )
+
+    def _derived(self, end: int) -> set[tuple[float, float, float]]:
+        """Products of constants that a derivative of the forward pass may have in it."""
+        known = [1.0, 1.0, *sorted(self._constants_of_forward)[:_MOST_CONSTANTS]]
+        if not self.states.is_loss_sure or self._is_mean_inside:
+            known += [1 / size for size in self._sizes(end)]
+        return set(combinations(known, 3)) - {(1.0, 1.0, 1.0)}
+
+    @cached_property
+    def _constants_of_forward(self) -> set[float]:
+        """Constants by which the forward pass multiplies: exponents, and shares of means, too."""
+        found: set[float] = set()
+        values = self.values
+        for vertex in sorted(self.states.forward):
+            op, takes = values.op[vertex], values.takes[vertex]
+            if op in ("Mul", "Div") and len(takes) == 2:
+                if takes[0] == takes[1]:
+                    found.add(2.0)
+                    continue
+                for each in takes if op == "Mul" else takes[1:]:
+                    constant = self._constant(op, each)
+                    if constant is not None:
+                        found.add(constant[0])
+            elif op == "Pow":
+                constant = self._constant("Mul", takes[1])
+                found.update(() if constant is None else constant[:1])
+            elif op == "ReduceSumSquare":
+                found.add(2.0)
+            elif op == "ReduceMean" and takes:
+                whole, part = values.size(takes[0]), values.size(vertex)
+                if whole and part:
+                    found.add(part / whole)
+        return found - {1.0}
+
+    @cached_property
+    def _is_mean_inside(self) -> bool:
+        """Whether operators that average inside compute the loss."""
+        return any(self.values.op[vertex] in _MEAN_LOSSES for vertex in self.states.forward)
+
+    def _constants_behind(self, end: int) -> set[float]:
+        """Constants by which the backward pass has multiplied what a value is made of."""
+        values, forward = self.values, self.states.forward
+        seen, todo, found = {end}, [end], set[float]()
+        while todo and len(seen) < _MOST_SEEN:
+            at = todo.pop()
+            if values.op[at] in ("Mul", "Div"):
+                numbers = values.takes[at] if values.op[at] == "Mul" else values.takes[at][1:]
+                constants = [self._constant(values.op[at], each) for each in numbers]
+                found.update(each[0] for each in constants if each is not None)
+            new = [
+                each
+                for each in values.takes[at]
+                if each and each not in seen and each not in forward and self.chains.depends[each]
+            ]
+            seen.update(new)
+            todo += new
+        return found - {1.0}
 
     def _terms(self, end: int) -> int:
         """Return how many terms or trips are added up at the end of a walk; 1 if it is no sum."""
         count, todo = 0, [end]
         while todo and count < _MOST_TERMS:
             at = todo.pop()
-            if self.values.op[at] in ("Add", "Sum", *ALIASES):
+            if self.values.op[at] in ("Add", "Sub", "Sum", *ALIASES):
                 todo += self.chains.sources[at]
             else:
                 count += 1
