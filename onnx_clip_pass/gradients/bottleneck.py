@@ -89,6 +89,8 @@ class Bottlenecks(Doubts):
             return
         for step in self.untold:
             self._ask_for(step.root, step.new)
+        if self.run.bound is not None and not states.is_loss_sure:
+            return  # a loop of the forward or of the backward pass
         if states.is_loss_sure:
             read = [vertex in states.forward for vertex in range(len(values))]
         else:
@@ -97,6 +99,7 @@ class Bottlenecks(Doubts):
             step = Step(state.root, state.root, state.new)
             if (
                 read[state.root]
+                and state.way is not None
                 and not (values.is_constant(state.root) and values.is_single(state.root))
                 and self.chains.depends[state.new]
                 and not (states.is_loss_sure and values.behind(state.new) in states.forward)

@@ -273,7 +273,7 @@ class Chains:
 
     def _factor(self, factor: int) -> Link:
         """What a factor that carries no flow makes of the link."""
-        if self.values.is_single(factor):
+        if self.values.is_single(factor) or self.states.numbers[factor] is not None:
             return Link.NUMBER
         return Link.FACTOR if self._is_of_forward(factor) else Link.MASK
 

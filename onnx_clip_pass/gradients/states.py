@@ -134,6 +134,8 @@ class States:
                     continue
                 if way.passed and way.roughness in (FACTOR, REDUCED):
                     continue  # made of other states
+                if self._is_weighed(new, root):
+                    continue
                 if (
                     _kind(values, root) == _kind(values, new)
                     or (
@@ -161,6 +163,17 @@ class States:
             if (root := taken.get(new))
         ]
         return found + self._replaced(roots, taken)
+
+    def _is_weighed(self, new: int, root: int) -> bool:
+        """Return whether a number weighs what data make: a task's weight times its loss, say."""
+        values, at = self.values, self.values.behind(new)
+        operands = [values.behind(each) for each in values.takes[at]]
+        return (
+            values.is_single(root)
+            and values.op[at] in ("Mul", "Div")
+            and root in operands
+            and any(self.nonfree[each] for each in operands)
+        )
 
     def _strangeness(self, pair: tuple[int, int]) -> Strangeness:
         """What speaks against a pair, most first; a long way does least.
