@@ -1,15 +1,11 @@
 """The process of `onnx-clip`, which is also `python -m onnx_clip_pass`.
 
 Signals are set here and nowhere else: whoever imports the package, or calls `cli.main`, has their
-own. The command line is imported inside `run`, since importing it takes a while.
+own. Everything is imported inside `run`, where an interrupt, a lack of memory or a broken package
+ends in a sentence; importing all of it takes a while.
 """
 
-from __future__ import annotations
-
-import io
-import signal
 import sys
-from contextlib import suppress
 
 __all__ = ["run"]
 
@@ -23,19 +19,40 @@ def run() -> int:
         The exit code.
     """
     try:
-        for name in _LIKE_CTRL_C:
-            number = getattr(signal, name, None)  # not every system has every one
-            if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # not under nohup
-                signal.signal(number, signal.default_int_handler)
-        if isinstance(sys.stdout, io.TextIOWrapper):  # a name may be beyond what a console writes
-            with suppress(OSError):  # which writing will tell
-                sys.stdout.reconfigure(errors="backslashreplace")
+        _set_up()
         from onnx_clip_pass.cli import main
 
         return main()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _end("interrupted", 130)
+    except MemoryError:
+        return _end("error: there is not enough memory to start", 3)
+    except Exception as error:  # of a package, broken or missing, that the command line imports
+        return _end(f"error: onnx-clip cannot start: {type(error).__name__}: {error}", 3)
+
+
+def _set_up() -> None:
+    """Let signals end the process as Ctrl-C does, and any name be written."""
+    import io
+    import signal
+    from contextlib import suppress
+
+    for name in _LIKE_CTRL_C:
+        number = getattr(signal, name, None)  # not every system has every one
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # not under nohup
+            signal.signal(number, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may be beyond what a console writes
+        with suppress(OSError):  # which writing will tell
+            sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _end(message: str, code: int) -> int:
+    """The exit code, with a last word where standard error takes it."""
+    from contextlib import suppress
+
+    with suppress(OSError, ValueError, KeyboardInterrupt):  # ValueError: it is closed
+        print(message, file=sys.stderr, flush=True)
+    return code
 
 
 if __name__ == "__main__":

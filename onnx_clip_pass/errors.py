@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["OnnxClipError", "listed"]
+__all__ = ["OnnxClipError", "listed", "shown"]
 
 _SHOWN = 10
+_LONGEST = 100
+_LARGEST = 1 << 63
 
 
 class OnnxClipError(Exception):
@@ -28,3 +30,16 @@ def listed(items: Sequence[str]) -> str:
     """The first few of some things in one line of a message, and how many more there are."""
     more = f" and {len(items) - _SHOWN} more" if items[_SHOWN:] else ""
     return (", ".join(items[:_SHOWN]) or "none") + more
+
+
+def shown(value: object) -> str:
+    """A value of any kind in a message: never long, and never an error of its own."""
+    if isinstance(value, int) and abs(value) >= _LARGEST:  # Python writes none of 5,000 digits
+        return "a number of more than 63 bits"
+    if isinstance(value, str | bytes) and len(value) > _LONGEST:
+        return f"{value[:_LONGEST]!r}…"
+    try:
+        text = repr(value)
+    except Exception:  # what is in it may be of any kind, and nested at will
+        return f"a {type(value).__name__} that cannot be written"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

@@ -25,7 +25,9 @@ from typing import (
     is_typeddict,
 )
 
-__all__ = ["Count", "FormError", "read_json", "reader_of", "shown"]
+from onnx_clip_pass.errors import shown
+
+__all__ = ["Count", "FormError", "read_json", "reader_of"]
 
 Count = Annotated[int, "0 or more"]
 """A whole number, 0 or more, of at most 63 bits."""
@@ -244,21 +246,17 @@ def _word(form: Any) -> str:
 
 
 def _refuse(value: object, expected: str) -> NoReturn:
-    raise FormError(f"expected {expected}, not {shown(value)}")
+    raise FormError(f"expected {expected}, not {_written(value)}")
 
 
 def _refuse_word(word: str) -> NoReturn:
     raise FormError(f"no JSON: {word} is no number")
 
 
-def shown(value: object) -> str:
-    """A value of the types of JSON in a message: never long, whatever it is."""
-    if isinstance(value, str):
-        return repr(value[:60]) + ("…" if value[60:] else "")
-    if isinstance(value, int) and abs(value) >= _LARGEST:  # thousands of digits, if need be
-        return "a number of more than 63 bits"
+def _written(value: object) -> str:
+    """A value in a message, as JSON has it; of a list or an object not what is in it."""
     if isinstance(value, Mapping):
         return "an object"
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
-    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)[:60]
+    return json.dumps(value) if value is None or isinstance(value, bool) else shown(value)

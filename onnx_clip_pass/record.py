@@ -22,8 +22,8 @@ from typing import Annotated, Any, TypedDict, get_type_hints
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnx_clip_pass.arguments import check_model
-from onnx_clip_pass.errors import OnnxClipError, listed
-from onnx_clip_pass.form import Count, FormError, read_json, reader_of, shown
+from onnx_clip_pass.errors import OnnxClipError, listed, shown
+from onnx_clip_pass.form import Count, FormError, read_json, reader_of
 from onnx_clip_pass.graph import Body, bodies_of, graphs_in, outermost, rename_in_attributes
 
 __all__ = [

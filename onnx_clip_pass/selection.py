@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from onnx_clip_pass.errors import OnnxClipError, listed
+from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.gradients.found import Parameter
 
 __all__ = ["Chooser", "NeedClip", "check_need_clip", "select"]
@@ -93,11 +93,11 @@ def _patterns(given: object, what: str) -> list[str]:
     patterns = [given] if isinstance(given, str) else given
     if not isinstance(patterns, Iterable) or isinstance(patterns, bytes):
         raise OnnxClipError(
-            f"{what} must be a callable, a pattern or a list of patterns, not {given!r}"
+            f"{what} must be a callable, a pattern or a list of patterns, not {shown(given)}"
         )
     patterns = list(patterns)
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
-        raise OnnxClipError(f"{what} must be a list of strings, at least one, not {given!r}")
+        raise OnnxClipError(f"{what} must be a list of strings, at least one, not {shown(given)}")
     return patterns
 
 
@@ -187,7 +187,12 @@ def _compile(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern.removeprefix("re:"))
     except re.error as error:
-        raise OnnxClipError(f"{pattern!r} is no regular expression: {error}") from error
+        reason = str(error)
+    except OverflowError as error:
+        reason = str(error)
+    except (RecursionError, MemoryError):
+        reason = "it is nested too deep"
+    raise OnnxClipError(f"{shown(pattern)} is no regular expression: {reason}")
 
 
 def _listed(parameters: Sequence[Parameter]) -> str:

@@ -84,7 +84,10 @@ def _bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
         "threshold of zero": (["rewrite", path, "--clip-norm", "0"], "not 0.0"),
         "negative threshold": (["rewrite", path, "--clip-norm", "-1"], "not -1.0"),
         "threshold nan": (["rewrite", path, "--clip-norm", "nan"], "not nan"),
-        "no number": (["rewrite", path, "--clip-norm", "x"], "'x' is not a valid float"),
+        "no number": (
+            ["rewrite", path, "--clip-norm", "x"],
+            "expected a number such as 0.5 or inf, not 'x'",
+        ),
         "output equal to input": (["rewrite", path, "-o", path], "--in-place"),
         "output there already": (
             ["rewrite", path, "-o", str(folder / "there.onnx")],

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from onnx_clip_pass.clips import Chain, Clip, Formula
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients import Gradient, Parameter, Question, Sighting, Survey
 from onnx_clip_pass.gradients.optimizer import SEQUENCE_SLOTS
 from onnx_clip_pass.graph import TensorType, Value
@@ -55,13 +55,16 @@ def as_mapping(gradients: Sequence[str] | Mapping[str, str]) -> dict[str, str | 
     if isinstance(gradients, Mapping):
         if not all(isinstance(name, str) for pair in gradients.items() for name in pair):
             raise OnnxClipError(
-                f"gradients must map names of gradients to names of parameters, not {gradients!r}"
+                f"gradients must map names of gradients to names of parameters, not "
+                f"{shown(gradients)}"
             )
         return dict(gradients)
     if isinstance(gradients, str):
         raise OnnxClipError(f"gradients must be a list of names, not the string {gradients!r}")
     if not names or not all(isinstance(name, str) for name in names):
-        raise OnnxClipError(f"gradients must be a list of names, at least one, not {gradients!r}")
+        raise OnnxClipError(
+            f"gradients must be a list of names, at least one, not {shown(gradients)}"
+        )
     return dict.fromkeys(names)
 
 
@@ -74,7 +77,8 @@ def as_clips(clips: object) -> Clip | Rules:
         rules = Rules(rules if isinstance(rules, Sequence) else ())
     if not rules or not all(isinstance(rule, Rule) for rule in rules):
         raise OnnxClipError(
-            f"expected a clip such as GradientClipByNorm(1.0), or a list of Rule, not {clips!r}"
+            f"expected a clip such as GradientClipByNorm(1.0), or a list of Rule, not "
+            f"{shown(clips)}"
         )
     return rules
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from onnx_clip_pass.arguments import check_input_name
 from onnx_clip_pass.clips import Clip
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients import OptimizerOps, Parameter
 from onnx_clip_pass.gradients.optimizer import NO_OPS
 from onnx_clip_pass.selection import NeedClip, check_need_clip
@@ -74,7 +74,7 @@ class Rule:
         check_need_clip(self.need_clip)
         check_input_name(self.threshold_input)
         if not isinstance(self.bounds, Bounds):
-            raise OnnxClipError(f"bounds must be a Bounds, not {self.bounds!r}")
+            raise OnnxClipError(f"bounds must be a Bounds, not {shown(self.bounds)}")
         if self.clip is None:
             return
         if not isinstance(self.clip, Clip):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
-from onnx_clip_pass.errors import OnnxClipError, listed
+from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.graph import Index, Scope, TensorType
 from onnx_clip_pass.runtime.session import Arrays
 
@@ -99,15 +99,15 @@ def check_run(feeds: Any, dims: Any, seed: Any) -> None:
     """
     if feeds is not None and not isinstance(feeds, Mapping):
         raise OnnxClipError(
-            f"feeds must be a mapping of input names to arrays, not {feeds!r}; an .npz file is "
-            f"read by numpy.load"
+            f"feeds must be a mapping of input names to arrays, not {shown(feeds)}; an .npz file "
+            f"is read by numpy.load"
         )
     if dims is not None and not isinstance(dims, Mapping):
-        raise OnnxClipError(f"dims must be a mapping of names to sizes, not {dims!r}")
+        raise OnnxClipError(f"dims must be a mapping of names to sizes, not {shown(dims)}")
     sizes = [(f"the dimension {name!r}", size) for name, size in (dims or {}).items()]
     for what, number in (*sizes, ("seed", seed)):
         if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 0:
-            raise OnnxClipError(f"{what} must be a whole number, 0 or more, not {number!r}")
+            raise OnnxClipError(f"{what} must be a whole number, 0 or more, not {shown(number)}")
 
 
 _SHAPING = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}

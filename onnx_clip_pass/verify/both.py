@@ -18,7 +18,7 @@ from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record, read_record, strip_if_clipped
 from onnx_clip_pass.runtime import Arrays, Provider, make_feeds
-from onnx_clip_pass.verify.declared import declared_faults
+from onnx_clip_pass.verify.declared import declared_faults, recorded_faults
 from onnx_clip_pass.verify.forward import Forward
 from onnx_clip_pass.verify.meaning import Meaning, Slopes, check_choice
 from onnx_clip_pass.verify.memory import check_memory
@@ -124,8 +124,10 @@ def _verify(
     first, second = Index(before[0]), Index(after[0])
     _check_related(first, original.called, rewritten.called, record)
     feeds = make_feeds(before[0], given=given, dims=dims, seed=seed)
-    faults = declared_faults(first, original.folder, second, rewritten.folder, record)
-    result = Verification([], [], faults)
+    result = Verification([], [], recorded_faults(record))
+    if result.faults:
+        return result
+    result.faults = declared_faults(first, original.folder, second, rewritten.folder, record)
     if read_record(original.model) is not None:
         result.notes.append("the first model is clipped, too: it was undone before comparing")
     if [scope.path.count("/") for scope in first.scopes] != [
@@ -182,7 +184,7 @@ def _with_other_sizes(
 
 def _check_related(before: Index, original: str, rewritten: str, record: Record) -> None:
     known = {name for scope in before.scopes for name in scope.names}
-    missing = [str(entry.get("gradient")) for entry in record.clips]
+    missing = [entry["gradient"] for entry in record.clips]
     missing = [name for name in missing if name not in known]
     if missing:
         raise OnnxClipError(
