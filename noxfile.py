@@ -67,11 +67,12 @@ def examples(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def nightly(session: nox.Session) -> None:
-    """Run what takes too long for every change: hostile files, random graphs, long norms."""
+    """Run what takes too long for every change: hostile files and records, random graphs, long norms."""
     session.install("-e", ".[test]")
     paths = session.posargs or [
         "tests/gradients/test_random_steps.py",
         "tests/storage/test_hostile.py",
+        "tests/test_forged_records.py",
         "tests/test_precision.py",
         "tests/test_properties.py",
         "tests/test_verify_clips.py",

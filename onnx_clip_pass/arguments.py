@@ -120,5 +120,5 @@ def check_path(name: str, value: object, *, also: str = "") -> None:
 
 def check_input_name(name: object) -> None:
     """Refuse a `threshold_input` that cannot be the name of an input; None is for no input."""
-    if name is not None and (not name or not is_text(name)):
+    if name is not None and (not is_text(name) or not name):
         raise OnnxClipError(f"threshold_input must be the name of an input, not {shown(name)}")

@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from io import StringIO
 from typing import Any
 
 import click
@@ -23,7 +24,7 @@ from onnx_clip_pass.cli.inspecting import inspect
 from onnx_clip_pass.cli.options import TEXT
 from onnx_clip_pass.cli.rewriting import rewrite, strip
 from onnx_clip_pass.cli.verifying import verify
-from onnx_clip_pass.cli.words import error_facts, print_json, say
+from onnx_clip_pass.cli.words import error_facts, print_json, say, shortened
 from onnx_clip_pass.errors import OnnxClipError
 
 __all__ = ["main"]
@@ -51,8 +52,10 @@ def _outcome(arguments: Sequence[str] | None) -> tuple[int, str]:
     try:
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
     except click.ClickException as error:
+        text = StringIO()
+        error.show(text)
         with suppress(OSError):
-            error.show()
+            click.echo(shortened(text.getvalue()), err=True, nl=False)
         return 2, ""
     except (click.Abort, KeyboardInterrupt):
         return 130, "interrupted; no file is half written"

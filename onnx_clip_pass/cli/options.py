@@ -36,6 +36,8 @@ class _File(click.Path):
     ) -> str | bytes | os.PathLike[str]:
         if not value:
             self.fail("expected a path, not an empty text", param, ctx)
+        if "\0" in str(value):
+            self.fail("no name of a file holds a NUL", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import click
 
-__all__ = ["counted", "error_facts", "escape_control", "print_json", "say"]
+__all__ = ["counted", "error_facts", "escape_control", "print_json", "say", "shortened"]
+
+_LONG = re.compile(r"\S{301,}")
 
 
 def escape_control(text: object) -> str:
     """Text from outside, with control characters made visible: a name must not steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    visible = (
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in shortened(str(text))
+    )
+    return "".join(visible)
+
+
+def shortened(text: str) -> str:
+    """Text for people, with words that nobody reads to their end cut in the middle."""
+    return _LONG.sub(lambda word: f"{word[0][:200]}…{word[0][-50:]}", text)
 
 
 def say(message: str, *, is_result: bool = False) -> None:

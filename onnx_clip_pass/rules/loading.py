@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -24,6 +25,11 @@ from onnx_clip_pass.rules.rule import Bounds, Rule, Rules
 __all__ = ["load_rules"]
 
 _LARGEST = 4 << 20
+# A parser takes a time that grows with the square of the parts of a key.
+_ENDLESS_KEY = re.compile(
+    r"""(?:^|[\[{,])[ \t]*+(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){64}""",
+    re.MULTILINE,
+)
 _LARGEST_NUMBER = 1 << 63
 _DEEPEST = 16
 _NUMBERS = {"clip_norm", "ord", "max", "min", "threshold", "clipping", "eps"}
@@ -55,6 +61,10 @@ def load_rules(path: str | os.PathLike[str]) -> Rules:
     check_path("path", path)
     path = Path(path)
     text = _read(path)
+    if _ENDLESS_KEY.search(text):
+        raise OnnxClipError(
+            f"{str(path)!r} is no file of rules: a key in it has more than 64 parts"
+        )
     try:
         document = tomllib.loads(text, parse_float=lambda text: number_in(text.replace("_", "")))
     except (ValueError, RecursionError) as error:  # also of numbers that Python does not read
