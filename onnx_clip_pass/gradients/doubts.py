@@ -168,7 +168,10 @@ class Doubts(Factors):
         tensor = values.value[at].frame.scope.initializers.get(values.name(at))
         if tensor is None or not values.is_constant(at) or tensor.external_data:
             return False
-        rows = numpy_helper.to_array(tensor).reshape(-1)
+        try:
+            rows = numpy_helper.to_array(tensor).reshape(-1)
+        except ValueError:  # of a file's large tensors the elements are not read
+            return False
         return rows.size <= _MOST_ROWS and np.unique(rows).size == rows.size
 
     @cached_property
