@@ -181,12 +181,15 @@ class Index:
         return self._inferred.get(scope.path, {}).get(name, TensorType())
 
     def all_names(self) -> set[str]:
-        """Every name of a value or node anywhere in the model."""
+        """Every name of a value or node anywhere in the model, also of one that nothing makes."""
         names: set[str] = set()
         for scope in self.scopes:
             names |= scope.names
             names.update(scope.outputs, scope.types)
             names.update(node.name for node in scope.nodes)
+            names.update(*scope.takes)
+            for number in scope.numbers_of("Gradient"):
+                names.update(names_by_attribute(scope.nodes[number]))
         return names
 
     # -- building ------------------------------------------------------------------------------
@@ -252,8 +255,11 @@ class Index:
         scope.takes += [tuple(node.input) for node in scope.nodes]
         for number, node in enumerate(scope.nodes):
             for slot, name in enumerate(node.output):
-                if name:
-                    scope.producers.setdefault(name, (number, slot))
+                if not name:
+                    continue
+                if name in scope.producers or name in scope.names:
+                    raise _written_twice(scope, number, name)
+                scope.producers[name] = (number, slot)
             scope.by_op[node.op_type].append(number)
             for key, graph in graphs_in(node):
                 path = f"{scope.path}/{node.op_type}[{number}].{key}".lstrip("/")
@@ -288,6 +294,21 @@ class Index:
                 if made is not None and made[0] >= taker != OUTPUT:
                     owner.is_sorted = False
         return dict(readers)
+
+
+def _written_twice(scope: Scope, number: int, name: str) -> OnnxClipError:
+    """The error for a value that two of a graph make, so that no one knows which is read."""
+    made = scope.producers.get(name)
+    if made is not None:
+        other = f"node {made[0]}, {scope.nodes[made[0]].op_type}"
+    else:
+        other = "an initializer" if name in scope.initializers else "an input"
+    where = scope.path or "the main graph"
+    return OnnxClipError(
+        f"expected values that are made once, but {name!r} of {where} is made by node {number}, "
+        f"{scope.nodes[number].op_type}, and is the name of {other} as well; give one of them "
+        f"another name"
+    )
 
 
 def attribute(node: NodeProto, name: str) -> AttributeProto | None:
