@@ -312,9 +312,7 @@ class Trial:
         reason = f"the slope of {loss!r} along it is its own norm within {error:.1g}"
         if scale.fed != 1:
             made = f"as input {scale.knob!r} makes it" if scale.knob else "others point elsewhere"
-            reason = (
-                f"it is {scale.fed:.6g} times the slope of {loss!r}, {made}, within {error:.1g}"
-            )
+            reason = f"it is {scale.fed:.6g} times the slope of {loss!r}, {made}, within {error:.1g}"
         self.decisions[each.parameter] = Decision(each.parameter, name, scale.fed, error, reason)
 
     def _leave(self, parameter: str, reason: str) -> None:
