@@ -28,7 +28,9 @@ def run() -> int:
     except MemoryError:
         return _end("error: there is not enough memory to start", 3)
     except Exception as error:  # of a package, broken or missing, that the command line imports
-        return _end(f"error: onnx-clip cannot start: {type(error).__name__}: {error}", 3)
+        lines = str(error).split("\n")  # numpy says much, and what is wrong at the end
+        reason = next((line for line in reversed(lines) if line.strip()), "")
+        return _end(f"error: onnx-clip cannot start: {type(error).__name__}: {reason}", 3)
 
 
 def _set_up() -> None:

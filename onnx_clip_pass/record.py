@@ -25,6 +25,7 @@ from onnx_clip_pass.arguments import check_model
 from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.form import Count, FormError, read_json, reader_of
 from onnx_clip_pass.graph import Body, bodies_of, graphs_in, outermost, rename_in_attributes
+from onnx_clip_pass.validity import blaming
 
 __all__ = [
     "KEY",
@@ -201,7 +202,9 @@ def strip(model: ModelProto) -> ModelProto:
     check_model(model, "onnx.load, or the command onnx-clip strip")
     original = ModelProto()
     original.CopyFrom(model)
-    if not undo(original):
+    with blaming(lambda: model, "this"):
+        is_undone = undo(original)
+    if not is_undone:
         raise OnnxClipError(
             "expected a model that onnx-clip has rewritten, but its metadata has no entry "
             f"{KEY!r}; there is nothing to undo"

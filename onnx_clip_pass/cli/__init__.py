@@ -29,6 +29,9 @@ from onnx_clip_pass.errors import OnnxClipError
 
 __all__ = ["main"]
 
+_COMPLETION = "_ONNX_CLIP_COMPLETE"
+"""The variable by which a shell asks for completion, in the words of click."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -71,6 +74,8 @@ def _outcome(arguments: Sequence[str] | None) -> tuple[int, str]:
     except BrokenPipeError:
         return _gone()
     except OSError as error:
+        if error.filename is None and isinstance(error, FileNotFoundError):
+            return 2, "error: the folder that this was started in is gone; go to another"
         where = "standard output" if error.filename is None else repr(error.filename)
         _let_go_of_streams()
         return 2, f"error: cannot write to {where}: {error.strerror}"
@@ -93,6 +98,12 @@ def _run(arguments: list[str]) -> Any:
     """Run a command; what goes wrong is told on standard output too where that is to be JSON."""
     try:
         return cli.main(args=arguments, prog_name="onnx-clip", standalone_mode=False)
+    except (KeyError, ValueError) as error:
+        if _COMPLETION not in os.environ:
+            raise
+        raise click.UsageError(
+            f"{_COMPLETION} is for shells, which set COMP_WORDS and COMP_CWORD as well"
+        ) from error
     except (OnnxClipError, click.ClickException) as error:
         if "--json" in arguments:
             try:

@@ -10,7 +10,8 @@ import click
 
 __all__ = ["counted", "error_facts", "escape_control", "print_json", "say", "shortened"]
 
-_LONG = re.compile(r"\S{301,}")
+_LONG_WORD = re.compile(r"\S{301,}")
+_LONG_LINE = re.compile(r".{4001,}")
 
 
 def escape_control(text: object) -> str:
@@ -22,8 +23,9 @@ def escape_control(text: object) -> str:
 
 
 def shortened(text: str) -> str:
-    """Text for people, with words that nobody reads to their end cut in the middle."""
-    return _LONG.sub(lambda word: f"{word[0][:200]}…{word[0][-50:]}", text)
+    """Text for people; words and lines that nobody reads to their end are cut in the middle."""
+    text = _LONG_WORD.sub(lambda word: f"{word[0][:200]}…{word[0][-50:]}", text)
+    return _LONG_LINE.sub(lambda line: f"{line[0][:3000]}…{line[0][-500:]}", text)
 
 
 def say(message: str, *, is_result: bool = False) -> None:

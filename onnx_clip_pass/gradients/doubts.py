@@ -170,7 +170,7 @@ class Doubts(Factors):
             return False
         try:
             rows = numpy_helper.to_array(tensor).reshape(-1)
-        except ValueError:  # of a file's large tensors the elements are not read
+        except (KeyError, TypeError, ValueError):  # the elements of large ones are not read
             return False
         return rows.size <= _MOST_ROWS and np.unique(rows).size == rows.size
 

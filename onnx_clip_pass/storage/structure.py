@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
 from onnx_clip_pass.errors import OnnxClipError
@@ -40,6 +40,7 @@ from onnx_clip_pass.storage.wire import (
     fields,
     length_delimited,
 )
+from onnx_clip_pass.validity import blaming
 
 __all__ = ["Piece", "Structure", "open_model", "read_structure"]
 
@@ -149,13 +150,8 @@ def open_model(path: Path) -> Iterator[Structure]:
                 f"(of ONNX Runtime training artifacts: training_model.onnx)"
             )
         structure = read_structure(source)
-        try:
+        with blaming(lambda: read_structure(source).model, repr(str(path))):
             yield structure
-        except (AttributeError, TypeError, ValueError) as error:
-            # Names that are no UTF-8 come as bytes. Looking for them in advance costs more than
-            # everything else, so it is done when something stumbles over one.
-            _check_strings(structure.model, repr(str(path)))
-            raise error
 
 
 def read_structure(source: Source) -> Structure:
@@ -271,23 +267,6 @@ def _amount(source: Source, each: Field) -> int:
 def encode_index(index: int) -> bytes:
     """A tensor's number behind the token of a mark."""
     return index.to_bytes(8, "little")
-
-
-def _check_strings(model: ModelProto, name: str) -> None:
-    """Refuse strings that are no UTF-8, which protobuf hands out as bytes."""
-    todo: list[Message] = [model]
-    for message in todo:  # grows while it is read
-        for descriptor, value in message.ListFields():
-            if descriptor.type == descriptor.TYPE_MESSAGE:
-                todo += [value] if isinstance(value, Message) else value
-            elif descriptor.type == descriptor.TYPE_STRING and not (
-                isinstance(value, str)
-                or (not isinstance(value, bytes) and all(isinstance(each, str) for each in value))
-            ):
-                raise OnnxClipError(
-                    f"{name} is no ONNX model, or it is damaged: {descriptor.full_name} is no "
-                    f"UTF-8 in it"
-                )
 
 
 def _check_size(size: int) -> None:

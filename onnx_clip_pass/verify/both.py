@@ -18,6 +18,7 @@ from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record, read_record, strip_if_clipped
 from onnx_clip_pass.runtime import Arrays, Provider, make_feeds
+from onnx_clip_pass.validity import blaming
 from onnx_clip_pass.verify.declared import declared_faults, recorded_faults
 from onnx_clip_pass.verify.forward import Forward
 from onnx_clip_pass.verify.meaning import Meaning, Slopes, check_choice
@@ -72,7 +73,11 @@ def verify(
         weights = Weights(Path(folder))
         before = _load(original, "the original model", weights)
         after = _load(rewritten, "the rewritten model", weights)
-        return _verify(before, after, feeds, dims, provider, seed, slopes, loss)
+        with (
+            blaming(lambda: before.model, before.called),
+            blaming(lambda: after.model, after.called),
+        ):
+            return _verify(before, after, feeds, dims, provider, seed, slopes, loss)
 
 
 @dataclass(frozen=True, slots=True)
