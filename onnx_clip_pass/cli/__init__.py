@@ -24,8 +24,8 @@ from onnx_clip_pass.cli.inspecting import inspect
 from onnx_clip_pass.cli.options import TEXT
 from onnx_clip_pass.cli.rewriting import rewrite, strip
 from onnx_clip_pass.cli.verifying import verify
-from onnx_clip_pass.cli.words import error_facts, print_json, say, shortened
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.cli.words import error_facts, print_json, say
+from onnx_clip_pass.errors import OnnxClipError, shortened
 
 __all__ = ["main"]
 

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import click
 
-__all__ = ["counted", "error_facts", "escape_control", "print_json", "say", "shortened"]
+from onnx_clip_pass.errors import shortened
 
-_LONG_WORD = re.compile(r"\S{301,}")
-_LONG_LINE = re.compile(r".{4001,}")
+__all__ = ["counted", "error_facts", "escape_control", "print_json", "say"]
 
 
 def escape_control(text: object) -> str:
-    """Text from outside, with control characters made visible: a name must not steer a terminal."""
-    visible = (
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in shortened(str(text))
-    )
-    return "".join(visible)
+    """Text from outside, shortened, with control characters made visible.
 
-
-def shortened(text: str) -> str:
-    """Text for people; words and lines that nobody reads to their end are cut in the middle."""
-    text = _LONG_WORD.sub(lambda word: f"{word[0][:200]}…{word[0][-50:]}", text)
-    return _LONG_LINE.sub(lambda line: f"{line[0][:3000]}…{line[0][-500:]}", text)
+    A name must not steer a terminal, and not fill it.
+    """
+    shown = shortened(str(text))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
 def say(message: str, *, is_result: bool = False) -> None:
