@@ -9,7 +9,8 @@ import sys
 
 __all__ = ["run"]
 
-_LIKE_CTRL_C = ("SIGTERM", "SIGHUP")
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+"""Those that end the process as Ctrl-C does; not every system has every one."""
 
 
 def run() -> int:
@@ -19,9 +20,10 @@ def run() -> int:
         The exit code.
     """
     try:
-        _set_up()
+        ends = _set_up()
         from onnx_clip_pass.cli import main
 
+        _let_interrupt(ends)
         return main()
     except KeyboardInterrupt:
         return _end("interrupted", 130)
@@ -33,19 +35,40 @@ def run() -> int:
         return _end(f"error: onnx-clip cannot start: {type(error).__name__}: {reason}", 3)
 
 
-def _set_up() -> None:
-    """Let signals end the process as Ctrl-C does, and any name be written."""
+def _set_up() -> list[int]:
+    """Let signals end the process, and any name be written; return which signals.
+
+    An exception in the midst of the modules in C++ that are imported next would crash them. There
+    is nothing yet to be tidied up, so the process just ends.
+    """
     import io
+    import os
     import signal
     from contextlib import suppress
 
-    for name in _LIKE_CTRL_C:
-        number = getattr(signal, name, None)  # not every system has every one
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # not under nohup
-            signal.signal(number, signal.default_int_handler)
+    def leave(*_: object) -> None:
+        with suppress(OSError):
+            os.write(2, b"interrupted\n")
+        os._exit(130)
+
+    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+    ends = []
+    for number in numbers:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # no nohup
+            signal.signal(number, leave)
+            ends.append(number)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name may be beyond what a console writes
         with suppress(OSError):  # which writing will tell
             sys.stdout.reconfigure(errors="backslashreplace")
+    return ends
+
+
+def _let_interrupt(ends: list[int]) -> None:
+    """Let these signals raise KeyboardInterrupt from here on, so that files are tidied up."""
+    import signal
+
+    for number in ends:
+        signal.signal(number, signal.default_int_handler)
 
 
 def _end(message: str, code: int) -> int:

@@ -56,6 +56,26 @@ def test_whatever_goes_wrong_while_starting_is_one_line(module, raised, code, sa
     assert (done.returncode, done.stderr) == (code, said)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="other systems have other signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("module", BEFORE_ALL)
+def test_a_signal_while_starting_raises_nothing_within_what_is_imported(name, module):
+    """Modules in C++ crash where an exception comes up in the midst of their making."""
+    source = (
+        "import os, signal, sys\n"
+        f"signal.signal(signal.{name}, signal.SIG_DFL)  # whatever the tests are run by\n"
+        "class Signalling:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}:\n"
+        f"            os.kill(os.getpid(), signal.{name})\n"
+        "            print('went on')\n"
+        "sys.meta_path.insert(0, Signalling())\n"
+        "from onnx_clip_pass.__main__ import run; sys.exit(run())"
+    )
+    done = run(source, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stderr, done.stdout) == (130, "interrupted\n", "")
+
+
 def test_hardly_anything_is_imported_before_the_process_is_set_up():
     """An interrupt before that is none that Python lets anyone catch."""
     code = (
