@@ -146,6 +146,7 @@ VERSIONS = {
         "protobuf==4.21.1",
         "pytest==8.0.0",
         "pytest-cov==5.0.0",
+        "regex==2023.10.3",
         "rich==13.0.1",
     ],
     "all": [
@@ -158,6 +159,7 @@ VERSIONS = {
         "protobuf==4.25.1",
         "pytest==8.0.0",
         "pytest-cov==5.0.0",
+        "regex==2023.10.3",
         "rich==13.0.1",
     ],
     "newest": ["--upgrade", "--upgrade-strategy=eager"],

@@ -55,6 +55,7 @@ class Editor:
         self.model = index.model
         self.added = Added()
         self._names = self.index.all_names()
+        self._last: dict[str, int] = defaultdict(lambda: 1)  # the last number behind each wish
         self._pending: dict[int, list[tuple[int, NodeProto]]] = defaultdict(list)
         self._made: dict[str, list[AttributeProto]] = {}
         self._types: dict[TensorType, TypeProto] = {}
@@ -63,10 +64,10 @@ class Editor:
 
     def fresh(self, wish: str) -> str:
         """A name like `wish` that nothing in the model bears, in any graph or function."""
-        name, number = wish, 1
+        name = wish
         while name in self._names:
-            number += 1
-            name = f"{wish}#{number}"
+            self._last[wish] += 1
+            name = f"{wish}#{self._last[wish]}"
         self._names.add(name)
         return name
 

@@ -267,7 +267,7 @@ class Index:
         called = {name for _, name, _ in self.functions}
         for scope in self.scopes:
             scope.special.update(scope.numbers_of("Gradient"))
-            for number in scope.numbers_of(*called):
+            for number in scope.numbers_of(*(op for op in scope.by_op if op in called)):
                 if self.function_of(scope.nodes[number]) is not None:
                     scope.special.add(number)
 
