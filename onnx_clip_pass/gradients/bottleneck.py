@@ -18,8 +18,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from collections.abc import Collection, Iterable, Iterator
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +46,7 @@ __all__ = ["Bottlenecks", "Question"]
 _WHOLE = 0.5
 _CLIPS = {"Clip", "Max", "Min", "Where", PHI}
 _MOST_SEEN = 128
+_MOST_ORIGINS = 16
 
 
 class Question(NamedTuple):
@@ -128,6 +129,7 @@ class Bottlenecks(Doubts):
         """Parameters that are moved by what the run before has stored: a question, see rule 5."""
         states, values, chains = self.states, self.values, self.chains
         stored = {s.root: s.new for s in self.carried if chains.depends[s.new]}
+        origins: list[tuple[int, ...]] = []
         for state in self.carried:
             way = state.way
             if (
@@ -137,12 +139,11 @@ class Bottlenecks(Doubts):
                 or (chains.depends[state.new] or not np.all(way.share > _WHOLE))
             ):
                 continue
+            origins = origins or self._computed_from(stored)
             moved = [
                 stored[other]
-                for other in stored
-                if other != state.root
-                and self.flows(other, state.new)
-                and values.is_like(other, state.root)
+                for other in origins[state.new]
+                if other != state.root and values.is_like(other, state.root)
             ]
             if moved:
                 self.questions.append(
@@ -154,6 +155,17 @@ class Bottlenecks(Doubts):
                         "it is moved by what the run before has stored",
                     )
                 )
+
+    def _computed_from(self, roots: Collection[int]) -> list[tuple[int, ...]]:
+        """The first few of these roots from which each value is computed, its own ones first."""
+        found: list[tuple[int, ...]] = [()] * len(self.values)
+        for vertex in range(1, len(self.values)):
+            if vertex in roots:
+                found[vertex] = (vertex,)
+                continue
+            parts = sorted((found[each] for each in self.values.takes[vertex]), key=len)
+            found[vertex] = tuple(dict.fromkeys(chain(*parts)))[:_MOST_ORIGINS]
+        return found
 
     def _lowest(self) -> dict[int, int]:
         """Where the optimizer of each step begins, see rule 2."""

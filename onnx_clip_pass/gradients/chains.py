@@ -32,7 +32,7 @@ from onnx_clip_pass.gradients.ops import (
 from onnx_clip_pass.gradients.states import States
 from onnx_clip_pass.graph.dominators import ROOT, Dominators
 
-__all__ = ["MANY", "NOBODY", "Chains", "Cone", "Link"]
+__all__ = ["MANY", "NOBODY", "Chains", "Cone", "Link", "either"]
 
 NOBODY, MANY = 0, -1
 """The parameter that a value leads to, where it is none or more than one."""
@@ -109,8 +109,8 @@ class Chains:
                 found[vertex], behind[vertex] = targets[vertex], NOBODY
             is_end = self.values.op[vertex] not in ELEMENTWISE | JOINTS
             for source in self.sources[vertex]:
-                behind[source] = _both(behind[source], found[vertex] if is_end else behind[vertex])
-                found[source] = _both(found[source], found[vertex])
+                behind[source] = either(behind[source], found[vertex] if is_end else behind[vertex])
+                found[source] = either(found[source], found[vertex])
         return behind if past_contraction else found
 
     def made_of(self, states: set[int]) -> list[bool]:
@@ -372,7 +372,8 @@ class Chains:
         return found
 
 
-def _both(a: int, b: int) -> int:
+def either(a: int, b: int) -> int:
+    """Return the one parameter of two values, `MANY` if they are of different ones."""
     if a in (NOBODY, b):
         return b
     return a if b == NOBODY else MANY

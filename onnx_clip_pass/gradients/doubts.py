@@ -119,7 +119,7 @@ class Doubts(Factors):
             is_number = values.is_single(at) and not values.is_single(step.root)
             if parts is None and depends[at] and not is_number:
                 signs.append(bool(np.all(shares[at] > 0)))
-            for each, part in parts or ():
+            for each, part in () if at == step.base else parts or ():  # what a step before adds
                 if each not in shares:
                     heapq.heappush(todo, -each)
                     shares[each] = np.zeros(POINTS)
