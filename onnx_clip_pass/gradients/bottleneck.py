@@ -17,7 +17,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, Counter
 from collections.abc import Collection, Iterable, Iterator
 from itertools import chain, pairwise
 from typing import NamedTuple
@@ -70,6 +70,8 @@ class Bottlenecks(Doubts):
         super().__init__(flow, run)
         self.found: list[Found] = []
         self.questions: list[Question] = []
+        self._given: dict[tuple[int, object], list[int]] = {}
+        self._turns: Counter[tuple[int, object]] = Counter()
         self._look()
 
     def _look(self) -> None:
@@ -233,7 +235,7 @@ class Bottlenecks(Doubts):
         """The gradient, other candidates, and why there are some."""
         chains, values, states = self.chains, self.values, self.states
         if self._is_unknown(start):
-            operands = [x for x in chains.sources[start] if values.is_like(x, step.root)]
+            operands = self._operands(start, step)
             if len(operands) != 1:
                 return 0, operands, f"{values.op[start]}, which nobody knows, takes several values"
             start = operands[0]
@@ -311,6 +313,21 @@ class Bottlenecks(Doubts):
                     seen.add(each)
                     found.append(each)
         return [each for each in found if self.values.op[each] and self.values.is_like(each, root)]
+
+    def _operands(self, vertex: int, step: Step) -> list[int]:
+        """What an operator that nobody knows is given of the backward pass, like a parameter.
+
+        Of many those whose turn it is: most likely they are in the order of the parameters.
+        """
+        values, sources = self.values, self.chains.sources
+        hub = values.hub(vertex)
+        if not hub:
+            return [each for each in sources[vertex] if values.is_like(each, step.root)]
+        kind = hub, values.types[step.root]
+        if kind not in self._given:
+            self._given[kind] = [x for x in sources[hub] if values.is_like(x, step.root)]
+        self._turns[kind] += 1
+        return self._given[kind][max(self._turns[kind] - _MOST_ORIGINS, 0) :][: 2 * _MOST_ORIGINS]
 
     def _joined(self, vertex: int) -> int:
         """The operand of the Concat behind a Split or Slice that is the same segment of it."""
@@ -489,7 +506,8 @@ class Bottlenecks(Doubts):
                 break
             if link == Link.NUMBER:
                 is_clip = any(
-                    chains.core[above] in chains.cone(each).ends | chains.cone(each).inputs
+                    chains.core[above] in chains.cone(each).ends
+                    or chains.core[above] in chains.cone(each).inputs
                     for each in self.values.takes[at]
                     if each and each not in chains.sources[at]
                 )
@@ -504,8 +522,8 @@ class Bottlenecks(Doubts):
         if made is None:
             return None
         path = self.bases(step)
-        takes = self.values.takes[self.values.behind(step.new)]
-        slots = [slot for slot, each in enumerate(takes) if each and each not in path]
+        takes = self.values.operands(self.values.behind(step.new))
+        slots = (at for at in reversed(range(len(takes))) if takes[at] and takes[at] not in path)
         node = frame.scope.nodes[made[0]]
-        slot = min(slots[-1] if slots else 0, max(len(node.input) - 1, 0))
+        slot = min(next(slots, 0), max(len(node.input) - 1, 0))
         return Sink(frame, made[0], slot)

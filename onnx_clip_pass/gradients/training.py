@@ -213,7 +213,7 @@ class Training:
 
     def _is_alone(self, step: Step) -> bool:
         """Return whether the operator that nobody knows returns the new value of no other state."""
-        takes = map(self.values.behind, self.values.takes[self.values.behind(step.new)])
+        takes = map(self.values.behind, self.values.operands(self.values.behind(step.new)))
         return not any(each in self.states.roots and each != step.root for each in takes)
 
     @cached_property

@@ -67,7 +67,8 @@ class Scope:
     What is asked for of every node of a large graph is taken out of protobuf once: `takes` are the
     inputs of each node, `by_op` the numbers of the nodes of each op type, `special` the numbers of
     those that run a body (an If, a call) or name tensors in attributes; `is_sorted` says whether
-    each node stands behind those whose values it takes.
+    each node stands behind those whose values it takes. `input_slots` and `handed_out` are the
+    first slots of inputs and outputs by name.
     """
 
     proto: GraphProto | FunctionProto
@@ -86,7 +87,8 @@ class Scope:
     takes: list[tuple[str, ...]] = field(default_factory=list)
     by_op: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     special: set[int] = field(default_factory=set)
-    handed_out: frozenset[str] = frozenset()
+    input_slots: dict[str, int] = field(default_factory=dict)
+    handed_out: dict[str, int] = field(default_factory=dict)
     is_sorted: bool = True
 
     @property
@@ -241,7 +243,8 @@ class Index:
             )
         self.scopes.append(scope)
         scope.names.update(scope.inputs)
-        scope.handed_out = frozenset(scope.outputs)
+        scope.input_slots = _slots(scope.inputs)
+        scope.handed_out = _slots(scope.outputs)
         proto = scope.proto
         declared = [*getattr(proto, "value_info", ())]
         if isinstance(proto, GraphProto):
@@ -306,6 +309,11 @@ def names_by_attribute(node: NodeProto) -> list[str]:
         elif attr.name == "y":
             found.append(attr.s.decode(errors="replace"))
     return found
+
+
+def _slots(names: list[str]) -> dict[str, int]:
+    """The first slot of each name."""
+    return {name: slot for slot, name in reversed([*enumerate(names)])}
 
 
 def _reads_in(scope: Scope) -> Iterator[tuple[str, int, int]]:
