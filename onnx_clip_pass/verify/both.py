@@ -200,5 +200,7 @@ def _defaults(
     return {
         target.name: numpy_helper.to_array(main.initializers[target.name], str(folder or ""))
         for target in targets
-        if target.scope == 0 and target.name in main.input_slots and target.name in main.initializers
+        if target.scope == 0
+        and target.name in main.input_slots
+        and target.name in main.initializers
     }
