@@ -72,6 +72,7 @@ class Bottlenecks(Doubts):
         self.questions: list[Question] = []
         self._given: dict[tuple[int, object], list[int]] = {}
         self._turns: Counter[tuple[int, object]] = Counter()
+        self._begins: dict[int, dict[float, int]] = {}
         self._look()
 
     def _look(self) -> None:
@@ -341,20 +342,28 @@ class Bottlenecks(Doubts):
             at = self.chains.tree.above[at]
         frame, name = values.value[vertex]
         slot = frame.scope.producers[name][1]
-        sizes = [values.size(each) for each in values.takes[at]]
+        takes = values.takes[at]
         if values.op[vertex] == "Split":
             node = values.value[vertex].node
-            found = values.takes[at][slot] if node and len(node.output) == len(sizes) else 0
+            found = takes[slot] if node and len(node.output) == len(takes) else 0
         else:
             start = self.states.numbers[values.takes[vertex][1]]
-            found, begin = 0, 0
-            for each, size in zip(values.takes[at], sizes, strict=True):
-                if start is not None and start[0] == begin:
-                    found = each
+            found = 0 if start is None else self._segments(at).get(start[0], 0)
+        return found if found and values.size(found) == values.size(vertex) else 0
+
+    def _segments(self, joint: int) -> dict[float, int]:
+        """The operands of a Concat by where they begin in it, as far as that is known."""
+        if joint not in self._begins:
+            found: dict[float, int] = {}
+            begin = 0
+            for each in self.values.takes[joint]:
+                found[begin] = each
+                size = self.values.size(each)
                 if size is None:
                     break
                 begin += size
-        return found if found and values.size(found) == values.size(vertex) else 0
+            self._begins[joint] = found
+        return self._begins[joint]
 
     def _is_unknown(self, vertex: int) -> bool:
         node = self.values.value[vertex].node
