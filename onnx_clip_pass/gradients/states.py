@@ -34,6 +34,7 @@ _LITTLE = 1e-6
 _MOST_MEASURED = 10_000
 _MOST_REPORTS = 16
 _MOST_FACTORS = 16
+_MOST_TERMS = 512
 _WHOLE = 0.5
 """The least share of a state in what becomes of it; what is added for decay has less."""
 _FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16, 0}
@@ -379,12 +380,18 @@ class States:
         is_known = self.forms.is_average(new, root)
         shares: dict[int, Sample] = {self.values.behind(new): np.ones(POINTS)}
         todo, total, others, mine = [-self.values.behind(new)], np.zeros(POINTS), False, None
+<<<<<<< HEAD
         steps, is_taken_off = 0, False
         while todo and steps < _MOST_MEASURED:
             steps += 1
+=======
+        terms = 0
+        while todo and terms < _MOST_TERMS:
+>>>>>>> 4224b82 (Follow no sum of hundreds of terms from every parameter)
             at = -heapq.heappop(todo)
             share = shares.pop(at)
-            parts = self.forms.parts(at)
+            is_few = len(self.values.takes[at]) <= _MOST_TERMS
+            parts = self.forms.parts(at) if is_few else None
             is_end = at in self._ends and at != self.values.behind(new)
             is_own = at == root or (is_end and root in self.forms.ways[at])
             if is_own or is_end or parts is None or not self.values.op[at]:
@@ -394,6 +401,7 @@ class States:
                 if is_own:
                     mine = share if mine is None else mine + share
                 continue
+            terms += len(parts)
             for each, part in parts:
                 if each not in shares:
                     heapq.heappush(todo, -each)
