@@ -291,8 +291,9 @@ class Training:
                 if states.nonfree[at] and not values.is_single(at):
                     return set()
             else:
-                todo += [each for each in values.takes[at] if each and each not in seen]
-                seen.update(values.takes[at])
+                new = {each for each in values.takes[at] if each} - seen
+                seen |= new
+                todo += [x for x in new if not values.is_single(x) or values.is_single(step.new)]
         return found
 
     @cached_property
