@@ -25,6 +25,7 @@ from google.protobuf.message import DecodeError, Message
 from onnx import ModelProto
 
 from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.storage.messages import check_messages
 from onnx_clip_pass.storage.source import Memory, Source
 from onnx_clip_pass.storage.wire import (
     MERGING,
@@ -163,6 +164,7 @@ def read_structure(source: Source) -> Structure:
     tensors: list[_Tensor] = []
     try:
         data = _thin(source, MODEL, 0, source.size, token, tensors, 0)
+        check_messages(data, name)
         model = ModelProto.FromString(data)
     except (MalformedError, DecodeError, RecursionError) as error:
         raise OnnxClipError(f"{name} is no ONNX model, or it is truncated: {error}") from error
