@@ -17,7 +17,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from itertools import chain, pairwise
 from typing import NamedTuple

@@ -380,14 +380,8 @@ class States:
         is_known = self.forms.is_average(new, root)
         shares: dict[int, Sample] = {self.values.behind(new): np.ones(POINTS)}
         todo, total, others, mine = [-self.values.behind(new)], np.zeros(POINTS), False, None
-<<<<<<< HEAD
-        steps, is_taken_off = 0, False
-        while todo and steps < _MOST_MEASURED:
-            steps += 1
-=======
-        terms = 0
+        terms, is_taken_off = 0, False
         while todo and terms < _MOST_TERMS:
->>>>>>> 4224b82 (Follow no sum of hundreds of terms from every parameter)
             at = -heapq.heappop(todo)
             share = shares.pop(at)
             is_few = len(self.values.takes[at]) <= _MOST_TERMS
