@@ -71,8 +71,8 @@ class Bottlenecks(Doubts):
         self.found: list[Found] = []
         self.questions: list[Question] = []
         self._given: dict[tuple[int, object], list[int]] = {}
-        self._turns: Counter[tuple[int, object]] = Counter()
-        self._begins: dict[int, dict[float, int]] = {}
+        self._asked: Counter[tuple[int, object]] = Counter()
+        self._segments_of: dict[int, dict[float, int]] = {}
         self._look()
 
     def _look(self) -> None:
@@ -327,8 +327,8 @@ class Bottlenecks(Doubts):
         kind = hub, values.types[step.root]
         if kind not in self._given:
             self._given[kind] = [x for x in sources[hub] if values.is_like(x, step.root)]
-        self._turns[kind] += 1
-        return self._given[kind][max(self._turns[kind] - _MOST_ORIGINS, 0) :][: 2 * _MOST_ORIGINS]
+        self._asked[kind] += 1
+        return self._given[kind][max(self._asked[kind] - _MOST_ORIGINS, 0) :][: 2 * _MOST_ORIGINS]
 
     def _joined(self, vertex: int) -> int:
         """The operand of the Concat behind a Split or Slice that is the same segment of it."""
@@ -353,7 +353,7 @@ class Bottlenecks(Doubts):
 
     def _segments(self, joint: int) -> dict[float, int]:
         """The operands of a Concat by where they begin in it, as far as that is known."""
-        if joint not in self._begins:
+        if joint not in self._segments_of:
             found: dict[float, int] = {}
             begin = 0
             for each in self.values.takes[joint]:
@@ -362,8 +362,8 @@ class Bottlenecks(Doubts):
                 if size is None:
                     break
                 begin += size
-            self._begins[joint] = found
-        return self._begins[joint]
+            self._segments_of[joint] = found
+        return self._segments_of[joint]
 
     def _is_unknown(self, vertex: int) -> bool:
         node = self.values.value[vertex].node
