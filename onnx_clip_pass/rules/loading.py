@@ -20,10 +20,10 @@ from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import OptimizerOps
 from onnx_clip_pass.gradients.optimizer import NO_OPS, checked_ops
 from onnx_clip_pass.rules.rule import Bounds, Rule, Rules
+from onnx_clip_pass.storage.reading import read_text
 
 __all__ = ["load_rules"]
 
-_LARGEST = 4 << 20
 _NUMBERS = {"clip_norm", "ord", "max", "min", "threshold", "clipping", "eps"}
 _SETTINGS = {setting for kind in KINDS.values() for setting in kind.settings}
 _SELECTION = {
@@ -104,17 +104,9 @@ def _optimizer_ops(table: object, where: str, faults: list[str]) -> OptimizerOps
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > _LARGEST:
-            raise OnnxClipError(
-                f"{str(path)!r} has {path.stat().st_size:,} bytes, more than any rules need"
-            )
-        return path.read_text(encoding="utf-8-sig")  # Windows editors put a mark before the text
-    except OSError as error:
-        raise OnnxClipError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        return read_text(path).decode("utf-8-sig")  # Windows editors put a mark before the text
     except UnicodeDecodeError as error:
         raise OnnxClipError(f"{str(path)!r} is no TOML, which is UTF-8 text: {error}") from error
-    except ValueError as error:  # a NUL in the path
-        raise OnnxClipError(f"cannot read {str(path)!r}: {error}") from error
 
 
 _Selection = tuple[tuple[str, ...] | None, Bounds]
