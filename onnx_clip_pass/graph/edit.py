@@ -56,6 +56,9 @@ class Editor:
         self.added = Added()
         self._names = self.index.all_names()
         self._last: dict[str, int] = defaultdict(lambda: 1)  # the last number behind each wish
+        self._made_here = (
+            GraphProto()
+        )  # a message by itself takes far more memory than one in another
         self._pending: dict[int, list[tuple[int, NodeProto]]] = defaultdict(list)
         self._made: dict[str, list[AttributeProto]] = {}
         self._types: dict[TensorType, TypeProto] = {}
@@ -82,7 +85,9 @@ class Editor:
         **attributes: Any,
     ) -> None:
         """Put a node of the default domain before the present node number `position`."""
-        node = NodeProto(op_type=op_type, name=self.fresh(name), input=inputs, output=[output])
+        node = self._made_here.node.add(
+            op_type=op_type, name=self.fresh(name), input=inputs, output=[output]
+        )
         if attributes:
             node.attribute.extend(self._attributes(attributes))
         self._pending[id(scope)].append((position, node))
@@ -190,16 +195,21 @@ class Editor:
             pending = self._pending.pop(id(scope), None)
             if not pending:
                 continue
+            is_unsettled = id(scope) in self._unsettled
             merged = _merge(scope, pending)
-            if id(scope) in self._unsettled:
+            if is_unsettled:
                 old = {id(node): number for number, node in enumerate(scope.nodes)}
                 merged = in_order(scope, merged, advice=advice)
                 moved = [old[id(node)] for node in merged if id(node) in old]
                 if moved != sorted(moved):
                     self.added.order.append((scope, _runs(moved)))
+            # The old nodes are put into order and not copied: a copy would take their room again.
             nodes = scope.proto.node
-            del nodes[:]
-            nodes.extend(merged)
+            order = {id(node): place for place, node in enumerate(merged)}
+            new = [node for _, node in pending]
+            nodes.extend(new)
+            places = iter([*map(order.__getitem__, map(id, (*scope.nodes, *new)))])
+            nodes.sort(key=lambda _: next(places))
             scope.nodes[:] = list(nodes)
 
 
