@@ -140,6 +140,7 @@ OLDEST = [
     "protobuf==4.25.8",
     "pytest==8.0.0",
     "pytest-cov==5.0.0",
+    "regex==2023.10.3",
     "rich==13.0.1",
 ]
 VERSIONS = {

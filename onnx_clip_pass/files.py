@@ -36,6 +36,7 @@ from onnx_clip_pass.storage import (
     write_structure,
 )
 from onnx_clip_pass.storage.moving import errors_name
+from onnx_clip_pass.storage.reading import read_text
 
 __all__ = [
     "Inspection",
@@ -187,9 +188,7 @@ def read_map(path: _Path) -> dict[str, str]:
     """
     expected = 'expected a JSON object such as {"W_grad": "W"}'
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OnnxClipError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        found = json.loads(read_text(Path(path)).decode())
     except (ValueError, RecursionError) as error:
         raise OnnxClipError(f"{expected} in {str(path)!r}: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):

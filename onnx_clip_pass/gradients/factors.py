@@ -51,7 +51,7 @@ class Factors(Training):
             and any(self.flows(each, end, unknown=False) for each in cone.inputs)
         ):
             return True
-        if cone.inputs & states.roots:
+        if cone.has_state:
             return False
         if cone.inputs and inner == end:
             is_mean = values.op[vertex] == "Div" or is_taken_up or not is_last
@@ -87,7 +87,7 @@ class Factors(Training):
             else:
                 count += 1
         if self.values.op[end] == "Loop":
-            trips = self.states.numbers[self.values.takes[end][0]]
+            trips = self.states.numbers[self.values.operands(end)[0]]
             if trips is not None:
                 return int(trips[0])
         return max(count, 1)

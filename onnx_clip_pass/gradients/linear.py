@@ -8,6 +8,7 @@ that the whole takes linear time.
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from onnx_clip_pass.gradients.ops import (
     SIDE_SLOTS,
 )
 from onnx_clip_pass.gradients.values import Values
+from onnx_clip_pass.graph import TensorType
 
 __all__ = ["FACTOR", "REDUCED", "UNKNOWN", "LinearForms", "Way"]
 
@@ -73,6 +75,8 @@ class LinearForms:
         self.ways: list[dict[int, Way]] = [{} for _ in range(len(values))]
         self._new_values = new_values
         self._nonfree = nonfree
+        self._given: dict[int, dict[TensorType | None, list[int]]] = {}
+        self._turns: Counter[tuple[int, TensorType | None]] = Counter()
         followed = set(states)
         with np.errstate(all="ignore"):
             for vertex in range(1, len(values)):
@@ -186,8 +190,7 @@ class LinearForms:
             operands = [each for slot, each in enumerate(takes) if each and slot not in side]
             self._merge(vertex, [(each, None) for each in operands], REDUCED)
         elif "::" in op or self._is_unknown(vertex):
-            held = [each for each in takes if each and values.behind(each) in self.ways[each]]
-            self._merge(vertex, [(each, None) for each in held], UNKNOWN)
+            self._merge(vertex, [(each, None) for each in self._held(vertex)], UNKNOWN)
 
     def _linear_in(self, number: int) -> set[int]:
         """The states in which a number is linear."""
@@ -206,6 +209,26 @@ class LinearForms:
             and not self._nonfree[scaled]
             and not self.values.is_constant(self.values.behind(factor))
         )
+
+    def _held(self, vertex: int) -> Sequence[int]:
+        """The states that an operator is given, as they are; of many those whose turn it is.
+
+        An operator that has many of them returns their new values, most likely in the same order.
+        """
+        values = self.values
+        hub = values.hub(vertex)
+        if hub and hub in self._given:
+            given = self._given[hub]
+        else:
+            given = defaultdict(list)
+            for each in values.operands(vertex):
+                if each and values.behind(each) in self.ways[each]:
+                    given[values.types[each] if hub else None].append(each)
+            self._given[hub] = given
+        held = given[values.types[vertex] if hub else None]
+        turn = self._turns[hub, values.types[vertex]]
+        self._turns[hub, values.types[vertex]] += 1
+        return held[turn : turn + _MOST_STATES] if hub else held
 
     def _is_unknown(self, vertex: int) -> bool:
         node = self.values.value[vertex].node

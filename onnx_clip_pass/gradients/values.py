@@ -1,5 +1,9 @@
 """The values of one run as a graph without cycles: what each is computed from, and what is known.
 
+A node of many inputs and many outputs stands among them itself, as its *hub*: the outputs are
+computed from it and it from the inputs, so that their ways are as many as inputs and outputs, and
+not as pairs of them.
+
 A run is what executes once: the main graph, an algorithm of `training_info` joined with it, or one
 iteration of the body of a Loop or Scan. Local functions are entered at each call, and both
 branches of an If. A Loop or Scan inside the run is one operator here, since its body is a run of
@@ -17,13 +21,17 @@ from onnx_clip_pass.graph.ordering import in_order
 
 __all__ = ["Values"]
 
+_MANY = 16
+"""More inputs than any operator has by its definition that has several outputs."""
+
 
 class Values:
     """The vertices, in topological order; number 0 is none of them.
 
     `value[i]` is where vertex i is defined, `op[i]` the operator that computes it ("" for an
     input, an initializer or what a nested body takes from around it), `takes[i]` what that
-    operator is given, slot by slot (0 where a slot is left empty).
+    operator is given, slot by slot (0 where a slot is left empty); of an output of a hub that
+    alone, see `operands`.
     """
 
     def __init__(self, flow: Flow, frames: Iterable[Frame]) -> None:
@@ -33,6 +41,7 @@ class Values:
         self.op: list[str] = [""]
         self.takes: list[tuple[int, ...]] = [()]
         self.types: list[TensorType | None] = [None]
+        self.hubs: set[int] = set()
         self._numbers: dict[tuple[int, str], int] = {}
         for frame in frames:
             self._add_frame(frame)
@@ -62,6 +71,15 @@ class Values:
             vertex = self.takes[vertex][0]
         return vertex
 
+    def hub(self, vertex: int) -> int:
+        """Return the hub of which a vertex is an output; 0 for none."""
+        takes = self.takes[vertex]
+        return takes[0] if takes and takes[0] in self.hubs else 0
+
+    def operands(self, vertex: int) -> tuple[int, ...]:
+        """Return what the operator of a vertex is given, slot by slot, past its hub."""
+        return self.takes[self.hub(vertex) or vertex]
+
     def shape(self, vertex: int) -> tuple[int | str | None, ...] | None:
         """Return the shape of a vertex as far as it is known."""
         known = self.types[vertex]
@@ -80,7 +98,7 @@ class Values:
         if self.op[vertex]:
             return self.op[vertex] == "Constant"
         frame, name = self.value[vertex]
-        return name in frame.scope.initializers and name not in frame.scope.inputs
+        return name in frame.scope.initializers and name not in frame.scope.input_slots
 
     def is_like(self, vertex: int, other: int) -> bool:
         """Return whether nothing known of two vertices' shapes contradicts."""
@@ -125,6 +143,10 @@ class Values:
             )
         elif node.domain not in ("", "ai.onnx") and op in ELEMENTWISE:
             op = f"{node.domain}::{op}"
+        if len(takes) > _MANY and len(node.output) > 1 and not (is_call or op == "If"):
+            hub = self._append(Value(frame, ""), op, takes)
+            self.hubs.add(hub)
+            takes = (hub,)
         for slot, name in enumerate(node.output):
             if not name:
                 continue
@@ -152,11 +174,15 @@ class Values:
         key = (id(value.frame), value.name)
         if key in self._numbers:
             return self._numbers[key]
-        number = self._numbers[key] = len(self.value)
+        number = self._numbers[key] = self._append(value, op, takes)
+        return number
+
+    def _append(self, value: Value, op: str, takes: tuple[int, ...]) -> int:
+        number = len(self.value)
         self.value.append(value)
         self.op.append(op)
         self.takes.append(takes)
-        self.types.append(self._type(value, op, takes))
+        self.types.append(self._type(value, op, takes) if value.name else None)
         return number
 
     def _type(self, value: Value, op: str, takes: tuple[int, ...]) -> TensorType | None:

@@ -9,7 +9,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients import OptimizerOps
 from onnx_clip_pass.gradients.optimizer import NO_OPS, checked_ops
 from onnx_clip_pass.rules.rule import Bounds, Rule, Rules
+from onnx_clip_pass.storage.reading import read_text
 
 __all__ = ["load_rules"]
 
-_LARGEST = 4 << 20
 # A parser takes a time that grows with the square of the parts of a key.
 _ENDLESS_KEY = re.compile(
     r"""(?:^|[\[{,])[ \t]*+(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){64}""",
@@ -80,13 +80,15 @@ def load_rules(path: str | os.PathLike[str]) -> Rules:
         faults.append(f"{path.name}: expected at least one table [[rule]]")
         tables = []
     rules: list[Rule] = []
+    first: dict[_Selection, Rule] = {}
     for number, table in enumerate(tables, 1):
         reader = _Reader(table, f"{path.name}, rule {number}")
         rule = reader.rule()
         faults += reader.faults
         if rule is not None and not reader.faults:
-            faults += _shadowing(rule, rules)
+            faults += _shadowing(rule, first)
             rules.append(rule)
+            first.setdefault(_selection(rule), rule)
     ops = _optimizer_ops(document.get("optimizer_ops", {}), path.name, faults)
     if faults:
         raise OnnxClipError(f"the rules in {str(path)!r} cannot be used:", faults)
@@ -132,24 +134,31 @@ def _optimizer_ops(table: object, where: str, faults: list[str]) -> OptimizerOps
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > _LARGEST:
-            raise OnnxClipError(
-                f"{str(path)!r} has {path.stat().st_size:,} bytes, more than any rules need"
-            )
-        return path.read_text(encoding="utf-8-sig")  # Windows editors put a mark before the text
-    except OSError as error:
-        raise OnnxClipError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        return read_text(path).decode("utf-8-sig")  # Windows editors put a mark before the text
     except UnicodeDecodeError as error:
         raise OnnxClipError(f"{str(path)!r} is no TOML, which is UTF-8 text: {error}") from error
-    except ValueError as error:  # a NUL in the path
-        raise OnnxClipError(f"cannot read {str(path)!r}: {error}") from error
 
 
-def _shadowing(rule: Rule, before: list[Rule]) -> list[str]:
-    """Why no gradient can ever get as far as this rule, whatever the model."""
-    for other in before:
-        takes_all = other.need_clip is None or other.need_clip == rule.need_clip
-        if takes_all and other.bounds in (Bounds(), rule.bounds):
+_Selection = tuple[tuple[str, ...] | None, Bounds]
+"""The patterns of a rule, None for all, and its bounds."""
+
+
+def _selection(rule: Rule) -> _Selection:
+    patterns = rule.need_clip
+    return (tuple(patterns) if isinstance(patterns, Sequence) else None), rule.bounds
+
+
+def _shadowing(rule: Rule, first: Mapping[_Selection, Rule]) -> list[str]:
+    """Why no gradient can ever get as far as this rule, whatever the model.
+
+    Args:
+        rule: the rule.
+        first: of the rules before it the first of each selection.
+    """
+    patterns, bounds = _selection(rule)
+    for wider in ((None, Bounds()), (None, bounds), (patterns, Bounds()), (patterns, bounds)):
+        other = first.get(wider)
+        if other is not None:
             return [f"{rule.where}: never matches, since {other.where} takes all of it before"]
     return []
 

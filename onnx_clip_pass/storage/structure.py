@@ -27,6 +27,7 @@ from onnx import ModelProto
 
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.storage.damage import amount, fault_of, fault_of_small
+from onnx_clip_pass.storage.messages import check_messages
 from onnx_clip_pass.storage.source import Memory, Source
 from onnx_clip_pass.storage.wire import (
     MERGING,
@@ -167,6 +168,7 @@ def read_structure(source: Source) -> Structure:
     tensors: list[_Tensor] = []
     try:
         data = _thin(source, MODEL, 0, source.size, token, tensors, 0)
+        check_messages(data, name)
         model = ModelProto.FromString(data)
         if small := fault_of_small(model.graph.initializer):
             raise DamagedError(f"tensor {small[0]!r} {small[1]}")

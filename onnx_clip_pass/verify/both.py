@@ -18,6 +18,8 @@ from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record, read_record, strip_if_clipped
 from onnx_clip_pass.runtime import Arrays, Provider, make_feeds
+from onnx_clip_pass.storage.messages import check_messages
+from onnx_clip_pass.storage.reading import open_regular
 from onnx_clip_pass.validity import blaming
 from onnx_clip_pass.verify.declared import declared_faults, recorded_faults
 from onnx_clip_pass.verify.forward import Forward
@@ -98,12 +100,17 @@ def _load(source: _Model, called: str, weights: Weights) -> _Loaded:
         check_path(called, source, also="a ModelProto or ")
         path = Path(source)
         called, folder = repr(str(path)), path.parent
-        try:
-            model = onnx.load(path, load_external_data=False)
-        except OSError as error:
-            raise OnnxClipError(f"cannot read {called}: {error.strerror}") from error
-        except Exception as error:  # protobuf and onnx raise several kinds
-            raise OnnxClipError(f"{called} is no ONNX model: {error}") from error
+        with open_regular(path) as file:
+            try:
+                check_messages(file.read(), called)
+                file.seek(0)
+                model = onnx.load(file, load_external_data=False)
+            except OSError as error:
+                raise OnnxClipError(f"cannot read {called}: {error.strerror}") from error
+            except OnnxClipError:
+                raise
+            except Exception as error:  # protobuf and onnx raise several kinds
+                raise OnnxClipError(f"{called} is no ONNX model: {error}") from error
     thin = weights.taken_out(model)
     return _Loaded(thin, folder if thin is model else weights.folder, called)
 
@@ -207,5 +214,7 @@ def _defaults(
     return {
         target.name: numpy_helper.to_array(main.initializers[target.name], str(folder or ""))
         for target in targets
-        if target.scope == 0 and target.name in main.inputs and target.name in main.initializers
+        if target.scope == 0
+        and target.name in main.input_slots
+        and target.name in main.initializers
     }
