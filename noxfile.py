@@ -75,6 +75,7 @@ def nightly(session: nox.Session) -> None:
     paths = session.posargs or [
         "tests/gradients/test_random_steps.py",
         "tests/storage/test_hostile.py",
+        "tests/storage/test_hostile_messages.py",
         "tests/test_forged_records.py",
         "tests/test_precision.py",
         "tests/test_properties.py",
