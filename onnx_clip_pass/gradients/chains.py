@@ -198,7 +198,8 @@ class Chains:
                 for a, b in (main, main[::-1]):
                     if self.core[a] in self.cone(b).ends:
                         return (a,)
-        return tuple(main)
+        found = tuple(main)
+        return takes if found == takes else found
 
     def _link(self, vertex: int, above: int, sources: tuple[int, ...]) -> Link:
         """What is between a value and its dominator."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
+from sys import intern
 
 from onnx_clip_pass.gradients.ops import ALIASES, CALL, ELEMENTWISE, PHI
 from onnx_clip_pass.graph import Flow, Frame, Scope, TensorType, Value, attribute
@@ -42,7 +43,7 @@ class Values:
         self.takes: list[tuple[int, ...]] = [()]
         self.types: list[TensorType | None] = [None]
         self.hubs: set[int] = set()
-        self._numbers: dict[tuple[int, str], int] = {}
+        self._numbers: dict[Value, int] = {}
         for frame in frames:
             self._add_frame(frame)
 
@@ -51,15 +52,14 @@ class Values:
 
     def find(self, value: Value | None) -> int:
         """Return the number of a value; 0 if it is not of this run."""
-        return 0 if value is None else self._numbers.get((id(value.frame), value.name), 0)
+        return 0 if value is None else self._numbers.get(value, 0)
 
     def named(self, frame: Frame, name: str) -> int:
         """Return the number of what a name means in a frame."""
         found = self.flow.resolve(frame, name) if name else None
         if found is None:
             return 0
-        number = self._numbers.get((id(found.frame), found.name), 0)
-        return number or self._add(found, "", ())
+        return self._numbers.get(found, 0) or self._add(found, "", ())
 
     def name(self, vertex: int) -> str:
         """Return the name of a vertex in its own graph."""
@@ -106,13 +106,13 @@ class Values:
         return a is not None and b is not None and a.agrees_with(b)
 
     @cached_property
-    def readers(self) -> list[list[int]]:
+    def readers(self) -> list[tuple[int, ...]]:
         """The vertices that are computed from each vertex."""
         readers: list[list[int]] = [[] for _ in self.value]
         for vertex, takes in enumerate(self.takes):
             for source in dict.fromkeys(takes):
                 readers[source].append(vertex)
-        return readers
+        return [tuple(each) for each in readers]
 
     # -- building ------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ class Values:
         scope, flow = frame.scope, self.flow
         node = scope.nodes[number]
         bodies = flow.bodies(frame, number, node)
-        op = node.op_type
+        op = intern(node.op_type)
         takes = tuple(self._read(frame, name) for name in scope.takes[number])
         is_call = flow.index.function_of(node) is not None
         if is_call or op == "If":
@@ -167,14 +167,12 @@ class Values:
         if found is None:
             return 0
         found = self.flow.canonical(found)
-        number = self._numbers.get((id(found.frame), found.name), 0)
-        return number or self._add(found, "", ())
+        return self._numbers.get(found, 0) or self._add(found, "", ())
 
     def _add(self, value: Value, op: str, takes: tuple[int, ...]) -> int:
-        key = (id(value.frame), value.name)
-        if key in self._numbers:
-            return self._numbers[key]
-        number = self._numbers[key] = self._append(value, op, takes)
+        if value in self._numbers:
+            return self._numbers[value]
+        number = self._numbers[value] = self._append(value, op, takes)
         return number
 
     def _append(self, value: Value, op: str, takes: tuple[int, ...]) -> int:
@@ -197,7 +195,7 @@ class Values:
             known = TensorType(known.dtype or inferred.dtype, shape)
         if known.shape is None:
             known = TensorType(known.dtype, self._made_shape(value, op, takes))
-        return known
+        return scope.alike.setdefault(known, known)
 
     def _made_shape(
         self, value: Value, op: str, takes: tuple[int, ...]

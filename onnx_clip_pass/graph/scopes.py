@@ -188,9 +188,17 @@ class Index:
         if self._inferred is None:
             try:
                 self._inferred = infer_types(self.model)
+                for scope in self.scopes:  # what is declared need not be kept again
+                    found = self._inferred.get(scope.path, {})
+                    for known in found.keys() & scope.types.keys():
+                        if found[known] == scope.declared(known):
+                            del found[known]
+                    found.update(
+                        {known: self._alike.setdefault(t, t) for known, t in found.items()}
+                    )
             except Exception:  # onnx raises several kinds; a model may be beyond its inference
                 self._inferred = {}
-        return self._inferred.get(scope.path, {}).get(name, TensorType())
+        return self._inferred.get(scope.path, {}).get(name) or scope.declared(name) or _UNKNOWN
 
     def all_names(self) -> set[str]:
         """Every name of a value or node anywhere in the model, also of one that nothing makes."""
