@@ -19,7 +19,7 @@ from onnx import ModelProto
 
 from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.gradients import accumulator
-from onnx_clip_pass.storage import DataFile
+from onnx_clip_pass.storage import DataFile, unfinished
 
 __all__ = ["Layout", "check_training_model", "find_layout"]
 
@@ -63,6 +63,9 @@ def find_layout(folder: Path) -> Layout:
     try:
         names = sorted(entry.name for entry in os.scandir(folder))
         training = [name for name in names if name.endswith(_TRAINING)]
+        reason = "" if training else unfinished(folder)
+        if reason:
+            raise OnnxClipError(f"cannot read {str(folder)!r}: {reason}")
         _check_one(folder, training, names)  # before a whole tree is walked in vain
         files, folders, faults = _walk(folder)
     except OSError as error:

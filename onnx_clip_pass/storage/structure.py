@@ -166,6 +166,7 @@ def read_structure(source: Source) -> Structure:
         model = ModelProto.FromString(data)
     except (MalformedError, DecodeError, RecursionError) as error:
         raise OnnxClipError(f"{name} is no ONNX model, or it is truncated: {error}") from error
+    source.check_unchanged()
     if not model.HasField("graph"):
         raise OnnxClipError(f"{name} is no ONNX model: it has no graph")
     return Structure(model, source, b"location" in data, token, tensors)

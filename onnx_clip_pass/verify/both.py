@@ -18,6 +18,7 @@ from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record, read_record, strip_if_clipped
 from onnx_clip_pass.runtime import Arrays, Provider, make_feeds
+from onnx_clip_pass.storage import unfinished
 from onnx_clip_pass.verify.declared import declared_faults
 from onnx_clip_pass.verify.forward import Forward
 from onnx_clip_pass.verify.meaning import Meaning, Slopes, check_choice
@@ -96,7 +97,8 @@ def _load(source: _Model, called: str, weights: Weights) -> _Loaded:
         try:
             model = onnx.load(path, load_external_data=False)
         except OSError as error:
-            raise OnnxClipError(f"cannot read {called}: {error.strerror}") from error
+            reason = unfinished(path) or error.strerror
+            raise OnnxClipError(f"cannot read {called}: {reason}") from error
         except Exception as error:  # protobuf and onnx raise several kinds
             raise OnnxClipError(f"{called} is no ONNX model: {error}") from error
     thin = weights.taken_out(model)
