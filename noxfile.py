@@ -67,10 +67,11 @@ def examples(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def nightly(session: nox.Session) -> None:
-    """Run what takes too long for every change: hostile files, random graphs, long norms."""
+    """Run what takes too long for every change: hostile files, faults, random graphs, long norms."""
     session.install("-e", ".[test]")
     paths = session.posargs or [
         "tests/gradients/test_random_steps.py",
+        "tests/storage/test_faults.py",
         "tests/storage/test_hostile.py",
         "tests/test_precision.py",
         "tests/test_properties.py",
