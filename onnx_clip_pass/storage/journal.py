@@ -3,10 +3,10 @@
 A replacement puts new content in the place of old: one file, a folder, or several files as one, of
 which the first, a model, is the *main* one. Everything that it makes has the token of its journal:
 
-    .onnx-clip-<token>.journal    beside the main path, from before the first new file until after
-                                  the last old one is gone; locked while its run lives
-    .onnx-clip-<token>.<n>.new    the new content of the n-th path, beside it
-    .onnx-clip-<token>.<n>.old    what was there, moved aside
+    .onnx-clip-<user>.journals/<token>    beside the main path, from before the first new file until
+                                          after the last old one is gone; locked while its run lives
+    .onnx-clip-<token>.<n>.new            the new content of the n-th path, beside it
+    .onnx-clip-<token>.<n>.old            what was there, moved aside
 
 1. The journal lists the paths. All new content is written beside its places; where something is
    replaced, it is forced to disk.
@@ -43,12 +43,12 @@ from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.storage.locking import has_ended, lock, owner
 from onnx_clip_pass.storage.moving import sync, write_all
 
-__all__ = ["PREFIX", "Entry", "Journal", "files_in", "token_of", "walk"]
+__all__ = ["PREFIX", "Entry", "Journal", "files_in", "journals_in", "walk"]
 
 PREFIX = ".onnx-clip-"
 """How the names begin of all that is made beside an output, and removed again."""
 
-_NAME = re.compile(re.escape(PREFIX) + r"([0-9a-f]{16})\.journal")
+_TOKEN = re.compile(r"[0-9a-f]{16}")
 _HEAD = b'{"onnx-clip journal": 1, "paths": '
 _MOST_BYTES = 1 << 26
 
@@ -77,7 +77,7 @@ class Journal:
     def __init__(self, root: Path, targets: Sequence[Path], token: str = "") -> None:
         self.root = root
         self.token = token or secrets.token_hex(8)
-        self.path = root / f"{PREFIX}{self.token}.journal"
+        self.path = folder_of(root) / self.token
         self.entries = [self._entry(target, number) for number, target in enumerate(targets)]
         self.made: list[Path] = []  # folders that were not there
         self.is_begun = False
@@ -96,7 +96,13 @@ class Journal:
             self.made += [each for each in reversed(missing) if each not in self.made]
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0)
         while self._descriptor is None:
-            descriptor = os.open(self.path, flags, 0o600)
+            try:
+                self.path.parent.mkdir(0o700, exist_ok=True)
+                descriptor = os.open(self.path, flags, 0o600)
+            except FileNotFoundError:
+                if self.root.is_dir():  # another run has just removed the folder of journals
+                    continue
+                raise
             lock(descriptor, wait=True)
             if os.fstat(descriptor).st_nlink:  # else one who found it without lock removed it
                 self._descriptor = descriptor
@@ -153,6 +159,7 @@ class Journal:
         is_one_file = len(self.entries) == 1 and not self.entries[0].fresh.is_dir()
         if self.must_last and not is_one_file:  # which one rename replaces
             os.fsync(self._descriptor)
+            sync(self.path.parent)
             sync(self.root)
 
     def settle(self) -> bool:
@@ -192,6 +199,8 @@ class Journal:
                     folder.rmdir()
         self.close()  # before it is removed: Windows wants that
         self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # other runs have theirs there
+            self.path.parent.rmdir()
         if kept:
             raise OnnxClipError(
                 f"{str(self.entries[0].target)!r} is written; something appeared in the old folder "
@@ -249,10 +258,22 @@ class Journal:
         return path.relative_to(self.root).as_posix()
 
 
-def token_of(name: str) -> str:
-    """The token in the name of a journal; "" for any other name."""
-    found = _NAME.fullmatch(name)
-    return found[1] if found else ""
+def folder_of(root: Path) -> Path:
+    """Where the journals of this user's runs into a folder are."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    return root / f"{PREFIX}{user}.journals"
+
+
+def journals_in(root: Path) -> list[Journal]:
+    """The journals of runs into a folder, not read yet."""
+    folder = folder_of(root)
+    try:
+        if folder.is_symlink():
+            return []
+        names = sorted(entry.name for entry in os.scandir(folder))
+    except (OSError, ValueError):  # there are none, or no such folder, which others will say
+        return []
+    return [Journal(root, [], name) for name in names if _TOKEN.fullmatch(name)]
 
 
 def files_in(folder: Path) -> list[str]:

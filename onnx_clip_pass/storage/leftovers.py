@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from onnx_clip_pass.errors import OnnxClipError, listed
-from onnx_clip_pass.storage.journal import Journal, token_of
+from onnx_clip_pass.storage.journal import Journal, journals_in
 
 __all__ = ["check_alone", "recover", "unfinished"]
 
@@ -19,7 +19,7 @@ def recover(folder: Path) -> None:
     Raises:
         OnnxClipError: something cannot be put in order.
     """
-    for journal in _journals(folder):
+    for journal in _ours(folder):
         if not journal.lock():  # its run lives
             continue
         try:
@@ -36,11 +36,11 @@ def check_alone(mine: Journal) -> None:
 
     Of two runs that come here at once, each has begun before it looks: at least one sees the other.
     """
-    for other in _journals(mine.root, mine.path.name):
-        if other.is_begun and mine.overlaps(other):
+    for other in _ours(mine.root):
+        if other.token != mine.token and other.is_begun and mine.overlaps(other):
             raise OnnxClipError(
                 f"another run of onnx-clip is replacing {str(mine.entries[0].target)!r} at this "
-                f"moment, as {other.path.name!r} says; nothing there has changed by this one; try "
+                f"moment, as {str(other.path)!r} says; nothing there has changed by this one; try "
                 f"again when that is done"
             )
 
@@ -51,16 +51,16 @@ def unfinished(path: Path) -> str:
     Args:
         path: a file or folder that is missing, or a folder from which a model is.
     """
+    names = {path.name}
     roots = {path.parent: None, path: None}
     with suppress(OSError, RuntimeError):
+        names.add(path.resolve().name)
         roots[path.resolve().parent] = None
-    for journal in (each for root in roots for each in _journals(root)):
-        if not journal.entries:
-            continue
+    for journal in (each for root in roots for each in _ours(root) if each.entries):
         main, *others = journal.entries
         if os.path.lexists(main.target) or not os.path.lexists(main.old):
             continue
-        if journal.root == path or main.target.name in (path.name, path.resolve().name):
+        if journal.root == path or main.target.name in names:
             beside = [repr(entry.target.name) for entry in others]
             return (
                 f"a run of onnx-clip has moved {str(main.target)!r} aside to replace it"
@@ -71,20 +71,13 @@ def unfinished(path: Path) -> str:
     return ""
 
 
-def _journals(folder: Path, but: str = "") -> Iterator[Journal]:
-    """The journals in a folder that are ours, `but` one, each open for as long as it is looked at.
+def _ours(folder: Path) -> Iterator[Journal]:
+    """The journals of this user's runs into a folder, each open for as long as it is looked at.
 
     Raises:
         OnnxClipError: one cannot be read, so that nothing tells what is to be undone.
     """
-    try:
-        names = sorted(entry.name for entry in os.scandir(folder))
-    except (OSError, ValueError):  # there is no such folder, which others will say
-        return
-    for name in names:
-        if name == but or not token_of(name):
-            continue
-        journal = Journal(folder, [], token_of(name))
+    for journal in journals_in(folder):
         try:
             if _is_ours(journal):
                 yield journal

@@ -89,7 +89,6 @@ def _settled(journal: Journal, cause: BaseException | None = None) -> bool:
     try:
         return journal.settle()
     except OSError as error:
-        journal.close()
         why = getattr(cause, "strerror", None) or type(cause).__name__
         if main.is_placed:
             fault = (
@@ -102,6 +101,8 @@ def _settled(journal: Journal, cause: BaseException | None = None) -> bool:
         raise OnnxClipError(
             f"{fault} ({error.strerror}); run the same command again: it puts that in order first"
         ) from error
+    finally:
+        journal.close()
 
 
 def _place(journal: Journal) -> None:

@@ -17,7 +17,7 @@ from onnx_clip_pass.artifacts import inspect_artifacts
 from onnx_clip_pass.cli import main
 from onnx_clip_pass.files import inspect_file
 from onnx_clip_pass.storage import recover, sets
-from onnx_clip_pass.storage.journal import PREFIX, Journal
+from onnx_clip_pass.storage.journal import PREFIX, Journal, folder_of
 from onnx_clip_pass.verify import verify
 
 TOKEN = 16 * "a"
@@ -235,7 +235,8 @@ def test_a_journal_that_is_not_ours_moves_and_removes_nothing(source, target, tm
         for number in range(2):
             (folder / f"{PREFIX}{TOKEN}.{number}.old").write_bytes(b"planted")
     (tmp_path / "precious").write_bytes(b"precious")
-    (target.parent / f"{PREFIX}{TOKEN}.journal").write_bytes(content)
+    folder_of(target.parent).mkdir()
+    (folder_of(target.parent) / TOKEN).write_bytes(content)
     before = files(tmp_path)
     recover(target.parent)
     assert files(tmp_path) == before
@@ -243,15 +244,28 @@ def test_a_journal_that_is_not_ours_moves_and_removes_nothing(source, target, tm
 
 
 def test_names_that_are_only_like_ours_are_left_alone(target):
-    names = [f"{PREFIX}{TOKEN}.0.new", f"{PREFIX}{TOKEN}.journal.bak", f"{PREFIX}1.journal"]
+    names = [f"{PREFIX}{TOKEN}.0.new", f"{PREFIX}{TOKEN}", f"{PREFIX}1"]
     for name in names:
         (target.parent / name).write_bytes(b"mine")
-    os.mkfifo(target.parent / f"{PREFIX}{TOKEN}.journal")
-    (target.parent / f"{PREFIX}{TOKEN[:-1]}b.journal").symlink_to("v.bin")
-    (target.parent / f"{PREFIX}{TOKEN[:-1]}c.journal").mkdir()
-    before = sorted(target.parent.iterdir())
+    journals = folder_of(target.parent)
+    journals.mkdir()
+    os.mkfifo(journals / TOKEN)
+    (journals / f"{TOKEN[:-1]}b").symlink_to("v.bin")
+    (journals / f"{TOKEN[:-1]}c").mkdir()
+    (journals / f"{TOKEN}.bak").write_bytes(_journal(["model.onnx"]))
+    before = sorted(target.parent.rglob("*"))
     recover(target.parent)
-    assert sorted(target.parent.iterdir()) == before
+    assert sorted(target.parent.rglob("*")) == before
+
+
+def test_a_folder_of_journals_that_is_a_link_is_not_followed(target, tmp_path, source, kill):
+    kill(lambda: clip(source, target, force=True))
+    journals = folder_of(target.parent)
+    journals.rename(tmp_path / "planted")
+    journals.symlink_to(tmp_path / "planted")
+    before = files(tmp_path)
+    recover(target.parent)
+    assert files(tmp_path) == before
 
 
 @pytest.mark.skipif(
@@ -259,7 +273,7 @@ def test_names_that_are_only_like_ours_are_left_alone(target):
 )
 def test_the_journal_of_another_user_is_left_alone(source, target, kill):
     kill(lambda: clip(source, target, force=True))
-    (journal,) = target.parent.glob("*.journal")
+    (journal,) = folder_of(target.parent).iterdir()
     os.chown(journal, 1234, 1234)
     before = files(target.parent)
     recover(target.parent)
