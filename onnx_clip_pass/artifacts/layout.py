@@ -20,6 +20,7 @@ from onnx import ModelProto
 from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.gradients import accumulator
 from onnx_clip_pass.storage import DataFile, unfinished
+from onnx_clip_pass.storage.journal import PREFIX
 
 __all__ = ["Layout", "check_training_model", "find_layout"]
 
@@ -131,6 +132,8 @@ def _walk(folder: Path) -> tuple[dict[str, DataFile], list[str], list[str]]:
         for entry in sorted(os.scandir(current), key=lambda entry: entry.name):
             path = Path(entry.path)
             name = path.relative_to(folder).as_posix()
+            if entry.name.startswith(PREFIX):  # of a run that lives or was killed
+                continue
             if entry.is_dir(follow_symlinks=False):
                 folders.append(name)
                 todo.append(path)

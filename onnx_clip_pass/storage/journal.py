@@ -81,6 +81,7 @@ class Journal:
         self.entries = [self._entry(target, number) for number, target in enumerate(targets)]
         self.made: list[Path] = []  # folders that were not there
         self.is_begun = False
+        self.is_done = False
         self._descriptor: int | None = None
         self._owner = ("", 0)
 
@@ -98,6 +99,8 @@ class Journal:
         while self._descriptor is None:
             try:
                 self.path.parent.mkdir(0o700, exist_ok=True)
+                if self.path.parent.is_symlink():
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
                 descriptor = os.open(self.path, flags, 0o600)
             except FileNotFoundError:
                 if self.root.is_dir():  # another run has just removed the folder of journals
@@ -182,7 +185,7 @@ class Journal:
             raise
 
     def _settle(self) -> bool:
-        is_done = self.is_begun and self.entries[0].is_placed
+        is_done = self.is_done or (self.is_begun and self.entries[0].is_placed)
         if is_done:
             self.sync_folders()  # before what could replace it after a power cut is removed
         elif self.is_begun:
@@ -260,7 +263,7 @@ class Journal:
 
 def folder_of(root: Path) -> Path:
     """Where the journals of this user's runs into a folder are."""
-    user = os.getuid() if hasattr(os, "getuid") else 0
+    user = os.geteuid() if hasattr(os, "geteuid") else 0
     return root / f"{PREFIX}{user}.journals"
 
 

@@ -54,6 +54,7 @@ def replacing(
         journal.begin()
         check_alone(journal)
         _place(journal)
+        journal.is_done = True
     except BaseException as error:
         is_done = _settled(journal, error)
         if not isinstance(error, OSError):
@@ -90,7 +91,7 @@ def _settled(journal: Journal, cause: BaseException | None = None) -> bool:
         return journal.settle()
     except OSError as error:
         why = getattr(cause, "strerror", None) or type(cause).__name__
-        if main.is_placed:
+        if journal.is_done or main.is_placed:
             fault = (
                 f"{shown} is written, but may not outlast a power cut, or leaves something behind"
             )

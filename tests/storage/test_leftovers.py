@@ -16,7 +16,7 @@ from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_artifacts
 from onnx_clip_pass.artifacts import inspect_artifacts
 from onnx_clip_pass.cli import main
 from onnx_clip_pass.files import inspect_file
-from onnx_clip_pass.storage import recover, sets
+from onnx_clip_pass.storage import journal, recover, sets
 from onnx_clip_pass.storage.journal import PREFIX, Journal, folder_of
 from onnx_clip_pass.verify import verify
 
@@ -130,6 +130,14 @@ def test_a_folder_in_place_without_its_training_model_is_named_and_put_back(fold
     assert inspect_artifacts(folder).training.record is not None
 
 
+def test_what_is_left_in_a_folder_does_not_come_along_from_it(folder, kill):
+    clip_artifacts(folder, folder, GradientClipByNorm(3.0), replace=True)
+    kill(lambda: clip_artifacts(folder, folder, GradientClipByNorm(1.0), replace=True))
+    assert left_in(folder)
+    clip_artifacts(folder, folder.with_name("out"), GradientClipByNorm(1.0))
+    assert not left_in(folder.with_name("out"))
+
+
 # -- what is settled ---------------------------------------------------------------------------
 
 
@@ -168,6 +176,26 @@ def test_data_that_somebody_has_written_since_is_not_touched(source, target, kil
     with pytest.raises(OnnxClipError, match=r"v\.bin', replaced: '"):
         recover(target.parent)
     assert files(target.parent) == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere nothing tells whether a process lives")
+def test_where_files_cannot_be_locked_the_process_tells_whether_a_run_has_died(
+    source, target, kill, monkeypatch
+):
+    before = files(target.parent)
+    monkeypatch.setattr(journal, "lock", lambda *_args, **_options: None)
+    kill(lambda: clip(source, target, force=True))
+    recover(target.parent)  # this process lives
+    assert not target.exists()
+    with pytest.raises(OnnxClipError, match="another run of onnx-clip is replacing"):
+        clip(source, target, force=True)
+    monkeypatch.setattr(os, "kill", _no_such_process)
+    recover(target.parent)
+    assert files(target.parent) == before
+
+
+def _no_such_process(*_: object) -> None:
+    raise ProcessLookupError
 
 
 # -- what is not touched -----------------------------------------------------------------------
@@ -265,6 +293,8 @@ def test_a_folder_of_journals_that_is_a_link_is_not_followed(target, tmp_path, s
     journals.symlink_to(tmp_path / "planted")
     before = files(tmp_path)
     recover(target.parent)
+    with pytest.raises(OnnxClipError, match="Not a directory; nothing there has changed"):
+        clip(source, target, force=True)
     assert files(tmp_path) == before
 
 
