@@ -70,13 +70,15 @@ def examples(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def nightly(session: nox.Session) -> None:
-    """Run what takes too long for every change: hostile files and records, random graphs."""
+    """Run what takes too long for every change: hostile files, faults, random graphs, norms."""
     session.install("-e", ".[test]")
     paths = session.posargs or [
         "tests/gradients/test_random_steps.py",
+        "tests/storage/test_faults.py",
         "tests/storage/test_hostile.py",
         "tests/storage/test_hostile_messages.py",
         "tests/test_forged_records.py",
+        "tests/storage/test_more_faults.py",
         "tests/test_precision.py",
         "tests/test_properties.py",
         "tests/test_verify_clips.py",

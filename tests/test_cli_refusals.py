@@ -178,7 +178,7 @@ def test_an_unwritable_folder_is_refused(seed, monkeypatch, capsys):
     def refuse(*_args, **_kwargs):  # root writes anywhere, so permissions alone prove nothing
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr("onnx_clip_pass.storage.journal.Journal.create", refuse)
     assert main(["rewrite", str(seed)]) == 2
     assert "Permission denied" in capsys.readouterr().err
 

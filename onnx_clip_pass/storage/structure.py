@@ -176,6 +176,7 @@ def read_structure(source: Source) -> Structure:
         raise OnnxClipError(f"{name} is no ONNX model, or it is truncated: {error}") from error
     except DamagedError as error:
         raise OnnxClipError(f"{name} is damaged: {error}; nothing can read that") from error
+    source.check_unchanged()
     if not model.HasField("graph"):
         raise OnnxClipError(f"{name} is no ONNX model: it has no graph")
     return Structure(model, source, b"location" in data, token, tensors)

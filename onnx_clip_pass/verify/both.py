@@ -18,6 +18,7 @@ from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record, read_record, strip_if_clipped
 from onnx_clip_pass.runtime import Arrays, Provider, make_feeds
+from onnx_clip_pass.storage import unfinished
 from onnx_clip_pass.storage.messages import check_messages
 from onnx_clip_pass.storage.reading import open_regular
 from onnx_clip_pass.validity import blaming
@@ -100,6 +101,8 @@ def _load(source: _Model, called: str, weights: Weights) -> _Loaded:
         check_path(called, source, also="a ModelProto or ")
         path = Path(source)
         called, folder = repr(str(path)), path.parent
+        if not path.exists() and (reason := unfinished(path)):
+            raise OnnxClipError(f"cannot read {called}: {reason}")
         with open_regular(path) as file:
             try:
                 check_messages(file.read(), called)
