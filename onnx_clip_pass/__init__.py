@@ -9,12 +9,14 @@ What is named here is imported when it is asked for. Until then nothing is, so t
 can catch an interrupt from the first moment on.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
 from onnx_clip_pass._version import __version__
 
+TYPE_CHECKING = False  # as typing has it, which takes a while to import
 if TYPE_CHECKING:
+    from typing import Any
+
     from onnx_clip_pass.artifacts import clip_artifacts
     from onnx_clip_pass.clipping import clip_gradients
     from onnx_clip_pass.clips import (
@@ -80,6 +82,8 @@ _ROOMS = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     return getattr(import_module(f"{__name__}.{_ROOMS.get(name, 'clips')}"), name)
 
 

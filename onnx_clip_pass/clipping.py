@@ -19,6 +19,7 @@ from onnx_clip_pass.rewrite import (
     clip_in_place,
 )
 from onnx_clip_pass.rewrite.watching import Emit
+from onnx_clip_pass.validity import blaming
 
 __all__ = ["clip_gradients"]
 
@@ -87,20 +88,21 @@ def clip_gradients(
     check_model(model, "clip_gradients_file")
     rewritten = ModelProto()
     rewritten.CopyFrom(model)
-    clip_in_place(
-        rewritten,
-        clip,
-        gradients=gradients,
-        skip=skip,
-        norm_precision=norm_precision,
-        nonfinite=nonfinite,
-        threshold_input=threshold_input,
-        loss_scale=loss_scale,
-        emit=emit,
-        emit_as=emit_as,
-        measure_only=measure_only,
-        partial=partial,
-        optimizer_ops=optimizer_ops,
-        decide=decider(probe),
-    )
+    with blaming(lambda: model, "this"):
+        clip_in_place(
+            rewritten,
+            clip,
+            gradients=gradients,
+            skip=skip,
+            norm_precision=norm_precision,
+            nonfinite=nonfinite,
+            threshold_input=threshold_input,
+            loss_scale=loss_scale,
+            emit=emit,
+            emit_as=emit_as,
+            measure_only=measure_only,
+            partial=partial,
+            optimizer_ops=optimizer_ops,
+            decide=decider(probe),
+        )
     return rewritten

@@ -75,7 +75,7 @@ class Apart:
         if importlib.util.find_spec("onnxruntime") is None:
             return _nothing(questions, "that needs ONNX Runtime, which is not installed")
         size = self.path.stat().st_size
-        size += sum(file.size for file in data_files(model, self.path.parent))
+        size += sum(file.size for file in data_files(model, self.path.parent, trust=True))
         if size >= _MOST_BYTES:
             return _nothing(
                 questions,

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
-__all__ = ["OnnxClipError", "listed"]
+__all__ = ["OnnxClipError", "listed", "shortened", "shown"]
 
 _SHOWN = 10
+_LONG_NAME = re.compile(r"\S{1000,}|'[^'\n]{1000,}'")
+_LONGEST_LINE = 3000
+_SHOWN_OF_NAME = 240
+_LONGEST_VALUE = 100
+_LARGEST = 1 << 63
 
 
 class OnnxClipError(Exception):
@@ -18,13 +24,39 @@ class OnnxClipError(Exception):
     """
 
     def __init__(self, message: str, faults: Iterable[str] = ()) -> None:
-        self.faults = tuple(faults)
+        self.faults = tuple(map(shortened, faults))
         shown = [f"  - {fault}" for fault in self.faults[:_SHOWN]]
         more = [f"  and {len(self.faults) - _SHOWN} more"] if self.faults[_SHOWN:] else []
-        super().__init__("\n".join([message, *shown, *more]))
+        super().__init__("\n".join([shortened(message), *shown, *more]))
+
+
+def shortened(text: str) -> str:
+    """Return a text without the middle of names and lines that nobody reads to their end."""
+    names = _LONG_NAME.sub(lambda name: _without_middle(name[0], _SHOWN_OF_NAME), text)
+    return "\n".join(_without_middle(line, _LONGEST_LINE) for line in names.split("\n"))
+
+
+def _without_middle(text: str, length: int) -> str:
+    if len(text) <= length:
+        return text
+    first, last = length * 2 // 3, length // 3
+    return f"{text[:first]}…[{len(text) - first - last:,} characters]…{text[-last:]}"
 
 
 def listed(items: Sequence[str]) -> str:
     """The first few of some things in one line of a message, and how many more there are."""
     more = f" and {len(items) - _SHOWN} more" if items[_SHOWN:] else ""
     return (", ".join(items[:_SHOWN]) or "none") + more
+
+
+def shown(value: object) -> str:
+    """A value of any kind in a message: never long, and never an error of its own."""
+    if isinstance(value, int) and abs(value) >= _LARGEST:  # Python writes none of 5,000 digits
+        return "a number of more than 63 bits"
+    if isinstance(value, str | bytes) and len(value) > _LONGEST_VALUE:
+        return f"{value[:_LONGEST_VALUE]!r}…"
+    try:
+        text = repr(value)
+    except Exception:  # what is in it may be of any kind, and nested at will
+        return f"a {type(value).__name__} that cannot be written"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"

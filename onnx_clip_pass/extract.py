@@ -20,8 +20,15 @@ from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.graph import Index, TensorType
 from onnx_clip_pass.record import Record, read_record
 from onnx_clip_pass.rewrite import ClipOrRules, Decide, Options, Report, clip_in_place
-from onnx_clip_pass.storage import Structure, locations, open_model, write_bytes
-from onnx_clip_pass.storage.moving import errors_name
+from onnx_clip_pass.storage import (
+    Structure,
+    errors_name,
+    locations,
+    open_model,
+    recover,
+    write_bytes,
+)
+from onnx_clip_pass.validity import blaming
 
 __all__ = ["extract_clip", "extract_clip_file"]
 
@@ -60,7 +67,8 @@ def extract_clip(
     check_model(model, "extract_clip_file")
     copy = ModelProto()
     copy.CopyFrom(model)
-    return _extract(copy, clip, options, decider(probe))[0]
+    with blaming(lambda: model, "this"):
+        return _extract(copy, clip, options, decider(probe))[0]
 
 
 def extract_clip_file(
@@ -94,6 +102,7 @@ def extract_clip_file(
     check_flags(force=force)
     source, target = Path(source), Path(target)
     decide = decider(probe, source)
+    recover(target.parent)
     with open_model(source) as structure:
         _check_target(structure, target, force=force)
         extracted, report = _extract(structure.model, clip, options, decide)

@@ -32,10 +32,12 @@ from onnx_clip_pass.storage import (
     Progress,
     Structure,
     data_files,
+    errors_name,
     open_model,
-    write_structure,
+    recover,
+    write_structures,
 )
-from onnx_clip_pass.storage.moving import errors_name
+from onnx_clip_pass.storage.reading import read_text
 
 __all__ = [
     "Inspection",
@@ -71,6 +73,7 @@ def clip_gradients_file(
     clip: ClipOrRules,
     *,
     external_data: HowToBring = "copy",
+    trust_data: bool = False,
     replace: bool = False,
     force: bool = False,
     dry_run: bool = False,
@@ -86,6 +89,8 @@ def clip_gradients_file(
             comes along.
         clip: what to do, see `clip_gradients`.
         external_data: how data files get into another folder: "copy" or "link" (a hard link).
+        trust_data: use data files, too, to which symbolic links lead out of the model's folder, and
+            take those along that have hidden names or several names (hard links).
         replace: allow `target` to be `source`.
         force: replace a target, or data files of other content, that onnx-clip did not write.
         dry_run: write nothing.
@@ -102,16 +107,18 @@ def clip_gradients_file(
     """
     check_path("source", source)
     check_path("target", target)
-    check_flags(replace=replace, force=force, dry_run=dry_run)
+    check_flags(trust_data=trust_data, replace=replace, force=force, dry_run=dry_run)
     check_choice("external_data", external_data, HowToBring)
     source, target = Path(source), _resolved(Path(target), replace=replace)
     decide = decider(probe, source)
+    if not dry_run:
+        recover(target.parent)
     with open_model(source) as structure:
         _check_target(source, target, replace=replace, force=force)
         report = clip_in_place(structure.model, clip, decide=decide, **options)
-        files = _data_files(structure, target)
+        files = _data_files(structure, target, trust=trust_data)
         if not dry_run:
-            _write(structure, target, files, external_data, force, progress)
+            _write(structure, target, files, external_data, progress, force=force, trust=trust_data)
     return report
 
 
@@ -120,6 +127,7 @@ def strip_file(
     target: _Path,
     *,
     external_data: HowToBring = "copy",
+    trust_data: bool = False,
     replace: bool = False,
     force: bool = False,
     progress: Progress | None = None,
@@ -132,17 +140,18 @@ def strip_file(
     """
     check_path("source", source)
     check_path("target", target)
-    check_flags(replace=replace, force=force)
+    check_flags(trust_data=trust_data, replace=replace, force=force)
     check_choice("external_data", external_data, HowToBring)
     source, target = Path(source), _resolved(Path(target), replace=replace)
+    recover(target.parent)
     with open_model(source) as structure:
         _check_target(source, target, replace=replace, force=force)
         if not undo(structure.model):
             raise OnnxClipError(
                 f"{str(source)!r} is not clipped by onnx-clip: there is nothing to undo"
             )
-        files = _data_files(structure, target)
-        _write(structure, target, files, external_data, force, progress)
+        files = _data_files(structure, target, trust=trust_data)
+        _write(structure, target, files, external_data, progress, force=force, trust=trust_data)
 
 
 def inspect_file(source: _Path, optimizer_ops: OptimizerOps = NO_OPS) -> Inspection:
@@ -187,9 +196,7 @@ def read_map(path: _Path) -> dict[str, str]:
     """
     expected = 'expected a JSON object such as {"W_grad": "W"}'
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OnnxClipError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        found = json.loads(read_text(Path(path)).decode())
     except (ValueError, RecursionError) as error:
         raise OnnxClipError(f"{expected} in {str(path)!r}: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
@@ -251,11 +258,11 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def _data_files(structure: Structure, target: Path) -> list[DataFile]:
+def _data_files(structure: Structure, target: Path, *, trust: bool) -> list[DataFile]:
     """The external data of a model; refused if the target would take its place."""
     if not structure.may_have_external_data:
         return []
-    files = data_files(structure.model, structure.source.path.parent)
+    files = data_files(structure.model, structure.source.path.parent, trust=trust)
     lying = [path for file in files for path in (file.path, target.parent / file.location)]
     if any(path.resolve() == target.resolve() for path in lying):
         raise OnnxClipError(
@@ -270,9 +277,18 @@ def _write(
     target: Path,
     files: list[DataFile],
     external_data: HowToBring,
-    force: bool,
     progress: Progress | None,
+    *,
+    force: bool,
+    trust: bool,
 ) -> None:
-    if target.parent.samefile(structure.source.path.parent):
-        files = []
-    write_structure(structure, target, files, how=external_data, force=force, progress=progress)
+    with errors_name(target):
+        stays = target.parent.samefile(structure.source.path.parent)
+    write_structures(
+        {target: structure},
+        [] if stays else files,
+        how=external_data,
+        force=force,
+        trust=trust,
+        progress=progress,
+    )

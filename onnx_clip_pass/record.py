@@ -4,7 +4,11 @@ The note is JSON under the key `onnx_clip_pass` of `ModelProto.metadata_props`. 
 clipped, how and by which version, and names every node, initializer and declared value that was
 added and every name that was changed. All these names are new to the model, so that undoing is
 removing the ones and renaming the others, wherever in the model they stand. A digest over what
-was added tells whether another tool has changed it since.
+was added, and over the note itself, tells whether another tool has changed either since.
+
+Anyone can write a note and its digest, so nothing in it is trusted: its form is checked as a whole
+(`Record` is the description of it), and undoing removes only what holds together as a rewrite
+leaves it (`_forged`).
 """
 
 from __future__ import annotations
@@ -13,18 +17,21 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, TypedDict, get_type_hints
 
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnx_clip_pass.arguments import check_model
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, listed, shown
+from onnx_clip_pass.form import Count, FormError, read_json, reader_of
 from onnx_clip_pass.graph import Body, bodies_of, graphs_in, outermost, rename_in_attributes
+from onnx_clip_pass.validity import blaming
 
 __all__ = [
     "KEY",
+    "OURS",
     "Record",
-    "digest_of",
+    "UncoveredEntry",
     "read_record",
     "strip",
     "strip_if_clipped",
@@ -33,13 +40,43 @@ __all__ = [
 ]
 
 KEY = "onnx_clip_pass"
-_FORMATS = (1, 2)
+OURS = "clip/"
+"""How the names of nodes, constants and values begin that a rewrite adds."""
+_FORMATS = (1, 2, 3)
 """Those that are read; the last is written."""
+_SEALED = 3
+"""The first format whose digest covers the record itself."""
+
+
+_SINCE = "by another tool since, so they cannot be undone; start from the original model"
+
+
+class _ClipEntry(TypedDict):
+    """What every entry of `clips` has; its settings, which each clip names itself, stand beside."""
+
+    gradient: str
+    parameter: str
+    graph: str
+    clip: str
+
+
+class _SteeredEntry(TypedDict, total=False):
+    threshold_input: str
+
+
+class UncoveredEntry(TypedDict):
+    """A trained parameter that is not clipped since its gradient is not known."""
+
+    parameter: str
+    new: str
+    formula: str
+    candidates: list[str]
+    why: str
 
 
 @dataclass(slots=True)
 class Record:
-    """What a rewrite did.
+    """What a rewrite did; the types of the fields are the form that a record must have.
 
     `clips` has an entry for each gradient: its name, parameter, graph, clip and settings. `named`
     are the gradients that the caller named, with the parameters given for them; None if gradients
@@ -53,11 +90,12 @@ class Record:
     `answers` are the gradients that slopes of the loss decided for, by parameter; `optimizer_ops`
     the operators that the caller knew, with the inputs that are the parameter and its gradient;
     `uncovered` has the trained parameters that are not clipped since their gradient is not known:
-    their names, new values, candidates and reasons. These three are new in format 2.
+    their names, new values, candidates and reasons. These three are new in format 2; since format 3
+    the digest covers the record.
     """
 
     version: str
-    clips: list[dict[str, Any]]
+    clips: list[Annotated[dict[str, Any], _ClipEntry, _SteeredEntry]]
     named: dict[str, str | None] | None = None
     norm_precision: str = "plain"
     nonfinite: str = "propagate"
@@ -67,21 +105,40 @@ class Record:
     values: list[str] = field(default_factory=list)
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
-    order: list[Any] = field(default_factory=list)
+    order: list[tuple[Count, list[tuple[Count, Count]]]] = field(default_factory=list)
     loss_scale: float | str = 1.0
-    emitted: list[Any] = field(default_factory=list)
+    emitted: list[tuple[str, str, list[str], str]] = field(default_factory=list)
     measures_only: bool = False
     digest: str = ""
-    format: int = _FORMATS[-1]
+    format: Count = _FORMATS[-1]
     answers: dict[str, str] = field(default_factory=dict)
-    optimizer_ops: dict[str, Any] = field(default_factory=dict)
-    uncovered: list[dict[str, Any]] = field(default_factory=list)
+    optimizer_ops: dict[str, tuple[Count, Count]] = field(default_factory=dict)
+    uncovered: list[UncoveredEntry] = field(default_factory=list)
+
+    def fields(self) -> dict[str, Any]:
+        """Return all of it by name, in the types of JSON."""
+        return {name: getattr(self, name) for name in Record.__slots__}
 
 
-def write_record(model: ModelProto, record: Record) -> None:
-    """Leave the record in the model."""
-    fields = {name: getattr(record, name) for name in Record.__slots__}
-    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+def write_record(
+    model: ModelProto, record: Record, added: Iterable[NodeProto | TensorProto]
+) -> None:
+    """Leave the record in the model, sealed by a digest.
+
+    Args:
+        model: what was rewritten.
+        record: what was done.
+        added: the nodes and initializers that were added.
+
+    Raises:
+        OnnxClipError: it would be none that can be read again.
+    """
+    record.digest = _digest_of(added, record)
+    text = json.dumps(record.fields(), ensure_ascii=False, separators=(",", ":"))
+    try:
+        _parsed(text)
+    except FormError as error:
+        raise OnnxClipError(f"the note to leave in the model cannot be written: {error}") from error
     model.metadata_props.add(key=KEY, value=text)
 
 
@@ -91,49 +148,43 @@ def read_record(model: ModelProto) -> Record | None:
     Raises:
         OnnxClipError: the metadata entry is there and is no record of a known format.
     """
-    text = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
-    if text is None:
+    found = [entry.value for entry in model.metadata_props if entry.key == KEY]
+    if not found:
         return None
     try:
-        fields = json.loads(text)
-        if not isinstance(fields, dict):
-            raise ValueError("no JSON object")
-        record = Record(**fields)
-        names = [*record.nodes, *record.initializers, *record.values]
-        names += [*record.inputs, *record.outputs]
-        if record.format not in _FORMATS or not all(
-            isinstance(name, str) for name in (*names, *record.renamed, *record.renamed.values())
-        ):
-            raise ValueError(f"format {record.format!r}")
-        words = (record.version, record.norm_precision, record.nonfinite, record.digest)
-        if not all(isinstance(word, str) for word in words):
-            raise ValueError("words that are no strings")
-        if not all(isinstance(clip, dict) for clip in record.clips):
-            raise ValueError("clips that are no objects")
-        named = record.named or {}
-        if not all(isinstance(word, str | None) for word in (*named, *named.values())):
-            raise ValueError("gradients that are no names")
-        if not all(isinstance(w, str) for w in (*record.answers, *record.answers.values())):
-            raise ValueError("answers that are no names")
-        for slots in record.optimizer_ops.values():
-            if len(slots) != 2 or not all(type(slot) is int and slot >= 0 for slot in slots):
-                raise ValueError("inputs of an optimizer that are none")
-        if not all(isinstance(entry, dict) for entry in record.uncovered):
-            raise ValueError("uncovered parameters that are no objects")
-        for body, runs in record.order:
-            if not all(
-                type(n) is int and n >= 0 for n in (body, *(n for run in runs for n in run))
-            ):
-                raise ValueError("an order that is none")
-        for output, quantity, gradients, group in record.emitted:
-            if not all(isinstance(word, str) for word in (output, quantity, group, *gradients)):
-                raise ValueError("outputs that are none")
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        if len(found) > 1:
+            raise FormError(f"there are {len(found)} such entries")
+        return _parsed(found[0])
+    except FormError as error:
         raise OnnxClipError(
             f"the metadata entry {KEY!r} is no record that this version can read ({error}); "
             f"remove the entry if another tool wrote it, else use the version that wrote it"
         ) from error
-    return record
+
+
+def _parsed(text: object) -> Record:
+    """The record of a text.
+
+    Raises:
+        FormError: it is none.
+    """
+    fields = read_json(text)
+    if not isinstance(fields, dict):
+        raise FormError("no JSON object")
+    form = get_type_hints(Record, include_extras=True)
+    if fields.get("format", _SEALED) not in _FORMATS:
+        raise FormError(f"format: {shown(fields['format'])}, and 1 to {_FORMATS[-1]} are known")
+    if unknown := [name for name in fields if name not in form]:
+        raise FormError(f"{shown(unknown[0])} is unknown")
+    if missing := {"version", "clips"} - fields.keys():
+        raise FormError(f"{min(missing)!r} is missing")
+    found = {}
+    for name, value in fields.items():
+        try:
+            found[name] = reader_of(form[name])(value)
+        except FormError as error:
+            raise error.inside(name) from None
+    return Record(**found)
 
 
 def strip(model: ModelProto) -> ModelProto:
@@ -151,7 +202,9 @@ def strip(model: ModelProto) -> ModelProto:
     check_model(model, "onnx.load, or the command onnx-clip strip")
     original = ModelProto()
     original.CopyFrom(model)
-    if not undo(original):
+    with blaming(lambda: model, "this"):
+        is_undone = undo(original)
+    if not is_undone:
         raise OnnxClipError(
             "expected a model that onnx-clip has rewritten, but its metadata has no entry "
             f"{KEY!r}; there is nothing to undo"
@@ -169,11 +222,20 @@ def undo(model: ModelProto) -> bool:
     record = read_record(model)
     if record is None:
         return False
-    if digest_of(_added_to(model, record)) != record.digest or _is_read_by_others(model, record):
+    if _digest_of(_added_to(model, record), record) != record.digest:
         raise OnnxClipError(
-            "the nodes that onnx-clip added to this model have been changed, renamed, removed or "
-            "joined with others by another tool since, so they cannot be undone; start from the "
-            "original model"
+            "the nodes that onnx-clip added to this model, or its record of them, have been "
+            f"changed, renamed, removed or joined with others {_SINCE}"
+        )
+    made = _made_by(model, set(record.nodes))
+    if _is_read_by_others(model, record, made):
+        raise OnnxClipError(
+            f"what onnx-clip added to this model has been joined with other nodes {_SINCE}"
+        )
+    if forged := _forged(model, record, made):
+        raise OnnxClipError(
+            "the record in this model is none that onnx-clip wrote: it says that a rewrite added "
+            f"{listed(forged)}, which a rewrite never adds so; start from the original model"
         )
     nodes, initializers = set(record.nodes), set(record.initializers)
     order = dict(record.order)
@@ -182,7 +244,6 @@ def undo(model: ModelProto) -> bool:
     for number, body in enumerate(todo):  # grows while it is read
         bodies.append((body, _nodes_before(body, nodes, order.get(number))))
         todo += [graph for node in bodies[-1][1] for _, graph in graphs_in(node)]
-    made = {name for body, _ in bodies for n in body.node if n.name in nodes for name in n.output}
     # other tools declare more than we did
     values = {*record.values, *initializers, *made} - {*record.renamed.values()}
     for body, before in reversed(bodies):  # nested ones first: putting nodes back copies them
@@ -202,6 +263,40 @@ def undo(model: ModelProto) -> bool:
             del model.metadata_props[at]
             break
     return True
+
+
+def _made_by(model: ModelProto, nodes: set[str]) -> set[str]:
+    """The values that the nodes of these names make."""
+    bodies = bodies_of(model, but_in=nodes)
+    return {name for body in bodies for n in body.node if n.name in nodes for name in n.output}
+
+
+def _forged(model: ModelProto, record: Record, made: set[str]) -> list[str]:
+    """What the record says was added and cannot have been: the model's own, or made up.
+
+    A digest proves nothing here, since whoever writes a record can write its digest as well.
+    """
+    steered = {entry.get("threshold_input") for entry in record.clips}
+    measures = {output for output, *_ in record.emitted}
+    results = {*made, *record.renamed}
+    constants = {*record.initializers} - {*record.inputs}
+    own = [
+        *(("node", name) for name in record.nodes if not name.startswith(OURS)),
+        *(("initializer", name) for name in constants if not name.startswith(OURS)),
+        # an input has its default, and a clip that takes it
+        *(("input", n) for n in record.inputs if n not in {*record.initializers} & steered),
+        *(("output", n) for n in record.outputs if n not in made or n not in measures),
+        *(("value", name) for name in record.values if name not in results),
+        # on one side of a clip there is what it makes
+        *(
+            ("name", new)
+            for new, old in record.renamed.items()
+            if not new.startswith(OURS) or not (new in made or old in made)
+        ),
+    ]
+    numbers = {tensor.name: tensor for tensor in model.graph.initializer}
+    own += [("input", n) for n in record.inputs if n in numbers and numbers[n].dims]
+    return [f"the {what} {name!r}" for what, name in own]
 
 
 def _nodes_before(body: Body, names: set[str], runs: Any) -> list[NodeProto]:
@@ -247,12 +342,15 @@ def _rename_back(body: Body, names: dict[str, str]) -> None:
             tensor.name = names[tensor.name]
 
 
-def digest_of(added: Iterable[NodeProto | TensorProto]) -> str:
-    """A digest of added nodes and initializers, in whatever order they come."""
+def _digest_of(added: Iterable[NodeProto | TensorProto], record: Record) -> str:
+    """A digest of added nodes and initializers, in whatever order they come, and of the record."""
     digest = hashlib.sha256()
     for message in sorted(added, key=lambda message: message.name):
         data = message.SerializeToString(deterministic=True)
         digest.update(b"%d:%b" % (len(data), data))
+    if record.format >= _SEALED:
+        fields = record.fields() | {"digest": ""}
+        digest.update(json.dumps(fields, sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -265,20 +363,17 @@ def _added_to(model: ModelProto, record: Record) -> Iterator[NodeProto | TensorP
             yield from (tensor for tensor in body.initializer if tensor.name in initializers)
 
 
-def _is_read_by_others(model: ModelProto, record: Record) -> bool:
+def _is_read_by_others(model: ModelProto, record: Record, made: set[str]) -> bool:
     """Return whether a node that was not added, or an output, takes what undoing would remove."""
-    nodes = set(record.nodes)
-    removed, handed_out = set(record.initializers), set(record.outputs)
+    nodes, handed_out = set(record.nodes), set(record.outputs)
     read: set[str] = set()
     for body in bodies_of(model, but_in=nodes):  # what is in an added node goes with it
         for node in body.node:
-            if node.name in nodes:
-                removed.update(node.output)
-            else:
+            if node.name not in nodes:
                 read.update(node.input)
         if isinstance(body, GraphProto):
             read.update(value.name for value in body.output if value.name not in handed_out)
         else:
             read.update(body.output)
     kept = {*record.renamed, *record.renamed.values()}
-    return not read.isdisjoint(removed - kept)
+    return not read.isdisjoint({*record.initializers, *made} - kept)

@@ -8,20 +8,23 @@ gradient means that one and is not read as a glob (`params['w']`).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence, Sized
-from fnmatch import translate
-from functools import lru_cache
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from functools import cached_property
 
 import numpy as np
 
-from onnx_clip_pass.errors import OnnxClipError, listed
+from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.gradients.found import Parameter
+from onnx_clip_pass.patterns import check_pattern, fixed_part, reader_of, start_of
 
-__all__ = ["Chooser", "NeedClip", "check_need_clip", "select"]
+__all__ = ["Among", "Chooser", "NeedClip", "by_id", "check_need_clip", "select"]
 
 NeedClip = Callable[[Parameter], bool] | str | Sequence[str] | None
 """A predicate, a pattern, several patterns (any of them), or None for all parameters."""
+
+Among = Mapping[int, Parameter]
+"""Parameters by their ids, in order, see `by_id`."""
 
 
 def check_need_clip(need_clip: object) -> None:
@@ -29,8 +32,7 @@ def check_need_clip(need_clip: object) -> None:
     if need_clip is None or callable(need_clip):
         return
     for pattern in _patterns(need_clip, "need_clip"):
-        if pattern.startswith("re:"):
-            _compile(pattern)
+        check_pattern(pattern)
 
 
 def select(
@@ -93,11 +95,11 @@ def _patterns(given: object, what: str) -> list[str]:
     patterns = [given] if isinstance(given, str) else given
     if not isinstance(patterns, Iterable) or isinstance(patterns, bytes):
         raise OnnxClipError(
-            f"{what} must be a callable, a pattern or a list of patterns, not {given!r}"
+            f"{what} must be a callable, a pattern or a list of patterns, not {shown(given)}"
         )
     patterns = list(patterns)
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
-        raise OnnxClipError(f"{what} must be a list of strings, at least one, not {given!r}")
+        raise OnnxClipError(f"{what} must be a list of strings, at least one, not {shown(given)}")
     return patterns
 
 
@@ -109,7 +111,8 @@ def _matches(
     patterns: Sequence[str], everything: Sequence[Parameter], chooser: Chooser
 ) -> dict[str, list[Parameter]]:
     """What each pattern matches; refused if one matches nothing."""
-    found = {pattern: chooser.matching(pattern, everything) for pattern in patterns}
+    among = by_id(everything)
+    found = {pattern: chooser.matching(pattern, among) for pattern in patterns}
     idle = [
         f"pattern {pattern!r} matches no parameter and no gradient"
         for pattern, matched in found.items()
@@ -123,8 +126,16 @@ def _matches(
     return found
 
 
+def by_id(parameters: Iterable[Parameter]) -> dict[int, Parameter]:
+    """Return parameters by their ids: hashing one takes longer than matching it."""
+    return {id(parameter): parameter for parameter in parameters}
+
+
 class Chooser:
     """Matches patterns with parameters by their names and their gradients' names.
+
+    A very name, and the start of a glob, are looked up, so that many rules for a few parameters
+    each do not go over all of them.
 
     Args:
         parameters: what there is.
@@ -132,62 +143,62 @@ class Chooser:
     """
 
     def __init__(self, parameters: Sequence[Parameter], also: Sequence[Parameter] = ()) -> None:
-        everything = (*parameters, *also)
-        self._names = {p.name for p in everything} | {p.gradient for p in everything} - {""}
-        self._only_by_name = set(also)
+        self._everything = (*parameters, *also)
+        self._named: dict[str, list[Parameter]] = {}
+        for parameter in self._everything:
+            for name in {parameter.name, parameter.gradient}:
+                self._named.setdefault(name, []).append(parameter)
+        self._named.pop("", None)
+        outright = set(also)
+        self._only_by_name = {id(p) for p in self._everything if outright and p in outright}
 
-    def choose(self, need_clip: NeedClip, among: Sequence[Parameter]) -> list[Parameter]:
+    def choose(self, need_clip: NeedClip, among: Among) -> list[Parameter]:
         """Those of `among` that a selection picks; a pattern may match nothing."""
         if need_clip is None:
-            return self._open(among)
+            return self._open(among.values())
         if callable(need_clip):
-            return [parameter for parameter in self._open(among) if _ask(need_clip, parameter)]
+            return [p for p in self._open(among.values()) if _ask(need_clip, p)]
         patterns = _patterns(need_clip, "need_clip")
-        if len(patterns) == 1:
-            return self.matching(patterns[0], among)
-        picked: set[Parameter] = set()
-        for pattern in patterns:
-            picked.update(self.matching(pattern, among))
-        return [parameter for parameter in among if parameter in picked] if picked else []
+        picked = [by_id(self.matching(pattern, among)) for pattern in patterns]
+        if len(picked) == 1:
+            return list(picked[0].values())
+        joined = {each: p for part in picked for each, p in part.items()}
+        return [joined[each] for each in sorted(joined, key=self._place.__getitem__)]
 
-    def matching(self, pattern: str, among: Sequence[Parameter]) -> list[Parameter]:
+    def matching(self, pattern: str, among: Among) -> list[Parameter]:
         """Those of `among` that one pattern matches; a very name wins over its other readings."""
-        if pattern in self._names:
-            return [p for p in among if pattern in (p.name, p.gradient)]
-        part = _literal_of(pattern)  # sorts most of them out, ten times as fast
-        if part:
-            among = [p for p in among if part in p.name or part in p.gradient]
-        fits = _reader_of(pattern)
-        return self._open([p for p in among if fits(p.name) or fits(p.gradient)])
+        if pattern in self._named:
+            return [p for p in self._named[pattern] if id(p) in among]
+        start, part = start_of(pattern), fixed_part(pattern)
+        near: Iterable[Parameter] = among.values()
+        if start and len(among) > 1:
+            near = [p for p in self._starting(start) if id(p) in among]
+        elif part:  # sorts most of them out, ten times as fast
+            near = [p for p in near if part in p.name or part in p.gradient]
+        fits = reader_of(pattern)
+        return self._open([p for p in near if fits(p.name) or fits(p.gradient)])
 
-    def _open(self, parameters: Sequence[Parameter]) -> list[Parameter]:
+    def _open(self, parameters: Iterable[Parameter]) -> list[Parameter]:
         """Those that need not be named outright."""
-        if not self._only_by_name:
-            return list(parameters)
-        return [parameter for parameter in parameters if parameter not in self._only_by_name]
+        return [each for each in parameters if id(each) not in self._only_by_name]
 
+    @cached_property
+    def _place(self) -> dict[int, int]:
+        return {id(parameter): place for place, parameter in enumerate(self._everything)}
 
-@lru_cache(maxsize=1024)
-def _reader_of(pattern: str) -> Callable[[str], object]:
-    """Return whether a name fits a pattern, compiled once."""
-    if pattern.startswith("re:"):
-        return _compile(pattern).search
-    return re.compile(translate(pattern)).match
+    @cached_property
+    def _sorted(self) -> list[str]:
+        return sorted(self._named)
 
-
-@lru_cache(maxsize=1024)
-def _literal_of(pattern: str) -> str:
-    """Text that is in every name that fits a glob; "" if there is none, or it is no glob."""
-    if pattern.startswith("re:"):
-        return ""
-    return max(re.split("[*?]", pattern.partition("[")[0]), key=len)
-
-
-def _compile(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern.removeprefix("re:"))
-    except re.error as error:
-        raise OnnxClipError(f"{pattern!r} is no regular expression: {error}") from error
+    def _starting(self, start: str) -> list[Parameter]:
+        """Those whose name, or whose gradient's, starts so."""
+        names = self._sorted
+        found: dict[int, Parameter] = {}
+        for at in range(bisect_left(names, start), len(names)):
+            if not names[at].startswith(start):
+                break
+            found.update(by_id(self._named[names[at]]))
+        return sorted(found.values(), key=lambda parameter: self._place[id(parameter)])
 
 
 def _listed(parameters: Sequence[Parameter]) -> str:

@@ -84,7 +84,10 @@ def _bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
         "threshold of zero": (["rewrite", path, "--clip-norm", "0"], "not 0.0"),
         "negative threshold": (["rewrite", path, "--clip-norm", "-1"], "not -1.0"),
         "threshold nan": (["rewrite", path, "--clip-norm", "nan"], "not nan"),
-        "no number": (["rewrite", path, "--clip-norm", "x"], "'x' is not a valid float"),
+        "no number": (
+            ["rewrite", path, "--clip-norm", "x"],
+            "expected a number such as 0.5 or inf, not 'x'",
+        ),
         "output equal to input": (["rewrite", path, "-o", path], "--in-place"),
         "output there already": (
             ["rewrite", path, "-o", str(folder / "there.onnx")],
@@ -175,7 +178,7 @@ def test_an_unwritable_folder_is_refused(seed, monkeypatch, capsys):
     def refuse(*_args, **_kwargs):  # root writes anywhere, so permissions alone prove nothing
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr("onnx_clip_pass.storage.journal.Journal.create", refuse)
     assert main(["rewrite", str(seed)]) == 2
     assert "Permission denied" in capsys.readouterr().err
 

@@ -30,22 +30,64 @@ def test_every_exported_name_is_there_and_listed():
         onnx_clip_pass.clip_grads  # noqa: B018
 
 
-def test_nothing_is_imported_before_an_interrupt_is_caught():
-    code = "import sys, onnx_clip_pass.__main__; sys.exit('numpy' in sys.modules)"
-    assert run(code).returncode == 0
+BEFORE_ALL = ["onnx_clip_pass.cli", "click", "numpy", "onnx", "google.protobuf", "rich"]
 
 
-def test_an_interrupt_while_starting_is_one_line_and_exit_code_130():
-    code = (
+@pytest.mark.parametrize("module", BEFORE_ALL)
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        ("KeyboardInterrupt", 130, "interrupted\n"),
+        ("MemoryError", 3, "error: there is not enough memory to start\n"),
+        ("ImportError('cut off')", 3, "error: onnx-clip cannot start: ImportError: cut off\n"),
+        ("SyntaxError('torn')", 3, "error: onnx-clip cannot start: SyntaxError: torn\n"),
+    ],
+)
+def test_whatever_goes_wrong_while_starting_is_one_line(module, raised, code, said):
+    source = (
         "import sys\n"
-        "class Interrupting:\n"
+        "class Breaking:\n"
         "    def find_spec(self, name, *_):\n"
-        "        if name == 'onnx': raise KeyboardInterrupt\n"
-        "sys.meta_path.insert(0, Interrupting())\n"
+        f"        if name == {module!r}: raise {raised}\n"
+        "sys.meta_path.insert(0, Breaking())\n"
         "from onnx_clip_pass.__main__ import run; sys.exit(run())"
     )
-    done = run(code)
-    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+    done = run(source)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have other signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("module", BEFORE_ALL)
+def test_a_signal_while_starting_raises_nothing_within_what_is_imported(name, module):
+    """Modules in C++ crash where an exception comes up in the midst of their making."""
+    source = (
+        "import os, signal, sys\n"
+        f"signal.signal(signal.{name}, signal.SIG_DFL)  # whatever the tests are run by\n"
+        "class Signalling:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}:\n"
+        f"            os.kill(os.getpid(), signal.{name})\n"
+        "            print('went on')\n"
+        "sys.meta_path.insert(0, Signalling())\n"
+        "from onnx_clip_pass.__main__ import run; sys.exit(run())"
+    )
+    done = run(source, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stderr, done.stdout) == (130, "interrupted\n", "")
+
+
+def test_hardly_anything_is_imported_before_the_process_is_set_up():
+    """An interrupt before that is none that Python lets anyone catch."""
+    code = (
+        "import sys; before = set(sys.modules); import onnx_clip_pass.__main__\n"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    assert run(code, stdout=subprocess.PIPE).stdout.split() == [
+        "__future__",
+        "onnx_clip_pass",
+        "onnx_clip_pass.__main__",
+        "onnx_clip_pass._version",
+    ]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="other systems have other signals")
@@ -106,14 +148,32 @@ def test_messages_that_cannot_be_written_do_not_look_like_a_failed_check(tmp_pat
             assert done.returncode == 2
 
 
-def test_a_reader_that_has_gone_does_not_look_like_a_failed_check():
-    code = (
-        "import os, sys; read, write = os.pipe(); os.close(read); os.dup2(write, 1)\n"
-        "from onnx_clip_pass.__main__ import run; sys.exit(run())"
-    )
-    done = run(code, "inspect", str(SEED), "--json")
+GONE = (
+    "import os, sys; read, write = os.pipe(); os.close(read); os.dup2(write, {stream})\n"
+    "from onnx_clip_pass.__main__ import run; sys.exit(run())"
+)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["inspect", str(SEED)], ["inspect", str(SEED), "--json"], ["--help"]]
+)
+def test_a_reader_that_has_gone_is_no_bad_input(arguments):
+    done = run(GONE.format(stream=1), *arguments)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_bad_input_is_told_though_the_reader_of_the_output_has_gone():
+    done = run(GONE.format(stream=1), "inspect", "none.onnx", "--json")
     assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: cannot read 'none.onnx'")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_messages_that_nobody_reads_stop_nothing_else(tmp_path):
+    out = tmp_path / "out.onnx"
+    done = run(GONE.format(stream=2), "rewrite", str(SEED), "-o", str(out), stdout=subprocess.PIPE)
+    assert done.returncode in (0, 141)
+    assert onnx.load(out).metadata_props
 
 
 def test_a_name_that_the_console_cannot_write_is_written_all_the_same(tmp_path):

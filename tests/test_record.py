@@ -12,7 +12,7 @@ from onnx import helper, parser
 
 import onnx_clip_pass
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients, strip
-from onnx_clip_pass.record import KEY, read_record
+from onnx_clip_pass.record import KEY, Record, read_record, write_record
 
 ONE = GradientClipByNorm(1.0)
 STEP = """
@@ -136,7 +136,12 @@ def test_the_metadata_of_others_is_kept(clipped: onnx.ModelProto, original: onnx
         "null",
         "{}",
         '{"version": "0.1.0", "clips": 1}',
-        '{"version": "0.1.0", "clips": [], "format": 3}',
+        '{"version": "0.1.0", "clips": [], "format": 4}',
+        '{"version": "0.1.0", "clips": [], "loss_scale": NaN}',
+        '{"version": "0.1.0", "clips": [{"gradient": "g"}]}',
+        '{"version": "\\ud800", "clips": []}',
+        '{"version": "0.1.0", "clips": [], "order": [[0, [[0, -1]]]]}',
+        '{"version": "0.1.0", "clips": [], "order": [[0, [[0, %s]]]]}' % ("9" * 5000),
         '{"version": "0.1.0", "clips": [], "nodes": [7]}',
         '{"version": "0.1.0", "clips": [], "renamed": ["a"]}',
         '{"version": "0.1.0", "clips": ["g"]}',
@@ -150,6 +155,41 @@ def test_a_note_that_is_none_of_ours_is_refused(original: onnx.ModelProto, text:
     for act in (strip, read_record, lambda model: clip_gradients(model, ONE)):
         with pytest.raises(OnnxClipError, match="no record that this version can read"):
             act(original)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"nodes": ["a", 7]}, r"nodes\[1\]: expected a text, not 7"),
+        ({"named": {"g": [1]}}, r"named\.g: expected a text, not a list of 1"),
+        ({"order": [[0, [[0, 1], [2, "x"]]]]}, r"order\[0\]\[1\]\[1\]\[1\]: expected a whole"),
+        ({"loss_scale": None}, "loss_scale: expected a finite number or a text, not null"),
+        ({"emitted": [["a", "norm", [{}], ""]]}, r"emitted\[0\]\[2\]\[0\]: expected a text"),
+        ({"uncovered": [{"parameter": "W"}]}, r"uncovered\[0\]: 'new' is missing"),
+        ({"clips": [{}]}, r"clips\[0\]: 'gradient' is missing"),
+        ({"answers": 1}, "answers: expected an object, not 1"),
+        ({"measures_only": 0}, "measures_only: expected true or false, not 0"),
+        ({"format": 10**400}, "format: a number of more than 63 bits, and 1 to 3 are known"),
+        ({"colour": "blue"}, "'colour' is unknown"),
+    ],
+    ids=str,
+)
+def test_a_note_of_another_form_is_told_where(original: onnx.ModelProto, more: dict, said: str):
+    original.metadata_props.add(key=KEY, value=json.dumps({"version": "0.1.0", "clips": []} | more))
+    with pytest.raises(OnnxClipError, match=said):
+        read_record(original)
+
+
+def test_two_notes_are_one_too_many(clipped: onnx.ModelProto):
+    clipped.metadata_props.add(key=KEY, value=clipped.metadata_props[1].value)
+    with pytest.raises(OnnxClipError, match="there are 2 such entries"):
+        strip(clipped)
+
+
+def test_a_note_that_could_not_be_read_again_is_not_left(original: onnx.ModelProto):
+    with pytest.raises(OnnxClipError, match="cannot be written: a text in it is no Unicode"):
+        write_record(original, Record(version="\ud800", clips=[]), [])
+    assert KEY not in {entry.key for entry in original.metadata_props}
 
 
 def test_a_note_that_is_no_object_is_called_so(original: onnx.ModelProto):

@@ -33,11 +33,14 @@ from onnx_clip_pass.storage import (
     HowToBring,
     Progress,
     Structure,
+    bring,
     data_files,
+    errors_name,
+    make_file,
     open_model,
-    write_structure,
+    recover,
+    write_structures,
 )
-from onnx_clip_pass.storage.external import bring_along
 
 __all__ = [
     "ArtifactsInspection",
@@ -119,7 +122,11 @@ def clip_artifacts(
             "stay at its default; rewrite the folder again for another threshold"
         )
     options["partial"] = True  # what trains the parameters is another model of the folder
-    layout, target = find_layout(Path(folder)), Path(target)
+    folder, target = Path(folder), Path(target)
+    if not dry_run:
+        recover(target.parent)
+        recover(target)
+    layout = find_layout(folder)
     wishes = {
         "skip": bool(settings.skip),
         "gradients": settings.named is not None,
@@ -160,7 +167,10 @@ def strip_artifacts(
     check_path("target", target)
     check_flags(replace=replace, force=force)
     check_choice("external_data", external_data, HowToBring)
-    layout, target = find_layout(Path(folder)), Path(target)
+    folder, target = Path(folder), Path(target)
+    recover(target.parent)
+    recover(target)
+    layout = find_layout(folder)
     with _open_models(layout) as (structures, was_clipped):
         if not was_clipped:
             raise OnnxClipError(
@@ -260,9 +270,11 @@ def _check_written(
     force: bool,
 ) -> None:
     """Refuse what `_write` must not do."""
+    with errors_name(target):
+        is_itself = in_place and target.exists() and target.samefile(layout.folder)
     if not in_place:
         check_target(layout, target, force=force)
-    elif not (target.exists() and target.samefile(layout.folder)):
+    elif not is_itself:
         raise OnnxClipError(
             f"expected {str(layout.folder)!r} as the target where it is to be replaced, not "
             f"{str(target)!r}"
@@ -282,11 +294,12 @@ def _write(
     in_place: bool,
 ) -> None:
     """Write the folder with these models in place of its own."""
-    if in_place:  # each file is whole at any moment, and the folder is never clipped twice
-        for name, structure in changed.items():
-            write_structure(structure, (layout.folder / name).resolve(), progress=progress)
+    if in_place:  # the training model first: without it the runtime loads none of them
+        names = sorted(changed, key=lambda name: name != layout.training)
+        root = layout.folder.resolve()
+        models = {(root / name).resolve(): changed[name] for name in names}
+        write_structures(models, root=root, progress=progress)
         return
-    others = [file for name, file in layout.files.items() if name not in changed]
     total = sum(file.size for file in layout.files.values())
     done = 0
 
@@ -299,10 +312,11 @@ def _write(
     with building(layout, target) as temporary:
         for name in layout.folders:
             (temporary / name).mkdir()
-        bring_along(others, temporary, how=how, force=True, count=count)
-        for name, structure in changed.items():
-            write_structure(structure, temporary / name)
-            count(layout.files[name].size)
+        for name, file in layout.files.items():
+            if name in changed:
+                make_file(changed[name], temporary / name, count)
+            else:
+                bring(file, temporary / name, how, count, mode=0o777)
 
 
 def _with_notes(report: Report, layout: Layout, chosen: str, *, replaced: bool) -> Report:

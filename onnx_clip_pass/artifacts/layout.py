@@ -19,7 +19,8 @@ from onnx import ModelProto
 
 from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.gradients import accumulator
-from onnx_clip_pass.storage import DataFile
+from onnx_clip_pass.storage import DataFile, unfinished
+from onnx_clip_pass.storage.journal import PREFIX
 
 __all__ = ["Layout", "check_training_model", "find_layout"]
 
@@ -63,6 +64,9 @@ def find_layout(folder: Path) -> Layout:
     try:
         names = sorted(entry.name for entry in os.scandir(folder))
         training = [name for name in names if name.endswith(_TRAINING)]
+        reason = "" if training else unfinished(folder)
+        if reason:
+            raise OnnxClipError(f"cannot read {str(folder)!r}: {reason}")
         _check_one(folder, training, names)  # before a whole tree is walked in vain
         files, folders, faults = _walk(folder)
     except OSError as error:
@@ -128,6 +132,8 @@ def _walk(folder: Path) -> tuple[dict[str, DataFile], list[str], list[str]]:
         for entry in sorted(os.scandir(current), key=lambda entry: entry.name):
             path = Path(entry.path)
             name = path.relative_to(folder).as_posix()
+            if entry.name.startswith(PREFIX):  # of a run that lives or was killed
+                continue
             if entry.is_dir(follow_symlinks=False):
                 folders.append(name)
                 todo.append(path)

@@ -31,7 +31,7 @@ from onnx_clip_pass.clips import (
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient, Parameter
 from onnx_clip_pass.graph import OUTPUT, Editor, Index, Read, TensorType
-from onnx_clip_pass.record import KEY, Record, digest_of, undo, write_record
+from onnx_clip_pass.record import KEY, Record, undo, write_record
 from onnx_clip_pass.rewrite import Clipped, Report, clip_in_place
 
 __all__ = ["GRADIENTS", "Optimizer", "clip_sequence", "find_optimizer"]
@@ -217,6 +217,5 @@ def _write_record(editor: Editor, renamed: dict[str, str], clip: Clip, numerics:
         nodes=[node.name for node in nodes],
         initializers=[tensor.name for tensor in initializers],
         values=editor.added.values,
-        digest=digest_of([*nodes, *initializers]),
     )
-    write_record(editor.model, record)
+    write_record(editor.model, record, [*nodes, *initializers])

@@ -1,8 +1,9 @@
 """The command line: words, tables and exit codes. All work is done elsewhere.
 
 Exit codes: 0 done, 1 a check failed, 2 bad usage or bad input, 3 a fault of onnx-clip itself, 130
-interrupted. Results go to standard output, with `--json` one JSON object and nothing else;
-progress, warnings and the table of what `rewrite` did go to standard error.
+interrupted, 141 the reader of the output has gone. Results go to standard output, with `--json` one
+JSON object and nothing else; progress, warnings and the table of what `rewrite` did go to standard
+error.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from io import StringIO
 from typing import Any
 
 import click
@@ -19,12 +21,16 @@ import click
 from onnx_clip_pass import __version__
 from onnx_clip_pass.cli.extracting import extract
 from onnx_clip_pass.cli.inspecting import inspect
+from onnx_clip_pass.cli.options import TEXT
 from onnx_clip_pass.cli.rewriting import rewrite, strip
 from onnx_clip_pass.cli.verifying import verify
 from onnx_clip_pass.cli.words import error_facts, print_json, say
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, shortened
 
 __all__ = ["main"]
+
+_COMPLETION = "_ONNX_CLIP_COMPLETE"
+"""The variable by which a shell asks for completion, in the words of click."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,21 +51,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _outcome(arguments: Sequence[str] | None) -> tuple[int, str]:
     """The exit code, and what is to be said last; "" if all is said."""
+    stdout = sys.stdout
     try:
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
     except click.ClickException as error:
+        text = StringIO()
+        error.show(text)
         with suppress(OSError):
-            error.show()
+            click.echo(shortened(text.getvalue()), err=True, nl=False)
         return 2, ""
     except (click.Abort, KeyboardInterrupt):
         return 130, "interrupted; no file is half written"
     except OnnxClipError as error:
         return 2, f"error: {error}"
-    except SystemExit as left:  # click's: the reader of the output has gone, or completion is done
+    except SystemExit as left:  # click's or rich's: nobody reads on, or completion is done
+        is_wrapped = sys.stdout is not stdout  # by click, and only for that
+        if isinstance(left.__context__, BrokenPipeError) or is_wrapped:
+            return _gone()
         return (2 if left.code else 0), ""
     except MemoryError:
         return 2, "error: there is not enough memory for this"
+    except BrokenPipeError:
+        return _gone()
     except OSError as error:
+        if error.filename is None and isinstance(error, FileNotFoundError):
+            return 2, "error: the folder that this was started in is gone; go to another"
         where = "standard output" if error.filename is None else repr(error.filename)
         _let_go_of_streams()
         return 2, f"error: cannot write to {where}: {error.strerror}"
@@ -69,13 +85,31 @@ def _outcome(arguments: Sequence[str] | None) -> tuple[int, str]:
     return (code if isinstance(code, int) else 0), ""
 
 
+def _gone() -> tuple[int, str]:
+    """The outcome where the reader of the output has gone, as `head` does: no fault of anyone's.
+
+    It is that of a process which the signal of it ends; 0 would hide a check that has failed.
+    """
+    _let_go_of_streams()
+    return 141, ""
+
+
 def _run(arguments: list[str]) -> Any:
     """Run a command; what goes wrong is told on standard output too where that is to be JSON."""
     try:
         return cli.main(args=arguments, prog_name="onnx-clip", standalone_mode=False)
+    except (KeyError, ValueError) as error:
+        if _COMPLETION not in os.environ:
+            raise
+        raise click.UsageError(
+            f"{_COMPLETION} is for shells, which set COMP_WORDS and COMP_CWORD as well"
+        ) from error
     except (OnnxClipError, click.ClickException) as error:
         if "--json" in arguments:
-            print_json(error_facts(error))
+            try:
+                print_json(error_facts(error))
+            except BrokenPipeError:  # it is told on standard error all the same
+                _let_go_of_streams()
         raise
 
 
@@ -101,3 +135,6 @@ def cli() -> None:
 
 for command in (rewrite, inspect, verify, strip, extract):
     cli.add_command(command)
+    for option in command.params:
+        if option.type is click.STRING:
+            option.type = TEXT

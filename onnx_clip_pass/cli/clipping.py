@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 import click
 
-from onnx_clip_pass.cli.options import PATH, given_options
+from onnx_clip_pass.arguments import number_in, whole_in
+from onnx_clip_pass.cli.options import NUMBER, PATH, given_options
 from onnx_clip_pass.clips import KINDS
+from onnx_clip_pass.errors import shown
 from onnx_clip_pass.files import read_map
 from onnx_clip_pass.rewrite import ClipOrRules, GradientNames
 from onnx_clip_pass.rules import load_rules
@@ -114,21 +116,25 @@ def _joined(_context: click.Context, _option: click.Parameter, texts: Sequence[s
 
 def _axes(text: str) -> Sequence[int]:
     try:
-        return [int(part) for part in text.split(",")]
+        return [whole_in(part) for part in text.split(",")]
     except ValueError:
-        raise click.UsageError(f"--axes: expected axes such as 0 or 0,2, not {text!r}") from None
+        raise click.UsageError(
+            f"--axes: expected axes such as 0 or 0,2, not {shown(text)}"
+        ) from None
 
 
 def _measures(text: str) -> list[str]:
     words = [word.strip() for word in text.split(",")]
     if not all(words):
-        raise click.UsageError(f"--emit: expected norm, scale, clipped, or several, not {text!r}")
+        raise click.UsageError(
+            f"--emit: expected norm, scale, clipped, or several, not {shown(text)}"
+        )
     return words
 
 
 def _number_or_name(text: str) -> float | str:
     try:
-        return float(text)
+        return number_in(text)
     except ValueError:
         return text
 
@@ -180,11 +186,11 @@ _DECLARED = (
     ),
     click.option(
         "--clip-norm",
-        type=float,
+        type=NUMBER,
         help="norm, global-norm: the largest norm. [default: 1.0]",
     ),
     click.option(
-        "--ord", type=float, help="norm, global-norm: 1, 2, inf or any other. [default: 2]"
+        "--ord", type=NUMBER, help="norm, global-norm: 1, 2, inf or any other. [default: 2]"
     ),
     click.option(
         "--axes",
@@ -201,14 +207,16 @@ _DECLARED = (
     click.option(
         "--group-name", metavar="NAME", help="global-norm: the group. [default: default_group]"
     ),
-    click.option("--max", type=float, help="value: the largest element."),
-    click.option("--min", type=float, help="value: the smallest element. [default: -max]"),
-    click.option("--threshold", type=float, help="rms: the largest root mean square."),
+    click.option("--max", type=NUMBER, help="value: the largest element."),
+    click.option("--min", type=NUMBER, help="value: the smallest element. [default: -max]"),
+    click.option("--threshold", type=NUMBER, help="rms: the largest root mean square."),
     click.option(
-        "--clipping", type=float, help="adaptive: the largest ratio of gradient to parameter."
+        "--clipping", type=NUMBER, help="adaptive: the largest ratio of gradient to parameter."
     ),
     click.option(
-        "--eps", type=float, help="adaptive: the least that a parameter counts as. [default: 0.001]"
+        "--eps",
+        type=NUMBER,
+        help="adaptive: the least that a parameter counts as. [default: 0.001]",
     ),
     click.option(
         "--rules",

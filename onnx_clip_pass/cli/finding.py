@@ -9,15 +9,17 @@ from typing import Any, TypeVar
 
 import click
 
+from onnx_clip_pass.arguments import whole_in
 from onnx_clip_pass.cli.options import given_options, say_together
 from onnx_clip_pass.cli.words import escape_control, say
 from onnx_clip_pass.deciding import Apart
+from onnx_clip_pass.errors import OnnxClipError, shown
+from onnx_clip_pass.gradients.optimizer import checked_ops
 from onnx_clip_pass.rewrite import Uncovered
 
 __all__ = ["FindOptions", "find_options", "optimizer_option", "tell_uncovered"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_MOST_DIGITS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +65,19 @@ def _optimizers(
     for text in texts:
         name, _, inputs = text.rpartition(":")
         slots = dict(part.split("=", 1) for part in inputs.split(",") if "=" in part)
-        numbers = [slots.get(key, "") for key in ("parameter", "gradient")]
-        if (
-            not name.rpartition("::")[2]
-            or len(slots) != 2
-            or not all(each.isdecimal() and len(each) < _MOST_DIGITS for each in numbers)
-            or int(numbers[0]) == int(numbers[1])
-        ):
+        try:
+            numbers = (whole_in(slots["parameter"]), whole_in(slots["gradient"]))
+            known = checked_ops({name: numbers})
+        except (KeyError, ValueError, OnnxClipError):
+            known = {}
+        if not known or len(slots) != 2:
             raise click.BadParameter(
                 f"expected an operator and the numbers of two of its inputs, such as "
-                f"vendor::SGD:parameter=0,gradient=1, not {text[:80]!r}"
+                f"vendor::SGD:parameter=0,gradient=1, not {shown(text)}"
             )
         if name in found:
             raise click.BadParameter(f"{name!r} is named twice")
-        found[name] = (int(numbers[0]), int(numbers[1]))
+        found |= known
     return found
 
 

@@ -10,9 +10,20 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.arguments import is_text, number_in, whole_in
+from onnx_clip_pass.errors import OnnxClipError, shown
 
-__all__ = ["OUTPUT", "PATH", "given_options", "json_option", "output_path", "say_together"]
+__all__ = [
+    "NUMBER",
+    "OUTPUT",
+    "PATH",
+    "TEXT",
+    "WHOLE",
+    "given_options",
+    "json_option",
+    "output_path",
+    "say_together",
+]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -25,8 +36,49 @@ class _File(click.Path):
     ) -> str | bytes | os.PathLike[str]:
         if not value:
             self.fail("expected a path, not an empty text", param, ctx)
+        if "\0" in str(value):
+            self.fail("no name of a file holds a NUL", param, ctx)
         return super().convert(value, param, ctx)
 
+
+class _Number(click.types.FloatParamType):
+    """A number, read as everywhere."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return number_in(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Whole(click.IntRange):
+    """A whole number, 0 or more, read as everywhere."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            number = whole_in(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return super().convert(number, param, ctx)
+
+
+class _Text(click.types.StringParamType):
+    """A text; what is no UTF-8 is none, and no name in a model."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and not is_text(value):
+            self.fail(f"expected UTF-8, not {shown(value)}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+NUMBER = _Number()
+"""The type of an option that is a number."""
+
+WHOLE = _Whole(min=0)
+"""The type of an option that is a whole number, 0 or more."""
+
+TEXT = _Text()
+"""The type of an option that is a name, a pattern or other text but a path."""
 
 PATH = _File(path_type=Path)
 """The type of an argument or option that is a path."""

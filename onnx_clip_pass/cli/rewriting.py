@@ -45,6 +45,13 @@ EXTERNAL_DATA = click.option(
     help="How weights in files of their own get into another folder: link makes hard links.",
 )
 
+TRUST_DATA = click.option(
+    "--trust-data",
+    is_flag=True,
+    help="Use weights to which links lead out of the model's folder, and take those along that "
+    "have hidden names or several.",
+)
+
 
 @click.command(short_help="Clip the gradients of models.")
 @click.argument("models", type=PATH, nargs=-1, required=True, metavar="MODEL...")
@@ -54,6 +61,7 @@ EXTERNAL_DATA = click.option(
 @find_options
 @AT
 @EXTERNAL_DATA
+@TRUST_DATA
 @click.option(
     "--verify", "verifies", is_flag=True, help="Then run both models and compare: see verify."
 )
@@ -71,6 +79,7 @@ def rewrite(
     map_file: Path | None,
     at: Place | None,
     external_data: HowToBring,
+    trust_data: bool,
     verifies: bool,
     slopes: str,
     dry_run: bool,
@@ -109,6 +118,7 @@ def rewrite(
         raise click.UsageError("--probe finds the gradients: not with --gradient or --map")
     if at is not None and not any(is_folder(model) for model in models):
         raise click.UsageError("--at is for a folder of training artifacts: give that, not a file")
+    _refuse_trust(models, trust_data)
     if output is not None and len(models) > 1:
         raise click.UsageError("--output is for one model; several are written beside themselves")
     finding = FindOptions.of(options)
@@ -149,7 +159,7 @@ def rewrite(
                     run.rehearse(model)  # what cannot be run is not written either
                 probed = probing.gradients(model, run) if probing.probes else None
                 facts |= _rewrite_file(
-                    model, target, clips, probed, as_json=as_json,
+                    model, target, clips, probed, as_json=as_json, trust_data=trust_data,
                     **written, **arguments, **finding.arguments(model),
                 )  # fmt: skip
                 if verifies:
@@ -178,28 +188,33 @@ def rewrite(
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", type=OUTPUT, help="Where to write. [default: MODEL.stripped.onnx]")
 @EXTERNAL_DATA
+@TRUST_DATA
 @click.option("--in-place", is_flag=True, help="Replace MODEL itself.")
 @click.option("--force", is_flag=True, help="Replace an output without a record of onnx-clip.")
 def strip(
-    model: Path, output: str | None, external_data: HowToBring, in_place: bool, force: bool
+    model: Path, output: str | None, trust_data: bool, in_place: bool, **options: Any
 ) -> None:
     """Undo a rewrite: write MODEL, a file or a folder, as it was before it was clipped."""
     if in_place and output is not None:
         raise click.UsageError("--in-place and --output exclude each other")
     target = model if in_place else output_path(output, model) or _beside(model, "stripped")
+    _refuse_trust([model], trust_data)
     if is_folder(model):
-        strip_folder(model, target, external_data=external_data, replace=in_place, force=force)
+        strip_folder(model, target, replace=in_place, **options)
         return
     with ProgressBar(f"writing {target.name}") as progress:
         strip_file(
-            model,
-            target,
-            external_data=external_data,
-            replace=in_place,
-            force=force,
-            progress=progress,
+            model, target, trust_data=trust_data, replace=in_place, progress=progress, **options
         )
     click.echo(f"wrote {escape_control(target)}")
+
+
+def _refuse_trust(models: Sequence[Path], trust_data: bool) -> None:
+    if trust_data and any(is_folder(model) for model in models):
+        raise click.UsageError(
+            "--trust-data is for a model file: what leads out of a folder of training artifacts is "
+            "never used"
+        )
 
 
 def _rewrite_file(

@@ -111,7 +111,7 @@ def tell_rewrite(
 def show_inspected(found: Inspection) -> None:
     """The gradients that were found, each with the clip that it has."""
     done = found.record.clips if found.record else []
-    clips = {(clip.get("gradient"), clip.get("parameter")): clip for clip in done}
+    clips = {(clip["gradient"], clip["parameter"]): clip for clip in done}
     show_gradients(
         (
             (gradient, settings_in_words(clips.get((gradient.name, gradient.parameter.name))))
@@ -212,4 +212,4 @@ def settings_in_words(entry: dict[str, Any] | None) -> str:
     try:
         return clip_of(entry).label
     except OnnxClipError:  # written by another version: worth a look all the same
-        return str(entry.get("clip"))
+        return str(entry["clip"])

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from onnx_clip_pass.arguments import whole_in
 from onnx_clip_pass.cli.folders import is_folder, refuse_to_verify
-from onnx_clip_pass.cli.options import PATH, given_options, json_option, say_together
+from onnx_clip_pass.cli.options import PATH, WHOLE, given_options, json_option, say_together
 from onnx_clip_pass.cli.tables import MOST_ROWS, show_table
 from onnx_clip_pass.cli.words import counted, escape_control, print_json, say
+from onnx_clip_pass.errors import shown
 
 if TYPE_CHECKING:
     from onnx_clip_pass.verify import Verification
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["RunOptions", "run_options", "slopes_option", "tell_verification", "verify"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_MOST_DIGITS = 18  # of a size that 64 bits hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +85,15 @@ def _sizes(
     sizes: dict[str, int] = {}
     for text in texts:
         name, _, size = text.rpartition("=")
-        if not name or not size.isdecimal() or len(size) > _MOST_DIGITS:
-            raise click.BadParameter(f"expected NAME=SIZE such as batch=4, not {text[:60]!r}")
+        try:
+            number = whole_in(size)
+        except ValueError:
+            number = -1
+        if not name or number < 0:
+            raise click.BadParameter(f"expected NAME=SIZE such as batch=4, not {shown(text)}")
         if name in sizes:
             raise click.BadParameter(f"{name!r} is named twice")
-        sizes[name] = int(size)
+        sizes[name] = number
     return sizes
 
 
@@ -97,7 +102,7 @@ def run_options(command: _Command) -> _Command:
     for option in (
         click.option(
             "--seed",
-            type=click.IntRange(min=0),
+            type=WHOLE,
             default=0,
             show_default=True,
             help="For made-up inputs.",

@@ -7,12 +7,18 @@ from typing import Any
 
 import click
 
+from onnx_clip_pass.errors import shortened
+
 __all__ = ["counted", "error_facts", "escape_control", "print_json", "say"]
 
 
 def escape_control(text: object) -> str:
-    """Text from outside, with control characters made visible: a name must not steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    """Text from outside, shortened, with control characters made visible.
+
+    A name must not steer a terminal, and not fill it.
+    """
+    shown = shortened(str(text))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
 def say(message: str, *, is_result: bool = False) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx_clip_pass.arguments import as_number, check_choice
 from onnx_clip_pass.clips.emitter import Emitter, Measured
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients.found import Gradient, Parameter
 from onnx_clip_pass.selection import NeedClip, check_need_clip, select
 
@@ -216,7 +216,7 @@ def positive(name: str, value: object, *, why: str = "") -> float:
     """The value as a positive number, inf included; refused by its name if it is none."""
     number = as_number(value)
     if not number > 0:
-        raise OnnxClipError(f"{name} must be a positive number{why}, not {value!r}")
+        raise OnnxClipError(f"{name} must be a positive number{why}, not {shown(value)}")
     return number
 
 

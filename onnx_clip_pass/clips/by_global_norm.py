@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnx_clip_pass.arguments import check_flags
+from onnx_clip_pass.arguments import check_flags, is_text
 from onnx_clip_pass.clips.base import Case, Formula, plain, positive
 from onnx_clip_pass.clips.emitter import Emitter, Measured, Quantity
 from onnx_clip_pass.clips.norms import (
@@ -31,7 +31,7 @@ from onnx_clip_pass.clips.scaling import (
     shared_fault,
     widened,
 )
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients.found import Gradient
 from onnx_clip_pass.selection import NeedClip
 
@@ -308,8 +308,8 @@ def _uneven(sizes: set[int]) -> str | None:
 
 
 def _name(group_name: object) -> str:
-    if not isinstance(group_name, str) or not group_name:
-        raise OnnxClipError(f"group_name must be a name, not {group_name!r}")
+    if not is_text(group_name) or not group_name:
+        raise OnnxClipError(f"group_name must be a name, not {shown(group_name)}")
     return group_name
 
 

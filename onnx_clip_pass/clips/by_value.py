@@ -15,7 +15,7 @@ from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter, Measur
 from onnx_clip_pass.clips.norms import Norm, emit_is_finite, emit_norm
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
 from onnx_clip_pass.clips.scaling import shared_fault, widened
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients.found import Gradient
 from onnx_clip_pass.selection import NeedClip
 
@@ -193,5 +193,5 @@ class GradientClipByValue(Formula):
 def _number(name: str, value: object) -> float:
     number = as_number(value)
     if math.isnan(number):
-        raise OnnxClipError(f"{name} must be a number, not {value!r}")
+        raise OnnxClipError(f"{name} must be a number, not {shown(value)}")
     return number

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnx_clip_pass.clips.base import Case, Clip, Formula
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients.found import Gradient
 
 __all__ = ["Chain"]
@@ -42,7 +42,9 @@ class Chain(Clip):
         super().__init__()
         for clip in clips:
             if not isinstance(clip, Clip):
-                raise OnnxClipError(f"Chain takes clips such as GradientClipByNorm, not {clip!r}")
+                raise OnnxClipError(
+                    f"Chain takes clips such as GradientClipByNorm, not {shown(clip)}"
+                )
         if not clips:
             raise OnnxClipError("Chain needs at least one clip")
         self._formulas = tuple(formula for clip in clips for formula in clip.formulas)

@@ -19,7 +19,7 @@ from onnx import TensorProto
 from onnx_clip_pass.arguments import as_number
 from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter, Quantity
 from onnx_clip_pass.clips.numerics import Reduction
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.graph import Shape
 
 __all__ = [
@@ -58,7 +58,9 @@ def check_ord(ord: object) -> float:
     """A norm's order as a number, or a refusal."""
     number = as_number(ord)
     if not number > 0:
-        raise OnnxClipError(f"ord must be a positive number or inf, as 1, 2 or inf, not {ord!r}")
+        raise OnnxClipError(
+            f"ord must be a positive number or inf, as 1, 2 or inf, not {shown(ord)}"
+        )
     return number
 
 

@@ -14,7 +14,7 @@ from onnx_clip_pass.clips.base import DTYPES, Case, Formula
 from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter, Measured, Quantity
 from onnx_clip_pass.clips.norms import Norm, emit_is_finite
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients.found import Gradient
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
 _DOUBLE = int(TensorProto.DOUBLE)
 _FIRST_OPSET = 7  # Div and Mul broadcast from here on
 _FIRST_WHERE = 9
+_HIGHEST_AXIS = 1 << 31
 _FIRST_BFLOAT16 = 13
 
 
@@ -196,8 +197,12 @@ def check_axes(axes: Sequence[int] | int | None) -> tuple[int, ...] | None:
     if axes is None:
         return None
     found: object = [axes] if isinstance(axes, int) else axes
-    if not isinstance(found, Sequence) or not found or any(type(axis) is not int for axis in found):
-        raise OnnxClipError(f"axes must be integers, one or more, not {axes!r}")
+    if (
+        not isinstance(found, Sequence)
+        or not found
+        or any(type(axis) is not int or abs(axis) > _HIGHEST_AXIS for axis in found)
+    ):
+        raise OnnxClipError(f"axes must be integers, one or more, not {shown(axes)}")
     if len(set(found)) < len(found):
         raise OnnxClipError(f"axes must be integers, each once, but one is named twice: {axes!r}")
     return tuple(found)

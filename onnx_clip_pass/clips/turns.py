@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from onnx_clip_pass.clips.base import Formula
@@ -19,10 +20,14 @@ def shared_norms(formulas: Sequence[Formula], apart: object) -> list[Key | None]
     another. `apart` differs where gradients cannot have a norm in common, as in another step.
     """
     keys: list[Key | None] = []
+    count: Counter[str] = Counter()
     for formula in formulas:
         group = formula.group
-        before = sum(key is not None and key[0] == group for key in keys)
-        keys.append(None if group is None else (group, before, apart))
+        if group is None:
+            keys.append(None)
+            continue
+        keys.append((group, count[group], apart))
+        count[group] += 1
     return keys
 
 

@@ -22,6 +22,7 @@ from onnx_clip_pass.gradients.roles import Roles
 from onnx_clip_pass.gradients.updates import Question, Updates
 from onnx_clip_pass.graph import OUTPUT, Flow, Frame, Index, TensorType, Value
 from onnx_clip_pass.record import strip_if_clipped
+from onnx_clip_pass.validity import blaming
 
 __all__ = [
     "Gradient",
@@ -114,7 +115,8 @@ def find_gradients(model: ModelProto) -> list[Gradient]:
             model is clipped and has been changed since, so that its record does not fit it.
     """
     check_model(model, "onnx.load")
-    return [sighting.gradient for sighting in survey(Index(strip_if_clipped(model))).found]
+    with blaming(lambda: model, "this"):
+        return [sighting.gradient for sighting in survey(Index(strip_if_clipped(model))).found]
 
 
 def survey(index: Index, optimizer_ops: OptimizerOps = NO_OPS) -> Survey:

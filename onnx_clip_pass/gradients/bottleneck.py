@@ -17,8 +17,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,7 @@ __all__ = ["Bottlenecks", "Question"]
 _WHOLE = 0.5
 _CLIPS = {"Clip", "Max", "Min", "Where", PHI}
 _MOST_SEEN = 128
+_MOST_ORIGINS = 16
 
 
 class Question(NamedTuple):
@@ -67,6 +69,9 @@ class Bottlenecks(Doubts):
         super().__init__(flow, run)
         self.found: list[Found] = []
         self.questions: list[Question] = []
+        self._given: dict[tuple[int, object], list[int]] = {}
+        self._asked: Counter[tuple[int, object]] = Counter()
+        self._segments_of: dict[int, dict[float, int]] = {}
         self._look()
 
     def _look(self) -> None:
@@ -129,6 +134,7 @@ class Bottlenecks(Doubts):
         """Parameters that are moved by what the run before has stored: a question, see rule 5."""
         states, values, chains = self.states, self.values, self.chains
         stored = {s.root: s.new for s in self.carried if chains.depends[s.new]}
+        origins: list[tuple[int, ...]] = []
         for state in self.carried:
             way = state.way
             if (
@@ -138,12 +144,11 @@ class Bottlenecks(Doubts):
                 or (chains.depends[state.new] or not np.all(way.share > _WHOLE))
             ):
                 continue
+            origins = origins or self._computed_from(stored)
             moved = [
                 stored[other]
-                for other in stored
-                if other != state.root
-                and self.flows(other, state.new)
-                and values.is_like(other, state.root)
+                for other in origins[state.new]
+                if other != state.root and values.is_like(other, state.root)
             ]
             if moved:
                 self.questions.append(
@@ -155,6 +160,17 @@ class Bottlenecks(Doubts):
                         "it is moved by what the run before has stored",
                     )
                 )
+
+    def _computed_from(self, roots: Collection[int]) -> list[tuple[int, ...]]:
+        """The first few of these roots from which each value is computed, its own ones first."""
+        found: list[tuple[int, ...]] = [()] * len(self.values)
+        for vertex in range(1, len(self.values)):
+            if vertex in roots:
+                found[vertex] = (vertex,)
+                continue
+            parts = sorted((found[each] for each in self.values.takes[vertex]), key=len)
+            found[vertex] = tuple(dict.fromkeys(chain(*parts)))[:_MOST_ORIGINS]
+        return found
 
     def _lowest(self) -> dict[int, int]:
         """Where the optimizer of each step begins, see rule 2."""
@@ -222,7 +238,7 @@ class Bottlenecks(Doubts):
         """The gradient, other candidates, and why there are some."""
         chains, values, states = self.chains, self.values, self.states
         if self._is_unknown(start):
-            operands = [x for x in chains.sources[start] if values.is_like(x, step.root)]
+            operands = self._operands(start, step)
             if len(operands) != 1:
                 return 0, operands, f"{values.op[start]}, which nobody knows, takes several values"
             start = operands[0]
@@ -301,6 +317,21 @@ class Bottlenecks(Doubts):
                     found.append(each)
         return [each for each in found if self.values.op[each] and self.values.is_like(each, root)]
 
+    def _operands(self, vertex: int, step: Step) -> list[int]:
+        """What an operator that nobody knows is given of the backward pass, like a parameter.
+
+        Of many those whose turn it is: most likely they are in the order of the parameters.
+        """
+        values, sources = self.values, self.chains.sources
+        hub = values.hub(vertex)
+        if not hub:
+            return [each for each in sources[vertex] if values.is_like(each, step.root)]
+        kind = hub, values.types[step.root]
+        if kind not in self._given:
+            self._given[kind] = [x for x in sources[hub] if values.is_like(x, step.root)]
+        self._asked[kind] += 1
+        return self._given[kind][max(self._asked[kind] - _MOST_ORIGINS, 0) :][: 2 * _MOST_ORIGINS]
+
     def _joined(self, vertex: int) -> int:
         """The operand of the Concat behind a Split or Slice that is the same segment of it."""
         values = self.values
@@ -313,20 +344,28 @@ class Bottlenecks(Doubts):
             at = self.chains.tree.above[at]
         frame, name = values.value[vertex]
         slot = frame.scope.producers[name][1]
-        sizes = [values.size(each) for each in values.takes[at]]
+        takes = values.takes[at]
         if values.op[vertex] == "Split":
             node = values.value[vertex].node
-            found = values.takes[at][slot] if node and len(node.output) == len(sizes) else 0
+            found = takes[slot] if node and len(node.output) == len(takes) else 0
         else:
             start = self.states.numbers[values.takes[vertex][1]]
-            found, begin = 0, 0
-            for each, size in zip(values.takes[at], sizes, strict=True):
-                if start is not None and start[0] == begin:
-                    found = each
+            found = 0 if start is None else self._segments(at).get(start[0], 0)
+        return found if found and values.size(found) == values.size(vertex) else 0
+
+    def _segments(self, joint: int) -> dict[float, int]:
+        """The operands of a Concat by where they begin in it, as far as that is known."""
+        if joint not in self._segments_of:
+            found: dict[float, int] = {}
+            begin = 0
+            for each in self.values.takes[joint]:
+                found[begin] = each
+                size = self.values.size(each)
                 if size is None:
                     break
                 begin += size
-        return found if found and values.size(found) == values.size(vertex) else 0
+            self._segments_of[joint] = found
+        return self._segments_of[joint]
 
     def _is_unknown(self, vertex: int) -> bool:
         node = self.values.value[vertex].node
@@ -446,7 +485,8 @@ class Bottlenecks(Doubts):
                 break
             if link == Link.NUMBER:
                 is_clip = any(
-                    chains.core[above] in chains.cone(each).ends | chains.cone(each).inputs
+                    chains.core[above] in chains.cone(each).ends
+                    or chains.core[above] in chains.cone(each).inputs
                     for each in self.values.takes[at]
                     if each and each not in chains.sources[at]
                 )
@@ -461,8 +501,8 @@ class Bottlenecks(Doubts):
         if made is None:
             return None
         path = self.bases(step)
-        takes = self.values.takes[self.values.behind(step.new)]
-        slots = [slot for slot, each in enumerate(takes) if each and each not in path]
+        takes = self.values.operands(self.values.behind(step.new))
+        slots = (at for at in reversed(range(len(takes))) if takes[at] and takes[at] not in path)
         node = frame.scope.nodes[made[0]]
-        slot = min(slots[-1] if slots else 0, max(len(node.input) - 1, 0))
+        slot = min(next(slots, 0), max(len(node.input) - 1, 0))
         return Sink(frame, made[0], slot)

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Flag, auto
-from typing import NamedTuple
 
+from onnx_clip_pass.gradients.cones import Cone, Cones
 from onnx_clip_pass.gradients.ops import (
     ALIASES,
     ELEMENTWISE,
@@ -32,7 +32,7 @@ from onnx_clip_pass.gradients.ops import (
 from onnx_clip_pass.gradients.states import States
 from onnx_clip_pass.graph.dominators import ROOT, Dominators
 
-__all__ = ["MANY", "NOBODY", "Chains", "Cone", "Link"]
+__all__ = ["MANY", "NOBODY", "Chains", "Link", "either"]
 
 NOBODY, MANY = 0, -1
 """The parameter that a value leads to, where it is none or more than one."""
@@ -59,14 +59,6 @@ class Link(Flag):
     """A contraction, or where several values meet of which none is made of another."""
 
 
-class Cone(NamedTuple):
-    """What a number is computed from: results of contractions, inputs, shapes."""
-
-    ends: set[int]
-    inputs: set[int]
-    has_shape: bool
-
-
 class Chains:
     """The dominator tree of a run, with the link above each value."""
 
@@ -85,7 +77,7 @@ class Chains:
         self._bends = [0] * count
         self._factors = [0] * count
         self.core = list(range(count))
-        self._cones: dict[int, Cone] = {}
+        self._cones = Cones(values, states.roots)
         self._views = self._find_views()
         self._averages = {
             state.root
@@ -109,8 +101,8 @@ class Chains:
                 found[vertex], behind[vertex] = targets[vertex], NOBODY
             is_end = self.values.op[vertex] not in ELEMENTWISE | JOINTS
             for source in self.sources[vertex]:
-                behind[source] = _both(behind[source], found[vertex] if is_end else behind[vertex])
-                found[source] = _both(found[source], found[vertex])
+                behind[source] = either(behind[source], found[vertex] if is_end else behind[vertex])
+                found[source] = either(found[source], found[vertex])
         return behind if past_contraction else found
 
     def made_of(self, states: set[int]) -> list[bool]:
@@ -132,34 +124,7 @@ class Chains:
 
     def cone(self, factor: int) -> Cone:
         """Return what a number is computed from."""
-        if factor in self._cones:
-            return self._cones[factor]
-        values = self.values
-        ends: set[int] = set()
-        inputs: set[int] = set()
-        has_shape = False
-        seen, todo = {factor}, [factor]
-        while todo:
-            at = todo.pop()
-            op, takes = values.op[at], values.takes[at]
-            if op in SHAPES:
-                has_shape = True
-                continue
-            if not op:
-                if not values.is_constant(at):
-                    inputs.add(at)
-                continue
-            if Link.END in self.link[at]:
-                ends.add(at)
-            if not values.is_single(at) and (op not in ELEMENTWISE or Link.END in self.link[at]):
-                ends.add(at)
-                continue
-            for each in takes:
-                if each and each not in seen:
-                    seen.add(each)
-                    todo.append(each)
-        found = self._cones[factor] = Cone(ends, inputs, has_shape)
-        return found
+        return self._cones.of(factor)
 
     # -- building ------------------------------------------------------------------------------
 
@@ -192,7 +157,9 @@ class Chains:
         )
         above = self.tree.add(sources)
         link = self.link[vertex] = self._link(vertex, above, sources)
-        if above != ROOT and not link & Link.END:
+        if Link.END in link:
+            self._cones.ends.add(vertex)
+        elif above != ROOT:
             self.core[vertex] = self.core[above]
         self._ends[vertex] = self._ends[above] + (Link.END in link or Link.REDUCED in link)
         self._bends[vertex] = self._bends[above] + (Link.BENT in link)
@@ -231,7 +198,8 @@ class Chains:
                 for a, b in (main, main[::-1]):
                     if self.core[a] in self.cone(b).ends:
                         return (a,)
-        return tuple(main)
+        found = tuple(main)
+        return takes if found == takes else found
 
     def _link(self, vertex: int, above: int, sources: tuple[int, ...]) -> Link:
         """What is between a value and its dominator."""
@@ -372,7 +340,8 @@ class Chains:
         return found
 
 
-def _both(a: int, b: int) -> int:
+def either(a: int, b: int) -> int:
+    """Return the one parameter of two values, `MANY` if they are of different ones."""
     if a in (NOBODY, b):
         return b
     return a if b == NOBODY else MANY

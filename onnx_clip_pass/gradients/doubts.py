@@ -25,6 +25,7 @@ from onnx_clip_pass.graph.dominators import ROOT
 __all__ = ["Doubts"]
 
 _MOST_ROWS = 4096
+_MOST_TERMS = 512
 
 
 class Doubts(Factors):
@@ -113,13 +114,13 @@ class Doubts(Factors):
             start = via  # behind bounds and masks of the new value
         shares = {start: np.ones(POINTS)}
         todo, signs = [-start], []
-        while todo and len(shares) < _MOST_ROWS:
+        while todo and len(shares) < _MOST_TERMS:
             at = -heapq.heappop(todo)
-            parts = forms.parts(at)
+            parts = forms.parts(at) if len(values.takes[at]) <= _MOST_TERMS else None
             is_number = values.is_single(at) and not values.is_single(step.root)
             if parts is None and depends[at] and not is_number:
                 signs.append(bool(np.all(shares[at] > 0)))
-            for each, part in parts or ():
+            for each, part in () if at == step.base else parts or ():  # what a step before adds
                 if each not in shares:
                     heapq.heappush(todo, -each)
                     shares[each] = np.zeros(POINTS)
@@ -168,7 +169,10 @@ class Doubts(Factors):
         tensor = values.value[at].frame.scope.initializers.get(values.name(at))
         if tensor is None or not values.is_constant(at) or tensor.external_data:
             return False
-        rows = numpy_helper.to_array(tensor).reshape(-1)
+        try:
+            rows = numpy_helper.to_array(tensor).reshape(-1)
+        except (KeyError, TypeError, ValueError):  # the elements of large ones are not read
+            return False
         return rows.size <= _MOST_ROWS and np.unique(rows).size == rows.size
 
     @cached_property

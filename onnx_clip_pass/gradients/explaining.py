@@ -172,7 +172,7 @@ def _note(updates: Updates, seen: Survey, name: str, known: set[str]) -> str:
     if name in known:
         return "no update in the graph trains it"
     scope = seen.flow.main.scope
-    if name in scope.inputs or name in scope.initializers:
+    if name in scope.input_slots or name in scope.initializers:
         return "no update in the graph trains it, and no value is known as its gradient"
     raise OnnxClipError(
         f"{name!r} is no parameter, state or gradient of this model; parameters are: "

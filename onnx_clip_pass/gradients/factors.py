@@ -169,7 +169,7 @@ class Factors(Training):
             each in states.forward or self.flows(each, end, unknown=False) for each in cone.inputs
         ):
             return True
-        return False if cone.inputs & states.roots else None
+        return False if cone.has_state else None
 
     def _is_of_backward_pass(
         self, times: float, end: int, *, is_followed: bool, is_first: bool, sign: float
@@ -256,7 +256,7 @@ class Factors(Training):
             else:
                 count += 1
         if self.values.op[end] == "Loop":
-            trips = self.states.numbers[self.values.takes[end][0]]
+            trips = self.states.numbers[self.values.operands(end)[0]]
             if trips is not None:
                 return int(trips[0])
         return max(count, 1)

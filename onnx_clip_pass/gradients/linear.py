@@ -8,7 +8,9 @@ that the whole takes linear time.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -23,11 +25,13 @@ from onnx_clip_pass.gradients.ops import (
     SIDE_SLOTS,
 )
 from onnx_clip_pass.gradients.values import Values
+from onnx_clip_pass.graph import TensorType
 
 __all__ = ["FACTOR", "REDUCED", "UNKNOWN", "LinearForms", "Way"]
 
 _MOST_STATES = 8
 _ONES = np.ones(POINTS)
+_NOWHERE: Mapping[int, Way] = MappingProxyType({})
 LINEAR, BENT, FACTOR, REDUCED, UNKNOWN = range(5)
 """How rough a way is, see `Way.roughness`."""
 
@@ -70,9 +74,11 @@ class LinearForms:
         self.values = values
         self.numbers = numbers
         self.total: list[Sample | None] = [None] * len(values)
-        self.ways: list[dict[int, Way]] = [{} for _ in range(len(values))]
+        self.ways: list[Mapping[int, Way]] = [_NOWHERE] * len(values)
         self._new_values = new_values
         self._nonfree = nonfree
+        self._given: dict[int, dict[TensorType | None, list[int]]] = {}
+        self._turns: Counter[tuple[int, TensorType | None]] = Counter()
         followed = set(states)
         with np.errstate(all="ignore"):
             for vertex in range(1, len(values)):
@@ -159,10 +165,10 @@ class LinearForms:
                 share
                 if (inner := self.total[each]) is None
                 or (not is_alias and values.behind(each) in self._new_values)
-                else share * inner
+                else _times(inner, share)
                 for each, share in parts
             ]
-            self.total[vertex] = np.sum(totals, axis=0)
+            self.total[vertex] = totals[0] if len(totals) == 1 else np.sum(totals, axis=0)
             self._merge(vertex, parts, LINEAR)
             if op == "Mul" and len(takes) == 2 and parts[0][0] in takes:
                 (scaled, _), factor = parts[0], takes[takes[0] == parts[0][0]]
@@ -186,8 +192,7 @@ class LinearForms:
             operands = [each for slot, each in enumerate(takes) if each and slot not in side]
             self._merge(vertex, [(each, None) for each in operands], REDUCED)
         elif "::" in op or self._is_unknown(vertex):
-            held = [each for each in takes if each and values.behind(each) in self.ways[each]]
-            self._merge(vertex, [(each, None) for each in held], UNKNOWN)
+            self._merge(vertex, [(each, None) for each in self._held(vertex)], UNKNOWN)
 
     def _linear_in(self, number: int) -> set[int]:
         """The states in which a number is linear."""
@@ -207,6 +212,26 @@ class LinearForms:
             and not self.values.is_constant(self.values.behind(factor))
         )
 
+    def _held(self, vertex: int) -> Sequence[int]:
+        """The states that an operator is given, as they are; of many those whose turn it is.
+
+        An operator that has many of them returns their new values, most likely in the same order.
+        """
+        values = self.values
+        hub = values.hub(vertex)
+        if hub and hub in self._given:
+            given = self._given[hub]
+        else:
+            given = defaultdict(list)
+            for each in values.operands(vertex):
+                if each and values.behind(each) in self.ways[each]:
+                    given[values.types[each] if hub else None].append(each)
+            self._given[hub] = given
+        held = given[values.types[vertex] if hub else None]
+        turn = self._turns[hub, values.types[vertex]]
+        self._turns[hub, values.types[vertex]] += 1
+        return held[turn : turn + _MOST_STATES] if hub else held
+
     def _is_unknown(self, vertex: int) -> bool:
         node = self.values.value[vertex].node
         return node is not None and node.domain not in KNOWN_DOMAINS
@@ -215,13 +240,15 @@ class LinearForms:
         self, vertex: int, parts: Sequence[tuple[int, Sample | None]], roughness: int
     ) -> None:
         is_alias = self.values.op[vertex] in ALIASES
+        if not any(self.ways[operand] for operand, _ in parts):
+            return
         found = dict(self.ways[vertex])
         for operand, share in parts:
             passed = 0 if is_alias else int(self.values.behind(operand) in self._new_values)
             for state, way in self.ways[operand].items():
                 if roughness == REDUCED and self.values.is_single(state):
                     continue
-                ours = None if share is None or way.share is None else way.share * share
+                ours = None if share is None or way.share is None else _times(way.share, share)
                 new = Way(
                     way.passed + passed,
                     max(way.roughness, roughness),
@@ -237,6 +264,11 @@ class LinearForms:
             nearest = sorted(found, key=lambda state: found[state][:3])[:_MOST_STATES]
             found = {state: found[state] for state in nearest}
         self.ways[vertex] = found
+
+
+def _times(share: Sample, by: Sample) -> Sample:
+    """A product; what is multiplied by 1 stays the same object, since most of it is."""
+    return share if by is _ONES else share * by
 
 
 def _joined(a: Way, b: Way, is_choice: bool) -> Way:

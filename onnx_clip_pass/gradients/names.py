@@ -14,6 +14,7 @@ The weakest evidence. A value counts only if
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from onnx_clip_pass.errors import OnnxClipError
@@ -55,14 +56,14 @@ def find(
             from the other.
     """
     named = Named([], [])
-    taken = set(known)
+    taken, used = set(known), _Used(flow)
     for of_frame in candidates:
         for parameter, values in of_frame.items():
             name = flow.root_name(parameter)
             taken_up = [
                 value
                 for value in values
-                if name not in taken and _is_taken(flow, value) and not roles.is_weight(value)
+                if name not in taken and value in used and not roles.is_weight(value)
             ]
             if not taken_up:
                 continue
@@ -97,24 +98,44 @@ def _candidates(flow: Flow, frame: Frame) -> Candidates:
     return found
 
 
-def _is_taken(flow: Flow, value: Value) -> bool:
-    """Whether anything that the model hands out, or a loop in each turn, comes of the value."""
-    todo = [value]
-    seen = set(todo)
-    while todo:
-        at = todo.pop()
-        frame, scope = at.frame, at.frame.scope
-        for read in flow.index.readers_of(scope, at.name):
-            if read.node == OUTPUT and not flow.is_run_or_iteration(frame):
-                outer = flow.handed_out(at)
-                further = [] if outer is None else [outer]
-            elif read.node == OUTPUT or read.scope is not scope or read.node in scope.special:
-                return True
+class _Used:
+    """Which values anything comes of that the model hands out, or a loop in each turn."""
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+        self._known: dict[Value, bool] = {}
+
+    def __contains__(self, value: Value) -> bool:
+        """Return whether something comes of a value; what is met on the way is kept."""
+        known = self._known
+        if value in known:
+            return known[value]
+        known[value] = False  # until something comes of it
+        way = [(value, self._made_of(value))]
+        while way:
+            for at in way[-1][1]:
+                if at is None or known.get(at):
+                    known.update((each, True) for each, _ in way)
+                    return True
+                if at not in known:
+                    known[at] = False
+                    way.append((at, self._made_of(at)))
+                    break
             else:
-                further = [Value(frame, name) for name in scope.nodes[read.node].output if name]
-            todo += [x for x in further if x not in seen]
-            seen.update(further)
-    return False
+                way.pop()
+        return False
+
+    def _made_of(self, value: Value) -> Iterator[Value | None]:
+        """The values that a value goes into; None for what takes it out of its graph."""
+        flow, frame, scope = self._flow, value.frame, value.frame.scope
+        for read in flow.index.readers_of(scope, value.name):
+            if read.node == OUTPUT and not flow.is_run_or_iteration(frame):
+                outer = flow.handed_out(value)
+                yield from () if outer is None else (outer,)
+            elif read.node == OUTPUT or read.scope is not scope or read.node in scope.special:
+                yield None
+            else:
+                yield from (Value(frame, name) for name in scope.nodes[read.node].output if name)
 
 
 def _fits(flow: Flow, value: Value, parameter: Value) -> bool:

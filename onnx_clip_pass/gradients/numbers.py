@@ -122,7 +122,7 @@ def _number(tensor: TensorProto) -> Sample | None:
         return None
     try:
         return np.full(POINTS, float(numpy_helper.to_array(tensor).reshape(())))
-    except (TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):  # a dtype that onnx does not know
         return None
 
 

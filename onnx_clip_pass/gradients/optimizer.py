@@ -19,7 +19,8 @@ from types import MappingProxyType
 
 from onnx import NodeProto
 
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.arguments import is_text
+from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients.found import Found, Sink
 from onnx_clip_pass.gradients.updates import Updates
 from onnx_clip_pass.graph import TRAINING_DOMAIN, Flow, Frame, Value
@@ -41,6 +42,7 @@ NO_OPS: OptimizerOps = MappingProxyType({})
 
 _STATES = {"Adagrad": 1, "Momentum": 1, "Adam": 2}
 _TENSOR_SLOTS = {"SGDOptimizer": (1, 2), "AdamOptimizer": (2, 3)}
+_MOST_INPUTS = 1 << 31
 _LAMB_FIRST, _LAMB_GROUP = 5, 5
 SEQUENCE_SLOTS = {"SGDOptimizerV2": (1, 2), "AdamWOptimizer": (2, 3)}
 _OF_ORT = {*_TENSOR_SLOTS, "LambOptimizer", *SEQUENCE_SLOTS}
@@ -59,17 +61,17 @@ def checked_ops(given: object) -> OptimizerOps:
         "and its gradient"
     )
     if not isinstance(given, Mapping):
-        raise OnnxClipError(f"{expected}; not {given!r}")
+        raise OnnxClipError(f"{expected}; not {shown(given)}")
     found: dict[str, tuple[int, int]] = {}
     for name, slots in given.items():
         pair = tuple(slots) if isinstance(slots, Sequence) and not isinstance(slots, str) else ()
         if (
-            not (isinstance(name, str) and name.rpartition("::")[2])
+            not (is_text(name) and name.rpartition("::")[2])
             or len(pair) != 2
-            or not all(type(slot) is int and slot >= 0 for slot in pair)
+            or not all(type(slot) is int and 0 <= slot < _MOST_INPUTS for slot in pair)
             or pair[0] == pair[1]
         ):
-            raise OnnxClipError(f"{expected}; not {name!r}: {slots!r}")
+            raise OnnxClipError(f"{expected}; not {shown(name)}: {shown(slots)}")
         found[name] = (pair[0], pair[1])
     return found
 

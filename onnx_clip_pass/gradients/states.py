@@ -9,7 +9,7 @@ of what.
 from __future__ import annotations
 
 import heapq
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from onnx_clip_pass.gradients.linear import FACTOR, REDUCED, LinearForms, Way
 from onnx_clip_pass.gradients.naming import is_named_after, parameter_names
 from onnx_clip_pass.gradients.numbers import POINTS, Sample, is_one, sample_numbers
 from onnx_clip_pass.gradients.ops import ALIASES, ELEMENTWISE, SHAPES, STEPS, VIEWS
-from onnx_clip_pass.gradients.pairing import Strangeness, match
+from onnx_clip_pass.gradients.pairing import Strangeness, lone_pairs, match
 from onnx_clip_pass.gradients.roles import is_surely_data
 from onnx_clip_pass.gradients.runs import Run
 from onnx_clip_pass.gradients.values import Values
@@ -33,6 +33,8 @@ _MEASURES = {"ReduceL1", "ReduceL2", "ReduceMax", "ReduceMin", "Sqrt"}
 _LITTLE = 1e-6
 _MOST_MEASURED = 10_000
 _MOST_REPORTS = 16
+_MOST_FACTORS = 16
+_MOST_TERMS = 512
 _WHOLE = 0.5
 """The least share of a state in what becomes of it; what is added for decay has less."""
 _FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16, 0}
@@ -158,9 +160,10 @@ class States:
                 given,
             )
         found = [
-            State(root, new, way if (way := ways[new][root]).roughness != REDUCED else None)
+            State(taken[new], new, way if way.roughness != REDUCED else None)
             for new in self.outputs
-            if (root := taken.get(new))
+            if new in taken
+            for way in (ways[new][taken[new]],)
         ]
         return found + self._replaced(roots, taken)
 
@@ -198,22 +201,21 @@ class States:
         is_taken_off = way.lean is not None and not np.all(way.lean >= 0)
         return is_constant, new in self._inner, is_taken_off, is_whole or is_lesser, way.length
 
-    def _ends_in_contraction(self, vertex: int, new_values: set[int]) -> bool:
+    def _end_in_contractions(self, new_values: Collection[int]) -> list[bool]:
         """Whether contractions make a value, and no new values of states, by elementwise ops."""
         values = self.values
-        made = {values.behind(each) for each in new_values}
-        seen, todo, found = {vertex}, [vertex], False
-        while todo:
-            at = todo.pop()
-            if at in made:
-                return False
-            if values.op[at] not in ELEMENTWISE:
-                found = found or (self.nonfree[at] and not values.is_single(at))
-                continue
-            new = [each for each in values.takes[at] if each and each not in seen]
-            seen.update(new)
-            todo += new
-        return found
+        made = [False] * len(values)
+        found = [False] * len(values)
+        for each in new_values:
+            made[values.behind(each)] = True
+        for vertex in range(1, len(values)):
+            if values.op[vertex] not in ELEMENTWISE:
+                found[vertex] = self.nonfree[vertex] and not values.is_single(vertex)
+            elif not made[vertex]:
+                takes = values.takes[vertex]
+                made[vertex] = any(made[each] for each in takes)
+                found[vertex] = any(found[each] for each in takes)
+        return [is_end and not is_made for is_end, is_made in zip(found, made, strict=True)]
 
     def _replaced(self, roots: Iterable[int], taken: dict[int, int]) -> list[State]:
         """The states that are left: what one root and one output of a kind are, it is replaced by.
@@ -223,6 +225,7 @@ class States:
         """
         values, given = self.values, set(taken.values())
         read = self._ancestors(new for new in self.outputs if new not in taken)
+        ends = self._end_in_contractions(taken)
         kinds: dict[object, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
         for root in roots:
             if root not in given and not values.is_single(root):
@@ -232,28 +235,29 @@ class States:
                 kinds[_kind(values, new)][1].append(new)
         found = []
         for left, made in kinds.values():
-            pairs = [
-                (new, root)
-                for new in made
+            names = {values.name(root) for root in left}
+            made = [new for new in made if names.isdisjoint(parameter_names(values.name(new)))]
+            # What ends in a contraction is made of none that is read; it fits by keys of those.
+            news = {new: {(ends[new], factor) for factor in self._factors_in(new)} for new in made}
+            beside = {
+                root: {
+                    (end, each) for each in self._beside(root) for end in (False, root not in read)
+                }
                 for root in left
-                if (root not in read or not self._ends_in_contraction(new, set(taken)))
-                and not is_named_after(values.name(new), values.name(root))
-            ]
-            sure = self._of_slopes(pairs)
+            }
+            sure = lone_pairs(news, beside) if len(left) > 1 or len(made) > 1 else []
             done = {each for pair in sure for each in pair}
-            rest = [pair for pair in pairs if done.isdisjoint(pair)]
-            if len(rest) == 1:
-                sure += rest
+            left = [root for root in left if root not in done]
+            unread = [root for root in left if root not in read]
+            rest = [
+                (new, fitting[0], len(fitting))
+                for new in made
+                if new not in done and (fitting := unread if ends[new] else left)
+            ]
+            if len(rest) == 1 and rest[0][2] == 1:
+                sure.append(rest[0][:2])
             found += [State(root, new, None) for new, root in sure]
         return found
-
-    def _of_slopes(self, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The pairs that must be, as the gradient by one root alone can be in the output."""
-        factors = {new: self._factors_in(new) for new, _ in pairs}
-        beside = {root: self._beside(root) for _, root in pairs}
-        fitting = [(new, root) for new, root in pairs if factors[new] & beside[root]]
-        news, roots = Counter(new for new, _ in fitting), Counter(root for _, root in fitting)
-        return [(new, root) for new, root in fitting if news[new] == roots[root] == 1]
 
     def _beside(self, root: int) -> set[int]:
         """What a root is multiplied by, element by element or in contractions."""
@@ -263,7 +267,10 @@ class States:
             for reader in values.readers[at]:
                 if values.op[reader] in ALIASES:
                     todo.append(reader)
-                elif values.op[reader] not in ELEMENTWISE - {"Mul"}:
+                elif (
+                    values.op[reader] not in ELEMENTWISE - {"Mul"}
+                    and len(values.takes[reader]) <= _MOST_FACTORS
+                ):
                     found.update(map(values.behind, values.takes[reader]))
         return found - {0, root}
 
@@ -279,7 +286,7 @@ class States:
                     takes |= {e for x in takes if values.op[x] == "Mul" for e in values.takes[x]}
                 found.update(map(values.behind, takes))
                 continue
-            todo += takes - seen
+            todo += [each for each in takes - seen if not values.is_single(each)]
             seen |= takes
         return found - {0}
 
@@ -387,12 +394,12 @@ class States:
         is_known = self.forms.is_average(new, root)
         shares: dict[int, Sample] = {self.values.behind(new): np.ones(POINTS)}
         todo, total, others, mine = [-self.values.behind(new)], np.zeros(POINTS), False, None
-        steps, is_taken_off = 0, False
-        while todo and steps < _MOST_MEASURED:
-            steps += 1
+        terms, is_taken_off = 0, False
+        while todo and terms < _MOST_TERMS:
             at = -heapq.heappop(todo)
             share = shares.pop(at)
-            parts = self.forms.parts(at)
+            is_few = len(self.values.takes[at]) <= _MOST_TERMS
+            parts = self.forms.parts(at) if is_few else None
             is_end = at in self._ends and at != self.values.behind(new)
             is_own = at == root or (is_end and root in self.forms.ways[at])
             if is_own or is_end or parts is None or not self.values.op[at]:
@@ -402,6 +409,7 @@ class States:
                 if is_own:
                     mine = share if mine is None else mine + share
                 continue
+            terms += len(parts)
             for each, part in parts:
                 if each not in shares:
                     heapq.heappush(todo, -each)

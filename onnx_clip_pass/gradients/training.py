@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onnx_clip_pass.gradients.chains import Chains
+from onnx_clip_pass.gradients.chains import NOBODY, Chains, either
 from onnx_clip_pass.gradients.linear import FACTOR, REDUCED, UNKNOWN
-from onnx_clip_pass.gradients.naming import is_named_after
+from onnx_clip_pass.gradients.naming import parameter_names
 from onnx_clip_pass.gradients.numbers import is_one, is_share
 from onnx_clip_pass.gradients.ops import (
     ALIASES,
@@ -148,11 +148,9 @@ class Training:
             for vertex in range(1, len(values))
             if not values.op[vertex] and vertex not in states.roots and values.name(vertex)
         ]
+        known = {values.name(state.root) for state in states.states}
         named = {
-            vertex
-            for vertex in free
-            for state in states.states
-            if is_named_after(values.name(vertex), values.name(state.root))
+            vertex for vertex in free if not known.isdisjoint(parameter_names(values.name(vertex)))
         }
         kinds = {values.shape(state.root) for state in states.states}
         starts = named or {
@@ -186,7 +184,7 @@ class Training:
         if states.reported and step.root not in states.handed_out and not self._is_own(step):
             return False
         if way.passed:
-            return way.roughness < REDUCED and not self._is_copy(step)
+            return way.roughness < REDUCED
         return way.roughness < FACTOR and not self._is_gated(step)
 
     def _is_carried(self, step: Step) -> bool:
@@ -200,31 +198,33 @@ class Training:
             return False
         if way.share is None or (np.all(way.share >= 0) and np.any(way.share > _WHOLE)):
             return True
+        total = states.forms.total[step.new]
         return (  # a number that is given lessens it, as a mask of one element may
             not way.passed
             and states.is_loss_sure
             and states.read[step.root]
             and self.values.behind(step.new) not in states.forward
             and bool(np.all(way.share > 0))
-            and not is_one(states.forms.total[step.new] - way.share)  # a gradient with decay
+            and total is not None
+            and not is_one(total - way.share)  # a gradient with decay
         )
 
     def _is_rounded(self, step: Step) -> bool:
         """Whether a new value is that of other weights in another dtype, which are trained."""
-        new = self.values.behind(step.new)
-        return any(
-            self.values.behind(state.new) == new
-            for state in self.states.states
-            if state.root != step.root
-        )
+        return bool(self._becomes[self.values.behind(step.new)] - {step.root})
 
     def _is_alone(self, step: Step) -> bool:
         """Return whether the operator that nobody knows returns the new value of no other state."""
-        takes = self.values.takes[self.values.behind(step.new)]
-        return not any(
-            state.root != step.root and state.root in map(self.values.behind, takes)
-            for state in self.states.states
-        )
+        takes = map(self.values.behind, self.values.operands(self.values.behind(step.new)))
+        return not any(each in self.states.roots and each != step.root for each in takes)
+
+    @cached_property
+    def _becomes(self) -> dict[int, set[int]]:
+        """The states of which a value is the new one, behind aliases."""
+        found: dict[int, set[int]] = defaultdict(set)
+        for state in self.states.states:
+            found[self.values.behind(state.new)].add(state.root)
+        return found
 
     def _is_own(self, step: Step) -> bool:
         """Whether what is added to a state depends on it, as a gradient does on its parameter."""
@@ -240,22 +240,32 @@ class Training:
 
     def _is_master(self, step: Step) -> bool:
         """Return whether the forward pass reads a copy of the new value in another dtype."""
-        values = self.values
-        return any(
-            other != step.new and values.behind(other) == values.behind(step.new)
-            for other in self.states.outputs
-        )
+        return any(each != step.new for each in self._outputs[self.values.behind(step.new)])
+
+    @cached_property
+    def _outputs(self) -> dict[int, list[int]]:
+        """As which outputs a value is handed out, behind aliases."""
+        found: dict[int, list[int]] = defaultdict(list)
+        for each in self.states.outputs:
+            found[self.values.behind(each)].append(each)
+        return found
 
     def _is_last(self, step: Step) -> bool:
         """In an optimizer alone: a parameter's new value goes into no other state's but copies."""
+        return self._goes_into[self.values.behind(step.new)] in (NOBODY, step.root)
+
+    @cached_property
+    def _goes_into(self) -> list[int]:
+        """The state whose new value, no average, a value goes into; `MANY` if several."""
         values, states = self.values, self.states
-        new = values.behind(step.new)
-        return not any(
-            state.root != step.root
-            and self.flows(new, state.new)
-            and not states.is_average(state.new, state.root)
-            for state in states.states
-        )
+        found = [NOBODY] * len(values)
+        for state in states.states:
+            if not states.is_average(state.new, state.root):
+                found[state.new] = either(found[state.new], state.root)
+        for vertex in range(len(values) - 1, 0, -1):
+            for each in values.takes[vertex]:
+                found[each] = either(found[each], found[vertex])
+        return found
 
     def _is_made_of_moments(self, step: Step) -> bool:
         """Whether new values of states, none of which the forward pass reads, make a value."""
@@ -283,8 +293,9 @@ class Training:
                 if states.nonfree[at] and not values.is_single(at):
                     return set()
             else:
-                todo += [each for each in values.takes[at] if each and each not in seen]
-                seen.update(values.takes[at])
+                new = {each for each in values.takes[at] if each} - seen
+                seen |= new
+                todo += [x for x in new if not values.is_single(x) or values.is_single(step.new)]
         return found
 
     @cached_property
@@ -296,12 +307,6 @@ class Training:
                 if self.states.nonfree[each]:
                     found[each].append(state)
         return dict(found)
-
-    def _is_copy(self, step: Step) -> bool:
-        """Return whether a new value is made of other parameters' new values alone."""
-        return self.values.behind(step.new) in self.states.new_values - {
-            self.values.behind(step.new)
-        }
 
     def _is_gated(self, step: Step) -> bool:
         """Whether a tensor that depends on data scales the state, as the gates of an LSTM do."""
@@ -335,11 +340,15 @@ class Training:
 
     def parameter_of(self, vertex: int) -> int:
         """Return the parameter that a value is, or is a new value of; 0 for none."""
-        at = self.values.behind(vertex)
+        return self._parameters.get(self.values.behind(vertex), 0)
+
+    @cached_property
+    def _parameters(self) -> dict[int, int]:
+        found: dict[int, int] = {}
         for state, between in zip(self.states.states, self.states.ways, strict=True):
-            if at == state.root or at in between or at == self.values.behind(state.new):
-                return state.root
-        return 0
+            for each in (state.root, *between, self.values.behind(state.new)):
+                found.setdefault(each, state.root)
+        return found
 
     @cached_property
     def moved(self) -> dict[int, set[int]]:

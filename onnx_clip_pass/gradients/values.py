@@ -1,5 +1,9 @@
 """The values of one run as a graph without cycles: what each is computed from, and what is known.
 
+A node of many inputs and many outputs stands among them itself, as its *hub*: the outputs are
+computed from it and it from the inputs, so that their ways are as many as inputs and outputs, and
+not as pairs of them.
+
 A run is what executes once: the main graph, an algorithm of `training_info` joined with it, or one
 iteration of the body of a Loop or Scan. Local functions are entered at each call, and both
 branches of an If. A Loop or Scan inside the run is one operator here, since its body is a run of
@@ -10,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
+from sys import intern
 
 from onnx_clip_pass.gradients.ops import ALIASES, CALL, ELEMENTWISE, PHI
 from onnx_clip_pass.graph import Flow, Frame, Scope, TensorType, Value, attribute
@@ -17,13 +22,17 @@ from onnx_clip_pass.graph.ordering import in_order
 
 __all__ = ["Values"]
 
+_MANY = 16
+"""More inputs than any operator has by its definition that has several outputs."""
+
 
 class Values:
     """The vertices, in topological order; number 0 is none of them.
 
     `value[i]` is where vertex i is defined, `op[i]` the operator that computes it ("" for an
     input, an initializer or what a nested body takes from around it), `takes[i]` what that
-    operator is given, slot by slot (0 where a slot is left empty).
+    operator is given, slot by slot (0 where a slot is left empty); of an output of a hub that
+    alone, see `operands`.
     """
 
     def __init__(self, flow: Flow, frames: Iterable[Frame]) -> None:
@@ -33,7 +42,8 @@ class Values:
         self.op: list[str] = [""]
         self.takes: list[tuple[int, ...]] = [()]
         self.types: list[TensorType | None] = [None]
-        self._numbers: dict[tuple[int, str], int] = {}
+        self.hubs: set[int] = set()
+        self._numbers: dict[Value, int] = {}
         for frame in frames:
             self._add_frame(frame)
 
@@ -42,15 +52,14 @@ class Values:
 
     def find(self, value: Value | None) -> int:
         """Return the number of a value; 0 if it is not of this run."""
-        return 0 if value is None else self._numbers.get((id(value.frame), value.name), 0)
+        return 0 if value is None else self._numbers.get(value, 0)
 
     def named(self, frame: Frame, name: str) -> int:
         """Return the number of what a name means in a frame."""
         found = self.flow.resolve(frame, name) if name else None
         if found is None:
             return 0
-        number = self._numbers.get((id(found.frame), found.name), 0)
-        return number or self._add(found, "", ())
+        return self._numbers.get(found, 0) or self._add(found, "", ())
 
     def name(self, vertex: int) -> str:
         """Return the name of a vertex in its own graph."""
@@ -61,6 +70,15 @@ class Values:
         while self.op[vertex] in ALIASES and self.takes[vertex] and self.takes[vertex][0]:
             vertex = self.takes[vertex][0]
         return vertex
+
+    def hub(self, vertex: int) -> int:
+        """Return the hub of which a vertex is an output; 0 for none."""
+        takes = self.takes[vertex]
+        return takes[0] if takes and takes[0] in self.hubs else 0
+
+    def operands(self, vertex: int) -> tuple[int, ...]:
+        """Return what the operator of a vertex is given, slot by slot, past its hub."""
+        return self.takes[self.hub(vertex) or vertex]
 
     def shape(self, vertex: int) -> tuple[int | str | None, ...] | None:
         """Return the shape of a vertex as far as it is known."""
@@ -80,7 +98,7 @@ class Values:
         if self.op[vertex]:
             return self.op[vertex] == "Constant"
         frame, name = self.value[vertex]
-        return name in frame.scope.initializers and name not in frame.scope.inputs
+        return name in frame.scope.initializers and name not in frame.scope.input_slots
 
     def is_like(self, vertex: int, other: int) -> bool:
         """Return whether nothing known of two vertices' shapes contradicts."""
@@ -88,13 +106,13 @@ class Values:
         return a is not None and b is not None and a.agrees_with(b)
 
     @cached_property
-    def readers(self) -> list[list[int]]:
+    def readers(self) -> list[tuple[int, ...]]:
         """The vertices that are computed from each vertex."""
         readers: list[list[int]] = [[] for _ in self.value]
         for vertex, takes in enumerate(self.takes):
             for source in dict.fromkeys(takes):
                 readers[source].append(vertex)
-        return readers
+        return [tuple(each) for each in readers]
 
     # -- building ------------------------------------------------------------------------------
 
@@ -110,7 +128,7 @@ class Values:
         scope, flow = frame.scope, self.flow
         node = scope.nodes[number]
         bodies = flow.bodies(frame, number, node)
-        op = node.op_type
+        op = intern(node.op_type)
         takes = tuple(self._read(frame, name) for name in scope.takes[number])
         is_call = flow.index.function_of(node) is not None
         if is_call or op == "If":
@@ -125,6 +143,10 @@ class Values:
             )
         elif node.domain not in ("", "ai.onnx") and op in ELEMENTWISE:
             op = f"{node.domain}::{op}"
+        if len(takes) > _MANY and len(node.output) > 1 and not (is_call or op == "If"):
+            hub = self._append(Value(frame, ""), op, takes)
+            self.hubs.add(hub)
+            takes = (hub,)
         for slot, name in enumerate(node.output):
             if not name:
                 continue
@@ -145,18 +167,20 @@ class Values:
         if found is None:
             return 0
         found = self.flow.canonical(found)
-        number = self._numbers.get((id(found.frame), found.name), 0)
-        return number or self._add(found, "", ())
+        return self._numbers.get(found, 0) or self._add(found, "", ())
 
     def _add(self, value: Value, op: str, takes: tuple[int, ...]) -> int:
-        key = (id(value.frame), value.name)
-        if key in self._numbers:
-            return self._numbers[key]
-        number = self._numbers[key] = len(self.value)
+        if value in self._numbers:
+            return self._numbers[value]
+        number = self._numbers[value] = self._append(value, op, takes)
+        return number
+
+    def _append(self, value: Value, op: str, takes: tuple[int, ...]) -> int:
+        number = len(self.value)
         self.value.append(value)
         self.op.append(op)
         self.takes.append(takes)
-        self.types.append(self._type(value, op, takes))
+        self.types.append(self._type(value, op, takes) if value.name else None)
         return number
 
     def _type(self, value: Value, op: str, takes: tuple[int, ...]) -> TensorType | None:
@@ -171,7 +195,7 @@ class Values:
             known = TensorType(known.dtype or inferred.dtype, shape)
         if known.shape is None:
             known = TensorType(known.dtype, self._made_shape(value, op, takes))
-        return known
+        return scope.alike.setdefault(known, known)
 
     def _made_shape(
         self, value: Value, op: str, takes: tuple[int, ...]

@@ -55,6 +55,10 @@ class Editor:
         self.model = index.model
         self.added = Added()
         self._names = self.index.all_names()
+        self._last: dict[str, int] = defaultdict(lambda: 1)  # the last number behind each wish
+        self._made_here = (
+            GraphProto()
+        )  # a message by itself takes far more memory than one in another
         self._pending: dict[int, list[tuple[int, NodeProto]]] = defaultdict(list)
         self._made: dict[str, list[AttributeProto]] = {}
         self._types: dict[TensorType, TypeProto] = {}
@@ -63,10 +67,10 @@ class Editor:
 
     def fresh(self, wish: str) -> str:
         """A name like `wish` that nothing in the model bears, in any graph or function."""
-        name, number = wish, 1
+        name = wish
         while name in self._names:
-            number += 1
-            name = f"{wish}#{number}"
+            self._last[wish] += 1
+            name = f"{wish}#{self._last[wish]}"
         self._names.add(name)
         return name
 
@@ -81,7 +85,9 @@ class Editor:
         **attributes: Any,
     ) -> None:
         """Put a node of the default domain before the present node number `position`."""
-        node = NodeProto(op_type=op_type, name=self.fresh(name), input=inputs, output=[output])
+        node = self._made_here.node.add(
+            op_type=op_type, name=self.fresh(name), input=inputs, output=[output]
+        )
         if attributes:
             node.attribute.extend(self._attributes(attributes))
         self._pending[id(scope)].append((position, node))
@@ -189,16 +195,21 @@ class Editor:
             pending = self._pending.pop(id(scope), None)
             if not pending:
                 continue
+            is_unsettled = id(scope) in self._unsettled
             merged = _merge(scope, pending)
-            if id(scope) in self._unsettled:
+            if is_unsettled:
                 old = {id(node): number for number, node in enumerate(scope.nodes)}
                 merged = in_order(scope, merged, advice=advice)
                 moved = [old[id(node)] for node in merged if id(node) in old]
                 if moved != sorted(moved):
                     self.added.order.append((scope, _runs(moved)))
+            # The old nodes are put into order and not copied: a copy would take their room again.
             nodes = scope.proto.node
-            del nodes[:]
-            nodes.extend(merged)
+            order = {id(node): place for place, node in enumerate(merged)}
+            new = [node for _, node in pending]
+            nodes.extend(new)
+            places = iter([*map(order.__getitem__, map(id, (*scope.nodes, *new)))])
+            nodes.sort(key=lambda _: next(places))
             scope.nodes[:] = list(nodes)
 
 

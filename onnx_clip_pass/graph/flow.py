@@ -152,7 +152,7 @@ class Flow:
         if frame.caller is None or not frame.scope.is_function or value.node is not None:
             return None
         call = frame.caller.scope.nodes[frame.call]
-        slot = frame.scope.inputs.index(value.name) if value.name in frame.scope.inputs else -1
+        slot = frame.scope.input_slots.get(value.name, -1)
         if not 0 <= slot < len(call.input) or not call.input[slot]:
             return None
         return self.resolve(frame.caller, call.input[slot])
@@ -211,10 +211,11 @@ class Flow:
             frame = value.frame
             if frame.caller is None or frame.call == OUTPUT or value.node is not None:
                 return value.name
-            if value.name not in frame.scope.inputs:
+            at = frame.scope.input_slots.get(value.name)
+            if at is None:
                 return value.name
             call = frame.caller.scope.nodes[frame.call]
-            slots = node_inputs_of_body_input(call, frame.scope.inputs.index(value.name))
+            slots = node_inputs_of_body_input(call, at)
             outer = (
                 self.resolve(frame.caller, call.input[slots[0]])
                 if len(slots) == 1 and slots[0] < len(call.input)
@@ -231,7 +232,7 @@ class Flow:
         if frame.caller is None or frame.call == OUTPUT or value.name not in frame.scope.handed_out:
             return None
         call = frame.caller.scope.nodes[frame.call]
-        slot = frame.scope.outputs.index(value.name)
+        slot = frame.scope.handed_out[value.name]
         if (frame.scope.is_function or call.op_type == "If") and slot < len(call.output):
             return self.resolve(frame.caller, call.output[slot]) if call.output[slot] else None
         return None
@@ -313,8 +314,11 @@ class Flow:
         todo = list(starts)
         seen = set(todo)
         reads: set[Read] = set()
+        done: set[tuple[Frame, int]] = set()
         while todo:
             value = todo.pop()
+            if not self._is_first(value, done):
+                continue
             plain = self._plain_sources(value, seen, watched)
             for source, read in self.sources(value) if plain is None else plain:
                 if source in watched:
@@ -324,6 +328,18 @@ class Flow:
                     if not stop(source):
                         todo.append(source)
         return seen, reads
+
+    def _is_first(self, value: Value, done: set[tuple[Frame, int]]) -> bool:
+        """Whether no other output of the node is among those done, where all have its sources."""
+        frame, name = value
+        made = frame.scope.producers.get(name)
+        if made is None or len((node := frame.scope.nodes[made[0]]).output) < 2:
+            return True
+        if (frame, made[0]) in done:
+            return False
+        if not self.bodies(frame, made[0], node):
+            done.add((frame, made[0]))
+        return True
 
     def _plain_sources(
         self, value: Value, seen: set[Value], watched: Collection[Value]
@@ -356,9 +372,9 @@ class Flow:
 
     def _sources_of_input(self, value: Value) -> Iterator[tuple[Value, Read]]:
         frame, name = value
-        if frame.caller is None or frame.call == OUTPUT or name not in frame.scope.inputs:
+        at = frame.scope.input_slots.get(name)
+        if frame.caller is None or frame.call == OUTPUT or at is None:
             return
-        at = frame.scope.inputs.index(name)
         call = frame.caller.scope.nodes[frame.call]
         if frame.scope.is_function:
             passed: list[int] = [at]

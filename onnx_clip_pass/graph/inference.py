@@ -15,7 +15,8 @@ _LARGEST_SHAPE_TENSOR = 64
 
 def infer_types(model: ModelProto) -> dict[str, dict[str, TensorType]]:
     """The inferred types of the values of each graph, by the path of its `Scope`."""
-    inferred = shape_inference.infer_shapes(_structure_of(model))
+    data = _structure_of(model).SerializeToString()  # the copy is gone before the next is made
+    inferred = shape_inference.infer_shapes(data)
     types: dict[str, dict[str, TensorType]] = {}
     _collect(inferred.graph, "", types)
     return types

@@ -67,7 +67,9 @@ class Scope:
     What is asked for of every node of a large graph is taken out of protobuf once: `takes` are the
     inputs of each node, `by_op` the numbers of the nodes of each op type, `special` the numbers of
     those that run a body (an If, a call) or name tensors in attributes; `is_sorted` says whether
-    each node stands behind those whose values it takes.
+    each node stands behind those whose values it takes. `input_slots` and `handed_out` are the
+    first slots of inputs and outputs by name. `reads` are the places of this very scope that read
+    a value of its own, see `_place`; equal names are one object, and so are equal types (`alike`).
     """
 
     proto: GraphProto | FunctionProto
@@ -86,7 +88,10 @@ class Scope:
     takes: list[tuple[str, ...]] = field(default_factory=list)
     by_op: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     special: set[int] = field(default_factory=set)
-    handed_out: frozenset[str] = frozenset()
+    input_slots: dict[str, int] = field(default_factory=dict)
+    handed_out: dict[str, int] = field(default_factory=dict)
+    reads: dict[str, int | list[int]] = field(default_factory=dict)
+    alike: dict[TensorType, TensorType] = field(default_factory=dict)
     is_sorted: bool = True
 
     @property
@@ -134,7 +139,8 @@ class Scope:
         """
         found = self.types.get(name, _UNKNOWN)
         if isinstance(found, TypeProto):
-            found = self.types[name] = TensorType.of(found)
+            found = TensorType.of(found)
+            self.types[name] = found = found and self.alike.setdefault(found, found)
         return found
 
     def __repr__(self) -> str:
@@ -148,6 +154,8 @@ class Index:
         self.model = model
         self.scopes: list[Scope] = []
         self.functions: dict[tuple[str, str, str], Scope] = {}
+        self._texts: dict[str, str] = {}
+        self._alike: dict[TensorType, TensorType] = {}
         opsets = {entry.domain: entry.version for entry in model.opset_import}
         self.main = self._add_graph(model.graph, "", None, opsets, 0)
         for number, info in enumerate(model.training_info):
@@ -158,6 +166,7 @@ class Index:
             key = (function.domain, function.name, getattr(function, "overload", ""))
             self.functions[key] = self._add_function(function, opsets)
         self._mark_special()
+        self._texts.clear()
         self._readers = self._index_readers()
         self._inferred: dict[str, dict[str, TensorType]] | None = None
 
@@ -169,24 +178,38 @@ class Index:
 
     def readers_of(self, scope: Scope, name: str) -> list[Read]:
         """Where the value that `scope` defines as `name` is read, nested graphs included."""
-        return [Read(*place) for place in self._readers.get((id(scope), name), ())]
+        own = scope.reads.get(name, ())
+        found = [_read_at(scope, place) for place in ([own] if isinstance(own, int) else own)]
+        found += self._readers.get((id(scope), name), ())
+        return found
 
     def inferred(self, scope: Scope, name: str) -> TensorType:
         """The type that shape inference finds; all unknown if it finds none or fails."""
         if self._inferred is None:
             try:
                 self._inferred = infer_types(self.model)
+                for scope in self.scopes:  # what is declared need not be kept again
+                    found = self._inferred.get(scope.path, {})
+                    for known in found.keys() & scope.types.keys():
+                        if found[known] == scope.declared(known):
+                            del found[known]
+                    found.update(
+                        {known: self._alike.setdefault(t, t) for known, t in found.items()}
+                    )
             except Exception:  # onnx raises several kinds; a model may be beyond its inference
                 self._inferred = {}
-        return self._inferred.get(scope.path, {}).get(name, TensorType())
+        return self._inferred.get(scope.path, {}).get(name) or scope.declared(name) or _UNKNOWN
 
     def all_names(self) -> set[str]:
-        """Every name of a value or node anywhere in the model."""
+        """Every name of a value or node anywhere in the model, also of one that nothing makes."""
         names: set[str] = set()
         for scope in self.scopes:
             names |= scope.names
             names.update(scope.outputs, scope.types)
             names.update(node.name for node in scope.nodes)
+            names.update(*scope.takes)
+            for number in scope.numbers_of("Gradient"):
+                names.update(names_by_attribute(scope.nodes[number]))
         return names
 
     # -- building ------------------------------------------------------------------------------
@@ -240,20 +263,28 @@ class Index:
                 f"expected graphs nested at most {_MAX_NESTING} deep, but {scope.path!r} is deeper"
             )
         self.scopes.append(scope)
+        one = self._texts.setdefault
+        scope.alike = self._alike
+        scope.inputs[:] = [one(name, name) for name in scope.inputs]
+        scope.outputs[:] = [one(name, name) for name in scope.outputs]
         scope.names.update(scope.inputs)
-        scope.handed_out = frozenset(scope.outputs)
+        scope.input_slots = _slots(scope.inputs)
+        scope.handed_out = _slots(scope.outputs)
         proto = scope.proto
         declared = [*getattr(proto, "value_info", ())]
         if isinstance(proto, GraphProto):
             declared += [*proto.input, *proto.output]
         for value in declared:
-            if value.name not in scope.initializers:
-                scope.types[value.name] = value.type
-        scope.takes += [tuple(node.input) for node in scope.nodes]
+            if (name := value.name) not in scope.initializers:
+                scope.types[one(name, name)] = value.type
+        scope.takes += [tuple([one(name, name) for name in node.input]) for node in scope.nodes]
         for number, node in enumerate(scope.nodes):
             for slot, name in enumerate(node.output):
-                if name:
-                    scope.producers.setdefault(name, (number, slot))
+                if not name:
+                    continue
+                if name in scope.producers or name in scope.names:
+                    raise _written_twice(scope, number, name)
+                scope.producers[one(name, name)] = (number, slot)
             scope.by_op[node.op_type].append(number)
             for key, graph in graphs_in(node):
                 path = f"{scope.path}/{node.op_type}[{number}].{key}".lstrip("/")
@@ -267,20 +298,26 @@ class Index:
         called = {name for _, name, _ in self.functions}
         for scope in self.scopes:
             scope.special.update(scope.numbers_of("Gradient"))
-            for number in scope.numbers_of(*called):
+            for number in scope.numbers_of(*(op for op in scope.by_op if op in called)):
                 if self.function_of(scope.nodes[number]) is not None:
                     scope.special.add(number)
 
-    def _index_readers(self) -> dict[tuple[int, str], list[tuple[Scope, int, int]]]:
-        readers: dict[tuple[int, str], list[tuple[Scope, int, int]]] = defaultdict(list)
+    def _index_readers(self) -> dict[tuple[int, str], list[Read]]:
+        """Note who reads what: what a scope reads of its own there, the rest is returned."""
+        readers: dict[tuple[int, str], list[Read]] = defaultdict(list)
         for scope in self.scopes:
-            own, names = id(scope), scope.names
+            reads, names = scope.reads, scope.names
             for name, number, slot in _reads_in(scope):
                 if name in names:
-                    readers[own, name].append((scope, number, slot))
+                    place = _place(number, slot)
+                    known = reads.setdefault(name, place)
+                    if isinstance(known, list):
+                        known.append(place)
+                    elif known != place:
+                        reads[name] = [known, place]
                     owner, taker = scope, number
                 elif name and (around := scope.lookup(name)) is not None:
-                    readers[id(around), name].append((scope, number, slot))
+                    readers[id(around), name].append(Read(scope, number, slot))
                     owner, taker = around, scope.number_in(around)
                 else:
                     continue
@@ -288,6 +325,21 @@ class Index:
                 if made is not None and made[0] >= taker != OUTPUT:
                     owner.is_sorted = False
         return dict(readers)
+
+
+def _written_twice(scope: Scope, number: int, name: str) -> OnnxClipError:
+    """The error for a value that two of a graph make, so that no one knows which is read."""
+    made = scope.producers.get(name)
+    if made is not None:
+        other = f"node {made[0]}, {scope.nodes[made[0]].op_type}"
+    else:
+        other = "an initializer" if name in scope.initializers else "an input"
+    where = scope.path or "the main graph"
+    return OnnxClipError(
+        f"expected values that are made once, but {name!r} of {where} is made by node {number}, "
+        f"{scope.nodes[number].op_type}, and is the name of {other} as well; give one of them "
+        f"another name"
+    )
 
 
 def attribute(node: NodeProto, name: str) -> AttributeProto | None:
@@ -306,6 +358,20 @@ def names_by_attribute(node: NodeProto) -> list[str]:
         elif attr.name == "y":
             found.append(attr.s.decode(errors="replace"))
     return found
+
+
+def _place(number: int, slot: int) -> int:
+    """The place of a read in its scope as one number: a large graph has many, mostly lone ones."""
+    return number + 1 << 32 | slot + 1
+
+
+def _read_at(scope: Scope, place: int) -> Read:
+    return Read(scope, (place >> 32) - 1, (place & (1 << 32) - 1) - 1)
+
+
+def _slots(names: list[str]) -> dict[str, int]:
+    """The first slot of each name."""
+    return {name: slot for slot, name in reversed([*enumerate(names)])}
 
 
 def _reads_in(scope: Scope) -> Iterator[tuple[str, int, int]]:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnx_clip_pass.arguments import check_flags, check_path
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients.found import Gradient
 from onnx_clip_pass.probe.bench import Bench
 from onnx_clip_pass.probe.opening import open_bench
@@ -103,7 +103,7 @@ def probe(
     """
     check_flags(inner=inner)
     if isinstance(data, str) or not hasattr(data, "__iter__"):
-        raise OnnxClipError(f"data must be a list of names of inputs, not {data!r}")
+        raise OnnxClipError(f"data must be a list of names of inputs, not {shown(data)}")
     folder = None
     if not isinstance(model, ModelProto):
         check_path("model", model, also="a ModelProto or ")

@@ -312,7 +312,8 @@ class Trial:
         reason = f"the slope of {loss!r} along it is its own norm within {error:.1g}"
         if scale.fed != 1:
             made = f"as input {scale.knob!r} makes it" if scale.knob else "others point elsewhere"
-            reason = f"it is {scale.fed:.6g} times the slope of {loss!r}, {made}, within {error:.1g}"
+            size = f"{scale.fed:.6g} times the slope of {loss!r}"
+            reason = f"it is {size}, {made}, within {error:.1g}"
         self.decisions[each.parameter] = Decision(each.parameter, name, scale.fed, error, reason)
 
     def _leave(self, parameter: str, reason: str) -> None:

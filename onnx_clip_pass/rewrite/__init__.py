@@ -116,7 +116,7 @@ def _clip(
         record = record_of(
             editor, edits, sightings, settings, made.emitted, bodies, found.answers, found.uncovered
         )
-        write_record(model, record)
+        write_record(model, record, [*editor.added.nodes, *editor.added.initializers])
     return Report(
         rows,
         (*warnings, *notes, *lacking_kernels(made.needs)),

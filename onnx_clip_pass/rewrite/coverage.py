@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from onnx import ModelProto
 
@@ -17,6 +17,7 @@ from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.gradients import Question
 from onnx_clip_pass.gradients.explaining import formula_of
 from onnx_clip_pass.graph import Scope, Value
+from onnx_clip_pass.record import UncoveredEntry
 
 __all__ = [
     "NOT_ASKABLE",
@@ -66,9 +67,15 @@ class Uncovered:
         end = f"; its gradient may be {may_be}" if may_be else "; no value may be its gradient"
         return f"{self.parameter!r}, whose new value is {self.formula}: {self.why}{end}"
 
-    def as_entry(self) -> dict[str, Any]:
+    def as_entry(self) -> UncoveredEntry:
         """Return it in the types of JSON, as the record keeps it."""
-        return asdict(self) | {"candidates": list(self.candidates)}
+        return UncoveredEntry(
+            parameter=self.parameter,
+            new=self.new,
+            formula=self.formula,
+            candidates=list(self.candidates),
+            why=self.why,
+        )
 
 
 def uncovered_of(questions: Iterable[Question]) -> tuple[Uncovered, ...]:

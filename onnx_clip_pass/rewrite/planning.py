@@ -246,7 +246,7 @@ def _edit_for_all(
     edit = Edit(scope, name, choice, sightings, raw)
     if watch.measures_only:
         return edit
-    if name not in scope.producers and name in scope.inputs:
+    if name not in scope.producers and name in scope.input_slots:
         edit.redirected = others
         if any(read.node == OUTPUT and read.scope is scope for read in others):
             faults.append(

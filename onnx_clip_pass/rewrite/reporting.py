@@ -11,7 +11,7 @@ from onnx_clip_pass.gradients import Gradient, Survey
 from onnx_clip_pass.gradients.clipped import clip_nodes
 from onnx_clip_pass.graph import Body, Editor, Index
 from onnx_clip_pass.kernels import Need, missing
-from onnx_clip_pass.record import Record, digest_of
+from onnx_clip_pass.record import Record
 from onnx_clip_pass.rewrite.coverage import Uncovered
 from onnx_clip_pass.rewrite.planning import Edit
 from onnx_clip_pass.rewrite.selecting import Chosen
@@ -103,16 +103,15 @@ def record_of(
         inputs=added.inputs,
         outputs=added.outputs,
         order=[
-            [next(n for n, body in enumerate(bodies) if body is scope.proto), runs]
+            (next(n for n, body in enumerate(bodies) if body is scope.proto), runs)
             for scope, runs in added.order
         ],
         loss_scale=settings.steering.loss_scale,
-        emitted=[[e.output, e.quantity, list(e.gradients), e.group] for e in emitted],
+        emitted=[(e.output, e.quantity, list(e.gradients), e.group) for e in emitted],
         measures_only=settings.watch.measures_only,
         answers=answers,
-        optimizer_ops={name: list(slots) for name, slots in settings.optimizer_ops.items()},
+        optimizer_ops=dict(settings.optimizer_ops),
         uncovered=[each.as_entry() for each in uncovered],
-        digest=digest_of([*added.nodes, *added.initializers]),
     )
 
 

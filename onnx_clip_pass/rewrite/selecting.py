@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from onnx_clip_pass.clips import Chain, Clip, Formula
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients import Gradient, Parameter, Question, Sighting, Survey
 from onnx_clip_pass.gradients.optimizer import SEQUENCE_SLOTS
 from onnx_clip_pass.graph import TensorType, Value
 from onnx_clip_pass.rules import Choice, Rule, Rules, assign
-from onnx_clip_pass.selection import Chooser, select
+from onnx_clip_pass.selection import Chooser, by_id, select
 
 __all__ = [
     "Chosen",
@@ -55,13 +55,16 @@ def as_mapping(gradients: Sequence[str] | Mapping[str, str]) -> dict[str, str | 
     if isinstance(gradients, Mapping):
         if not all(isinstance(name, str) for pair in gradients.items() for name in pair):
             raise OnnxClipError(
-                f"gradients must map names of gradients to names of parameters, not {gradients!r}"
+                f"gradients must map names of gradients to names of parameters, not "
+                f"{shown(gradients)}"
             )
         return dict(gradients)
     if isinstance(gradients, str):
         raise OnnxClipError(f"gradients must be a list of names, not the string {gradients!r}")
     if not names or not all(isinstance(name, str) for name in names):
-        raise OnnxClipError(f"gradients must be a list of names, at least one, not {gradients!r}")
+        raise OnnxClipError(
+            f"gradients must be a list of names, at least one, not {shown(gradients)}"
+        )
     return dict.fromkeys(names)
 
 
@@ -74,7 +77,8 @@ def as_clips(clips: object) -> Clip | Rules:
         rules = Rules(rules if isinstance(rules, Sequence) else ())
     if not rules or not all(isinstance(rule, Rule) for rule in rules):
         raise OnnxClipError(
-            f"expected a clip such as GradientClipByNorm(1.0), or a list of Rule, not {clips!r}"
+            f"expected a clip such as GradientClipByNorm(1.0), or a list of Rule, not "
+            f"{shown(clips)}"
         )
     return rules
 
@@ -135,27 +139,23 @@ def _picked_by_name(
 ) -> list[str]:
     """The names of those of `bare` that would be clipped; a predicate is not asked about them."""
     chooser = Chooser([*parameters, *bare])
-    skipped = [skip] if isinstance(skip, str) else list(skip)
-    left = [p for p in bare if not any(chooser.matching(pattern, [p]) for pattern in skipped)]
+    left = by_id(bare)
+    for pattern in [skip] if isinstance(skip, str) else skip:
+        for p in chooser.matching(pattern, left):
+            del left[id(p)]
+    picked: set[int] = set()
     if isinstance(clips, Clip):
-        wishes = [formula.need_clip for formula in clips.formulas]
-        picked = [
-            p for p in left
-            if any(not callable(wish) and chooser.choose(wish, [p]) for wish in wishes)
-        ]  # fmt: skip
-        return [p.name for p in picked]
-    names = []
-    for p in left:
-        taking = (
-            rule for rule in clips
-            if callable(rule.need_clip) or (
-                rule.bounds.hold(p) and chooser.choose(rule.need_clip, [p])
-            )
-        )  # fmt: skip
-        rule = next(taking, None)
-        if rule is not None and rule.clip is not None and not callable(rule.need_clip):
-            names.append(p.name)
-    return names
+        wishes = [f.need_clip for f in clips.formulas if not callable(f.need_clip)]
+        picked.update(id(p) for wish in wishes for p in chooser.choose(wish, left))
+        return [p.name for p in bare if id(p) in picked]
+    for rule in clips:
+        if callable(rule.need_clip):
+            break
+        for p in chooser.choose(rule.need_clip, left):
+            if rule.bounds.hold(p):
+                del left[id(p)]
+                picked.update([id(p)] if rule.clip is not None else [])
+    return [p.name for p in bare if id(p) in picked]
 
 
 def _choices_of_clip(
@@ -164,16 +164,19 @@ def _choices_of_clip(
     also: Sequence[Parameter],
     skip: str | Sequence[str],
 ) -> dict[Parameter, Choice]:
-    picked: dict[Parameter, tuple[Formula, ...]] = {}
+    picked: dict[Parameter, list[Formula]] = {}
     for formula in clip.formulas:
         for parameter in set(select(parameters, formula.need_clip, skip, also=also)):
-            picked[parameter] = (*picked.get(parameter, ()), formula)
+            picked.setdefault(parameter, []).append(formula)
     made: dict[tuple[Formula, ...], Choice] = {}
-    for formulas in picked.values():
+    chosen: dict[Parameter, Choice] = {}
+    for parameter, own in picked.items():
+        formulas = tuple(own)
         if formulas not in made:
-            own = clip if formulas == clip.formulas else Chain(*formulas)
-            made[formulas] = Choice(formulas[0] if len(formulas) == 1 else own)
-    return {parameter: made[formulas] for parameter, formulas in picked.items()}
+            whole = clip if formulas == clip.formulas else Chain(*formulas)
+            made[formulas] = Choice(formulas[0] if len(formulas) == 1 else whole)
+        chosen[parameter] = made[formulas]
+    return chosen
 
 
 def _steered(choices: dict[Parameter, Choice], name: str) -> dict[Parameter, Choice]:

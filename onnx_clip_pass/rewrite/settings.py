@@ -8,7 +8,7 @@ from typing import Any, TypedDict, get_args
 
 from onnx_clip_pass.arguments import check_flags, check_input_name
 from onnx_clip_pass.clips import NonFinite, NormPrecision, Numerics
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients.optimizer import NO_OPS, OptimizerOps, checked_ops
 from onnx_clip_pass.rewrite.selecting import GradientNames, as_mapping
 from onnx_clip_pass.rewrite.steering import LossScale, Steering
@@ -91,6 +91,7 @@ def _words(emit: object) -> tuple[Any, ...]:
         return (emit,)
     if not isinstance(emit, Iterable):
         raise OnnxClipError(
-            f"emit takes a list of {', '.join(get_args(Emit))}, and () for nothing, not {emit!r}"
+            f"emit takes a list of {', '.join(get_args(Emit))}, and () for nothing, not "
+            f"{shown(emit)}"
         )
     return tuple(emit)

@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 from onnx_clip_pass.arguments import as_number
 from onnx_clip_pass.clips import Limit, Numerics
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients import Sighting
 from onnx_clip_pass.graph import Editor, Index, Scope, TensorType
 from onnx_clip_pass.rules import Choice
@@ -212,6 +212,6 @@ def _scale(value: object) -> float:
     number = as_number(value)
     if not 0 < number < math.inf:
         raise OnnxClipError(
-            f"loss_scale must be a positive number, or the name of a value, not {value!r}"
+            f"loss_scale must be a positive number, or the name of a value, not {shown(value)}"
         )
     return number

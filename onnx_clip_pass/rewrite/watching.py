@@ -11,7 +11,7 @@ from onnx import TensorProto
 from onnx_clip_pass.arguments import check_choice
 from onnx_clip_pass.clips import Clip, Emitter, Measured, Quantity
 from onnx_clip_pass.clips.norms import emit_largest, emit_least
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.graph import Editor, Scope, TensorType
 from onnx_clip_pass.rewrite.steering import Steering
@@ -64,12 +64,11 @@ class Watch:
     measures_only: bool = False
 
     def __post_init__(self) -> None:
-        unknown = [word for word in self.emit if word not in get_args(Emit)]
+        known, given = get_args(Emit), list[object](self.emit)
+        unknown = [word for word in given if not isinstance(word, str) or word not in known]
         if unknown:
-            raise OnnxClipError(
-                f"emit takes a list of {', '.join(get_args(Emit))}, not "
-                f"{', '.join(map(str, unknown))}"
-            )
+            words = [word if isinstance(word, str) else shown(word) for word in unknown]
+            raise OnnxClipError(f"emit takes a list of {', '.join(known)}, not {listed(words)}")
         check_choice("emit_as", self.emit_as, EmitAs)
         if self.emit_as == "vector" and not self.emit:
             raise OnnxClipError(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.gradients import Parameter
 from onnx_clip_pass.rules.rule import Choice, Rule
-from onnx_clip_pass.selection import Chooser, select
+from onnx_clip_pass.selection import Among, Chooser, by_id, select
 
 __all__ = ["assign"]
 
@@ -35,24 +35,20 @@ def assign(
             to clip although rules with clips match.
     """
     chooser = Chooser(parameters, also)
-    left = list(dict.fromkeys([*parameters, *also]))
-    if skip:
-        kept = set(select(left, None, skip))
-        left = [parameter for parameter in left if parameter in kept]
+    everything = by_id(dict.fromkeys([*parameters, *also]))
+    left = by_id(select(list(everything.values()), None, skip)) if skip else dict(everything)
     taken: dict[Parameter, Choice] = {}
     warnings: list[str] = []
-    owner: dict[Parameter, int] = {}
+    owner: dict[int, int] = {}
     for number, rule in enumerate(rules, 1):
         picked = [p for p in chooser.choose(rule.need_clip, left) if rule.bounds.hold(p)]
         if not picked:
-            warnings.append(_why_idle(rule, number, chooser, owner, [*parameters, *also]))
+            warnings.append(_why_idle(rule, number, chooser, owner, everything))
         choice = None if rule.clip is None else Choice(rule.clip, rule.threshold_input, number)
         for parameter in picked:
-            owner[parameter] = number
+            owner[id(left.pop(id(parameter)))] = number
             if choice is not None:
                 taken[parameter] = choice
-        gone = set(map(id, picked))  # hashing a Parameter takes longer than matching it
-        left = [parameter for parameter in left if id(parameter) not in gone]
     if parameters and not taken and not any(callable(rule.need_clip) for rule in rules):
         raise OnnxClipError(
             "nothing is left to clip: no rule with a clip takes any gradient", warnings
@@ -64,18 +60,18 @@ def _why_idle(
     rule: Rule,
     number: int,
     chooser: Chooser,
-    owner: dict[Parameter, int],
-    everything: Sequence[Parameter],
+    owner: dict[int, int],
+    everything: Among,
 ) -> str:
     """Why a rule takes nothing."""
     name = rule.where or f"rule {number}"
     if callable(rule.need_clip):
         return f"{name} takes nothing: its predicate says no to all that is left"
     matching = [p for p in chooser.choose(rule.need_clip, everything) if rule.bounds.hold(p)]
-    earlier = sorted({owner[parameter] for parameter in matching if parameter in owner})
+    earlier = sorted({owner[id(parameter)] for parameter in matching if id(parameter) in owner})
     if not matching:
         return f"{name} takes nothing: no parameter of this model is like it says"
     if not earlier:
         return f"{name} takes nothing: all that it matches is skipped"
-    numbers = " and ".join(f"rule {before}" for before in earlier)
+    numbers = listed([f"rule {before}" for before in earlier])
     return f"{name} takes nothing: {numbers} before it takes all that it matches; put it first"

@@ -7,23 +7,31 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from onnx_clip_pass.arguments import check_path
+from onnx_clip_pass.arguments import check_path, number_in
 from onnx_clip_pass.clips import KINDS, Chain, Clip
 from onnx_clip_pass.clips.base import DTYPES
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients import OptimizerOps
 from onnx_clip_pass.gradients.optimizer import NO_OPS, checked_ops
 from onnx_clip_pass.rules.rule import Bounds, Rule, Rules
+from onnx_clip_pass.storage.reading import read_text
 
 __all__ = ["load_rules"]
 
-_LARGEST = 4 << 20
+# A parser takes a time that grows with the square of the parts of a key.
+_ENDLESS_KEY = re.compile(
+    r"""(?:^|[\[{,])[ \t]*+(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){64}""",
+    re.MULTILINE,
+)
+_LARGEST_NUMBER = 1 << 63
+_DEEPEST = 16
 _NUMBERS = {"clip_norm", "ord", "max", "min", "threshold", "clipping", "eps"}
 _SETTINGS = {setting for kind in KINDS.values() for setting in kind.settings}
 _SELECTION = {
@@ -53,13 +61,18 @@ def load_rules(path: str | os.PathLike[str]) -> Rules:
     check_path("path", path)
     path = Path(path)
     text = _read(path)
+    if _ENDLESS_KEY.search(text):
+        raise OnnxClipError(
+            f"{str(path)!r} is no file of rules: a key in it has more than 64 parts"
+        )
     try:
-        document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        document = tomllib.loads(text, parse_float=lambda text: number_in(text.replace("_", "")))
+    except (ValueError, RecursionError) as error:  # also of numbers that Python does not read
         raise OnnxClipError(f"{str(path)!r} is no TOML: {error}") from error
+    _check_values(document, path)
     tables = document.get("rule")
     faults = [
-        f"{path.name}: unknown key {key!r}{_near(key, _TABLES)}"
+        f"{path.name}: unknown key {shown(key)}{_near(key, _TABLES)}"
         for key in document
         if key not in _TABLES
     ]
@@ -67,17 +80,36 @@ def load_rules(path: str | os.PathLike[str]) -> Rules:
         faults.append(f"{path.name}: expected at least one table [[rule]]")
         tables = []
     rules: list[Rule] = []
+    first: dict[_Selection, Rule] = {}
     for number, table in enumerate(tables, 1):
         reader = _Reader(table, f"{path.name}, rule {number}")
         rule = reader.rule()
         faults += reader.faults
         if rule is not None and not reader.faults:
-            faults += _shadowing(rule, rules)
+            faults += _shadowing(rule, first)
             rules.append(rule)
+            first.setdefault(_selection(rule), rule)
     ops = _optimizer_ops(document.get("optimizer_ops", {}), path.name, faults)
     if faults:
         raise OnnxClipError(f"the rules in {str(path)!r} cannot be used:", faults)
     return Rules(rules, ops)
+
+
+def _check_values(document: dict[str, Any], path: Path) -> None:
+    """Refuse what a TOML file can hold and no rule has: endless numbers, and tables without end."""
+    level: list[object] = [document]
+    for _ in range(_DEEPEST):
+        inner: list[object] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += value.values()
+            elif isinstance(value, list):
+                inner += value
+            elif isinstance(value, int) and abs(value) >= _LARGEST_NUMBER:
+                raise OnnxClipError(f"{str(path)!r} is no TOML: it has {shown(value)}")
+        level = inner
+    if level:
+        raise OnnxClipError(f"{str(path)!r} has tables nested more than {_DEEPEST} deep")
 
 
 def _optimizer_ops(table: object, where: str, faults: list[str]) -> OptimizerOps:
@@ -95,31 +127,38 @@ def _optimizer_ops(table: object, where: str, faults: list[str]) -> OptimizerOps
         except OnnxClipError:
             faults.append(
                 f"{where}, optimizer_ops: expected a line such as {expected}, with the numbers of "
-                f"different inputs, not {name!r} = {slots!r}"
+                f"different inputs, not {shown(name)} = {shown(slots)}"
             )
     return found
 
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > _LARGEST:
-            raise OnnxClipError(
-                f"{str(path)!r} has {path.stat().st_size:,} bytes, more than any rules need"
-            )
-        return path.read_text(encoding="utf-8-sig")  # Windows editors put a mark before the text
-    except OSError as error:
-        raise OnnxClipError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        return read_text(path).decode("utf-8-sig")  # Windows editors put a mark before the text
     except UnicodeDecodeError as error:
         raise OnnxClipError(f"{str(path)!r} is no TOML, which is UTF-8 text: {error}") from error
-    except ValueError as error:  # a NUL in the path
-        raise OnnxClipError(f"cannot read {str(path)!r}: {error}") from error
 
 
-def _shadowing(rule: Rule, before: list[Rule]) -> list[str]:
-    """Why no gradient can ever get as far as this rule, whatever the model."""
-    for other in before:
-        takes_all = other.need_clip is None or other.need_clip == rule.need_clip
-        if takes_all and other.bounds in (Bounds(), rule.bounds):
+_Selection = tuple[tuple[str, ...] | None, Bounds]
+"""The patterns of a rule, None for all, and its bounds."""
+
+
+def _selection(rule: Rule) -> _Selection:
+    patterns = rule.need_clip
+    return (tuple(patterns) if isinstance(patterns, Sequence) else None), rule.bounds
+
+
+def _shadowing(rule: Rule, first: Mapping[_Selection, Rule]) -> list[str]:
+    """Why no gradient can ever get as far as this rule, whatever the model.
+
+    Args:
+        rule: the rule.
+        first: of the rules before it the first of each selection.
+    """
+    patterns, bounds = _selection(rule)
+    for wider in ((None, Bounds()), (None, bounds), (patterns, Bounds()), (patterns, bounds)):
+        other = first.get(wider)
+        if other is not None:
             return [f"{rule.where}: never matches, since {other.where} takes all of it before"]
     return []
 
@@ -138,13 +177,13 @@ class _Reader:
         """The rule; None, or one not to be used, where there are faults."""
         for key in self._table:
             if key not in _KEYS:
-                self._fault(f"unknown key {key!r}{_near(key, sorted(_KEYS))}")
+                self._fault(f"unknown key {shown(key)}{_near(key, sorted(_KEYS))}")
         parameters, bounds, clip = self._parameters(), self._bounds(), self._clip()
         given = self._table.get("threshold_input")
         if given is not None and (not isinstance(given, str) or not given):
             self._fault(f"threshold_input must be a name, not {_written(given)}")
         elif given is not None and (clip is None or clip.threshold is None):
-            self._fault(f"threshold_input {given!r} needs a clip with one threshold")
+            self._fault(f"threshold_input {shown(given)} needs a clip with one threshold")
         if self.faults:
             return None
         try:
@@ -176,7 +215,9 @@ class _Reader:
         if not isinstance(dtypes, list) or not all(
             isinstance(dtype, str) and dtype in DTYPES for dtype in dtypes
         ):
-            self._fault(f"dtype must be one or more of {', '.join(sorted(DTYPES))}, not {dtypes!r}")
+            self._fault(
+                f"dtype must be one or more of {', '.join(sorted(DTYPES))}, not {shown(dtypes)}"
+            )
             dtypes = []
         counts = {key: self._count(key) for key in sorted(_SELECTION - {"parameters", "dtype"})}
         rank, low, high = counts["rank"], counts["min_rank"], counts["max_rank"]
@@ -219,7 +260,9 @@ class _Reader:
         clips = []
         for table in tables:
             if not isinstance(table, dict):
-                self._fault(f'a chain is a list of tables such as {{clip = "norm"}}, not {table!r}')
+                self._fault(
+                    f'a chain is a list of tables such as {{clip = "norm"}}, not {shown(table)}'
+                )
                 continue
             settings = {key: value for key, value in table.items() if key != "clip"}
             clip = self._one(table.get("clip"), settings, known=list(KINDS))
@@ -240,14 +283,14 @@ class _Reader:
         before = len(self.faults)
         for key in settings:
             if key not in own:
-                self._fault(f'clip = "{kind}" takes {", ".join(own)}, not {key}')
+                self._fault(f'clip = "{kind}" takes {", ".join(own)}, not {key[:60]}')
         if needed not in settings:
             self._fault(f'clip = "{kind}" needs {needed}')
         for key, value in settings.items():
             if key in _NUMBERS and not _is_number(value):
                 self._fault(f"{key} must be a number, not {_written(value)}")
             if key == "per_sample" and not isinstance(value, bool):
-                self._fault(f"per_sample must be true or false, not {value!r}")
+                self._fault(f"per_sample must be true or false, not {shown(value)}")
         if len(self.faults) > before:
             return None
         infinite = {key: math.inf for key in _NUMBERS if settings.get(key) == "inf"}
@@ -264,7 +307,7 @@ def _is_number(value: object) -> bool:
 
 def _written(value: object) -> str:
     """A value as messages show it: true and false as TOML spells them."""
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+    return str(value).lower() if isinstance(value, bool) else shown(value)
 
 
 def _near(key: str, known: list[str]) -> str:

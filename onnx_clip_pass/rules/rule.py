@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from onnx_clip_pass.arguments import check_input_name
+from onnx_clip_pass.arguments import as_number, check_input_name
 from onnx_clip_pass.clips import Clip
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.clips.base import DTYPES
+from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients import OptimizerOps, Parameter
 from onnx_clip_pass.gradients.optimizer import NO_OPS
 from onnx_clip_pass.selection import NeedClip, check_need_clip
@@ -29,6 +30,19 @@ class Bounds:
     max_rank: float = math.inf
     min_elements: int = 0
     max_elements: float = math.inf
+
+    def __post_init__(self) -> None:
+        dtypes: object = self.dtypes
+        if not isinstance(dtypes, tuple) or not all(
+            isinstance(dtype, str) and dtype in DTYPES for dtype in dtypes
+        ):
+            raise OnnxClipError(
+                f"dtypes must be a tuple of {', '.join(sorted(DTYPES))}, not {shown(self.dtypes)}"
+            )
+        for name in ("min_rank", "max_rank", "min_elements", "max_elements"):
+            if not as_number(getattr(self, name)) >= 0:
+                value = shown(getattr(self, name))
+                raise OnnxClipError(f"{name} must be a number, 0 or more, not {value}")
 
     def hold(self, parameter: Parameter) -> bool:
         """Return whether the parameter is within all of them."""
@@ -74,13 +88,13 @@ class Rule:
         check_need_clip(self.need_clip)
         check_input_name(self.threshold_input)
         if not isinstance(self.bounds, Bounds):
-            raise OnnxClipError(f"bounds must be a Bounds, not {self.bounds!r}")
+            raise OnnxClipError(f"bounds must be a Bounds, not {shown(self.bounds)}")
         if self.clip is None:
             return
         if not isinstance(self.clip, Clip):
             raise OnnxClipError(
                 f"expected a clip such as GradientClipByNorm(1.0), or None to leave alone, not "
-                f"{self.clip!r}"
+                f"{shown(self.clip)}"
             )
         if any(formula.need_clip is not None for formula in self.clip.formulas):
             raise OnnxClipError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +14,64 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
-from onnx_clip_pass.errors import OnnxClipError, listed
+from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.graph import Index, Scope, TensorType
 from onnx_clip_pass.runtime.session import Arrays
+from onnx_clip_pass.storage.reading import open_regular
 
 __all__ = ["check_run", "load_feeds", "make_feeds"]
 
 
 def load_feeds(
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-) -> Arrays:
+) -> Mapping[str, NDArray[Any]]:
     """Arrays by input name from one or several .npz files; of equal names the last one counts.
+
+    An array is unpacked when it is asked for: what the model has no input for stays packed.
 
     Raises:
         OnnxClipError: a file cannot be read or is no .npz of plain arrays.
     """
-    found: Arrays = {}
+    feeds = _Packed()
     for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+        with _archive(Path(path)) as archive:
+            feeds.places.update(dict.fromkeys(archive.files, Path(path)))
+    return feeds
+
+
+class _Packed(Mapping[str, NDArray[Any]]):
+    """Arrays in .npz files, each read when it is asked for; `places` says where each lies."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, Path] = {}
+        self._read: Arrays = {}
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._read:
+            with _archive(self.places[name]) as archive:
+                self._read[name] = archive[name]
+        return self._read[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+@contextmanager
+def _archive(path: Path) -> Iterator[Any]:
+    """An .npz file; whatever is wrong with it is refused, also by what is done with it."""
+    with open_regular(path, "the feeds ") as file:
         try:
-            with Path(path).open("rb") as file:
-                if not zipfile.is_zipfile(file):
-                    raise ValueError("no archive")
-                file.seek(0)
-                with np.load(file) as archive:
-                    found.update({name: archive[name] for name in archive.files})
+            if not zipfile.is_zipfile(file):
+                raise ValueError("no archive")
+            file.seek(0)
+            with np.load(file) as archive:
+                yield archive
         except OSError as error:
             reason = error.strerror or error
             raise OnnxClipError(f"cannot read the feeds {str(path)!r}: {reason}") from error
@@ -45,7 +80,6 @@ def load_feeds(
                 f"expected feeds as an .npz file of arrays named like the model's inputs, as "
                 f"numpy.savez writes it, but {str(path)!r} is not: {error}"
             ) from error
-    return found
 
 
 def make_feeds(
@@ -99,15 +133,15 @@ def check_run(feeds: Any, dims: Any, seed: Any) -> None:
     """
     if feeds is not None and not isinstance(feeds, Mapping):
         raise OnnxClipError(
-            f"feeds must be a mapping of input names to arrays, not {feeds!r}; an .npz file is "
-            f"read by numpy.load"
+            f"feeds must be a mapping of input names to arrays, not {shown(feeds)}; an .npz file "
+            f"is read by numpy.load"
         )
     if dims is not None and not isinstance(dims, Mapping):
-        raise OnnxClipError(f"dims must be a mapping of names to sizes, not {dims!r}")
+        raise OnnxClipError(f"dims must be a mapping of names to sizes, not {shown(dims)}")
     sizes = [(f"the dimension {name!r}", size) for name, size in (dims or {}).items()]
     for what, number in (*sizes, ("seed", seed)):
         if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 0:
-            raise OnnxClipError(f"{what} must be a whole number, 0 or more, not {number!r}")
+            raise OnnxClipError(f"{what} must be a whole number, 0 or more, not {shown(number)}")
 
 
 _SHAPING = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
@@ -152,9 +186,9 @@ class _Maker:
             for name in dims
             if name not in symbols
         ]
-        for name, array in given.items():
+        for name in given:
             if name in inputs:
-                self._compare(inputs[name], np.asarray(array))
+                self._compare(inputs[name], np.asarray(given[name]))
 
     def _compare(self, value: ValueInfoProto, array: NDArray[Any]) -> None:
         """Learn sizes of symbols from a given array, and note where it does not fit."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 from onnx.external_data_helper import load_external_data_for_model
 
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.graph import Index, Scope, TensorType
 
 __all__ = ["Arrays", "Provider", "Session", "open_session"]
@@ -126,7 +126,7 @@ def open_session(
     ort = _import_runtime()
     wanted = _PROVIDERS.get(provider)
     if wanted is None:
-        raise OnnxClipError(f"expected the provider cpu or cuda, not {provider!r}")
+        raise OnnxClipError(f"expected the provider cpu or cuda, not {shown(provider)}")
     if provider == "cuda" and hasattr(ort, "preload_dlls"):
         with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
             ort.preload_dlls()

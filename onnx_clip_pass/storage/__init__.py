@@ -1,10 +1,13 @@
 """Models in files of any size: structure read without the weights, weights moved by the kernel."""
 
-from onnx_clip_pass.storage.external import DataFile, HowToBring, data_files, locations
+from onnx_clip_pass.storage.external import DataFile, HowToBring, bring, data_files, locations
+from onnx_clip_pass.storage.journal import files_in
+from onnx_clip_pass.storage.leftovers import recover, unfinished
 from onnx_clip_pass.storage.moving import Progress
+from onnx_clip_pass.storage.sets import errors_name, replacing
 from onnx_clip_pass.storage.source import Source
 from onnx_clip_pass.storage.structure import Structure, open_model
-from onnx_clip_pass.storage.writing import write_bytes, write_structure
+from onnx_clip_pass.storage.writing import make_file, write_bytes, write_structures
 
 __all__ = [
     "DataFile",
@@ -12,9 +15,16 @@ __all__ = [
     "Progress",
     "Source",
     "Structure",
+    "bring",
     "data_files",
+    "errors_name",
+    "files_in",
     "locations",
+    "make_file",
     "open_model",
+    "recover",
+    "replacing",
+    "unfinished",
     "write_bytes",
-    "write_structure",
+    "write_structures",
 ]

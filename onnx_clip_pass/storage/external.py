@@ -2,18 +2,23 @@
 
 A tensor whose `data_location` is EXTERNAL names a file by a path relative to the model's folder,
 with an offset and a length (https://onnx.ai/onnx/repo-docs/ExternalData.html). A model is untrusted
-input: a location that is absolute or leads out of the folder, also by a symbolic link, is refused
-before anything is read.
+input. Before anything is read:
+
+1. A location that is absolute, or leads out of the folder by "..", is refused.
+2. So is one that leads out by a symbolic link, unless the user trusts the model.
+3. Into another folder come, without that trust, no files under a hidden name (`.git/hooks/…`), and
+   none with several names, of which one may be somebody's secret.
+
+What comes along is never executable.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import shutil
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
@@ -22,15 +27,18 @@ from onnx import GraphProto, ModelProto, TensorProto
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.storage.moving import copy_range, errors_name, replacing
+from onnx_clip_pass.storage.journal import PREFIX
+from onnx_clip_pass.storage.moving import copy_range, new_file, share_blocks
+from onnx_clip_pass.storage.sets import errors_name
 from onnx_clip_pass.storage.source import Source
 
-__all__ = ["DataFile", "HowToBring", "bring_along", "data_files", "locations"]
+__all__ = ["DataFile", "HowToBring", "bring", "data_files", "locations", "missing_files"]
 
 HowToBring = Literal["copy", "link"]
 """`copy` shares blocks with the source where the file system can; `link` makes a hard link."""
 
-_FICLONE = 0x40049409  # Linux: let a file share all blocks of another
+_TRUST = "pass --trust-data (in Python: trust_data=True) if you know that it is the model's"
+_DIGITS = re.compile(r"-?[0-9]{1,19}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +60,13 @@ def locations(model: ModelProto) -> set[str]:
     }
 
 
-def data_files(model: ModelProto, folder: Path) -> list[DataFile]:
+def data_files(model: ModelProto, folder: Path, *, trust: bool = False) -> list[DataFile]:
     """The external data files of a model, each once.
+
+    Args:
+        model: what names them.
+        folder: where it lies.
+        trust: follow symbolic links out of the folder.
 
     Raises:
         OnnxClipError: a location leads out of `folder`, or a file is missing or too short for a
@@ -66,7 +79,7 @@ def data_files(model: ModelProto, folder: Path) -> list[DataFile]:
         location = entries.get("location", "")
         path = folder / location
         if path not in found:
-            reason = _why_not(location, folder)
+            reason = _why_not(location, folder, trust=trust)
             if reason is not None:
                 faults.append(f"tensor {tensor.name!r} has its data at {location!r}, {reason}")
                 continue
@@ -89,41 +102,90 @@ def data_files(model: ModelProto, folder: Path) -> list[DataFile]:
     return list(found.values())
 
 
-def bring_along(
-    files: Iterable[DataFile],
-    folder: Path,
-    *,
-    how: HowToBring,
-    force: bool,
-    count: Callable[[int], None],
-) -> None:
-    """Put data files into another folder, at the same relative paths.
-
-    A file that is there with the same content is left alone. All are complete before the first
-    appears; if one fails, none does.
+def missing_files(
+    files: Iterable[DataFile], folder: Path, *, force: bool, trust: bool
+) -> list[DataFile]:
+    """The data files that are not in another folder yet, or only with other content.
 
     Args:
-        files: what to bring.
-        folder: where to.
-        how: as copies or as hard links.
-        force: replace files of other content, of which nothing tells whose they are.
-        count: is told of bytes that are done.
+        files: what is to lie there, at the same relative paths.
+        folder: where.
+        force: files of other content, of which nothing tells whose they are, may be replaced.
+        trust: take along what a model must not name without its user's word.
 
     Raises:
-        OnnxClipError: a file of other content is in the way, a folder leads out of `folder`, a file
-            changes while it is copied, or the disk is full.
+        OnnxClipError: something is in the way, a folder leads out of `folder`, or a file must not
+            come along. All faults are named at once.
     """
-    missing = _missing(files, folder, force=force)
-    with ExitStack() as stack:
-        for file in files:
-            if file not in missing:
-                count(file.size)
+    missing = []
+    faults = []
+    for file in files:
+        target = folder / file.location
+        with errors_name(target):
+            if not _lies_in(target.parent, folder):
+                faults.append(
+                    f"{str(target)!r} lies outside the output's folder, by a symbolic link"
+                )
                 continue
-            target = folder / file.location
-            stack.enter_context(errors_name(target))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = stack.enter_context(replacing(target))
-            _bring(file, temporary, how, count)
+            if target.is_dir():  # no file can be renamed to it
+                faults.append(
+                    f"{str(target)!r} is a folder, where a data file is to lie; move it away, or "
+                    f"write to another folder"
+                )
+                continue
+            is_there = os.path.lexists(target)
+            if is_there and _same(file.path, target):
+                continue
+            missing.append(file)
+            reason = "" if trust else _why_untrusted(file)
+            if reason:
+                faults.append(f"{str(file.path)!r} {reason}; {_TRUST}")
+            if is_there and not force:
+                faults.append(
+                    f"{str(target)!r} exists with other content; pass --force (in Python: "
+                    f"force=True) to replace it, or write to another folder"
+                )
+    if faults:
+        raise OnnxClipError("the external data cannot be put beside the output:", faults)
+    return missing
+
+
+def bring(
+    file: DataFile, path: Path, how: HowToBring, count: Callable[[int], None], mode: int = 0o666
+) -> None:
+    """Make a copy of a file, or a link to it.
+
+    Args:
+        file: what to bring.
+        path: what to make; nothing is there.
+        how: as a copy or as a hard link.
+        count: is told of bytes that are done.
+        mode: what a copy may take over of the file's permissions.
+
+    Raises:
+        OnnxClipError: the file has changed since it was looked at, or cannot be linked.
+    """
+    if how == "link":
+        try:
+            os.link(file.path.resolve(), path)
+        except OSError as error:
+            raise OnnxClipError(
+                f"{str(file.path)!r} cannot be linked there ({error.strerror}); use "
+                f"--external-data copy (in Python: external_data='copy')"
+            ) from error
+        count(file.size)
+        return
+    with Source(file.path) as source, new_file(path, source.mode & mode) as out:
+        if source.size != file.size:
+            raise OnnxClipError(
+                f"{str(file.path)!r} had {file.size} bytes and now has {source.size}: it was "
+                f"changed while it was being read; nothing was written"
+            )
+        if share_blocks(source.descriptor, out):
+            count(file.size)
+        else:
+            copy_range(source.descriptor, out, 0, file.size, count)
+        source.check_unchanged()
 
 
 # -- what a model says -------------------------------------------------------------------------
@@ -155,18 +217,25 @@ def _external_tensors(model: ModelProto) -> Iterator[TensorProto]:
         yield from (t for t in tensors if t.data_location == TensorProto.EXTERNAL)
 
 
-def _why_not(location: str, folder: Path) -> str | None:
+def _why_not(location: str, folder: Path, *, trust: bool) -> str | None:
     """Why a location must not be opened; None if it may."""
     if not location or "\0" in location:
         return "which is no path"
     windows = PureWindowsPath(location)
-    if PurePosixPath(location).is_absolute() or windows.drive or windows.root:
+    if PurePosixPath(location).is_absolute() or windows.drive or windows.root:  # rule 1
         return "an absolute path: it must be relative to the model's folder"
-    if ".." in PurePosixPath(location).parts or ".." in windows.parts:
+    if ".." in _parts(location):  # rule 1
         return "which leads out of the model's folder"
-    if not _lies_in(folder / location, folder):
-        return "which leads out of the model's folder by a symbolic link"
+    if any(part.startswith(PREFIX) for part in _parts(location)):
+        return "a name that onnx-clip keeps for itself"
+    if not trust and not _lies_in(folder / location, folder):  # rule 2
+        return f"which leads out of the model's folder by a symbolic link; {_TRUST}"
     return None
+
+
+def _parts(location: str) -> set[str]:
+    """The names of which a path is made, whichever system reads it."""
+    return {*PurePosixPath(location).parts, *PureWindowsPath(location).parts}
 
 
 def _lies_in(path: Path, folder: Path) -> bool:
@@ -177,11 +246,10 @@ def _lies_in(path: Path, folder: Path) -> bool:
 
 
 def _range_fault(tensor: TensorProto, entries: dict[str, str], file: DataFile) -> str | None:
-    try:
-        offset = int(entries.get("offset") or 0)
-        length = int(entries.get("length") or _size_of(tensor))
-    except ValueError:
+    texts = [entries.get("offset") or "0", entries.get("length") or str(_size_of(tensor))]
+    if not all(map(_DIGITS.fullmatch, texts)):
         return f"tensor {tensor.name!r}: offset or length of its external data is no number"
+    offset, length = map(int, texts)
     if offset < 0 or length < 0:
         return f"tensor {tensor.name!r}: offset or length of its external data is negative"
     if offset + length > file.size:
@@ -205,34 +273,14 @@ def _size_of(tensor: TensorProto) -> int:
 # -- taking it along ---------------------------------------------------------------------------
 
 
-def _missing(files: Iterable[DataFile], folder: Path, *, force: bool) -> list[DataFile]:
-    """The files that are not there yet, or only with other content."""
-    missing = []
-    faults = []
-    for file in files:
-        target = folder / file.location
-        with errors_name(target):
-            if not _lies_in(target.parent, folder):
-                faults.append(
-                    f"{str(target)!r} lies outside the output's folder, by a symbolic link"
-                )
-            elif not os.path.lexists(target):
-                missing.append(file)
-            elif target.is_dir():  # no file can be renamed to it
-                faults.append(
-                    f"{str(target)!r} is a folder, where a data file is to lie; move it away, or "
-                    f"write to another folder"
-                )
-            elif not _same(file.path, target):
-                missing.append(file)
-                if not force:
-                    faults.append(
-                        f"{str(target)!r} exists with other content; pass --force (in Python: "
-                        f"force=True) to replace it, or write to another folder"
-                    )
-    if faults:
-        raise OnnxClipError("the external data cannot be put beside the output:", faults)
-    return missing
+def _why_untrusted(file: DataFile) -> str:
+    """Why a file must not come along because a model names it; "" if it may (rule 3)."""
+    if any(part.startswith(".") for part in _parts(file.location)):
+        return "has a hidden name, as what steers other programs has"
+    names = file.path.stat().st_nlink
+    if names > 1:
+        return f"has {names} names (hard links), of which others may lie outside the model's folder"
+    return ""
 
 
 def _same(a: Path, b: Path) -> bool:
@@ -246,42 +294,4 @@ def _same(a: Path, b: Path) -> bool:
         while block := one.read(1 << 20):
             if block != other.read(1 << 20):
                 return False
-    return True
-
-
-def _bring(file: DataFile, temporary: Path, how: HowToBring, count: Callable[[int], None]) -> None:
-    if how == "link":
-        temporary.unlink()
-        try:
-            os.link(file.path.resolve(), temporary)
-        except OSError as error:
-            raise OnnxClipError(
-                f"{str(file.path)!r} cannot be linked there ({error.strerror}); use "
-                f"--external-data copy (in Python: external_data='copy')"
-            ) from error
-        count(file.size)
-        return
-    # Not "wb": ext4 writes a file that was cut to nothing to disk when it is closed.
-    with Source(file.path) as source, temporary.open("r+b") as out:
-        if source.size != file.size:
-            raise OnnxClipError(
-                f"{str(file.path)!r} had {file.size} bytes and now has {source.size}: it was "
-                f"changed while it was being read; nothing was written"
-            )
-        if _share_blocks(source.descriptor, out.fileno()):
-            count(file.size)
-        else:
-            copy_range(source.descriptor, out.fileno(), 0, file.size, count)
-        source.check_unchanged()
-    shutil.copymode(file.path, temporary)
-
-
-def _share_blocks(source: int, target: int) -> bool:
-    """Let the file system give the new file the blocks of the old one (a reflink)."""
-    try:
-        import fcntl
-
-        fcntl.ioctl(target, _FICLONE, source)
-    except (ImportError, OSError):
-        return False
     return True

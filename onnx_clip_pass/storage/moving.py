@@ -1,30 +1,19 @@
-"""Moving bytes from file to file inside the kernel, and putting a finished file in place.
-
-The new content of a path goes into a temporary file in the same folder and takes the path over by a
-rename, so that the path holds the old content or the new one, whole, at any moment. Killed at any
-point, nothing but a temporary file is left, at which no later run looks.
-
-Where the path held a file before, the new content is forced to disk first, so that a power cut
-cannot cost both. A new path has nothing to lose, and waiting for the disk would make it three times
-as slow as `cp`, which does not wait either.
-"""
+"""Moving bytes from file to file, inside the kernel where that can be."""
 
 from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from onnx_clip_pass.errors import OnnxClipError
-
-__all__ = ["Progress", "copy_range", "errors_name", "replacing", "write_all"]
+__all__ = ["Progress", "copy_range", "new_file", "share_blocks", "sync", "write_all"]
 
 Progress = Callable[[int, int], None]
 """Is told how many bytes are done, and of how many."""
 
+_FICLONE = 0x40049409  # Linux: let a file share all blocks of another
 _BLOCK = 1 << 26
 _SMALL_BLOCK = 1 << 20
 _NOT_HERE = {
@@ -40,35 +29,25 @@ _NOT_HERE = {
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """A temporary file that becomes `target` when the block ends, and vanishes if it raises."""
-    must_last = target.is_file()
-    descriptor, name = tempfile.mkstemp(
-        prefix=f".{target.name[:40]}.", suffix=".tmp", dir=target.parent
-    )
-    os.close(descriptor)
-    temporary = Path(name)
+def new_file(path: Path, mode: int) -> Iterator[int]:
+    """The descriptor of a file that is made, with a mode that the umask reduces."""
+    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags, mode)
     try:
-        yield temporary
-        if must_last:
-            _sync(temporary)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if must_last and os.name == "posix":  # elsewhere a folder cannot be opened
-        _sync(target.parent)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
-@contextmanager
-def errors_name(target: Path) -> Iterator[None]:
-    """Turn what the system reports into an error that says which file could not be written."""
+def sync(path: Path) -> None:
+    """Force a file to disk, or the names in a folder."""
+    if path.is_dir() and os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        yield
-    except OSError as error:
-        raise OnnxClipError(
-            f"cannot write {str(target)!r}: {error.strerror}; nothing there has changed"
-        ) from error
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def copy_range(
@@ -88,6 +67,17 @@ def copy_range(
         if progress is not None:
             progress(copied)
     return at - start
+
+
+def share_blocks(source: int, target: int) -> bool:
+    """Let the file system give an empty file the blocks of another, where it can (a reflink)."""
+    try:
+        import fcntl
+
+        fcntl.ioctl(target, _FICLONE, source)
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def write_all(descriptor: int, data: bytes) -> None:
@@ -118,11 +108,3 @@ def _copy_block(source: int, target: int, at: int, count: int) -> int:
     block = os.read(source, min(count, _SMALL_BLOCK))
     write_all(target, block)
     return len(block)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.storage.leftovers import unfinished
 
 __all__ = ["Memory", "Source"]
 
@@ -35,10 +36,12 @@ class Source:
             # Not to wait for whoever writes to a pipe.
             flags = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
             self.descriptor = os.open(path, os.O_RDONLY | flags)
+            self._opened_as = os.fstat(self.descriptor)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
+            if isinstance(error, FileNotFoundError):
+                reason = unfinished(path) or reason
             raise OnnxClipError(f"cannot read {str(path)!r}: {reason}") from error
-        self._opened_as = os.fstat(self.descriptor)
         self._window = b""
         self._window_at = 0
 
@@ -57,6 +60,11 @@ class Source:
         """Its size in bytes when it was opened."""
         return self._opened_as.st_size
 
+    @property
+    def mode(self) -> int:
+        """Its permissions."""
+        return stat.S_IMODE(self._opened_as.st_mode)
+
     def at(self, start: int, end: int) -> bytes:
         """The bytes from `start` to `end`; fewer if the file ends before."""
         low = start - self._window_at
@@ -68,17 +76,30 @@ class Source:
         return self._window[low : low + end - start]
 
     def check_unchanged(self) -> None:
-        """Refuse a file that another process has written to since it was opened.
+        """Refuse a file that another process has written to or replaced since it was opened.
+
+        The time of its last change tells that also where the time of writing was set back; it
+        changes with permissions and names, too, for which a file is refused in vain.
 
         Raises:
-            OnnxClipError: its size or its time of change is another.
+            OnnxClipError: its size or one of its times is another, or another file has its name.
         """
-        then, now = self._opened_as, os.fstat(self.descriptor)
-        if (then.st_size, then.st_mtime_ns) != (now.st_size, now.st_mtime_ns):
-            raise OnnxClipError(
-                f"{str(self.path)!r} was changed while it was being read; nothing was written; "
-                f"try again when it is complete"
-            )
+        if self._is_as_opened():
+            return
+        raise OnnxClipError(
+            f"{str(self.path)!r} was changed while it was being read; nothing was written; "
+            f"try again when it is complete"
+        )
+
+    def _is_as_opened(self) -> bool:
+        then = self._opened_as
+        try:
+            now = os.fstat(self.descriptor)
+            has_its_name = os.path.samestat(now, self.path.stat())
+        except OSError:  # it is gone
+            return False
+        facts = "st_size", "st_mtime_ns", "st_ctime_ns"
+        return has_its_name and all(getattr(then, each) == getattr(now, each) for each in facts)
 
     def _read(self, start: int, end: int) -> bytes:
         chunks = []

@@ -15,27 +15,33 @@ from __future__ import annotations
 
 import secrets
 from bisect import bisect_left
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
 from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.storage.damage import amount, fault_of, fault_of_small
+from onnx_clip_pass.storage.messages import check_messages
 from onnx_clip_pass.storage.source import Memory, Source
 from onnx_clip_pass.storage.wire import (
     MERGING,
     MODEL,
+    ONE_TENSOR,
     PAYLOAD,
     SUBMESSAGES,
     TENSOR,
+    Field,
     MalformedError,
     fields,
     length_delimited,
 )
+from onnx_clip_pass.validity import blaming
 
 __all__ = ["Piece", "Structure", "open_model", "read_structure"]
 
@@ -51,6 +57,10 @@ _MAX_DEPTH = 100
 
 Piece = bytes | tuple[int, int]
 """Bytes as they are, or a range (start, end) of the source file."""
+
+
+class DamagedError(Exception):
+    """What a file says of a tensor does not fit what it holds; the text says of which, and why."""
 
 
 @dataclass(slots=True)
@@ -141,13 +151,8 @@ def open_model(path: Path) -> Iterator[Structure]:
                 f"(of ONNX Runtime training artifacts: training_model.onnx)"
             )
         structure = read_structure(source)
-        try:
+        with blaming(lambda: read_structure(source).model, repr(str(path))):
             yield structure
-        except (AttributeError, TypeError, ValueError) as error:
-            # Names that are no UTF-8 come as bytes. Looking for them in advance costs more than
-            # everything else, so it is done when something stumbles over one.
-            _check_strings(structure.model, repr(str(path)))
-            raise error
 
 
 def read_structure(source: Source) -> Structure:
@@ -163,9 +168,15 @@ def read_structure(source: Source) -> Structure:
     tensors: list[_Tensor] = []
     try:
         data = _thin(source, MODEL, 0, source.size, token, tensors, 0)
+        check_messages(data, name)
         model = ModelProto.FromString(data)
+        if small := fault_of_small(model.graph.initializer):
+            raise DamagedError(f"tensor {small[0]!r} {small[1]}")
     except (MalformedError, DecodeError, RecursionError) as error:
         raise OnnxClipError(f"{name} is no ONNX model, or it is truncated: {error}") from error
+    except DamagedError as error:
+        raise OnnxClipError(f"{name} is damaged: {error}; nothing can read that") from error
+    source.check_unchanged()
     if not model.HasField("graph"):
         raise OnnxClipError(f"{name} is no ONNX model: it has no graph")
     return Structure(model, source, b"location" in data, token, tensors)
@@ -189,19 +200,25 @@ def _thin(
     parts: list[bytes] = []
     done = start  # what lies before is in `parts`
     size = 0
+    merged: dict[int, list[str]] = defaultdict(list)
     for each in fields(source, start, end, at_least=at_least):
         inner_kind = inner_kinds.get(each.number) if each.is_length_delimited else None
         if inner_kind is None:
             continue
         if inner_kind == TENSOR:
             is_part = kind in MERGING
-            inner = _mark(source, each.value, each.end, token, tensors, is_part=is_part)
+            inner, fault = _mark(source, each.value, each.end, token, tensors, is_part=is_part)
+            merged[each.number].append(fault)
         else:
             inner = _thin(source, inner_kind, each.value, each.end, token, tensors, depth + 1)
         size += each.start - done + len(inner)
         _check_size(size)
         parts += [source.at(done, each.start), length_delimited(each.number, len(inner)), inner]
         done = each.end
+    for number, faults in merged.items():
+        # Of several records of one tensor none need fit what the others say of it.
+        if any(faults) and not (len(faults) > 1 and (kind, number) in ONE_TENSOR):
+            raise DamagedError(next(filter(None, faults)))
     _check_size(size + end - done)
     parts.append(source.at(done, end))
     return b"".join(parts)
@@ -209,13 +226,15 @@ def _thin(
 
 def _mark(
     source: Source, start: int, end: int, token: bytes, tensors: list[_Tensor], *, is_part: bool
-) -> bytes:
-    """A tensor's fields but for its payload, and a mark in place of that."""
+) -> tuple[bytes, str]:
+    """A tensor's fields but for its payload, and a mark in place of that; why they do not fit."""
     payload: list[tuple[int, int]] = []
     rest: list[bytes] = []
+    amounts: Counter[int] = Counter()
     size = 0
     for each in fields(source, start, end):
         if each.number in PAYLOAD:
+            amounts[each.number] += _amount(source, each)
             if payload and payload[-1][1] == each.start:
                 payload[-1] = (payload[-1][0], each.end)
             else:
@@ -227,34 +246,30 @@ def _mark(
     # A long name or doc string does not make a tensor large: scalars keep their value, since the
     # finders read it. A small record is kept whole only if it is no part of a larger one.
     if not payload or (not is_part and sum(stop - at for at, stop in payload) < _LARGE):
-        return source.at(start, end)
+        return source.at(start, end), ""
     # As protobuf will write these fields, to tell later whether they have been changed.
-    canonical = onnx.TensorProto.FromString(b"".join(rest)).SerializeToString()
+    tensor = onnx.TensorProto.FromString(b"".join(rest))
+    canonical = tensor.SerializeToString()
+    fault = fault_of(tensor, +amounts)
     content = token + encode_index(len(tensors))
     tensors.append(_Tensor(start, end, payload, canonical))
-    return canonical + length_delimited(_MARK, len(content)) + content
+    marked = canonical + length_delimited(_MARK, len(content)) + content
+    return marked, fault and f"tensor {tensor.name!r} {fault}"
+
+
+def _amount(source: Source, each: Field) -> int:
+    found = amount(source, each)
+    if found is None:
+        raise DamagedError(
+            f"the elements of a tensor, {each.end - each.value:,} bytes at byte {each.value:,}, "
+            f"end within a number"
+        )
+    return found
 
 
 def encode_index(index: int) -> bytes:
     """A tensor's number behind the token of a mark."""
     return index.to_bytes(8, "little")
-
-
-def _check_strings(model: ModelProto, name: str) -> None:
-    """Refuse strings that are no UTF-8, which protobuf hands out as bytes."""
-    todo: list[Message] = [model]
-    for message in todo:  # grows while it is read
-        for descriptor, value in message.ListFields():
-            if descriptor.type == descriptor.TYPE_MESSAGE:
-                todo += [value] if isinstance(value, Message) else value
-            elif descriptor.type == descriptor.TYPE_STRING and not (
-                isinstance(value, str)
-                or (not isinstance(value, bytes) and all(isinstance(each, str) for each in value))
-            ):
-                raise OnnxClipError(
-                    f"{name} is no ONNX model, or it is damaged: {descriptor.full_name} is no "
-                    f"UTF-8 in it"
-                )
 
 
 def _check_size(size: int) -> None:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, Protocol
 __all__ = [
     "MERGING",
     "MODEL",
+    "ONE_TENSOR",
     "PAYLOAD",
     "SUBMESSAGES",
     "TENSOR",
@@ -52,6 +53,11 @@ SUBMESSAGES: Final[dict[str, dict[int, str]]] = {
 
 MERGING: Final = frozenset({"AttributeProto", "SparseTensorProto"})
 """The messages with a field that holds one tensor; elsewhere tensors are repeated."""
+
+ONE_TENSOR: Final = frozenset({
+    ("AttributeProto", 5), ("SparseTensorProto", 1), ("SparseTensorProto", 2),
+})  # fmt: skip
+"""These fields, by message and number: several records of one are merged into one tensor."""
 
 PAYLOAD: Final = frozenset({4, 5, 6, 7, 9, 10, 11})
 """The fields of a TensorProto that hold its elements (`float_data` … `raw_data`)."""

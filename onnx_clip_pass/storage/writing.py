@@ -1,60 +1,54 @@
-"""Writing a structure back as a whole model."""
+"""Writing structures back as whole models."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from google.protobuf.message import EncodeError
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.storage.external import DataFile, HowToBring, bring_along
-from onnx_clip_pass.storage.moving import (
-    Progress,
-    copy_range,
-    errors_name,
-    replacing,
-    write_all,
-)
+from onnx_clip_pass.storage.external import DataFile, HowToBring, bring, missing_files
+from onnx_clip_pass.storage.moving import Progress, copy_range, new_file, write_all
+from onnx_clip_pass.storage.sets import errors_name, replacing
 from onnx_clip_pass.storage.source import Source
 from onnx_clip_pass.storage.structure import Piece, Structure
 
-__all__ = ["write_bytes", "write_structure"]
+__all__ = ["make_file", "write_bytes", "write_structures"]
 
 
-def write_structure(
-    structure: Structure,
-    target: Path,
+def write_structures(
+    structures: Mapping[Path, Structure],
     files: Sequence[DataFile] = (),
     *,
+    root: Path | None = None,
     how: HowToBring = "copy",
     force: bool = False,
+    trust: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write the model as it now is; its weights go from file to file without passing through here.
+    """Write models as they now are; weights go from file to file without passing through here.
 
-    Permissions are those of the source.
+    All that is written replaces what was there as one, see `replacing`. What is new has the
+    permissions of what it is made from, but for those to run it, as far as the umask allows.
 
     Args:
-        structure: the model, its source still open.
-        target: where to write.
-        files: external data to bring along, see `bring_along`. The model is complete before they
-            appear, and takes the path over last.
-        how: how to bring it.
+        structures: models by where to write them, the main one first, their sources still open.
+        files: external data to bring along, beside the main one; what is there with the same
+            content is left alone.
+        root: the folder in which all of this is; that of the main model if None.
+        how: how to bring external data.
         force: replace data files of other content.
+        trust: bring files that a model must not name without its user's word.
         progress: is told how many bytes are done, and of how many.
 
     Raises:
-        OnnxClipError: the folder cannot be written, the disk is full, or the source is cut short or
-            changed meanwhile. `target` is then as it was.
+        OnnxClipError: the folder cannot be written, the disk is full, or a source is cut short or
+            changed meanwhile; or what `missing_files` refuses.
     """
-    try:
-        pieces = structure.pieces()
-    except (EncodeError, ValueError) as error:
-        raise OnnxClipError(f"cannot write {str(target)!r}: {error}") from error
-    total = sum(len(p) if isinstance(p, bytes) else p[1] - p[0] for p in pieces)
-    total += sum(file.size for file in files)
+    main = next(iter(structures))
+    pieces = {target: _pieces(structure, target) for target, structure in structures.items()}
+    total = sum(_size(each) for each in pieces.values()) + sum(file.size for file in files)
     done = 0
 
     def count(copied: int) -> None:
@@ -63,9 +57,24 @@ def write_structure(
         if progress is not None:
             progress(done, total)
 
-    with errors_name(target), replacing(target) as temporary:
-        _write_pieces(pieces, structure.source, temporary, count)
-        bring_along(files, target.parent, how=how, force=force, count=count)
+    missing = missing_files(files, main.parent, force=force, trust=trust)
+    places = {file: main.parent / file.location for file in missing}
+    with replacing(main, [*list(structures)[1:], *places.values()], root=root) as fresh:
+        for target, structure in structures.items():
+            with errors_name(target), new_file(fresh[target], structure.source.mode & 0o666) as out:
+                _write_pieces(pieces[target], structure.source, out, count)
+        for file in files:
+            if file not in places:
+                count(file.size)
+                continue
+            with errors_name(places[file]):
+                bring(file, fresh[places[file]], how, count)
+
+
+def make_file(structure: Structure, path: Path, count: Callable[[int], None]) -> None:
+    """Write a model to a path where nothing is, in a folder that nobody looks at yet."""
+    with new_file(path, structure.source.mode & 0o777) as out:
+        _write_pieces(_pieces(structure, path), structure.source, out, count)
 
 
 def write_bytes(target: Path, data: bytes) -> None:
@@ -74,28 +83,31 @@ def write_bytes(target: Path, data: bytes) -> None:
     Raises:
         OnnxClipError: the folder cannot be written or the disk is full; `target` is as it was.
     """
-    mask = os.umask(0)
-    os.umask(mask)
-    with errors_name(target), replacing(target) as temporary:
-        temporary.write_bytes(data)
-        temporary.chmod(0o666 & ~mask)
+    with replacing(target) as fresh, new_file(fresh[target], 0o666) as out:
+        write_all(out, data)
+
+
+def _pieces(structure: Structure, target: Path) -> list[Piece]:
+    try:
+        return structure.pieces()
+    except (EncodeError, ValueError) as error:
+        raise OnnxClipError(f"cannot write {str(target)!r}: {error}") from error
+
+
+def _size(pieces: list[Piece]) -> int:
+    return sum(len(p) if isinstance(p, bytes) else p[1] - p[0] for p in pieces)
 
 
 def _write_pieces(
-    pieces: list[Piece], source: Source, temporary: Path, count: Callable[[int], None]
+    pieces: list[Piece], source: Source, descriptor: int, count: Callable[[int], None]
 ) -> None:
-    descriptor = os.open(temporary, os.O_WRONLY | getattr(os, "O_BINARY", 0))
-    try:
-        for piece in pieces:
-            if isinstance(piece, bytes):
-                write_all(descriptor, piece)
-                count(len(piece))
-                continue
-            start, end = piece
-            if copy_range(source.descriptor, descriptor, start, end, count) < end - start:
-                source.check_unchanged()
-                raise OnnxClipError(f"{str(source.path)!r} ends before byte {end}")
-    finally:
-        os.close(descriptor)
-    temporary.chmod(os.fstat(source.descriptor).st_mode & 0o777)
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            write_all(descriptor, piece)
+            count(len(piece))
+            continue
+        start, end = piece
+        if copy_range(source.descriptor, descriptor, start, end, count) < end - start:
+            source.check_unchanged()
+            raise OnnxClipError(f"{str(source.path)!r} ends before byte {end}")
     source.check_unchanged()

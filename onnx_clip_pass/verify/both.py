@@ -18,7 +18,11 @@ from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record, read_record, strip_if_clipped
 from onnx_clip_pass.runtime import Arrays, Provider, make_feeds
-from onnx_clip_pass.verify.declared import declared_faults
+from onnx_clip_pass.storage import unfinished
+from onnx_clip_pass.storage.messages import check_messages
+from onnx_clip_pass.storage.reading import open_regular
+from onnx_clip_pass.validity import blaming
+from onnx_clip_pass.verify.declared import declared_faults, recorded_faults
 from onnx_clip_pass.verify.forward import Forward
 from onnx_clip_pass.verify.meaning import Meaning, Slopes, check_choice
 from onnx_clip_pass.verify.memory import check_memory
@@ -72,7 +76,11 @@ def verify(
         weights = Weights(Path(folder))
         before = _load(original, "the original model", weights)
         after = _load(rewritten, "the rewritten model", weights)
-        return _verify(before, after, feeds, dims, provider, seed, slopes, loss)
+        with (
+            blaming(lambda: before.model, before.called),
+            blaming(lambda: after.model, after.called),
+        ):
+            return _verify(before, after, feeds, dims, provider, seed, slopes, loss)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +101,19 @@ def _load(source: _Model, called: str, weights: Weights) -> _Loaded:
         check_path(called, source, also="a ModelProto or ")
         path = Path(source)
         called, folder = repr(str(path)), path.parent
-        try:
-            model = onnx.load(path, load_external_data=False)
-        except OSError as error:
-            raise OnnxClipError(f"cannot read {called}: {error.strerror}") from error
-        except Exception as error:  # protobuf and onnx raise several kinds
-            raise OnnxClipError(f"{called} is no ONNX model: {error}") from error
+        if not path.exists() and (reason := unfinished(path)):
+            raise OnnxClipError(f"cannot read {called}: {reason}")
+        with open_regular(path) as file:
+            try:
+                check_messages(file.read(), called)
+                file.seek(0)
+                model = onnx.load(file, load_external_data=False)
+            except OSError as error:
+                raise OnnxClipError(f"cannot read {called}: {error.strerror}") from error
+            except OnnxClipError:
+                raise
+            except Exception as error:  # protobuf and onnx raise several kinds
+                raise OnnxClipError(f"{called} is no ONNX model: {error}") from error
     thin = weights.taken_out(model)
     return _Loaded(thin, folder if thin is model else weights.folder, called)
 
@@ -124,8 +139,10 @@ def _verify(
     first, second = Index(before[0]), Index(after[0])
     _check_related(first, original.called, rewritten.called, record)
     feeds = make_feeds(before[0], given=given, dims=dims, seed=seed)
-    faults = declared_faults(first, original.folder, second, rewritten.folder, record)
-    result = Verification([], [], faults)
+    result = Verification([], [], recorded_faults(record))
+    if result.faults:
+        return result
+    result.faults = declared_faults(first, original.folder, second, rewritten.folder, record)
     if read_record(original.model) is not None:
         result.notes.append("the first model is clipped, too: it was undone before comparing")
     if [scope.path.count("/") for scope in first.scopes] != [
@@ -182,7 +199,7 @@ def _with_other_sizes(
 
 def _check_related(before: Index, original: str, rewritten: str, record: Record) -> None:
     known = {name for scope in before.scopes for name in scope.names}
-    missing = [str(entry.get("gradient")) for entry in record.clips]
+    missing = [entry["gradient"] for entry in record.clips]
     missing = [name for name in missing if name not in known]
     if missing:
         raise OnnxClipError(
@@ -200,5 +217,7 @@ def _defaults(
     return {
         target.name: numpy_helper.to_array(main.initializers[target.name], str(folder or ""))
         for target in targets
-        if target.scope == 0 and target.name in main.inputs and target.name in main.initializers
+        if target.scope == 0
+        and target.name in main.input_slots
+        and target.name in main.initializers
     }

@@ -97,7 +97,7 @@ class Copy:
         """
         scope = self.index.scopes[number]
         is_made = name in scope.producers or name in scope.initializers
-        if name in scope.inputs or not is_made:
+        if name in scope.input_slots or not is_made:
             return
         position = scope.producers[name][0] + 1 if name in scope.producers else 0
         work = int(TensorProto.FLOAT) if dtype in _HALVES else dtype

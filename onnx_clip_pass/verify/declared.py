@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from onnx import TensorProto
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor
@@ -13,8 +13,9 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_t
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record
+from onnx_clip_pass.rewrite.watching import Emit
 
-__all__ = ["declared_faults"]
+__all__ = ["declared_faults", "recorded_faults"]
 
 
 def declared_faults(
@@ -29,18 +30,6 @@ def declared_faults(
     Behind the old ones there may be what the record names: threshold inputs, and measures.
     """
     faults = []
-    steered = {entry["threshold_input"] for entry in record.clips if "threshold_input" in entry}
-    if steered != set(record.inputs):
-        faults.append(
-            f"the clips are steered by {_list(sorted(steered))}, but the inputs that were added "
-            f"are {_list(record.inputs)}"
-        )
-    measures = [output for output, *_ in record.emitted]
-    if measures != record.outputs:
-        faults.append(
-            f"the outputs that were added are {_list(record.outputs)}, but the measures handed out "
-            f"are {_list(measures)}"
-        )
     for kind, old, new, added in (
         ("inputs", before.model.graph.input, after.model.graph.input, record.inputs),
         ("outputs", before.model.graph.output, after.model.graph.output, record.outputs),
@@ -63,6 +52,30 @@ def declared_faults(
                 faults.append(f"the initializer {name!r}{where} is gone")
             elif not _is_same(tensor, before_folder, found, after_folder):
                 faults.append(f"the initializer {name!r}{where} has another value")
+    return faults
+
+
+def recorded_faults(record: Record) -> list[str]:
+    """What in a record contradicts the rest of it, so that nothing can be held against it."""
+    faults = []
+    steered = {entry["threshold_input"] for entry in record.clips if "threshold_input" in entry}
+    if steered != set(record.inputs):
+        faults.append(
+            f"the clips are steered by {_list(sorted(steered))}, but the inputs that were added "
+            f"are {_list(record.inputs)}"
+        )
+    measures = [output for output, *_ in record.emitted]
+    if measures != record.outputs:
+        faults.append(
+            f"the outputs that were added are {_list(record.outputs)}, but the measures handed out "
+            f"are {_list(measures)}"
+        )
+    clipped = {entry["gradient"] for entry in record.clips}
+    for output, quantity, gradients, _ in record.emitted:
+        if quantity not in get_args(Emit):
+            faults.append(f"the output {output!r} is said to hand out {quantity!r}")
+        if not gradients or not clipped.issuperset(gradients):
+            faults.append(f"the output {output!r} is said to measure {_list(gradients)}")
     return faults
 
 

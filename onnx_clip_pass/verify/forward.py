@@ -101,7 +101,7 @@ class Forward:
 
     def is_root(self, name: str) -> bool:
         """Return whether a value is an input or initializer of the main graph."""
-        return name in self.index.main.inputs or name in self.index.main.initializers
+        return name in self.index.main.input_slots or name in self.index.main.initializers
 
     def with_copies(self, roots: Sequence[str]) -> tuple[ModelProto, dict[str, str]]:
         """The model with a node that hands on each of these inputs and initializers; its names."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients import accumulator
 from onnx_clip_pass.probe.deciding import SlopeCheck, check_slopes
 from onnx_clip_pass.record import Record
@@ -65,7 +65,7 @@ def check_choice(slopes: object) -> None:
     """
     if slopes not in get_args(Slopes):
         words = " or ".join(map(repr, get_args(Slopes)))
-        raise OnnxClipError(f"slopes must be {words}, not {slopes!r}")
+        raise OnnxClipError(f"slopes must be {words}, not {shown(slopes)}")
 
 
 @dataclass(frozen=True, slots=True)

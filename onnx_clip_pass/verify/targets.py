@@ -87,7 +87,7 @@ def targets_of(before: Index, after: Index, record: Record) -> list[Target]:
     }
     sightings = []
     for entry in record.clips:
-        name, parameter, graph = (str(entry.get(about)) for about in _ABOUT)
+        name, parameter, graph = (entry[about] for about in _ABOUT)
         if (name, parameter, graph) not in known:
             raise OnnxClipError(
                 f"the record says that {name!r} is clipped as the gradient of {parameter!r}, which "

@@ -12,6 +12,8 @@ from sequences import ARTIFACTS, SGD, folder_files
 
 from onnx_clip_pass import artifacts
 from onnx_clip_pass.cli import main
+from onnx_clip_pass.storage import sets
+from onnx_clip_pass.storage.journal import Journal
 
 OPTIMIZER = "optimizer_model.onnx"
 
@@ -122,7 +124,7 @@ def _assert_nothing_happened(folder: Path, before: dict[str, bytes]) -> None:
 
 
 @pytest.mark.parametrize("is_there", [False, True], ids=["new", "replaced"])
-@pytest.mark.parametrize("what", ["bring_along", "write_structure"])
+@pytest.mark.parametrize("what", ["bring", "make_file"])
 def test_a_full_disk_leaves_everything_as_it_was(folder, out, capsys, monkeypatch, what, is_there):
     if is_there:
         assert rewrite(folder, out) == 0
@@ -143,44 +145,77 @@ def test_an_interrupt_leaves_everything_as_it_was(folder, out, monkeypatch):
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(artifacts, "write_structure", interrupt)
+    monkeypatch.setattr(artifacts, "make_file", interrupt)
     assert rewrite(folder, out) == 130
     _assert_nothing_happened(folder, before)
 
 
-@pytest.mark.parametrize("failing", [1, 2])
+def _no_exchange(monkeypatch) -> None:
+    monkeypatch.setattr(sets, "_exchange", lambda *_: False)
+
+
+@pytest.mark.parametrize("failing", ["rename", "replace"])
 def test_a_rename_that_fails_leaves_the_old_folder(folder, out, capsys, monkeypatch, failing):
     assert rewrite(folder, out) == 0
     before = folder_files(folder.parent)
-    rename, calls = Path.rename, []
+    _no_exchange(monkeypatch)
+    real, calls = getattr(Path, failing), []
 
     def fail_once(self, target):
         calls.append(self)
-        if len(calls) == failing:
+        if len(calls) == 1:
             raise OSError(16, "Device or resource busy")
-        return rename(self, target)
+        return real(self, target)
 
-    monkeypatch.setattr(Path, "rename", fail_once)
+    monkeypatch.setattr(Path, failing, fail_once)
     assert rewrite(folder, out, "--clip-norm", "2") == 2
-    assert "Device or resource busy" in capsys.readouterr().err
+    assert "Device or resource busy; nothing there has changed" in capsys.readouterr().err
     _assert_nothing_happened(folder, before)
 
 
-def test_what_appears_in_the_old_folder_meanwhile_is_kept(folder, out, capsys, monkeypatch):
+def test_a_folder_that_vanishes_before_it_is_replaced_is_written(folder, out, monkeypatch):
     assert rewrite(folder, out) == 0
-    rename = Path.rename
+    real = sets._exchange
 
-    def write_then_rename(self, target):
-        if self.name == "out":
-            (self / "late").write_bytes(b"late")
-        return rename(self, target)
+    def remove_first(one, other):
+        shutil.rmtree(other)
+        return real(one, other)
 
-    monkeypatch.setattr(Path, "rename", write_then_rename)
+    monkeypatch.setattr(sets, "_exchange", remove_first)
+    assert rewrite(folder, out, "--clip-norm", "2") == 0
+    assert sorted(folder_files(out)) == sorted(folder_files(folder))
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["artifacts", "out"]
+
+
+@pytest.mark.parametrize("exchanges", [True, False], ids=["exchanged", "moved"])
+def test_what_appears_in_the_old_folder_meanwhile_is_kept(
+    folder, out, capsys, monkeypatch, exchanges
+):
+    assert rewrite(folder, out) == 0
+    if not exchanges:
+        _no_exchange(monkeypatch)
+    begin = Journal.begin
+
+    def write_then_begin(self):
+        (out / "late").write_bytes(b"late")
+        begin(self)
+
+    monkeypatch.setattr(Journal, "begin", write_then_begin)
     assert rewrite(folder, out, "--clip-norm", "2") == 2
-    assert "something appeared in the old one" in capsys.readouterr().err
-    (kept,) = folder.parent.glob(".out.*")
+    assert "something appeared in the old folder" in capsys.readouterr().err
+    (kept,) = folder.parent.glob(".onnx-clip-*")
     assert folder_files(kept) == {"late": b"late"}
     assert sorted(folder_files(out)) == sorted(folder_files(folder))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+def test_a_folder_has_the_permissions_of_what_it_replaces_or_of_the_artifacts(folder, out):
+    folder.chmod(0o750)
+    assert rewrite(folder, out) == 0
+    assert out.stat().st_mode & 0o777 == 0o750
+    out.chmod(0o700)
+    assert rewrite(folder, out, "--clip-norm", "2") == 0
+    assert out.stat().st_mode & 0o777 == 0o700
 
 
 # -- hostile folders ---------------------------------------------------------------------------
@@ -241,14 +276,14 @@ def test_names_that_would_steer_a_terminal_come_along_and_are_shown_as_text(fold
 
 
 def test_a_checkpoint_that_changes_meanwhile_is_noticed(folder, out, capsys, monkeypatch):
-    real = artifacts.bring_along
+    real = artifacts.bring
 
-    def change_then_bring(files, *args, **kwargs):
+    def change_then_bring(*args, **kwargs):
         with (folder / "checkpoint").open("ab") as file:
             file.write(b"more")
-        return real(files, *args, **kwargs)
+        return real(*args, **kwargs)
 
-    monkeypatch.setattr(artifacts, "bring_along", change_then_bring)
+    monkeypatch.setattr(artifacts, "bring", change_then_bring)
     assert rewrite(folder, out) == 2
     assert "it was changed while it was being read" in capsys.readouterr().err
     assert not out.exists()

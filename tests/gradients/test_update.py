@@ -127,7 +127,7 @@ def test_a_running_mean_that_the_net_reads_is_no_parameter(find_after_backward, 
                      id="decay-beside-the-rate"),
         pytest.param("n = ReduceL2 <keepdims = 0> (g)  a = Mul (lr, g)  s = Div (a, n)"
                      "  W_new = Sub (W, s)", id="normalised"),
-        pytest.param("k = Sub (one, wd)  a = Mul (W, k)  s = Mul (lr, g)  W_new = Sub (a, s)",
+        pytest.param("keep = Sub (one, wd)  a = Mul (W, keep)  s = Mul (lr, g)  W_new = Sub (a, s)",
                      id="decay-as-factor"),
         pytest.param("a = Sign (W)  d = Mul (wd, a)  e = Add (g, d)  s = Mul (lr, e)"
                      "  W_new = Sub (W, s)", id="l1-decay"),

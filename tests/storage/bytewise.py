@@ -13,6 +13,7 @@ from onnx_clip_pass import GradientClipByNorm, clip_gradients_file
 from onnx_clip_pass.rewrite import Report
 
 COUNT = 1000  # float32 elements: 4000 bytes, more than what is read along with the structure
+SIZE = 4 * COUNT
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -72,7 +73,36 @@ def make_step(count: int = COUNT) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def point_to(tensor: TensorProto, **entries: object) -> None:
+    """Let a tensor have its data elsewhere."""
+    tensor.ClearField("raw_data")
+    del tensor.external_data[:]
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def save(path: Path, **entries: object) -> Path:
+    """The same with W as external data."""
+    model = make_step()
+    point_to(model.graph.initializer[0], **entries)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
 def rewrite(source: Path, target: Path, **options: object) -> Report:
     return clip_gradients_file(
         source, target, GradientClipByNorm(1.0), gradients={"W_grad": "W"}, **options
     )
+
+
+def tensors(path: Path) -> dict[str, bytes]:
+    """The elements as onnx reads them."""
+    with_data = onnx.load(path).graph.initializer
+    return {t.name: t.raw_data for t in with_data if t.name in ("W", "V")}
+
+
+def references(path: Path) -> list[list[tuple[str, str]]]:
+    """Where the first two tensors have their data."""
+    model = onnx.load(path, load_external_data=False)
+    return [[(e.key, e.value) for e in t.external_data] for t in model.graph.initializer[:2]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import resource
 import time
@@ -10,66 +9,12 @@ from pathlib import Path
 
 import onnx
 import pytest
-from bytewise import COUNT, large, make_step, rewrite
+from bytewise import COUNT, SIZE, large, make_step, point_to, references, rewrite, save, tensors
 from onnx import TensorProto, helper
 
 from onnx_clip_pass import OnnxClipError
 from onnx_clip_pass.files import strip_file
 from onnx_clip_pass.storage import moving
-
-SIZE = 4 * COUNT
-
-
-def point_to(tensor: TensorProto, **entries: object) -> None:
-    tensor.ClearField("raw_data")
-    del tensor.external_data[:]
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in entries.items():
-        tensor.external_data.add(key=key, value=str(value))
-
-
-def save(path: Path, **entries: object) -> Path:
-    model = make_step()
-    point_to(model.graph.initializer[0], **entries)
-    path.write_bytes(model.SerializeToString())
-    return path
-
-
-@pytest.fixture
-def outside(tmp_path: Path) -> Path:
-    """Another folder."""
-    (tmp_path / "elsewhere").mkdir()
-    return tmp_path / "elsewhere"
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """A model whose two tensors lie in a file in a sub-folder, from byte 4096 and from byte 0."""
-    folder = tmp_path / "from"
-    (folder / "sub").mkdir(parents=True)
-    weights, other = large("W"), large("V", 1)
-    data = other.raw_data.ljust(4096, b"\0") + weights.raw_data
-    (folder / "sub" / "w.bin").write_bytes(data)
-    model = make_step()
-    model.graph.initializer.append(other)
-    checksum = hashlib.sha1(weights.raw_data).hexdigest()
-    first, second = model.graph.initializer
-    point_to(first, location="sub/w.bin", offset=4096, length=SIZE, checksum=checksum)
-    point_to(second, location="./sub/w.bin", length=SIZE)
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
-    return folder / "model.onnx"
-
-
-def tensors(path: Path) -> dict[str, bytes]:
-    """The elements as onnx reads them."""
-    with_data = onnx.load(path).graph.initializer
-    return {t.name: t.raw_data for t in with_data if t.name in ("W", "V")}
-
-
-def references(path: Path) -> list[list[tuple[str, str]]]:
-    model = onnx.load(path, load_external_data=False)
-    return [[(e.key, e.value) for e in t.external_data] for t in model.graph.initializer[:2]]
-
 
 # -- in the same folder ------------------------------------------------------------------------
 
@@ -237,6 +182,11 @@ def test_a_location_that_must_not_be_opened_is_refused(tmp_path, outside, locati
         ({"offset": 8}, f"up to byte {SIZE + 8}, but"),  # by its dims and dtype
         ({"offset": -1}, "is negative"),
         ({"offset": "x"}, "is no number"),
+        ({"offset": "\u0664"}, "is no number"),  # a digit of another script
+        ({"offset": " 4"}, "is no number"),
+        ({"offset": "1_0"}, "is no number"),
+        ({"length": "+4"}, "is no number"),
+        ({"offset": 5000 * "9"}, "is no number"),
     ],
 )
 def test_data_that_is_too_short_is_named_with_tensor_and_size(tmp_path, entries, reason):
@@ -244,6 +194,18 @@ def test_data_that_is_too_short_is_named_with_tensor_and_size(tmp_path, entries,
     source = save(tmp_path / "model.onnx", location="w.bin", **entries)
     with pytest.raises(OnnxClipError, match=f"tensor 'W'.*{reason}"):
         rewrite(source, tmp_path / "out.onnx")
+
+
+def test_a_folder_that_is_made_for_data_goes_again_if_nothing_is_written(
+    source, outside, monkeypatch
+):
+    def fail(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(moving, "_copy_block", fail)
+    with pytest.raises(OnnxClipError, match="No space left on device; nothing there has changed"):
+        rewrite(source, outside / "model.onnx")
+    assert not list(outside.iterdir())
 
 
 def test_a_folder_of_the_output_that_is_a_link_out_of_it_is_refused(source, outside, tmp_path):

@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
+import onnx
 import pytest
 from bytewise import make_step, sub, varint
 from graphs import MODELS
@@ -15,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients_file
+from onnx_clip_pass.storage import messages
 
 RUNS = 100_000 if os.environ.get("ONNX_CLIP_NIGHTLY") == "1" else 2_000
 FILES = [path.read_bytes() for path in sorted(MODELS.rglob("*.onnx")) if path.stat().st_size < 6000]
@@ -60,6 +63,7 @@ def test_a_damaged_model_is_rewritten_or_refused(data: bytes, changes):
 MEASURE = """
 import resource, sys
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients_file
+from onnx_clip_pass.storage import messages
 try:
     clip_gradients_file(sys.argv[1], sys.argv[2], GradientClipByNorm(1.0))
 except OnnxClipError as error:
@@ -90,8 +94,32 @@ def nested(depth: int, *numbers: int) -> bytes:
         (nested(10_000, 14), "no gradients found"),
         (10_000 * varint(1000 << 3 | 3) + 10_000 * varint(1000 << 3 | 4), "groups nested"),
         (sub(7, 10_000 * b"\x0b" + 10_000 * b"\x0c"), "groups nested"),
+        (sub(7, 1_000_000 * b"\x0a\x00"), "holds more than 750,000 nodes"),
+        (sub(7, sub(1, sub(5, sub(6, 800_000 * b"\x0a\x00")))), "holds more than 750,000 nodes"),
+        (sub(7, 1_000_000 * b"\x6a\x00"), "holds more than 750,000 declared values"),
+        (sub(7, b"") + 1_000_000 * b"\xca\x01\x00", "holds more than 20,000 functions"),
+        (sub(7, b"") + 20_001 * b"\xca\x01\x00", "holds more than 20,000 functions"),
+        (sub(7, b"") + 1_000_000 * b"\xa2\x01\x00", "more than 1,000 algorithms"),
+        (sub(7, b"") + 4_000_000 * b"\x72\x00", "more than 4,000,000 messages"),
     ],
-    ids=["beyond", "2 GB", "2 GB tensor", "tag", "varint", "graphs", "unknown", "groups", "in it"],
+    ids=[
+        "beyond",
+        "2 GB",
+        "2 GB tensor",
+        "tag",
+        "varint",
+        "graphs",
+        "unknown",
+        "groups",
+        "in it",
+        "nodes",
+        "nested nodes",
+        "values",
+        "functions",
+        "few functions",
+        "algorithms",
+        "properties",
+    ],
 )
 def test_a_hostile_file_is_refused_in_little_memory(tmp_path: Path, data: bytes, reason: str):
     source, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
@@ -114,3 +142,16 @@ def test_three_gigabytes_that_are_no_weights_are_refused_in_little_memory(tmp_pa
     *message, memory = done.stdout.splitlines()
     assert "without its weights the model still has more than" in " ".join(message)
     assert int(memory) < 500_000
+
+
+def test_messages_are_counted_as_protobuf_has_them():
+    def counted(message) -> int:
+        held = [value for field, value in message.ListFields() if field.type == field.TYPE_MESSAGE]
+        each = (one for value in held for one in (value if hasattr(value, "append") else [value]))
+        return sum(1 + counted(one) for one in each)
+
+    model = onnx.load(MODELS / "seed" / "train_step.onnx")
+    left = Counter({"": 10**9} | dict.fromkeys(messages._MOST, 10**9))
+    messages._count(model.SerializeToString(), messages._kind(model.DESCRIPTOR, {}), left)
+    assert 10**9 - left[""] == counted(model) > 50
+    assert 10**9 - left["NodeProto"] == len(model.graph.node)

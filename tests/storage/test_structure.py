@@ -183,7 +183,9 @@ def test_an_attribute_given_its_tensor_twice_has_what_protobuf_merges(saved: Pat
 
 def test_groups_of_unknown_fields_come_through(saved: Path):
     group = varint(1001 << 3 | 3) + sub(1, 2000 * b"g") + varint(1001 << 3 | 4)
-    tensor = sub(8, b"V") + b"\x10\x01" + sub(9, 4 * COUNT * b"\0") + group
+    tensor = (
+        b"\x08" + varint(COUNT) + sub(8, b"V") + b"\x10\x01" + sub(9, 4 * COUNT * b"\0") + group
+    )
     saved.write_bytes(make_step().SerializeToString() + sub(7, group + sub(5, tensor)) + group)
     both_ways(saved)
     assert saved.with_name("clipped.onnx").read_bytes().count(group) == 3
@@ -194,7 +196,7 @@ def test_a_file_cannot_forge_a_mark(saved: Path):
     """It may have the field of the marks, with any content."""
     forged = b"".join(sub(2**29 - 1, 16 * b"\0" + bytes([k]) + bytes(7)) for k in range(3))
     small = sub(8, b"forged") + forged
-    big = sub(8, b"V") + b"\x10\x01" + sub(9, 4 * COUNT * b"v") + forged
+    big = b"\x08" + varint(COUNT) + sub(8, b"V") + b"\x10\x01" + sub(9, 4 * COUNT * b"v") + forged
     saved.write_bytes(make_step().SerializeToString() + sub(7, sub(5, small) + sub(5, big)))
     both_ways(saved)
     after = records(saved.with_name("clipped.onnx").read_bytes(), *INITIALIZERS)

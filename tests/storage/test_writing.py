@@ -9,14 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import pytest
 from bytewise import COUNT, make_step, rewrite
 
-from onnx_clip_pass import OnnxClipError
-from onnx_clip_pass.storage import moving
+from onnx_clip_pass import GradientClipByNorm, OnnxClipError, extract_clip_file
+from onnx_clip_pass.files import inspect_file
+from onnx_clip_pass.storage import Source, moving
+from onnx_clip_pass.storage.journal import PREFIX
 
 KILLS = 60
 
@@ -117,9 +120,9 @@ def test_killed_at_any_moment_the_output_is_absent_or_old_or_new(tmp_path: Path)
                 rewrite(source, target)
             temporaries = [path for path in target.parent.iterdir() if path != target]
             leftovers += len(temporaries)
-            assert all(path.suffix == ".tmp" for path in temporaries)
-            for path in temporaries:
-                path.unlink()
+            assert all(path.name.startswith(PREFIX) for path in temporaries)
+            rewrite(source, target, force=True)
+            assert list(target.parent.iterdir()) == [target]
             if turn % 10 == 0:
                 onnx.load(target)
     finally:
@@ -165,11 +168,15 @@ def test_a_full_disk_is_an_error_and_nothing_changes(saved: Path, tmp_path: Path
 def test_a_folder_that_cannot_be_written_is_an_error(saved, target, monkeypatch):
     before = saved.read_bytes()
 
-    def refuse(**_: object) -> tuple[int, str]:
-        raise PermissionError(errno.EACCES, "Permission denied")
+    real = os.open
+
+    def refuse(path: str, flags: int, *mode: int, **options: int) -> int:
+        if flags & os.O_CREAT:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, flags, *mode, **options)
 
     if hasattr(os, "geteuid") and os.geteuid() == 0:  # root may write everywhere
-        monkeypatch.setattr(moving.tempfile, "mkstemp", refuse)
+        monkeypatch.setattr(os, "open", refuse)
     target.parent.chmod(0o500)
     try:
         with pytest.raises(OnnxClipError, match="Permission denied; nothing there has changed"):
@@ -201,17 +208,42 @@ def test_a_source_of_the_same_size_with_other_content_is_an_error(saved, target)
     assert_untouched(saved, saved.read_bytes(), target)
 
 
-def test_a_source_that_is_replaced_by_a_rename_is_read_to_its_end(saved, target):
-    expected = saved.with_name("expected.onnx")
-    rewrite(saved, expected)
+@pytest.mark.parametrize("stamp", ["kept", "set back"])
+def test_a_source_of_the_same_size_and_time_with_other_content_is_an_error(saved, target, stamp):
+    status = saved.stat()
 
+    def overwrite(*_: object) -> None:
+        with saved.open("r+b") as file:
+            file.write(bytes(10))
+        os.utime(saved, ns=(status.st_atime_ns, status.st_mtime_ns - (stamp == "set back")))
+
+    with pytest.raises(OnnxClipError, match="was changed while it was being read"):
+        rewrite(saved, target, force=True, progress=overwrite)
+    assert_untouched(saved, saved.read_bytes(), target)
+
+
+def test_a_source_that_is_replaced_by_a_rename_is_an_error(saved, target):
     def replace(*_: object) -> None:
         new = saved.with_name("new.onnx")
         new.write_bytes(b"new")
         new.replace(saved)
 
-    rewrite(saved, target, force=True, progress=replace)
-    assert target.read_bytes() == expected.read_bytes()
+    with pytest.raises(OnnxClipError, match="was changed while it was being read"):
+        rewrite(saved, target, force=True, progress=replace)
+    assert_untouched(saved, b"new", target)
+
+
+def test_a_source_that_changes_while_its_structure_is_read_is_an_error(saved, monkeypatch):
+    real = Source.at
+
+    def overwrite(source: Source, start: int, end: int) -> bytes:
+        with saved.open("r+b") as file:
+            file.write(saved.read_bytes()[:1])
+        return real(source, start, end)
+
+    monkeypatch.setattr(Source, "at", overwrite)
+    with pytest.raises(OnnxClipError, match="was changed while it was being read"):
+        inspect_file(saved)
 
 
 def test_an_interrupt_leaves_no_temporary_file(saved, target):
@@ -248,12 +280,83 @@ def test_two_processes_that_write_the_same_output_leave_it_whole(saved: Path, ta
             end(process)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
-@pytest.mark.parametrize("mode", [0o644, 0o600, 0o444, 0o755])
-def test_permissions_are_those_of_the_source(saved: Path, target: Path, mode: int):
+posix = pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+
+
+@pytest.fixture
+def umask() -> Iterator[int]:
+    before = os.umask(0o027)
+    yield 0o027
+    os.umask(before)
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o644, 0o600, 0o444, 0o755, 0o666])
+def test_a_new_file_has_the_permissions_of_the_source_but_to_run_it(saved: Path, umask, mode: int):
     saved.chmod(mode)
+    target = saved.with_name("new.onnx")
+    rewrite(saved, target)
+    assert target.stat().st_mode & 0o7777 == mode & 0o666 & ~umask
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o644, 0o600, 0o440, 0o755, 0o666])
+def test_a_file_that_is_replaced_keeps_its_permissions(saved: Path, target: Path, umask, mode: int):
+    saved.chmod(0o664)
+    target.chmod(mode)
     rewrite(saved, target, force=True)
-    assert target.stat().st_mode & 0o777 == mode
+    assert target.stat().st_mode & 0o7777 == mode
+    saved.chmod(mode)
+    rewrite(saved, saved, replace=True)
+    assert saved.stat().st_mode & 0o7777 == mode
+
+
+@posix
+def test_an_extracted_clip_obeys_the_umask_and_keeps_the_permissions_of_what_it_replaces(
+    saved: Path, umask
+):
+    def extract() -> None:
+        extract_clip_file(saved, clip, GradientClipByNorm(1.0), gradients={"W_grad": "W"})
+
+    clip = saved.with_name("clip.onnx")
+    extract()
+    assert clip.stat().st_mode & 0o7777 == 0o640
+    clip.chmod(0o600)
+    extract()
+    assert clip.stat().st_mode & 0o7777 == 0o600
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may give files away"
+)
+def test_a_file_that_is_replaced_keeps_its_owner(saved: Path, target: Path):
+    os.chown(target, 1234, 4321)
+    target.chmod(0o640)
+    rewrite(saved, target, force=True)
+    status = target.stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (1234, 4321, 0o640)
+
+
+@posix
+def test_rights_of_a_group_are_not_given_to_another(saved: Path, target: Path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    real = Path.lstat
+
+    def of_others(path: Path) -> os.stat_result:
+        status = real(path)
+        if path != target:
+            return status
+        fields = list(status)
+        fields[5] += 1  # st_gid
+        return os.stat_result(fields)
+
+    target.chmod(0o664)
+    monkeypatch.setattr(os, "chown", refuse)
+    monkeypatch.setattr(Path, "lstat", of_others)
+    rewrite(saved, target, force=True)
+    assert target.stat().st_mode & 0o777 == 0o604
 
 
 def test_progress_ends_at_the_size_of_the_output(saved: Path, target: Path):
