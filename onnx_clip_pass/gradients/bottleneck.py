@@ -289,8 +289,9 @@ class Bottlenecks(Doubts):
                 and at not in base
                 and step.root in self.penalized
                 and any(
-                    step.root in states.forms.ways[x] and x not in chains.sources[at]
+                    step.root in states.forms.ways[x] or step.root in self.free_of_data(x)
                     for x in values.takes[at]
+                    if x and x not in chains.sources[at]
                 )
             ):
                 others.append(at)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
@@ -13,10 +14,9 @@ from onnx_clip_pass.gradients.factors import Factors
 from onnx_clip_pass.gradients.numbers import POINTS
 from onnx_clip_pass.gradients.ops import (
     ELEMENTWISE,
+    LINEAR,
     PRODUCTS,
     SCATTERS,
-    SHAPES,
-    VIEWS,
 )
 from onnx_clip_pass.gradients.training import Step
 from onnx_clip_pass.graph import attribute
@@ -31,8 +31,8 @@ _MOST_TERMS = 512
 class Doubts(Factors):
     """Questions about the candidates of a run.
 
-    `averaged` and `penalized` are the parameters that the forward pass sums up by themselves, along
-    axes or all of them; `reach` and `backward` say which one step each value leads to.
+    `penalized` are the parameters of which the loss has terms, `averaged` those of which something
+    is summed up along axes; `reach` and `backward` say which one step each value leads to.
     """
 
     averaged: set[int]
@@ -49,36 +49,50 @@ class Doubts(Factors):
         self.stateful = self.chains.made_of({state.root for state in self.carried})
 
     def find_penalties(self) -> None:
-        """Find the parameters that the forward pass sums up by themselves."""
-        self.averaged, self.penalized = set(), set()
-        values, ways = self.values, self.states.forms.ways
-        for vertex in range(1, len(values)):
-            op = values.op[vertex]
-            if (
-                op in ("Add", "Sub", "Sum")
-                and values.is_single(vertex)
-                and (vertex in self.states.forward)
-            ):
-                for each in values.takes[vertex]:
-                    if not self.states.nonfree[each]:
-                        self.penalized.update(
-                            root for root, way in ways[each].items() if way.share is None
-                        )
-            if op in ELEMENTWISE or not op or op in VIEWS or op in SHAPES:
+        """Find the parameters of which the loss has terms, and those averaged along axes."""
+        values, states = self.values, self.states
+        self.penalized = set[int]().union(
+            *(
+                states.roots & (states.forms.ways[term].keys() | self.free_of_data(term))
+                for term in self._terms_of_loss()
+            )
+        )
+        self.averaged = {
+            root
+            for vertex in range(1, len(values))
+            if not values.is_single(vertex)
+            and (values.op[vertex].startswith("Reduce") or "Norm" in values.op[vertex])
+            for each in values.takes[vertex]
+            if each and not states.nonfree[each]
+            for root in states.forms.ways[each]
+        }
+
+    def _terms_of_loss(self) -> Iterator[int]:
+        """The terms of the loss that do not depend on data, or sums of what does not."""
+        values = self.values
+        seen, todo = {0, self.states.loss}, [self.states.loss]
+        while todo:
+            at = todo.pop()
+            if not at or not values.is_single(at):
                 continue
-            for each in values.takes[vertex]:
-                if (
-                    each
-                    and ways[each]
-                    and not self.states.nonfree[each]
-                    and (op.startswith("Reduce") or "Norm" in op)
-                ):
-                    kind = self.averaged
-                    if values.is_single(vertex):
-                        if vertex not in self.states.forward:
-                            continue
-                        kind = self.penalized
-                    kind.update(ways[each])
+            summed = values.takes[at][0] if values.op[at].startswith("Reduce") else 0
+            if not self.chains.depends[at]:
+                yield at
+            elif summed and not self.states.nonfree[summed]:
+                yield summed  # from an anchor, which is given
+            elif values.op[at] in LINEAR:
+                todo += set(values.takes[at]) - seen
+                seen.update(values.takes[at])
+
+    def free_of_data(self, vertex: int) -> set[int]:
+        """What a value is computed from that does not depend on data, the first few of it."""
+        seen, todo = {vertex}, [vertex]
+        while todo and len(seen) < _MOST_ROWS:
+            new = {each for each in self.values.takes[todo.pop()] if each} - seen
+            new = {each for each in new if not self.chains.depends[each]}
+            seen |= new
+            todo += new
+        return seen
 
     def rival(self, number: int, step: Step, end: int) -> int:
         """A value above the end of the walk that may be the gradient as well; 0 for none.
@@ -131,6 +145,10 @@ class Doubts(Factors):
         values, chains = self.values, self.chains
         if not picked:
             return ""
+        if picked in self.bases(step):
+            return "several values of the backward pass are added to it, each in its own way"
+        if picked in self.states.forward and not self.is_optimizer:
+            return "the loss is computed from the same value, and would change with it"
         if not values.is_like(picked, step.root) and (
             values.size(picked) is None or values.size(picked) != values.size(step.root)
         ):

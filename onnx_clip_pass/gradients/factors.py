@@ -20,6 +20,7 @@ from functools import cached_property
 from itertools import combinations, pairwise
 
 import numpy as np
+from onnx import numpy_helper
 
 from onnx_clip_pass.gradients.chains import Link
 from onnx_clip_pass.gradients.ops import ALIASES
@@ -32,6 +33,7 @@ _LEAST_SCALE = 8
 _MOST_OPERANDS = 16
 _MOST_TERMS = 1000
 _MOST_SEEN = 512
+_MOST_READ = 65536
 _MOST_CONSTANTS = 12
 _SAME = 1e-3
 _LEFT_BY_SQUARES = (0.5, 1.0, 2.0)
@@ -58,6 +60,9 @@ class Factors(Training):
         for index in range(best - 1, -1, -1):
             vertex, inner = trail[index], trail[index + 1]
             if not chains.link[vertex] or values.op[vertex] == "Neg":
+                continue
+            if chains.link[vertex] == Link.TERM and self._is_drift(vertex):
+                best = index
                 continue
             factors = [each for each in values.takes[vertex] if each not in (inner, 0)]
             if (
@@ -93,6 +98,27 @@ class Factors(Training):
                 break
             best, pending = index, 1.0
         return best
+
+    def _is_drift(self, vertex: int) -> bool:
+        """Whether a constant is added, as by a term of the loss that is linear in a parameter."""
+        values, sources = self.values, self.chains.sources[vertex]
+        others = [each for each in values.takes[vertex] if each and each not in sources]
+        is_sum = values.op[vertex] in ("Add", "Sub", "Sum")
+        return is_sum and all(self._is_uniform(each) for each in others)
+
+    def _is_uniform(self, vertex: int) -> bool:
+        """Whether a value is a constant of which all elements are one number."""
+        values, at = self.values, self.values.behind(vertex)
+        if self.states.numbers[vertex] is not None:
+            cone = self.chains.cone(vertex)
+            return not cone.inputs and not cone.ends
+        tensor = values.value[at].frame.scope.initializers.get(values.name(at))
+        if tensor is None or not values.is_constant(at) or tensor.external_data:
+            return False
+        if (values.size(at) or 0) > _MOST_READ:
+            return False
+        array = numpy_helper.to_array(tensor).reshape(-1)
+        return array.size > 0 and bool(np.all(array == array[0]))
 
     def down(self, vertex: int, new: int) -> Iterator[int]:
         """The values of the chain from a new value up to the one that is made of `vertex`."""
@@ -163,10 +189,12 @@ class Factors(Training):
             if not any(self.chains.depends[each] or each in states.forward for each in cone.ends):
                 return False
             return self.chains.core[end] not in cone.ends and not self.flows(end, factor)
-        if cone.has_shape:
+        if cone.has_shape or (cone.inputs and factor in states.forward):
             return True
         if len(cone.inputs) <= _MOST_OPERANDS and any(
-            each in states.forward or self.flows(each, end, unknown=False) for each in cone.inputs
+            each in states.forward or self.flows(each, end, unknown=False)
+            for each in cone.inputs
+            if self.values.is_single(each) or each not in states.roots
         ):
             return True
         return False if cone.has_state else None

@@ -9,8 +9,8 @@ from __future__ import annotations
 from onnx_clip_pass.graph import TRAINING_DOMAIN
 
 __all__ = [
-    "ALIASES", "CALL", "ELEMENTWISE", "JOINTS", "KNOWN_DOMAINS", "PHI", "PRODUCTS", "RANDOM",
-    "SCATTERS", "SHAPES", "SIDE_SLOTS", "STEPS", "VIEWS",
+    "ALIASES", "CALL", "ELEMENTWISE", "JOINTS", "KNOWN_DOMAINS", "LINEAR", "PHI", "PRODUCTS",
+    "RANDOM", "SCATTERS", "SHAPES", "SIDE_SLOTS", "STEPS", "VIEWS",
 ]  # fmt: skip
 
 CALL = "@call"

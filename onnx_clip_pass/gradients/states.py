@@ -136,7 +136,7 @@ class States:
                     continue
                 if way.passed and way.roughness in (FACTOR, REDUCED):
                     continue  # made of other states
-                if self._is_weighed(new, root):
+                if self._is_weighed(new, root) or self._is_called_loss(new, root):
                     continue
                 if (
                     _kind(values, root) == _kind(values, new)
@@ -166,6 +166,11 @@ class States:
             for way in (ways[new][taken[new]],)
         ]
         return found + self._replaced(roots, taken)
+
+    def _is_called_loss(self, new: int, root: int) -> bool:
+        values = self.values
+        is_loss, is_of_loss = ("loss" in values.name(each).lower() for each in (new, root))
+        return values.is_single(new) and is_loss and not is_of_loss
 
     def _is_weighed(self, new: int, root: int) -> bool:
         """Return whether a number weighs what data make: a task's weight times its loss, say."""
@@ -417,9 +422,7 @@ class States:
                 shares[each] = shares[each] + share * part
         if todo or is_taken_off:  # too much to be read, or centering, whose shares cancel out
             return is_known and not is_taken_off
-        return is_known or (
-            others and mine is not None and is_one(total) and not is_one(mine)
-        )
+        return is_known or (others and mine is not None and is_one(total) and not is_one(mine))
 
     def _nonfree(self, *, but_numbers: bool = False) -> list[bool]:
         """Return whether a value has more behind it than elementwise operators on roots.
