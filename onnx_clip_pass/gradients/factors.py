@@ -17,13 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from itertools import combinations, pairwise
+from itertools import pairwise
 
 import numpy as np
 from onnx import numpy_helper
 
 from onnx_clip_pass.gradients.chains import Link
-from onnx_clip_pass.gradients.ops import ALIASES
+from onnx_clip_pass.gradients.ops import ALIASES, SIDE_SLOTS
 from onnx_clip_pass.gradients.training import Step, Training
 from onnx_clip_pass.graph.dominators import ROOT
 
@@ -71,6 +71,8 @@ class Factors(Training):
                 or values.op[vertex] not in ("Mul", "Div")
             ):
                 break
+            if self._is_of_clip(vertex, trail[:index], end):
+                break
             is_followed = is_taken_up_whole or any(
                 chains.link[each] & (Link.BENT | Link.NUMBER) and values.op[each] != "Neg"
                 for each in (*trail[:index], *behind)
@@ -81,12 +83,17 @@ class Factors(Training):
             if is_of_gradient is None and constant is None:
                 is_mean = values.op[vertex] == "Div" or is_taken_up or is_followed
                 is_of_gradient = is_mean and inner == end and self._terms(end) > 1
-                is_of_gradient = is_of_gradient or self._has_seed(end)
+                is_of_gradient = is_of_gradient or self._has_seed(end, trail[best:])
             elif is_of_gradient is None:
                 assert constant is not None
                 pending *= constant[0]
                 is_of_gradient = self._is_of_backward_pass(
-                    pending, end, is_followed=is_followed, is_first=inner == end, sign=constant[1]
+                    pending,
+                    step.root,
+                    end,
+                    is_followed=is_followed,
+                    is_first=inner == end,
+                    sign=constant[1],
                 )
                 if not is_of_gradient and values.op[vertex] == "Div" and constant[0] < 1:
                     is_of_gradient = is_followed or (is_taken_up and not self.is_descent(trail))
@@ -142,13 +149,20 @@ class Factors(Training):
         forms = self.states.forms
         return any(forms.is_average(vertex, state.root) for state in self._made.get(vertex, ()))
 
-    def _has_seed(self, end: int) -> bool:
-        """Whether the backward pass is scaled by an input that the reported loss does not read."""
+    def _has_seed(self, end: int, trail: list[int]) -> bool:
+        """Whether an input scales the backward pass, not the loss, and nothing has undone it."""
         states = self.states
+        undone = {
+            each
+            for vertex in trail
+            for factor in self.values.takes[vertex]
+            if self.values.is_single(factor)
+            for each in self.chains.cone(factor).inputs
+        }
         return states.is_loss_sure and any(
             self.flows(each, end, unknown=False)
             for each in self._numbers_given
-            if each not in states.forward
+            if each not in states.forward and each not in undone
         )
 
     @cached_property
@@ -166,11 +180,20 @@ class Factors(Training):
 
     def _is_scaled(self, vertex: int, end: int) -> bool:
         """Whether a link is a number, none of the norm of what it scales."""
+        return self.chains.link[vertex] in (Link(0), Link.NUMBER) and not self._norm(vertex, end)
+
+    def _norm(self, vertex: int, end: int) -> int:
+        """The factor of a product that is made of what it scales, as for a clip; 0 for none."""
         if self.chains.link[vertex] != Link.NUMBER:
-            return not self.chains.link[vertex]
-        others = set(self.values.takes[vertex]) - {0, *self.chains.sources[vertex]}
+            return 0
         core = self.chains.core[end]
-        return not any(core in self.chains.cone(each).ends for each in others)
+        others = set(self.values.takes[vertex]) - {0, *self.chains.sources[vertex]}
+        return next((each for each in others if core in self.chains.cone(each).ends), 0)
+
+    def _is_of_clip(self, vertex: int, ahead: list[int], end: int) -> bool:
+        """Whether a norm that is taken without a number scales the product: the clip's bound."""
+        norms = [norm for each in ahead if (norm := self._norm(each, end))]
+        return bool(norms) and not any(self.flows(vertex, norm, unknown=False) for norm in norms)
 
     def _constant(self, op: str, factor: int) -> tuple[float, float] | None:
         """Size and sign of a constant by which a value is multiplied; None if it is none."""
@@ -200,55 +223,94 @@ class Factors(Training):
         return False if cone.has_state else None
 
     def _is_of_backward_pass(
-        self, times: float, end: int, *, is_followed: bool, is_first: bool, sign: float
+        self,
+        times: float,
+        root: int,
+        end: int,
+        *,
+        is_followed: bool,
+        is_first: bool,
+        sign: float,
     ) -> bool:
         """Whether a constant averages, undoes a scale, or is left by derivatives."""
+        if not is_followed:
+            return False
         terms = self._terms(end) * times
         if is_first and sign > 0 and terms >= 1 and times < 1 and abs(terms - round(terms)) < _SAME:
             return True
         if sign > 0 and any(abs(times * scale - 1) < _SAME for scale in self._scales):
             return True
-        if not is_followed:
-            return False
         there = self._constants_behind(end)
+        missing = {1.0, float(np.prod(list(there))), *there}
         return any(
-            abs(times / (a * b * c) - 1) < _SAME
-            for a, b, c in self._derived(end)
-            if not any(abs(times / each - 1) < _SAME for each in there)
+            abs(times * each / whole - 1) < _SAME
+            for each in missing
+            for whole in self._derivatives(root, end)
+            if abs(whole / each - 1) > _SAME
         )
 
-    def _derived(self, end: int) -> set[tuple[float, float, float]]:
-        """Products of constants that a derivative of the forward pass may have in it."""
-        known = [1.0, 1.0, *sorted(self._constants_of_forward)[:_MOST_CONSTANTS]]
+    def _derivatives(self, root: int, end: int) -> set[float]:
+        """Constants that the derivative of the loss by a parameter may have as its factor."""
+        of_loss, of_root = self._of_loss, self._of_root(root)
         if not self.states.is_loss_sure or self._is_mean_inside:
-            known += [1 / size for size in self._sizes(end)]
-        return set(combinations(known, 3)) - {(1.0, 1.0, 1.0)}
+            of_loss = of_loss | {times / size for size in self._sizes(end) for times in (1, 2)}
+        return {a * b for a in of_loss for b in of_root}
+
+    def _of_root(self, root: int) -> set[float]:
+        """Constants by which the forward pass scales a parameter before it does anything else."""
+        values, found, todo = self.values, {1.0}, [(root, 1.0)]
+        while todo and len(found) < _MOST_CONSTANTS:
+            at, times = todo.pop()
+            for reader in values.readers[at][:_MOST_OPERANDS]:
+                if reader not in self.states.forward:
+                    continue
+                constant = self._scaled_by(reader, at)
+                if constant is not None:
+                    found.add(times * constant)
+                    todo.append((reader, times * constant))
+        return found
+
+    def _scaled_by(self, vertex: int, operand: int) -> float | None:
+        """The constant of which a value is its operand multiplied; 1 for an alias."""
+        values = self.values
+        takes = values.takes[vertex]
+        if values.op[vertex] in ALIASES or values.op[vertex] == "Neg":
+            return 1.0 if takes[:1] == (operand,) else None
+        if values.op[vertex] not in ("Mul", "Div") or len(takes) != 2 or takes[0] == takes[1]:
+            return None
+        other = takes[1] if takes[0] == operand else takes[0]
+        if values.op[vertex] == "Div" and other == takes[0]:
+            return None
+        constant = self._constant(values.op[vertex], other)
+        return None if constant is None else constant[0]
 
     @cached_property
-    def _constants_of_forward(self) -> set[float]:
-        """Constants by which the forward pass multiplies: exponents, and shares of means, too."""
-        found: set[float] = set()
-        values = self.values
-        for vertex in sorted(self.states.forward):
-            op, takes = values.op[vertex], values.takes[vertex]
-            if op in ("Mul", "Div") and len(takes) == 2:
-                if takes[0] == takes[1]:
-                    found.add(2.0)
-                    continue
-                for each in takes if op == "Mul" else takes[1:]:
-                    constant = self._constant(op, each)
-                    if constant is not None:
-                        found.add(constant[0])
-            elif op == "Pow":
-                constant = self._constant("Mul", takes[1])
-                found.update(() if constant is None else constant[:1])
-            elif op == "ReduceSumSquare":
-                found.add(2.0)
-            elif op == "ReduceMean" and takes:
-                whole, part = values.size(takes[0]), values.size(vertex)
-                if whole and part:
-                    found.add(part / whole)
-        return found - {1.0}
+    def _of_loss(self) -> set[float]:
+        """The factors of the terms of the loss, with what is left of powers and means."""
+        values, found = self.values, set[float]()
+        seen, todo = set[int](), [(self.states.loss, 1.0)]
+        while todo and len(seen) < _MOST_SEEN:
+            at, times = todo.pop()
+            takes, op = values.takes[at], values.op[at]
+            if not at or at in seen:
+                continue
+            seen.add(at)
+            if op in ("Add", "Sub", "Sum", "Mean", "ReduceSum", "ReduceMean", *ALIASES):
+                if op == "ReduceMean":
+                    times *= (values.size(at) or 1) / (values.size(takes[0]) or 1)
+                side = SIDE_SLOTS.get(op, ())
+                todo += [(each, times) for slot, each in enumerate(takes) if slot not in side]
+                continue
+            inner = [each for each in dict.fromkeys(takes) if self._scaled_by(at, each) is not None]
+            if inner:
+                todo.append((inner[0], times * (self._scaled_by(at, inner[0]) or 1.0)))
+            elif op in ("Mul", "Div") and len(set(takes)) == 2 and values.is_single(at):
+                todo += [(each, times) for each in takes]  # a weight that is given
+            else:
+                is_square = op == "ReduceSumSquare" or (op == "Mul" and len(set(takes)) == 1)
+                power = self._constant("Mul", takes[1]) if op == "Pow" else None
+                found.add(times * (2.0 if is_square else power[0] if power else 1.0))
+        return found or {1.0}
 
     @cached_property
     def _is_mean_inside(self) -> bool:
