@@ -186,6 +186,11 @@ class Editor:
         """Say that nodes of this scope may now stand before what they read."""
         self._unsettled.add(id(scope))
 
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether old nodes may have to move."""
+        return bool(self._unsettled)
+
     def finish(self, advice: str = "") -> None:
         """Put the inserted nodes into place; `advice` is for those that wait for each other."""
         for scope in self.index.scopes:

@@ -68,8 +68,9 @@ class Scope:
     inputs of each node, `by_op` the numbers of the nodes of each op type, `attributed` those of the
     nodes that have attributes, `special` those of the nodes that run a body (an If, a call) or name
     tensors in attributes; `is_sorted` says whether each node stands behind those whose values it
-    takes. `input_slots` and `handed_out` are the first slots of inputs and outputs by name. `reads` are the places of this very scope that read
-    a value of its own, see `_place`; equal names are one object, and so are equal types (`alike`).
+    takes. `input_slots` and `handed_out` are the first slots of inputs and outputs by name, `reads`
+    the places of this very scope that read a value of its own, see `_place`. Equal names are one
+    object, and so are equal types (`alike`).
     """
 
     proto: GraphProto | FunctionProto

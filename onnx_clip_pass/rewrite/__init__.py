@@ -14,7 +14,7 @@ from typing import Unpack
 from onnx import ModelProto
 
 from onnx_clip_pass.clips import Clip
-from onnx_clip_pass.graph import Editor, Index
+from onnx_clip_pass.graph import Editor, Index, bodies_of
 from onnx_clip_pass.record import read_record, undo, write_record
 from onnx_clip_pass.rewrite.coverage import Decide, Uncovered, Verdict, accepted, uncovered_of
 from onnx_clip_pass.rewrite.emitting import emit as emit_clips
@@ -104,6 +104,7 @@ def _clip(
     notes += found.notes + accepted(found.uncovered) + notes_on_coverage(index, bare, settings)
     editor = Editor(index)
     made = emit_clips(editor, edits, settings)
+    bodies = list(bodies_of(model)) if editor.is_unsettled else []  # as they stand now
     editor.finish("a gradient of the group is computed from a clipped one; use another group")
     rows = tuple(
         Clipped(sighting.gradient, choice.clip, choice.rule)
@@ -113,7 +114,7 @@ def _clip(
     )
     if any(row.clip for row in rows):
         record = record_of(
-            editor, edits, sightings, settings, made.emitted, found.answers, found.uncovered
+            editor, edits, sightings, settings, made.emitted, bodies, found.answers, found.uncovered
         )
         write_record(model, record, [*editor.added.nodes, *editor.added.initializers])
     return Report(

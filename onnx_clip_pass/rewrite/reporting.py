@@ -9,7 +9,7 @@ from onnx_clip_pass.clips import Clip, facts_of
 from onnx_clip_pass.errors import listed
 from onnx_clip_pass.gradients import Gradient, Survey
 from onnx_clip_pass.gradients.clipped import clip_nodes
-from onnx_clip_pass.graph import Editor, Index, bodies_of
+from onnx_clip_pass.graph import Body, Editor, Index
 from onnx_clip_pass.kernels import Need, missing
 from onnx_clip_pass.record import Record
 from onnx_clip_pass.rewrite.coverage import Uncovered
@@ -62,6 +62,7 @@ def record_of(
     sightings: Chosen,
     settings: Settings,
     emitted: tuple[Emitted, ...],
+    bodies: list[Body],
     answers: dict[str, str],
     uncovered: tuple[Uncovered, ...],
 ) -> Record:
@@ -73,6 +74,7 @@ def record_of(
         sightings: the gradients and their choices.
         settings: of the rewrite.
         emitted: what is handed out.
+        bodies: those that the model had before it was edited, if nodes had to move.
         answers: the gradients that slopes decided for, by parameter.
         uncovered: what is left out with the user's consent.
     """
@@ -88,7 +90,6 @@ def record_of(
         if choice is not None
     ]
     added = editor.added
-    bodies = [*bodies_of(editor.model)] if added.order else []
     return Record(
         version=__version__,
         clips=entries,
