@@ -39,9 +39,7 @@ def test_a_step_with_twice_as_many(kind: str):
         model = grown(kind, count)
 
         def run() -> None:
-            if (
-                kind == "penalties"
-            ):  # found or asked about, either is linear
+            if kind == "penalties":  # found or asked about, either is linear
                 with suppress(OnnxClipError):
                     clip_in_place(model, CLIP)
             elif kind not in REFUSED:
