@@ -34,7 +34,7 @@ class Step:
         self.functions: list[Any] = []
 
     def node(self, op: str, *inputs: str, to: str | list[str] = "", **more: Any) -> str:
-        outputs = to if isinstance(to, list) else [to or f"v{len(self.nodes)}"]
+        outputs = to if isinstance(to, list) else [to or f"value{len(self.nodes)}"]
         self.nodes.append(helper.make_node(op, inputs, outputs, **more))
         return outputs[0]
 

@@ -67,6 +67,7 @@ class States:
         self.nonfree = self._nonfree()
         self.contracted = self._nonfree(but_numbers=True)
         self._ends: set[int] = set()
+        self._averages: dict[tuple[int, int], bool] = {}
         self.forms = LinearForms(values, self.numbers, roots, new_values, self.nonfree)
         numbers = [each for each in self.outputs if values.is_single(each)]
         self._inner = self._ancestors(numbers) - set(numbers)
@@ -396,6 +397,12 @@ class States:
 
         What updates have made of other states counts as one thing: of a copy of new weights.
         """
+        if (new, root) not in self._averages:
+            self._averages[new, root] = self._adds_up(new, root)
+        return self._averages[new, root]
+
+    def _adds_up(self, new: int, root: int) -> bool:
+        """Whether shares add up to 1, see `is_average`."""
         is_known = self.forms.is_average(new, root)
         shares: dict[int, Sample] = {self.values.behind(new): np.ones(POINTS)}
         todo, total, others, mine = [-self.values.behind(new)], np.zeros(POINTS), False, None

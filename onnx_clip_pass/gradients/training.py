@@ -81,10 +81,11 @@ class Training:
             self._take_inputs_for_gradients(cuts)
         self.steps = [step for step in steps if self._is_trained(step)]
         trained = {step.root for step in self.steps}
+        told = set(self.steps)
         self.untold = [
             step
             for step in steps
-            if step.root in trained and step not in self.steps and self.chains.depends[step.new]
+            if step.root in trained and step not in told and self.chains.depends[step.new]
         ]
         self.carried = [state for state in self.states.states if state.root not in trained]
 

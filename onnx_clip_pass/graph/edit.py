@@ -56,9 +56,6 @@ class Editor:
         self.added = Added()
         self._names = self.index.all_names()
         self._last: dict[str, int] = defaultdict(lambda: 1)  # the last number behind each wish
-        self._made_here = (
-            GraphProto()
-        )  # a message by itself takes far more memory than one in another
         self._pending: dict[int, list[tuple[int, NodeProto]]] = defaultdict(list)
         self._made: dict[str, list[AttributeProto]] = {}
         self._types: dict[TensorType, TypeProto] = {}
@@ -85,7 +82,7 @@ class Editor:
         **attributes: Any,
     ) -> None:
         """Put a node of the default domain before the present node number `position`."""
-        node = self._made_here.node.add(
+        node = scope.proto.node.add(  # behind the others until all are put into order
             op_type=op_type, name=self.fresh(name), input=inputs, output=[output]
         )
         if attributes:
@@ -189,28 +186,30 @@ class Editor:
         """Say that nodes of this scope may now stand before what they read."""
         self._unsettled.add(id(scope))
 
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether old nodes may have to move."""
+        return bool(self._unsettled)
+
     def finish(self, advice: str = "") -> None:
         """Put the inserted nodes into place; `advice` is for those that wait for each other."""
-        for scope in reversed(self.index.scopes):  # nested graphs first: merging copies nodes
+        for scope in self.index.scopes:
             pending = self._pending.pop(id(scope), None)
             if not pending:
                 continue
-            is_unsettled = id(scope) in self._unsettled
+            new = [node for _, node in pending]
             merged = _merge(scope, pending)
-            if is_unsettled:
+            if id(scope) in self._unsettled:
                 old = {id(node): number for number, node in enumerate(scope.nodes)}
                 merged = in_order(scope, merged, advice=advice)
                 moved = [old[id(node)] for node in merged if id(node) in old]
                 if moved != sorted(moved):
                     self.added.order.append((scope, _runs(moved)))
-            # The old nodes are put into order and not copied: a copy would take their room again.
-            nodes = scope.proto.node
+            # Nothing is copied: a node that is taken out of a message still takes room in it.
             order = {id(node): place for place, node in enumerate(merged)}
-            new = [node for _, node in pending]
-            nodes.extend(new)
-            places = iter([*map(order.__getitem__, map(id, (*scope.nodes, *new)))])
-            nodes.sort(key=lambda _: next(places))
-            scope.nodes[:] = list(nodes)
+            places = iter([order[id(node)] for node in (*scope.nodes, *new)])
+            scope.proto.node.sort(key=lambda _: next(places))
+            scope.nodes[:] = merged
 
 
 def rename_in_attributes(node: NodeProto, name: str, new: str) -> None:

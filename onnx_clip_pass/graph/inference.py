@@ -12,6 +12,9 @@ __all__ = ["infer_types"]
 _LARGEST_SHAPE_TENSOR = 64
 """Elements of the largest initializer that is kept: shapes and axes, which inference reads."""
 
+_MOST_FUNCTIONS = 1000
+"""Functions that are looked into: onnx takes time that grows with the square of their number."""
+
 
 def infer_types(model: ModelProto) -> dict[str, dict[str, TensorType]]:
     """The inferred types of the values of each graph, by the path of its `Scope`."""
@@ -25,7 +28,8 @@ def infer_types(model: ModelProto) -> dict[str, dict[str, TensorType]]:
 def _structure_of(model: ModelProto) -> ModelProto:
     structure = ModelProto(ir_version=max(model.ir_version, 4))
     structure.opset_import.extend(model.opset_import)
-    structure.functions.extend(model.functions)
+    if len(model.functions) <= _MOST_FUNCTIONS:
+        structure.functions.extend(model.functions)
     graph = structure.graph
     graph.name = model.graph.name or "graph"
     for name in ("node", "input", "output", "value_info"):

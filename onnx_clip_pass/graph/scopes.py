@@ -25,7 +25,7 @@ from onnx import (
 )
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.graph.bodies import graphs_in
+from onnx_clip_pass.graph.bodies import Body, graphs_in
 from onnx_clip_pass.graph.inference import infer_types
 from onnx_clip_pass.graph.types import TensorType
 
@@ -65,17 +65,19 @@ class Scope:
     `number` is that of the node of `outer` in which it is, OUTPUT if it is in none.
 
     What is asked for of every node of a large graph is taken out of protobuf once: `takes` are the
-    inputs of each node, `by_op` the numbers of the nodes of each op type, `special` the numbers of
-    those that run a body (an If, a call) or name tensors in attributes; `is_sorted` says whether
-    each node stands behind those whose values it takes. `input_slots` and `handed_out` are the
-    first slots of inputs and outputs by name. `reads` are the places of this very scope that read
-    a value of its own, see `_place`; equal names are one object, and so are equal types (`alike`).
+    inputs of each node, `by_op` the numbers of the nodes of each op type, `attributed` those of the
+    nodes that have attributes, `special` those of the nodes that run a body (an If, a call) or name
+    tensors in attributes; `is_sorted` says whether each node stands behind those whose values it
+    takes. `input_slots` and `handed_out` are the first slots of inputs and outputs by name, `reads`
+    the places of this very scope that read a value of its own, see `_place`. Equal names are one
+    object, and so are equal types (`alike`).
     """
 
     proto: GraphProto | FunctionProto
     path: str
     outer: Scope | None
     opsets: dict[str, int]
+    attributed: set[int]
     nodes: list[NodeProto]
     inputs: list[str]
     outputs: list[str]
@@ -227,6 +229,7 @@ class Index:
             path=path,
             outer=outer,
             opsets=opsets,
+            attributed=_attributed(graph),
             nodes=list(graph.node),
             inputs=[value.name for value in graph.input],
             outputs=[value.name for value in graph.output],
@@ -250,6 +253,7 @@ class Index:
             path=f"function {function.domain}::{function.name}" + (overload and f":{overload}"),
             outer=None,
             opsets={entry.domain: entry.version for entry in function.opset_import} or opsets,
+            attributed=_attributed(function),
             nodes=list(function.node),
             inputs=list(function.input),
             outputs=list(function.output),
@@ -286,7 +290,7 @@ class Index:
                     raise _written_twice(scope, number, name)
                 scope.producers[one(name, name)] = (number, slot)
             scope.by_op[node.op_type].append(number)
-            for key, graph in graphs_in(node):
+            for key, graph in graphs_in(node) if number in scope.attributed else ():
                 path = f"{scope.path}/{node.op_type}[{number}].{key}".lstrip("/")
                 body = self._add_graph(graph, path, scope, scope.opsets, depth + 1)
                 body.number = number
@@ -358,6 +362,15 @@ def names_by_attribute(node: NodeProto) -> list[str]:
         elif attr.name == "y":
             found.append(attr.s.decode(errors="replace"))
     return found
+
+
+def _attributed(body: Body) -> set[int]:
+    """The numbers of the nodes that have attributes.
+
+    A node takes room for attributes when it is asked for them, and keeps it for as long as it is
+    held: here none is.
+    """
+    return {number for number, node in enumerate(body.node) if node.attribute}
 
 
 def _place(number: int, slot: int) -> int:

@@ -104,7 +104,7 @@ def _clip(
     notes += found.notes + accepted(found.uncovered) + notes_on_coverage(index, bare, settings)
     editor = Editor(index)
     made = emit_clips(editor, edits, settings)
-    bodies = list(bodies_of(model))  # before finishing copies nested ones
+    bodies = list(bodies_of(model)) if editor.is_unsettled else []  # as they stand now
     editor.finish("a gradient of the group is computed from a clipped one; use another group")
     rows = tuple(
         Clipped(sighting.gradient, choice.clip, choice.rule)

@@ -74,7 +74,7 @@ def record_of(
         sightings: the gradients and their choices.
         settings: of the rewrite.
         emitted: what is handed out.
-        bodies: those that the model had before it was edited.
+        bodies: those that the model had before it was edited, if nodes had to move.
         answers: the gradients that slopes decided for, by parameter.
         uncovered: what is left out with the user's consent.
     """
