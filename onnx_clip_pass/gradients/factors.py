@@ -167,7 +167,7 @@ class Factors(Training):
 
     @cached_property
     def _numbers_given(self) -> list[int]:
-        """Inputs of one element that are no states, the first few."""
+        """Floating inputs of one element that are no states, the first few."""
         values, states = self.values, self.states
         return [
             vertex
@@ -176,6 +176,8 @@ class Factors(Training):
             and values.is_single(vertex)
             and not values.is_constant(vertex)
             and vertex not in states.roots
+            and (known := values.types[vertex]) is not None
+            and known.is_floating
         ][:_MOST_OPERANDS]
 
     def _is_scaled(self, vertex: int, end: int) -> bool:
