@@ -109,7 +109,7 @@ class Cones:
         if op in SHAPES:
             return _NOTHING._replace(has_shape=True)
         if not op:
-            if values.is_constant(at):
+            if values.is_constant(at) and at not in self._roots:
                 return _NOTHING
             return _NOTHING._replace(inputs=Vertices([at]), has_state=at in self._roots)
         own = [at] if at in self.ends or not is_inner else []

@@ -56,7 +56,7 @@ class Factors(Training):
         is_taken_up = trail[0] != step.new
         behind = [] if self._is_share(trail[0]) else list(self.down(trail[0], step.new))
         is_taken_up_whole = is_taken_up and all(self._is_scaled(each, end) for each in trail[:-1])
-        pending = 1.0
+        pending, spent = 1.0, list[float]()
         for index in range(best - 1, -1, -1):
             vertex, inner = trail[index], trail[index + 1]
             if not chains.link[vertex] or values.op[vertex] == "Neg":
@@ -94,6 +94,7 @@ class Factors(Training):
                     is_followed=is_followed,
                     is_first=inner == end,
                     sign=constant[1],
+                    spent=spent,
                 )
                 if not is_of_gradient and values.op[vertex] == "Div" and constant[0] < 1:
                     is_of_gradient = is_followed or (is_taken_up and not self.is_descent(trail))
@@ -103,6 +104,7 @@ class Factors(Training):
                 break
             if not is_of_gradient:
                 break
+            spent.append(pending)
             best, pending = index, 1.0
         return best
 
@@ -233,6 +235,7 @@ class Factors(Training):
         is_followed: bool,
         is_first: bool,
         sign: float,
+        spent: list[float],
     ) -> bool:
         """Whether a constant averages, undoes a scale, or is left by derivatives."""
         if not is_followed:
@@ -242,12 +245,15 @@ class Factors(Training):
             return True
         if sign > 0 and any(abs(times * scale - 1) < _SAME for scale in self._scales):
             return True
-        there = self._constants_behind(end)
-        missing = {1.0, float(np.prod(list(there))), *there}
+        there = [*self._constants_behind(end), *spent]
+        product = float(np.prod(there))
+        wholes = self._derivatives(root, end)
+        if there and any(abs(product / whole - 1) < _SAME for whole in wholes):
+            return False  # the backward pass has it already
         return any(
             abs(times * each / whole - 1) < _SAME
-            for each in missing
-            for whole in self._derivatives(root, end)
+            for each in {1.0, product, *there}
+            for whole in wholes
             if abs(whole / each - 1) > _SAME
         )
 
@@ -325,7 +331,11 @@ class Factors(Training):
         seen, todo, found = {end}, [end], set[float]()
         while todo and len(seen) < _MOST_SEEN:
             at = todo.pop()
-            if values.op[at] in ("Mul", "Div"):
+            if values.op[at] == "Mean":
+                found.add(1 / len(values.takes[at]))
+            elif values.op[at] == "ReduceMean" and values.size(values.takes[at][0]):
+                found.add((values.size(at) or 1) / (values.size(values.takes[at][0]) or 1))
+            elif values.op[at] in ("Mul", "Div"):
                 numbers = values.takes[at] if values.op[at] == "Mul" else values.takes[at][1:]
                 constants = [self._constant(values.op[at], each) for each in numbers]
                 found.update(each[0] for each in constants if each is not None)
@@ -376,13 +386,12 @@ class Factors(Training):
 
     @cached_property
     def _scales(self) -> set[float]:
-        """Large constants that the backward pass reads: what a loss may be scaled by."""
+        """Large constants by which the backward pass multiplies, and the forward pass does not."""
         values, states = self.values, self.states
-        return {
-            float(number[0])
-            for vertex in range(1, len(values))
-            if states.read[vertex]
-            and values.is_constant(vertex)
-            and (number := states.numbers[vertex]) is not None
-            and number[0] >= _LEAST_SCALE
-        }
+        of_forward, of_backward = set[float](), set[float]()
+        for vertex in range(1, len(values)):
+            if values.op[vertex] == "Mul" and states.read[vertex]:
+                constants = [self._constant("Mul", each) for each in values.takes[vertex]]
+                found = of_forward if vertex in states.forward else of_backward
+                found.update(each[0] for each in constants if each and each[0] >= _LEAST_SCALE)
+        return of_backward - of_forward

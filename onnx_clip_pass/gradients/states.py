@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Collection, Iterable
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -137,6 +138,8 @@ class States:
                     continue
                 if way.passed and way.roughness in (FACTOR, REDUCED):
                     continue  # made of other states
+                if way.passed and values.is_constant(root) and values.is_single(root):
+                    continue
                 if self._is_weighed(new, root) or self._is_called_loss(new, root):
                     continue
                 if (
@@ -173,6 +176,19 @@ class States:
         is_loss, is_of_loss = ("loss" in values.name(each).lower() for each in (new, root))
         return values.is_single(new) and is_loss and not is_of_loss
 
+    @cached_property
+    def _is_contracted(self) -> list[bool]:
+        """Whether elementwise operators lead from a value to a contraction."""
+        values = self.values
+        found = [False] * len(values)
+        for vertex in range(len(values) - 1, 0, -1):
+            found[vertex] = any(
+                found[reader] or (op not in ELEMENTWISE and op not in SHAPES)
+                for reader in values.readers[vertex]
+                if (op := values.op[reader])
+            )
+        return found
+
     def _is_weighed(self, new: int, root: int) -> bool:
         """Return whether a number weighs what data make: a task's weight times its loss, say."""
         values, at = self.values, self.values.behind(new)
@@ -203,7 +219,11 @@ class States:
             is_whole = is_one(way.share) and any(not is_one(share) for share in rivals)
             if is_one(self.forms.total[new]):
                 is_lesser = any(np.all(share > way.share) for share in rivals)
-        is_constant = self.values.is_constant(root) and self.values.is_single(root)
+        is_constant = (
+            self.values.is_constant(root)
+            and self.values.is_single(root)
+            and not self._is_contracted[root]
+        )
         is_taken_off = way.lean is not None and not np.all(way.lean >= 0)
         return is_constant, new in self._inner, is_taken_off, is_whole or is_lesser, way.length
 
