@@ -23,7 +23,7 @@ import numpy as np
 from onnx import numpy_helper
 
 from onnx_clip_pass.gradients.chains import Link
-from onnx_clip_pass.gradients.ops import ALIASES, SIDE_SLOTS
+from onnx_clip_pass.gradients.ops import ALIASES, ELEMENTWISE, SIDE_SLOTS
 from onnx_clip_pass.gradients.training import Step, Training
 from onnx_clip_pass.graph.dominators import ROOT
 
@@ -245,7 +245,8 @@ class Factors(Training):
             return True
         if sign > 0 and any(abs(times * scale - 1) < _SAME for scale in self._scales):
             return True
-        there = [*self._constants_behind(end), *spent]
+        between = self._constants_of_forward - self._loss_terms[1]
+        there = [*(self._constants_behind(end) - between), *spent]
         product = float(np.prod(there))
         wholes = self._derivatives(root, end)
         if there and any(abs(product / whole - 1) < _SAME for whole in wholes):
@@ -259,20 +260,24 @@ class Factors(Training):
 
     def _derivatives(self, root: int, end: int) -> set[float]:
         """Constants that the derivative of the loss by a parameter may have as its factor."""
-        of_loss, of_root = self._of_loss, self._of_root(root)
+        of_loss, of_root = self._loss_terms[0], self._of_root(root)
         if not self.states.is_loss_sure or self._is_mean_inside:
             of_loss = of_loss | {times / size for size in self._sizes(end) for times in (1, 2)}
         return {a * b for a in of_loss for b in of_root}
 
     def _of_root(self, root: int) -> set[float]:
-        """Constants by which the forward pass scales a parameter before it does anything else."""
+        """Constants by which functions of a parameter alone scale it before it meets the data."""
         values, found, todo = self.values, {1.0}, [(root, 1.0)]
         while todo and len(found) < _MOST_CONSTANTS:
             at, times = todo.pop()
             for reader in values.readers[at][:_MOST_OPERANDS]:
-                if reader not in self.states.forward:
+                if reader not in self.states.forward or self.chains.depends[reader]:
                     continue
                 constant = self._scaled_by(reader, at)
+                if values.op[reader] == "Pow":
+                    constant = (self._constant("Mul", values.takes[reader][1]) or (1.0,))[0]
+                elif constant is None and values.op[reader] in ELEMENTWISE:
+                    constant = 1.0
                 if constant is not None:
                     found.add(times * constant)
                     todo.append((reader, times * constant))
@@ -293,9 +298,9 @@ class Factors(Training):
         return None if constant is None else constant[0]
 
     @cached_property
-    def _of_loss(self) -> set[float]:
-        """The factors of the terms of the loss, with what is left of powers and means."""
-        values, found = self.values, set[float]()
+    def _loss_terms(self) -> tuple[set[float], set[float]]:
+        """The factors of the terms of the loss, with what is left of powers and means; and each."""
+        values, found, each_alone = self.values, set[float](), set[float]()
         seen, todo = set[int](), [(self.states.loss, 1.0)]
         while todo and len(seen) < _MOST_SEEN:
             at, times = todo.pop()
@@ -305,20 +310,26 @@ class Factors(Training):
             seen.add(at)
             if op in ("Add", "Sub", "Sum", "Mean", "ReduceSum", "ReduceMean", *ALIASES):
                 if op == "ReduceMean":
-                    times *= (values.size(at) or 1) / (values.size(takes[0]) or 1)
+                    share = (values.size(at) or 1) / (values.size(takes[0]) or 1)
+                    each_alone.add(share)
+                    times *= share
                 side = SIDE_SLOTS.get(op, ())
                 todo += [(each, times) for slot, each in enumerate(takes) if slot not in side]
                 continue
             inner = [each for each in dict.fromkeys(takes) if self._scaled_by(at, each) is not None]
             if inner:
-                todo.append((inner[0], times * (self._scaled_by(at, inner[0]) or 1.0)))
+                constant = self._scaled_by(at, inner[0]) or 1.0
+                each_alone.add(constant)
+                todo.append((inner[0], times * constant))
             elif op in ("Mul", "Div") and len(set(takes)) == 2 and values.is_single(at):
                 todo += [(each, times) for each in takes]  # a weight that is given
             else:
                 is_square = op == "ReduceSumSquare" or (op == "Mul" and len(set(takes)) == 1)
                 power = self._constant("Mul", takes[1]) if op == "Pow" else None
-                found.add(times * (2.0 if is_square else power[0] if power else 1.0))
-        return found or {1.0}
+                left = 2.0 if is_square else power[0] if power else 1.0
+                each_alone.add(left)
+                found.add(times * left)
+        return found or {1.0}, each_alone
 
     @cached_property
     def _is_mean_inside(self) -> bool:
@@ -385,13 +396,25 @@ class Factors(Training):
         return sizes - {0, 1}
 
     @cached_property
+    def _constants_of_forward(self) -> set[float]:
+        """Constants by which the forward pass multiplies."""
+        values = self.values
+        return {
+            constant[0]
+            for vertex in self.states.forward
+            if values.op[vertex] in ("Mul", "Div")
+            for each in values.takes[vertex][values.op[vertex] == "Div" :]
+            if (constant := self._constant(values.op[vertex], each))
+        }
+
+    @cached_property
     def _scales(self) -> set[float]:
         """Large constants by which the backward pass multiplies, and the forward pass does not."""
         values, states = self.values, self.states
-        of_forward, of_backward = set[float](), set[float]()
-        for vertex in range(1, len(values)):
-            if values.op[vertex] == "Mul" and states.read[vertex]:
-                constants = [self._constant("Mul", each) for each in values.takes[vertex]]
-                found = of_forward if vertex in states.forward else of_backward
-                found.update(each[0] for each in constants if each and each[0] >= _LEAST_SCALE)
-        return of_backward - of_forward
+        return {
+            constant[0]
+            for vertex in range(1, len(values))
+            if values.op[vertex] == "Mul" and states.read[vertex] and vertex not in states.forward
+            for each in values.takes[vertex]
+            if (constant := self._constant("Mul", each)) and constant[0] >= _LEAST_SCALE
+        } - self._constants_of_forward
