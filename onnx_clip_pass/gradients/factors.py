@@ -267,11 +267,14 @@ class Factors(Training):
 
     def _of_root(self, root: int) -> set[float]:
         """Constants by which functions of a parameter alone scale it before it meets the data."""
-        values, found, todo = self.values, {1.0}, [(root, 1.0)]
+        values, found, todo = self.values, set[float](), [(root, 1.0)]
         while todo and len(found) < _MOST_CONSTANTS:
             at, times = todo.pop()
             for reader in values.readers[at][:_MOST_OPERANDS]:
-                if reader not in self.states.forward or self.chains.depends[reader]:
+                if reader not in self.states.forward:
+                    continue
+                if self.chains.depends[reader]:
+                    found.add(times)
                     continue
                 constant = self._scaled_by(reader, at)
                 if values.op[reader] == "Pow":
@@ -279,9 +282,8 @@ class Factors(Training):
                 elif constant is None and values.op[reader] in ELEMENTWISE:
                     constant = 1.0
                 if constant is not None:
-                    found.add(times * constant)
                     todo.append((reader, times * constant))
-        return found
+        return found or {1.0}
 
     def _scaled_by(self, vertex: int, operand: int) -> float | None:
         """The constant of which a value is its operand multiplied; 1 for an alias."""
