@@ -218,7 +218,11 @@ class Bottlenecks(Doubts):
         if (self.is_optimizer or not self.states.loss) and self.is_ascent(step):
             return
         if why:
-            candidates = [each for each in dict.fromkeys((*others, picked)) if each]
+            candidates = [
+                each
+                for each in dict.fromkeys((*others, picked))
+                if each and (each not in self.states.forward or self.is_optimizer)
+            ]
             self.questions.append(
                 Question(
                     values.value[step.root],
@@ -280,6 +284,8 @@ class Bottlenecks(Doubts):
                 and not self.is_optimizer
                 and (Link.BENT in link or states.is_loss_sure)
             ):
+                if all(chains.link[each] in (Link(0), Link.NUMBER, Link.TERM) for each in trail):
+                    trail.append(above)  # nothing but an update's arithmetic is in between
                 break
             if Link.REDUCED in link and step.root in self.averaged:
                 break
