@@ -74,7 +74,7 @@ class Factors(Training):
             if self._is_of_clip(vertex, trail[:index], end):
                 break
             is_followed = is_taken_up_whole or any(
-                chains.link[each] & (Link.BENT | Link.NUMBER) and values.op[each] != "Neg"
+                chains.link[each] & ~Link.TERM and values.op[each] != "Neg"
                 for each in (*trail[:index], *behind)
                 if each not in base
             )
@@ -82,8 +82,9 @@ class Factors(Training):
             constant = self._constant(values.op[vertex], factors[0])
             if is_of_gradient is None and constant is None:
                 is_mean = values.op[vertex] == "Div" or is_taken_up or is_followed
-                is_of_gradient = is_mean and inner == end and self._terms(end) > 1
-                is_of_gradient = is_of_gradient or self._has_seed(end, trail[best:])
+                terms = self._terms(end) if is_mean and inner == end else 1
+                pending /= terms
+                is_of_gradient = terms > 1 or self._has_seed(end, trail[best:])
             elif is_of_gradient is None:
                 assert constant is not None
                 pending *= constant[0]
