@@ -61,6 +61,7 @@ class Editor:
         self._types: dict[TensorType, TypeProto] = {}
         self._unsettled: set[int] = set()
         self._constants: dict[tuple[int, float | tuple[int, ...], int], str] = {}
+        self._values: dict[str, float] = {}
 
     def fresh(self, wish: str) -> str:
         """A name like `wish` that nothing in the model bears, in any graph or function."""
@@ -102,8 +103,13 @@ class Editor:
         if key not in self._constants:
             label = f"{value:.9g}:{TensorType(dtype).dtype_name}"
             array = np.array(value, _STORAGE[dtype])
-            self._constants[key] = self._add_constant(scope, label, array, dtype)
+            name = self._constants[key] = self._add_constant(scope, label, array, dtype)
+            self._values[name] = value
         return self._constants[key]
+
+    def value_of(self, name: str) -> float | None:
+        """The number that a shared constant of rank 0 is; None if it is no such constant."""
+        return self._values.get(name)
 
     def integers(self, scope: Scope, label: str, values: list[int]) -> str:
         """A shared constant of rank 1 and dtype int64: axes, a shape."""
