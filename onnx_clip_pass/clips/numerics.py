@@ -1,11 +1,11 @@
 """How exactly a norm is computed, and what becomes of gradients that are not finite.
 
 Errors of the norm of a whole tensor against exact arithmetic, for tensors with all elements equal
-(ONNX Runtime's CPU provider, which adds up in the dtype it is given; `benchmarks/norms.py`); data
-made to be worse, and norms over axes, are in docs/numerics.md. In float32: 8e-6 at 8192 elements in one go, or in two (sums of n, then the
-sum of 8192 - n sums); 4e-4 at half a million, always too low for large tensors, so that the
-clipped gradient would be too long. In float64: 6e-11 at 2e7 elements in one go; below 1e-12 for
-sums of 4096 and then of those.
+(ONNX Runtime's CPU provider, which adds up in the dtype it is given; `benchmarks/norms.py`). In
+float32: 8e-6 at 8192 elements in one go, or in two (sums of n, then the sum of 8192 - n sums); 4e-4
+at half a million, always too low for large tensors, so that the clipped gradient would be too long.
+In float64: 6e-11 at 2e7 elements in one go; below 1e-12 for sums of 4096 and then of those. Data
+made to be worse, and norms over axes, are in docs/numerics.md.
 """
 
 from __future__ import annotations
