@@ -24,7 +24,14 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 from onnx_clip_pass.arguments import check_model
 from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.form import Count, FormError, read_json, reader_of
-from onnx_clip_pass.graph import Body, bodies_of, graphs_in, outermost, rename_in_attributes
+from onnx_clip_pass.graph import (
+    Body,
+    bodies_of,
+    graphs_in,
+    outermost,
+    rename_in_attributes,
+    take_back_imports,
+)
 from onnx_clip_pass.validity import blaming
 
 __all__ = [
@@ -85,7 +92,8 @@ class Record:
     `outputs` are the names of what was added. `order` says of bodies (by their number in
     `bodies_of` the model before) whose nodes had to move in which runs (first, count) of their old
     numbers they stand now. `emitted` has the output, the quantity, the gradients and the group of
-    each output that hands out a measure.
+    each output that hands out a measure. `imports` says what was given an import of the default
+    operator set: a function by domain, name and overload, or the model, as an empty list.
 
     `answers` are the gradients that slopes of the loss decided for, by parameter; `optimizer_ops`
     the operators that the caller knew, with the inputs that are the parameter and its gradient;
@@ -114,10 +122,14 @@ class Record:
     answers: dict[str, str] = field(default_factory=dict)
     optimizer_ops: dict[str, tuple[Count, Count]] = field(default_factory=dict)
     uncovered: list[UncoveredEntry] = field(default_factory=list)
+    imports: list[list[str]] = field(default_factory=list)
 
     def fields(self) -> dict[str, Any]:
-        """Return all of it by name, in the types of JSON."""
-        return {name: getattr(self, name) for name in Record.__slots__}
+        """Return all of it by name, in the types of JSON; no imports if there are none."""
+        found = {name: getattr(self, name) for name in Record.__slots__}
+        if not self.imports:  # as it was written before there were any, and as the digest covers it
+            del found["imports"]
+        return found
 
 
 def write_record(
@@ -258,6 +270,7 @@ def undo(model: ModelProto) -> bool:
         _rename_back(body, record.renamed)
     _remove(model.graph.input, set(record.inputs))
     _remove(model.graph.output, set(record.outputs))
+    take_back_imports(model, {tuple(importer) for importer in record.imports})
     for at, entry in enumerate(model.metadata_props):
         if entry.key == KEY:
             del model.metadata_props[at]

@@ -107,9 +107,9 @@ def test_a_policy_that_is_not_kept_to_is_noticed_though_nothing_is_nan(
     assert found.ok, faults(found)
     graphs = [rewritten.graph, *(a.g for n in rewritten.graph.node for a in n.attribute if a.g)]
     chosen = [n for graph in graphs for n in graph.node if n.op_type == "Where"]
-    for node in chosen:  # nan is left to the formula
+    for node in chosen:  # nan is left to the formula, the last choice
         node.op_type = "Identity"
-        node.input[:] = [node.input[1]]
+        node.input[:] = [node.input[2]]
     assert chosen
     assert "with nan in the gradients: " in faults(verify(model, rewritten))
 

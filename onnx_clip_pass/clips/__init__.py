@@ -7,7 +7,7 @@ from onnx_clip_pass.clips.by_norm import GradientClipByNorm
 from onnx_clip_pass.clips.by_rms import GradientClipByRMS
 from onnx_clip_pass.clips.by_value import GradientClipByValue
 from onnx_clip_pass.clips.chain import Chain
-from onnx_clip_pass.clips.emitter import Emitter, Limit, Measured, ParameterSite, Quantity
+from onnx_clip_pass.clips.emitter import Emitter, Limits, Measured, ParameterSite, Quantity
 from onnx_clip_pass.clips.facts import KINDS, clip_of, facts_of
 from onnx_clip_pass.clips.numerics import NonFinite, NormPrecision, Numerics
 from onnx_clip_pass.clips.turns import shared_norms, turns
@@ -24,7 +24,7 @@ __all__ = [
     "GradientClipByNorm",
     "GradientClipByRMS",
     "GradientClipByValue",
-    "Limit",
+    "Limits",
     "Measured",
     "NonFinite",
     "NormPrecision",

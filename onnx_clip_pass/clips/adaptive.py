@@ -113,6 +113,10 @@ class AdaptiveGradientClip(ScalingClip):
         work = self.work_dtype(gradient.dtype, numerics)
         return shared_fault(gradient, opset, numerics, work, broadcasts=len(shape) > 0)
 
+    def work_dtype(self, dtype: str, numerics: Numerics) -> int:
+        kinds = [numerics.work_dtype(dtype, x) for x in (self.clipping, self.clipping * self.eps)]
+        return max(kinds)  # DOUBLE is above FLOAT
+
     def emit_norm(self, to: Emitter, x: str, work: int) -> Norm:
         shape = to.gradient.shape or ()
         return emit_norm(to, x, work, 2.0, self._axes_at(to), shape=shape, keepdims=True)

@@ -17,8 +17,8 @@ from onnx_clip_pass.clips.norms import (
     Norm,
     check_ord,
     emit_norm,
-    emit_nothing,
     emit_root,
+    emit_together,
     norm_of,
     norm_word,
 )
@@ -31,6 +31,7 @@ from onnx_clip_pass.clips.scaling import (
     shared_fault,
     widened,
 )
+from onnx_clip_pass.clips.verdicts import emit_judged, emit_nothing
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients.found import Gradient
 from onnx_clip_pass.selection import NeedClip
@@ -194,22 +195,23 @@ class GradientClipByGlobalNorm(Formula):
             to.position = position
         at = members[0].relabelled(self.group_name)
         is_steered = at.is_steered or not self.is_identity
-        total = self._emit_total(
-            at, [self._counted(to, n) for to, n in zip(members, norms, strict=True)]
-        )
+        total = self._emit_total(at, members, norms)
         limit = at.limit(self.clip_norm, total.dtype) if is_steered else ""
         scale = emit_scale(at, total, limit)
         factors = _Shared(at, scale)
-        finite = self._emit_finite(at, total, tensors, norms)
-        held = None if finite is None else _Shared(at, finite)
+        odd = self._emit_verdict(at, total, tensors, norms)
+        verdicts = None if odd is None else _Shared(at, odd)
         for (to, x, work), norm in zip(tensors, norms, strict=True):
             if to.watches:
                 own = emit_root(to, norm, self.ord)
                 to.measured = Measured(Quantity(own.name, own.dtype, own.shape), scale)
-            rank = len(to.gradient.shape or ())
-            axes = rank - 1 if self.per_sample else rank * to.keeps_rank
-            is_held = None if held is None else held.behind(_BOOL, axes)
-            emit_product(to, x, work, factors.behind(work, axes), is_held)
+            rank, axes = len(to.gradient.shape or ()), 0
+            if self.per_sample:
+                axes = rank - 1
+            elif to.keeps_rank and not to.gradient.has_seeds:  # the axis of seeds is the last
+                axes = rank
+            verdict = None if verdicts is None else verdicts.behind(_BOOL, axes)
+            emit_product(to, x, work, factors.behind(work, axes), verdict)
         return Measured(Quantity(total.name, total.dtype, total.shape), scale)
 
     def _emit_norm(self, to: Emitter, x: str, work: int) -> Norm:
@@ -219,17 +221,27 @@ class GradientClipByGlobalNorm(Formula):
         return emit_norm(to, x, work, self.ord, axes, shape=shape, is_power=True)
 
     def _counted(self, to: Emitter, norm: Norm) -> Norm:
-        """The power once for each parameter that the value is the gradient of."""
+        """The sum once for each parameter that the value is the gradient of."""
         if to.count == 1 or self.ord == math.inf:
             return norm
         sides = [norm.name, to.constant(float(to.count), norm.dtype)]
         name = to.node("Mul", sides, result="counted", dtype=norm.dtype, shape=norm.shape)
         return norm._replace(name=name)
 
-    def _emit_total(self, at: Emitter, norms: Sequence[Norm]) -> Norm:
-        """The norm of all together, from their powers."""
+    def _emit_total(self, at: Emitter, members: Sequence[Emitter], norms: Sequence[Norm]) -> Norm:
+        """The norm of all together, from what `emit_norm` gives for each to be added up."""
+        shape, is_finite = norms[0].shape, all(norm.is_finite for norm in norms)
+        if self.ord not in (1, 2, math.inf):
+            dtype = max(norm.dtype for norm in norms)  # DOUBLE is above FLOAT
+            counts = [to.count for to in members]
+            same = [at.cast(n.name, n.dtype, dtype, result="part", shape=shape) for n in norms]
+            name = same[0]
+            if counts != [1]:
+                each = list(zip(same, counts, strict=True))
+                name = emit_together(at, each, self.ord, dtype=dtype, shape=shape)
+            return Norm(name, dtype, shape, is_finite, (), False)
+        norms = [self._counted(to, norm) for to, norm in zip(members, norms, strict=True)]
         join = "Max" if self.ord == math.inf else "Sum"
-        shape = norms[0].shape
         narrow = [norm.name for norm in norms if norm.dtype == _FLOAT]
         parts = [norm.name for norm in norms if norm.dtype == _DOUBLE]
         dtype = _FLOAT
@@ -242,17 +254,16 @@ class GradientClipByGlobalNorm(Formula):
                 parts.append(at.cast(part, _FLOAT, _DOUBLE, result="part", shape=shape))
             narrow = []
         name = _join(at, join, parts or narrow, dtype, shape)
-        is_finite = all(norm.is_finite for norm in norms)
         return emit_root(at, Norm(name, dtype, shape, is_finite, (), False), self.ord)
 
-    def _emit_finite(
+    def _emit_verdict(
         self,
         at: Emitter,
         total: Norm,
         tensors: Sequence[tuple[Emitter, str, int]],
         norms: Sequence[Norm],
     ) -> Quantity | None:
-        """Whether all elements of all gradients are finite; None if nobody asks.
+        """Whether not all elements of all gradients are finite; None if nobody asks.
 
         The total tells if it cannot overflow; else 0 times every part of it, which is 0 or nan.
         """
@@ -271,9 +282,7 @@ class GradientClipByGlobalNorm(Formula):
                 else:
                     zeros.append(emit_nothing(to, norm, x, work))
             name, dtype, limit = _join(at, "Sum", zeros, _DOUBLE, total.shape), _DOUBLE, 1.0
-        sides = [name, at.constant(limit, dtype)]
-        less = at.node("Less", sides, result="finite", dtype=_BOOL, shape=total.shape, takes=dtype)
-        return Quantity(less, _BOOL, total.shape)
+        return emit_judged(at, name, limit, dtype=dtype, shape=total.shape)
 
 
 class _Shared:

@@ -80,21 +80,26 @@ class GradientClipByRMS(ScalingClip):
         summed = (to.gradient.shape or ())[: -1 if to.gradient.has_seeds else None]
         sizes = [d for d in summed if isinstance(d, int)]
         if to.gradient.shape is not None and len(sizes) == len(summed):
-            return to.limit(self._threshold, norm.dtype, math.sqrt(math.prod(sizes)))
+            # of no elements too, the limit is not zero: 0 / 0 would be their scale
+            return to.limit(self._threshold, norm.dtype, math.sqrt(max(1, math.prod(sizes))))
+        dtype = norm.dtype
         size = to.node("Size", [x], result="size", dtype=_INT64, takes=work)
+        count = to.cast(size, _INT64, dtype, result="elements", shape=())
         if to.gradient.has_seeds:
-            seeds = to.node("Size", [norm.name], result="seeds", dtype=_INT64, takes=norm.dtype)
-            size = to.node("Div", [size, seeds], result="size of one", dtype=_INT64)
-        root = to.cast(size, _INT64, norm.dtype, result="elements", shape=())
-        root = to.node("Sqrt", [root], result="root of elements", dtype=norm.dtype)
-        limit = to.limit(self._threshold, norm.dtype)
-        return to.node("Mul", [limit, root], result="limit", dtype=norm.dtype)
+            size = to.node("Size", [norm.name], result="size", dtype=_INT64, takes=dtype)
+            seeds = to.cast(size, _INT64, dtype, result="seeds", shape=())
+            count = to.node("Div", [count, seeds], result="elements of one", dtype=dtype)
+        sides = [count, to.constant(1.0, dtype)]
+        count = to.node("Max", sides, result="one or more", dtype=dtype)
+        root = to.node("Sqrt", [count], result="root of elements", dtype=dtype)
+        limit = to.limit(self._threshold, dtype)
+        return to.node("Mul", [limit, root], result="limit", dtype=dtype)
 
     def norms_and_limits(
         self, case: Case, wide: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         norms = norm_of(wide, 2.0, _axes(wide.ndim, has_seeds=case.has_seeds))
-        count = wide.size // max(1, norms.size)
+        count = max(1, wide.size // max(1, norms.size))
         return norms, np.asarray(self._threshold * math.sqrt(count))
 
 

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from onnx_clip_pass.arguments import as_number
 from onnx_clip_pass.clips.base import Case, Formula, plain, positive
 from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter, Measured, Quantity
-from onnx_clip_pass.clips.norms import Norm, emit_is_finite, emit_norm
+from onnx_clip_pass.clips.extremes import emit_maximum
+from onnx_clip_pass.clips.norms import Norm, emit_norm
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
 from onnx_clip_pass.clips.scaling import shared_fault, widened
+from onnx_clip_pass.clips.verdicts import emit_verdict
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients.found import Gradient
 from onnx_clip_pass.selection import NeedClip
@@ -134,18 +136,26 @@ class GradientClipByValue(Formula):
             to.measured = self._measure(to, largest, x, low, high)
         if to.measures_only:
             return
-        finite = None if largest is None else emit_is_finite(to, largest, x, work)
-        is_cast = work != to.dtype
-        low, high = to.spread(low, work), to.spread(high, work)
+        odd = None if largest is None else emit_verdict(to, largest, x, work)
+        is_cast, is_zeroed = work != to.dtype, odd is not None and to.numerics.nonfinite == "zero"
+        if odd is not None and not is_zeroed:
+            low = self._unless(to, odd, low, -math.inf, work)
+            high = self._unless(to, odd, high, math.inf, work)
+        else:
+            low, high = to.spread(low, work), to.spread(high, work)
         y = to.node("Max", [x, low], result="from below", dtype=work, shape=shape)
-        result = "clipped" if finite is not None or is_cast else ""
+        result = "clipped" if is_zeroed or is_cast else ""
         y = to.node("Min", [y, high], result=result, dtype=work, shape=shape)
-        if finite is not None:
-            zero = to.constant(0.0, work)
-            other = x if to.numerics.nonfinite == "keep" else to.spread(zero, work)
+        if odd is not None and is_zeroed:
+            choices = [odd.name, to.spread(to.constant(0.0, work), work), y]
             result = "chosen" if is_cast else ""
-            y = to.node("Where", [finite.name, y, other], result=result, dtype=work, shape=shape)
+            y = to.node("Where", choices, result=result, dtype=work, shape=shape)
         to.cast(y, work, to.dtype, result="", shape=shape)
+
+    def _unless(self, to: Emitter, odd: Quantity, bound: str, other: float, dtype: int) -> str:
+        """The bound, or the other number where the elements are not finite."""
+        choices = [odd.name, to.constant(other, dtype), bound]
+        return to.node("Where", choices, result="bound", dtype=dtype, shape=odd.shape)
 
     def _limits(self, to: Emitter, dtype: int) -> tuple[str, str]:
         """The bounds in the graph; each of them in its own right where there are two."""
@@ -179,10 +189,12 @@ class GradientClipByValue(Formula):
             end = x
             if norm.axes != ():
                 axes = None if norm.axes is None else list(norm.axes)
-                keepdims = int(norm.keepdims)
-                end = to.reduce(
-                    reduction, x, axes, result="end", dtype=dtype, shape=shape, keepdims=keepdims
-                )
+                kind: dict[str, Any] = {"dtype": dtype, "shape": shape}
+                kind |= {"result": "end", "keepdims": int(norm.keepdims)}
+                if reduction == "ReduceMax":
+                    end = emit_maximum(to, x, axes, full=to.gradient.shape, **kind)
+                else:
+                    end = to.reduce(reduction, x, axes, **kind)
             end = to.node(further, [end, least], result="beyond", dtype=dtype, shape=shape)
             sides = [bound if value else least, end]
             factors.append(to.node("Div", sides, result="side", dtype=dtype, shape=shape))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from onnx import TensorProto
@@ -14,16 +14,23 @@ from onnx_clip_pass.gradients.found import Gradient
 from onnx_clip_pass.graph import Editor, Scope, Shape, TensorType
 from onnx_clip_pass.kernels import Need
 
-__all__ = ["FIRST_BROADCASTING_MIN", "Emitter", "Limit", "Measured", "ParameterSite", "Quantity"]
+__all__ = ["FIRST_BROADCASTING_MIN", "Emitter", "Limits", "Measured", "ParameterSite", "Quantity"]
 
-_DOUBLE = int(TensorProto.DOUBLE)
+_DOUBLE, _BOOL = int(TensorProto.DOUBLE), int(TensorProto.BOOL)
 _FIRST_REDUCED_AXES_AS_INPUT = 18
 _FIRST_OTHER_AXES_AS_INPUT = 13
 FIRST_BROADCASTING_MIN = 8
 _FIRST_WITHOUT_UNSQUEEZE_ON_CUDA = 24
 
-Limit = Callable[[float, float, int], str]
-"""A threshold, a factor, a dtype: the name of their product in the graph, times the loss scale."""
+
+class Limits(Protocol):
+    """Thresholds as values of the graph."""
+
+    def product(self, threshold: float, factor: float, dtype: int) -> str:
+        """The name of the threshold times the factor times the loss scale."""
+
+    def is_infinite(self, limit: str, dtype: int) -> str | None:
+        """The name of a bool, whether such a product is inf; None if `limit` is none."""
 
 
 class ParameterSite(NamedTuple):
@@ -76,7 +83,7 @@ class Emitter:
         numerics: Numerics,
         *,
         label: str = "",
-        limit: Limit | None = None,
+        limits: Limits | None = None,
         is_steered: bool = False,
         parameter: ParameterSite | None = None,
         count: int = 1,
@@ -96,7 +103,7 @@ class Emitter:
         self.needs: set[Need] = set()
         self.position = position
         self.is_steered = is_steered
-        self._limit = limit
+        self._limits = limits
         self._target = target
         self._editor = editor
         self._scope = scope
@@ -114,7 +121,7 @@ class Emitter:
             self.dtype,
             self.numerics,
             label=label,
-            limit=self._limit,
+            limits=self._limits,
             is_steered=self.is_steered,
         )
         other.needs = self.needs
@@ -146,12 +153,26 @@ class Emitter:
 
     def limit(self, threshold: float, dtype: int, factor: float = 1.0) -> str:
         """The threshold times the factor, of rank 0: a constant, or what its input makes it."""
-        if self._limit is None and factor == 1:
+        if self._limits is not None:
+            return self._limits.product(threshold, factor, dtype)
+        if factor == 1:
             return self.constant(threshold, dtype)
-        if self._limit is None:  # multiplied in `dtype`, as where the threshold is an input
-            kind = np.float64 if dtype == TensorProto.DOUBLE else np.float32
+        kind = np.float64 if dtype == TensorProto.DOUBLE else np.float32
+        with np.errstate(over="ignore"):
+            # multiplied in `dtype`, as where the threshold is an input
             return self.constant(float(kind(threshold) * kind(factor)), dtype)
-        return self._limit(threshold, factor, dtype)
+
+    def is_infinite(self, limit: str, dtype: int) -> str | None:
+        """A bool of the graph, whether a limit is inf; None if it is a constant that is not."""
+        constant = self._editor.value_of(limit)
+        if constant is not None and constant != math.inf:
+            return None
+        shared = None if self._limits is None else self._limits.is_infinite(limit, dtype)
+        if shared is not None:
+            return shared
+        largest = np.finfo(np.float64 if dtype == _DOUBLE else np.float32).max
+        sides = [self.constant(float(largest), dtype), limit]
+        return self.node("Less", sides, result="unlimited", dtype=_BOOL, shape=None, takes=dtype)
 
     def node(
         self,

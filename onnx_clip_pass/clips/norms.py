@@ -10,6 +10,7 @@ theirs; every form here rests on that.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnx_clip_pass.arguments import as_number
-from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter, Quantity
+from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter
+from onnx_clip_pass.clips.extremes import emit_largest
 from onnx_clip_pass.clips.numerics import Reduction
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.graph import Shape
@@ -25,18 +27,20 @@ from onnx_clip_pass.graph import Shape
 __all__ = [
     "Norm",
     "check_ord",
-    "emit_is_finite",
-    "emit_largest",
-    "emit_least",
     "emit_norm",
-    "emit_nothing",
     "emit_root",
+    "emit_together",
     "norm_of",
     "norm_word",
 ]
 
-_DOUBLE, _BOOL = int(TensorProto.DOUBLE), int(TensorProto.BOOL)
+_DOUBLE = int(TensorProto.DOUBLE)
 _HIGHEST_HELD_POWER = 8  # of any float32 in float64
+_LEAST_HELD_POWER = 1 / 16  # below, the norm of 2 ** 40 numbers may be beyond float64 itself
+_LIMITS: dict[int, np.finfo[Any]] = {
+    _DOUBLE: np.finfo(np.float64),
+    int(TensorProto.FLOAT): np.finfo(np.float32),
+}
 
 
 class Norm(NamedTuple):
@@ -82,8 +86,8 @@ def emit_norm(
 ) -> Norm:
     """The norm of `x`, of dtype `work` and this shape, over `axes` or all of it.
 
-    With `is_power` it is norm ** ord (the norm itself for L1 and L-infinity), to be added up with
-    that of other gradients, and then always has the rank that `axes` and `keepdims` say.
+    With `is_power` it is what is to be added up with that of other gradients: the square for L2,
+    else the norm itself; it then always has the rank that `axes` and `keepdims` say.
 
     1. One element: Abs, since some CUDA kernels of ReduceL2 copy it, sign included. Where nobody
        knows whether it is one, Abs comes behind, and at opset 7, whose Min wants rank 0; a sum of
@@ -93,6 +97,7 @@ def emit_norm(
     4. Where a policy asks whether all elements are finite, float32 elements are taken to float64,
        so that the norm tells.
     5. At opset 7, whose Min knows no float64, the norm comes back from there.
+    6. A power that may leave float64's range is one of the elements' shares in the largest.
     """
     summed, left = _over(shape, axes), _left(shape, axes, keepdims=keepdims)
     broadcasts = to.opset >= FIRST_BROADCASTING_MIN or shape == ()
@@ -100,7 +105,7 @@ def emit_norm(
     if _is_single(summed) and broadcasts and keeps_rank and not is_power:
         norm = to.node("Abs", [x], result="norm", dtype=work, shape=shape)  # rule 1
         return Norm(norm, work, shape, True, axes=(), keepdims=True)
-    if axes == () and not (is_power and ord not in (1, math.inf)):
+    if axes == () and not (is_power and ord == 2):
         norm = to.node("Abs", [x], result="norm", dtype=work, shape=shape)
         return Norm(norm, work, shape, True, axes, keepdims)
     choice = to.numerics.reduction(
@@ -113,11 +118,14 @@ def emit_norm(
         choice = Reduction(widens=work != _DOUBLE)
     dtype = _DOUBLE if choice.widens else work
     x = to.cast(x, work, dtype, result="in float64", shape=shape)
-    cannot_overflow = ord == math.inf or (choice.widens and ord <= _HIGHEST_HELD_POWER)
+    is_ordinary = ord in (1, 2, math.inf)
+    is_widened = dtype == _DOUBLE and to.dtype != _DOUBLE
+    is_held = is_widened and ord <= _HIGHEST_HELD_POWER
+    has_shares = dtype == _DOUBLE and broadcasts and not is_ordinary and not is_held  # rule 6
+    is_bounded = is_widened and ord >= _LEAST_HELD_POWER and (is_held or has_shares)
+    cannot_overflow = ord == math.inf or is_bounded
     if axes == ():
-        sizes = to.node("Abs", [x], result="sizes", dtype=dtype, shape=shape)
-        sides = [sizes, to.constant(ord, dtype)]
-        norm = to.node("Pow", sides, result="power", dtype=dtype, shape=shape)
+        norm = to.node("Mul", [x, x], result="squares", dtype=dtype, shape=shape)
         return Norm(norm, dtype, shape, cannot_overflow, axes, keepdims)
     over = None if axes is None else list(axes)
     may_be_single = ord in (1, 2) and _may_be_single(summed)
@@ -126,20 +134,24 @@ def emit_norm(
         norm, dtype = _add_up(to, x, ord, over, choice, dtype, shape, left, keepdims=int(keepdims))
         if ord == 2 and not is_power:
             norm = to.node("Sqrt", [norm], result="norm", dtype=dtype, shape=left)
-    else:
+    elif is_ordinary:
         norm = _reduce(
             to,
             x,
             ord,
             over,
-            result="norm",
             dtype=dtype,
+            full=shape,
             shape=left,
             keepdims=int(keepdims),
             is_power=is_power,
         )
         if may_be_single:
             norm = to.node("Abs", [norm], result="length", dtype=dtype, shape=left)
+    else:
+        norm = _from_powers(
+            to, x, ord, axes, has_shares=has_shares, dtype=dtype, shape=shape, keepdims=keepdims
+        )
     if to.opset < FIRST_BROADCASTING_MIN:  # rule 5
         norm = to.cast(norm, dtype, work, result="norm in float32", shape=left)
         dtype = work
@@ -147,87 +159,47 @@ def emit_norm(
 
 
 def emit_root(to: Emitter, power: Norm, ord: float) -> Norm:
-    """The norm of which `power` is the power."""
-    if ord in (1, math.inf):
+    """The norm of which `power` is what `emit_norm` gives as such.
+
+    Where there are several it is no Sqrt: that of ONNX Runtime 1.20's CPU provider takes float32
+    numbers four at a time, and the root of inf is then nan.
+    """
+    if ord != 2:
         return power
     name, dtype, shape, *_ = power
-    if ord == 2:
+    if _is_single(shape):
         name = to.node("Sqrt", [name], result="norm", dtype=dtype, shape=shape)
     else:
-        sides = [name, to.constant(1.0 / ord, dtype)]
-        name = to.node("Pow", sides, result="norm", dtype=dtype, shape=shape)
+        name = _raised(to, name, 1 / 2, result="norm", dtype=dtype, shape=shape)
     return power._replace(name=name)
 
 
-def emit_is_finite(to: Emitter, norm: Norm, x: str, work: int) -> Quantity | None:
-    """Whether all elements are finite, as a bool for each norm; None if nobody asks.
-
-    The norm tells if it cannot overflow. That of float64 elements may, but that of 0 * x is 0, or
-    nan.
-    """
-    if to.numerics.nonfinite == "propagate":
-        return None
-    name, dtype, limit = norm.name, norm.dtype, math.inf
-    if not norm.is_finite:
-        name, dtype, limit = emit_nothing(to, norm, x, work), work, 1.0
-    sides = [name, to.constant(limit, dtype)]
-    less = to.node("Less", sides, result="finite", dtype=_BOOL, shape=norm.shape, takes=dtype)
-    return Quantity(less, _BOOL, norm.shape)
-
-
-def emit_nothing(to: Emitter, norm: Norm, x: str, work: int) -> str:
-    """In the shape of the norm of `x`: 0, or nan where some of its elements are not finite."""
-    zeros = [x, to.constant(0.0, work)]
-    nothing = to.node("Mul", zeros, result="nothing", dtype=work, shape=to.gradient.shape)
-    if norm.axes == ():
-        return nothing
-    axes = None if norm.axes is None else list(norm.axes)
-    keepdims = int(norm.keepdims)
-    return to.reduce(
-        "ReduceL2", nothing, axes, result="zero", dtype=work, shape=norm.shape, keepdims=keepdims
-    )
-
-
-def emit_largest(
+def emit_together(
     to: Emitter,
-    sizes: str,
-    axes: list[int] | None,
+    norms: Sequence[tuple[str, int]],
+    ord: float,
     *,
-    signed: str = "",
-    result: str,
     dtype: int,
     shape: Shape | None,
-    keepdims: int,
 ) -> str:
-    """The largest of numbers that are not negative: 0 if there is none, nan if one of them is.
+    """The norm of norms, each of which counts so many times; for any power that is no square.
 
-    ReduceMax of ONNX Runtime's CPU provider passes over nan, and gives -inf for nothing; a sum, Min
-    and Max do not. `signed` are the same numbers before their Abs, where there was one.
+    They are taken as shares in the largest, so that no power is beyond the range of `dtype`.
     """
-
-    def reduce(op_type: str, value: str, result: str) -> str:
-        return to.reduce(
-            op_type, value, axes, result=result, dtype=dtype, shape=shape, keepdims=keepdims
-        )
-
-    largest = reduce("ReduceMax", sizes, "largest")
-    length = reduce("ReduceL1", signed or sizes, "length")
-    zero = to.constant(0.0, dtype)
-    guard = to.node("Min", [length, zero], result="zero or nan", dtype=dtype, shape=shape)
-    return to.node("Max", [largest, guard], result=result, dtype=dtype, shape=shape)
-
-
-def emit_least(to: Emitter, scales: str, *, result: str, dtype: int) -> str:
-    """The least of all numbers, none of which is above 1: 1 if there is none, nan if one is.
-
-    Guarded as `emit_largest` is.
-    """
-    kind: dict[str, Any] = {"dtype": dtype, "shape": ()}
-    least = to.reduce("ReduceMin", scales, None, result="least", keepdims=0, **kind)
-    length = to.reduce("ReduceL1", scales, None, result="length", keepdims=0, **kind)
-    sides = [length, to.constant(1.0, dtype)]
-    guard = to.node("Max", sides, result="one or more, or nan", **kind)
-    return to.node("Min", [least, guard], result=result, **kind)
+    kind: dict[str, Any] = {"dtype": dtype, "shape": shape}
+    largest = to.node("Max", [name for name, _ in norms], result="largest", **kind)
+    unit = _unit(to, largest, **kind)
+    powers = []
+    for name, count in norms:
+        share = to.node("Div", [name, unit], result="share", **kind)
+        power = _raised(to, share, ord, result="power", **kind)
+        if count > 1:
+            sides = [power, to.constant(float(count), dtype)]
+            power = to.node("Mul", sides, result="counted", **kind)
+        powers.append(power)
+    total = to.node("Sum", powers, result="together", **kind)
+    root = _raised(to, total, 1.0 / ord, result="root", **kind)
+    return to.node("Mul", [root, unit], result="norm", **kind)
 
 
 def norm_of(
@@ -299,40 +271,78 @@ def _reduce(
     ord: float,
     axes: list[int] | None,
     *,
-    result: str,
     dtype: int,
+    full: Shape | None,
     shape: Shape | None,
     keepdims: int,
     is_power: bool,
 ) -> str:
-    def reduce(op_type: str, value: str, result: str) -> str:
-        return to.reduce(
-            op_type, value, axes, result=result, dtype=dtype, shape=shape, keepdims=keepdims
-        )
-
+    """The L1, L2 or L-infinity norm, or the square of the L2 norm, by one operator."""
+    kind: dict[str, Any] = {"dtype": dtype, "shape": shape, "keepdims": keepdims}
     if ord == 2:
-        return reduce("ReduceSumSquare" if is_power else "ReduceL2", x, result)
+        op_type = "ReduceSumSquare" if is_power else "ReduceL2"
+        return to.reduce(op_type, x, axes, result="norm", **kind)
     if ord == 1:
-        return reduce("ReduceL1", x, result)
+        return to.reduce("ReduceL1", x, axes, result="norm", **kind)
     sizes = to.node("Abs", [x], result="sizes", dtype=dtype, shape=None)
-    if ord == math.inf:
-        return emit_largest(
-            to,
-            sizes,
-            axes,
-            signed=x,
-            result=result,
-            dtype=dtype,
-            shape=shape,
-            keepdims=keepdims,
+    return emit_largest(to, sizes, axes, signed=x, result="norm", full=full, **kind)
+
+
+def _from_powers(
+    to: Emitter,
+    x: str,
+    ord: float,
+    axes: tuple[int, ...] | None,
+    *,
+    has_shares: bool,
+    dtype: int,
+    shape: Shape | None,
+    keepdims: bool,
+) -> str:
+    """The norm of a power other than 1, 2 and inf.
+
+    With `has_shares` of shares in the largest element, where powers may leave the range of `dtype`.
+    """
+    over, left = None if axes is None else list(axes), _left(shape, axes, keepdims=keepdims)
+    sizes, unit = to.node("Abs", [x], result="sizes", dtype=dtype, shape=shape), ""
+    # what is combined with the elements again keeps the axes that were reduced
+    is_kept = keepdims or (has_shares and axes is not None)
+    kept = _left(shape, axes, keepdims=is_kept)
+    kind: dict[str, Any] = {"dtype": dtype, "shape": kept}
+    if has_shares:
+        largest = emit_largest(
+            to, sizes, over, result="largest one", full=shape, keepdims=int(is_kept), **kind
         )
-    exponent = to.constant(ord, dtype)
-    powers = to.node("Pow", [sizes, exponent], result="powers", dtype=dtype, shape=None)
-    total = reduce("ReduceSum", powers, result if is_power else "sum of powers")
-    if is_power:
-        return total
-    root = to.constant(1.0 / ord, dtype)
-    return to.node("Pow", [total, root], result=result, dtype=dtype, shape=shape)
+        unit = _unit(to, largest, **kind)
+        sizes = to.node("Div", [sizes, unit], result="shares", dtype=dtype, shape=shape)
+    powers = _raised(to, sizes, ord, result="powers", dtype=dtype, shape=shape)
+    total = to.reduce(
+        "ReduceSum", powers, over, result="sum of powers", keepdims=int(is_kept), **kind
+    )
+    norm = _raised(to, total, 1.0 / ord, result="root" if has_shares else "norm", **kind)
+    if has_shares:
+        norm = to.node("Mul", [norm, unit], result="norm", **kind)
+    if is_kept == keepdims:
+        return norm
+    return to.reduce(  # over axes of size 1
+        "ReduceSum", norm, over, result="flat norm", dtype=dtype, shape=left, keepdims=0
+    )
+
+
+def _unit(to: Emitter, largest: str, *, dtype: int, shape: Shape | None) -> str:
+    """What to measure in, so that no power of it overflows: the largest one, if it is normal."""
+    kind: dict[str, Any] = {"dtype": dtype, "shape": shape}
+    sides = [largest, to.constant(float(_LIMITS[dtype].tiny), dtype)]
+    unit = to.node("Max", sides, result="normal", **kind)
+    sides = [unit, to.constant(float(_LIMITS[dtype].max), dtype)]
+    return to.node("Min", sides, result="unit", **kind)
+
+
+def _raised(
+    to: Emitter, x: str, exponent: float, *, result: str, dtype: int, shape: Shape | None
+) -> str:
+    sides = [x, to.constant(exponent, dtype)]
+    return to.node("Pow", sides, result=result, dtype=dtype, shape=shape)
 
 
 def _over(shape: Shape | None, axes: tuple[int, ...] | None) -> Shape | None:

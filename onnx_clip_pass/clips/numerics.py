@@ -1,11 +1,11 @@
 """How exactly a norm is computed, and what becomes of gradients that are not finite.
 
-Errors of the norm against exact arithmetic, for the worst data tried, which are those with all
-elements equal (ONNX Runtime's CPU provider, which adds up in the dtype it is given;
-`benchmarks/norms.py`). In float32: 8e-6 at 8192 elements in one go, or in two (sums of n, then the
-sum of 8192 - n sums); 4e-4 at half a million, always too low for large tensors, so that the
-clipped gradient would be too long. In float64: 6e-11 at 2e7 elements in one go; below 1e-12 for
-sums of 4096 and then of those.
+Errors of the norm of a whole tensor against exact arithmetic, for tensors with all elements equal
+(ONNX Runtime's CPU provider, which adds up in the dtype it is given; `benchmarks/norms.py`). In
+float32: 8e-6 at 8192 elements in one go, or in two (sums of n, then the sum of 8192 - n sums); 4e-4
+at half a million, always too low for large tensors, so that the clipped gradient would be too long.
+In float64: 6e-11 at 2e7 elements in one go; below 1e-12 for sums of 4096 and then of those. Data
+made to be worse, and norms over axes, are in docs/numerics.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 from onnx import TensorProto
 
 from onnx_clip_pass.arguments import check_choice
@@ -33,6 +32,7 @@ and PyTorch do. zero: zeros, all of it. keep: it stays as it is."""
 
 _ADDED_LIMIT = 8192  # in one go, or in two together
 _LONGEST_ROW, _SHORTEST_ROW = 4096, 16
+_LEAST_IN_FLOAT32, _MOST_IN_FLOAT32 = 2.0**-40, 2.0**40  # thresholds: about 1e-12 and 1e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +64,15 @@ class Numerics:
     def work_dtype(self, dtype: str, threshold: float | None) -> int:
         """The dtype in which a clipped gradient is formed: float32 wherever it is enough.
 
-        Not for float64 gradients, for "wide", and for a threshold that float32 does not hold.
+        Not for float64 gradients, for "wide", and for a threshold near which float32 fails. Within
+        the bounds, the squares of up to 2 ** 40 elements whose norm, or root mean square, is the
+        threshold are normal numbers and add up to one.
         """
         if dtype == "float64" or self.norm_precision == "wide":
             return int(TensorProto.DOUBLE)
         if threshold is None or threshold == math.inf:
             return int(TensorProto.FLOAT)
-        limits = np.finfo(np.float32)
-        is_held = float(limits.tiny) <= threshold <= float(limits.max)
+        is_held = _LEAST_IN_FLOAT32 <= threshold <= _MOST_IN_FLOAT32
         return int(TensorProto.FLOAT if is_held else TensorProto.DOUBLE)
 
     def reduction(

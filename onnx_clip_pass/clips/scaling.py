@@ -12,8 +12,9 @@ from onnx import TensorProto
 
 from onnx_clip_pass.clips.base import DTYPES, Case, Formula
 from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter, Measured, Quantity
-from onnx_clip_pass.clips.norms import Norm, emit_is_finite
+from onnx_clip_pass.clips.norms import Norm
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
+from onnx_clip_pass.clips.verdicts import emit_verdict
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients.found import Gradient
 
@@ -47,7 +48,7 @@ class ScalingClip(Formula):
             scale = emit_scale(to, norm, limit)
             if to.watches:
                 to.measured = Measured(Quantity(norm.name, norm.dtype, norm.shape), scale)
-            emit_product(to, x, work, scale, emit_is_finite(to, norm, x, work))
+            emit_product(to, x, work, scale, emit_verdict(to, norm, x, work))
         return None
 
     def reference(
@@ -162,31 +163,38 @@ def widened(to: Emitter, clip: Formula) -> tuple[str, int]:
 
 
 def emit_scale(to: Emitter, norm: Norm, limit: str) -> Quantity:
-    """min(limit / norm, 1) for each norm; 1 without a limit."""
+    """min(limit / norm, 1) for each norm; 1 without a limit.
+
+    A limit that is computed may be inf, and so may the norm: their ratio is nan, the scale 1.
+    """
     dtype, shape = norm.dtype, norm.shape
     one = to.constant(1.0, dtype)
     if not limit:
         return Quantity(one, dtype, ())
     ratio = to.node("Div", [limit, norm.name], result="ratio", dtype=dtype, shape=shape)
     scale = to.node("Min", [ratio, one], result="scale", dtype=dtype, shape=shape)
+    unlimited = to.is_infinite(limit, dtype) if to.opset >= _FIRST_WHERE else None
+    if unlimited is not None:
+        choices = [unlimited, one, scale]
+        scale = to.node("Where", choices, result="scale if limited", dtype=dtype, shape=shape)
     return Quantity(scale, dtype, shape)
 
 
-def emit_product(to: Emitter, x: str, work: int, scale: Quantity, finite: Quantity | None) -> None:
-    """Put in x * scale, the clipped gradient, and what the policy makes of what is not finite."""
+def emit_product(to: Emitter, x: str, work: int, scale: Quantity, odd: Quantity | None) -> None:
+    """Put in x * scale, the clipped gradient, and what the policy makes of what is `odd`."""
     if to.measures_only:
         return
     name, dtype, shape = scale
-    if finite is not None and to.numerics.nonfinite == "keep":
-        choices, shape = [finite.name, name, to.constant(1.0, dtype)], finite.shape
+    if odd is not None and to.numerics.nonfinite == "keep":
+        choices, shape = [odd.name, to.constant(1.0, dtype), name], odd.shape
         name = to.node("Where", choices, result="kept", dtype=dtype, shape=shape)
     name = to.cast(name, dtype, work, result="factor", shape=shape)
-    is_zeroed = finite is not None and to.numerics.nonfinite == "zero"
+    is_zeroed = odd is not None and to.numerics.nonfinite == "zero"
     is_cast = work != to.dtype
     result = "product" if is_zeroed or is_cast else ""
     y = to.node("Mul", [x, name], result=result, dtype=work, shape=to.gradient.shape)
-    if finite is not None and is_zeroed:
-        choices = [finite.name, y, to.spread(to.constant(0.0, work), work)]
+    if odd is not None and is_zeroed:
+        choices = [odd.name, to.spread(to.constant(0.0, work), work), y]
         result = "chosen" if is_cast else ""
         y = to.node("Where", choices, result=result, dtype=work, shape=to.gradient.shape)
     to.cast(y, work, to.dtype, result="", shape=to.gradient.shape)

@@ -16,6 +16,7 @@ from onnx_clip_pass.graph.scopes import (
     attribute,
 )
 from onnx_clip_pass.graph.types import Shape, TensorType
+from onnx_clip_pass.graph.versions import is_of_default_set, take_back_imports, versions_of
 
 __all__ = [
     "BY_NAME",
@@ -34,6 +35,9 @@ __all__ = [
     "attribute",
     "bodies_of",
     "graphs_in",
+    "is_of_default_set",
     "outermost",
     "rename_in_attributes",
+    "take_back_imports",
+    "versions_of",
 ]

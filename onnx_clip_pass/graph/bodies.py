@@ -7,7 +7,7 @@ from itertools import chain
 
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
 
-__all__ = ["Body", "bodies_of", "graphs_in", "outermost"]
+__all__ = ["Body", "attributed", "bodies_of", "graphs_in", "outermost"]
 
 Body = GraphProto | FunctionProto
 
@@ -40,3 +40,12 @@ def graphs_in(node: NodeProto) -> list[tuple[str, GraphProto]]:
         elif attr.type == AttributeProto.GRAPHS:
             graphs += [(f"{attr.name}[{at}]", graph) for at, graph in enumerate(attr.graphs)]
     return graphs
+
+
+def attributed(body: Body) -> set[int]:
+    """The numbers of the nodes that have attributes.
+
+    A node takes room for attributes when it is asked for them, and keeps it for as long as it is
+    held: here none is.
+    """
+    return {number for number, node in enumerate(body.node) if node.attribute}

@@ -14,11 +14,21 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto, helper
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    TypeProto,
+    helper,
+)
 
 from onnx_clip_pass.graph.ordering import in_order
 from onnx_clip_pass.graph.scopes import BY_NAME, OUTPUT, Index, Read, Scope
 from onnx_clip_pass.graph.types import TensorType
+from onnx_clip_pass.graph.versions import importer_of
 
 __all__ = ["Added", "Editor", "rename_in_attributes"]
 
@@ -36,7 +46,8 @@ class Added:
     """What an editor added, in the order in which it was added: messages, and names of values.
 
     `order` says of bodies (by their scope) whose nodes had to move in which runs (first, count) of
-    their old numbers the old nodes stand now.
+    their old numbers the old nodes stand now. `imports` says what was given an import of the
+    default operator set: () the model, else a function by domain, name and overload.
     """
 
     nodes: list[NodeProto] = field(default_factory=list)
@@ -45,6 +56,7 @@ class Added:
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     order: list[tuple[Scope, list[tuple[int, int]]]] = field(default_factory=list)
+    imports: list[tuple[str, ...]] = field(default_factory=list)
 
 
 class Editor:
@@ -61,6 +73,7 @@ class Editor:
         self._types: dict[TensorType, TypeProto] = {}
         self._unsettled: set[int] = set()
         self._constants: dict[tuple[int, float | tuple[int, ...], int], str] = {}
+        self._values: dict[str, float] = {}
 
     def fresh(self, wish: str) -> str:
         """A name like `wish` that nothing in the model bears, in any graph or function."""
@@ -87,8 +100,22 @@ class Editor:
         )
         if attributes:
             node.attribute.extend(self._attributes(attributes))
+        if id(scope.opsets) in self.index.assumed:
+            self._import_default(scope)
         self._pending[id(scope)].append((position, node))
         self.added.nodes.append(node)
+
+    def _import_default(self, scope: Scope) -> None:
+        """Import the version of the default operator set that was assumed."""
+        self.index.assumed.discard(id(scope.opsets))
+        outer = scope
+        while outer.outer is not None:
+            outer = outer.outer
+        owner: ModelProto | FunctionProto = self.model
+        if isinstance(outer.proto, FunctionProto) and outer.proto.opset_import:
+            owner = outer.proto
+        owner.opset_import.append(helper.make_opsetid("", scope.opsets[""]))
+        self.added.imports.append(importer_of(owner))
 
     def _attributes(self, attributes: dict[str, Any]) -> list[AttributeProto]:
         key = repr(attributes)
@@ -102,8 +129,13 @@ class Editor:
         if key not in self._constants:
             label = f"{value:.9g}:{TensorType(dtype).dtype_name}"
             array = np.array(value, _STORAGE[dtype])
-            self._constants[key] = self._add_constant(scope, label, array, dtype)
+            name = self._constants[key] = self._add_constant(scope, label, array, dtype)
+            self._values[name] = value
         return self._constants[key]
+
+    def value_of(self, name: str) -> float | None:
+        """The number that a shared constant of rank 0 is; None if it is no such constant."""
+        return self._values.get(name)
 
     def integers(self, scope: Scope, label: str, values: list[int]) -> str:
         """A shared constant of rank 1 and dtype int64: axes, a shape."""

@@ -25,9 +25,10 @@ from onnx import (
 )
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.graph.bodies import Body, graphs_in
+from onnx_clip_pass.graph.bodies import attributed, graphs_in
 from onnx_clip_pass.graph.inference import infer_types
 from onnx_clip_pass.graph.types import TensorType
+from onnx_clip_pass.graph.versions import assume_versions, versions_of
 
 __all__ = [
     "BY_NAME",
@@ -102,8 +103,8 @@ class Scope:
 
     @property
     def opset(self) -> int | None:
-        """The version of the default operator set; None if this body does not import it."""
-        return self.opsets.get("", self.opsets.get("ai.onnx"))
+        """The version of the default operator set, imported or assumed; None if that is missing."""
+        return self.opsets.get("")
 
     def lookup(self, name: str) -> Scope | None:
         """The scope, this one or one around it, that defines `name`."""
@@ -158,7 +159,7 @@ class Index:
         self.functions: dict[tuple[str, str, str], Scope] = {}
         self._texts: dict[str, str] = {}
         self._alike: dict[TensorType, TensorType] = {}
-        opsets = {entry.domain: entry.version for entry in model.opset_import}
+        opsets = versions_of(model.opset_import)
         self.main = self._add_graph(model.graph, "", None, opsets, 0)
         for number, info in enumerate(model.training_info):
             path = f"training_info[{number}]"
@@ -168,6 +169,8 @@ class Index:
             key = (function.domain, function.name, getattr(function, "overload", ""))
             self.functions[key] = self._add_function(function, opsets)
         self._mark_special()
+        bodies = [(scope.opsets, scope.nodes) for scope in self.scopes]
+        self.assumed = assume_versions(bodies, self.main.opset, model.ir_version)
         self._texts.clear()
         self._readers = self._index_readers()
         self._inferred: dict[str, dict[str, TensorType]] | None = None
@@ -229,7 +232,7 @@ class Index:
             path=path,
             outer=outer,
             opsets=opsets,
-            attributed=_attributed(graph),
+            attributed=attributed(graph),
             nodes=list(graph.node),
             inputs=[value.name for value in graph.input],
             outputs=[value.name for value in graph.output],
@@ -252,8 +255,8 @@ class Index:
             proto=function,
             path=f"function {function.domain}::{function.name}" + (overload and f":{overload}"),
             outer=None,
-            opsets={entry.domain: entry.version for entry in function.opset_import} or opsets,
-            attributed=_attributed(function),
+            opsets=versions_of(function.opset_import) or opsets,
+            attributed=attributed(function),
             nodes=list(function.node),
             inputs=list(function.input),
             outputs=list(function.output),
@@ -362,15 +365,6 @@ def names_by_attribute(node: NodeProto) -> list[str]:
         elif attr.name == "y":
             found.append(attr.s.decode(errors="replace"))
     return found
-
-
-def _attributed(body: Body) -> set[int]:
-    """The numbers of the nodes that have attributes.
-
-    A node takes room for attributes when it is asked for them, and keeps it for as long as it is
-    held: here none is.
-    """
-    return {number for number, node in enumerate(body.node) if node.attribute}
 
 
 def _place(number: int, slot: int) -> int:

@@ -25,7 +25,7 @@ from onnx import (
     numpy_helper,
 )
 
-from onnx_clip_pass.graph import graphs_in
+from onnx_clip_pass.graph import graphs_in, versions_of
 from onnx_clip_pass.graph.inference import infer_types
 from onnx_clip_pass.probe.erf import DOMAIN, erf_functions, is_erf
 
@@ -143,7 +143,7 @@ def double_copy(model: ModelProto, single: Collection[str] = ()) -> ModelProto:
         copy.ir_version = max(copy.ir_version, _FIRST_WITH_FUNCTIONS)
         for imports in (copy.opset_import, *(each.opset_import for each in copy.functions)):
             imports.append(helper.make_opsetid(DOMAIN, 1))
-        opset = max(entry.version for entry in copy.opset_import if entry.domain in ("", "ai.onnx"))
+        opset = versions_of(copy.opset_import)[""]
         copy.functions.extend(erf_functions(opset))
     return copy
 

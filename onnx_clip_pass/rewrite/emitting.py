@@ -95,7 +95,7 @@ def _emit_together(
             target,
             sighting.type.dtype,
             settings.numerics,
-            limit=settings.steering.limit(editor, edit.choice),
+            limits=settings.steering.limits(editor, edit.choice),
             is_steered=edit.choice.threshold_input is not None,
             parameter=edit.site,
             count=edit.count,

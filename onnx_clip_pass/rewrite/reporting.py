@@ -112,6 +112,7 @@ def record_of(
         answers=answers,
         optimizer_ops=dict(settings.optimizer_ops),
         uncovered=[each.as_entry() for each in uncovered],
+        imports=[list(importer) for importer in added.imports],
     )
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 from onnx import TensorProto
 
 from onnx_clip_pass.arguments import as_number
-from onnx_clip_pass.clips import Limit, Numerics
+from onnx_clip_pass.clips import Limits, Numerics
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients import Sighting
 from onnx_clip_pass.graph import Editor, Index, Scope, TensorType
@@ -26,6 +28,7 @@ LossScale = float | str
 """A number, or the name of a value of the main graph with one element."""
 
 _FLOAT, _DOUBLE = int(TensorProto.FLOAT), int(TensorProto.DOUBLE)
+_BOOL = int(TensorProto.BOOL)
 _FIRST_FREE_INITIALIZERS = 4
 
 
@@ -38,6 +41,7 @@ class Steering:
         self.loss_scale = loss_scale
         self._dtypes: dict[str, int] = {}
         self._made: dict[tuple[object, ...], str] = {}
+        self._products: set[str] = set()
 
     @property
     def factor(self) -> float:
@@ -112,16 +116,23 @@ class Steering:
         if isinstance(self.loss_scale, str) and self.loss_scale in editor.index.main.producers:
             editor.unsettle(editor.index.main)
 
-    def limit(self, editor: Editor, choice: Choice) -> Limit | None:
+    def limits(self, editor: Editor, choice: Choice) -> Limits | None:
         """How a clip gets at its threshold; None if it is a constant."""
         name = choice.threshold_input
         if name is None and not self.is_value:
             return None
+        return _Limits(self, editor, name)
 
-        def limit(threshold: float, factor: float, dtype: int) -> str:
-            return self._product(editor, name, threshold, factor, dtype)
-
-        return limit
+    def is_infinite(self, editor: Editor, limit: str, dtype: int) -> str | None:
+        """A bool of the main graph, whether a product is inf; None if it is no product of ours."""
+        if limit not in self._products:
+            return None
+        key = ("is infinite", limit)
+        if key not in self._made:
+            largest = np.finfo(np.float64 if dtype == _DOUBLE else np.float32).max
+            sides = [editor.constant(editor.index.main, float(largest), dtype), limit]
+            self._made[key] = self._node(editor, "Less", sides, limit, _BOOL)
+        return self._made[key]
 
     def divisor(self, editor: Editor, dtype: int) -> str | None:
         """What takes the loss scale out of a norm; None if the loss scale is 1."""
@@ -131,7 +142,7 @@ class Steering:
             return None
         return editor.constant(editor.index.main, self.loss_scale, dtype)
 
-    def _product(
+    def product(
         self, editor: Editor, name: str | None, threshold: float, factor: float, dtype: int
     ) -> str:
         """Threshold times factor times loss scale, in the main graph."""
@@ -152,6 +163,7 @@ class Steering:
             sides = [result, self._scale_as(editor, dtype)]
             result = self._node(editor, "Mul", sides, name or "limit", dtype)
         self._made[key] = result
+        self._products.add(result)
         return result
 
     def _scale_as(self, editor: Editor, dtype: int) -> str:
@@ -191,6 +203,19 @@ class Steering:
         )
         editor.declare(main, output, TensorType(dtype, shape))
         return output
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    steering: Steering
+    editor: Editor
+    name: str | None
+
+    def product(self, threshold: float, factor: float, dtype: int) -> str:
+        return self.steering.product(self.editor, self.name, threshold, factor, dtype)
+
+    def is_infinite(self, limit: str, dtype: int) -> str | None:
+        return self.steering.is_infinite(self.editor, limit, dtype)
 
 
 def _faults_of_scale(index: Index, name: str) -> list[str]:

@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from onnx_clip_pass.arguments import check_choice
 from onnx_clip_pass.clips import Clip, Emitter, Measured, Quantity
-from onnx_clip_pass.clips.norms import emit_largest, emit_least
+from onnx_clip_pass.clips.extremes import emit_largest, emit_least
 from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.graph import Editor, Scope, TensorType
@@ -152,7 +152,14 @@ def _norm(editor: Editor, steering: Steering, to: Emitter, norm: Quantity, dtype
         name = _flat(to, norm)
     else:
         name = emit_largest(
-            to, norm.name, None, result="largest norm", dtype=norm.dtype, shape=(), keepdims=0
+            to,
+            norm.name,
+            None,
+            result="largest norm",
+            dtype=norm.dtype,
+            full=norm.shape,
+            shape=(),
+            keepdims=0,
         )
     divisor = steering.divisor(editor, norm.dtype)
     if divisor is not None:
