@@ -147,7 +147,8 @@ class Doubts(Factors):
             return ""
         if picked in self.bases(step):
             return "several values of the backward pass are added to it, each in its own way"
-        if picked in self.states.forward and not self.is_optimizer:
+        is_made = bool(self.values.op[picked])
+        if is_made and picked in self.states.forward and not self.is_optimizer:
             return "the loss is computed from the same value, and would change with it"
         if not values.is_like(picked, step.root) and (
             values.size(picked) is None or values.size(picked) != values.size(step.root)

@@ -1,28 +1,20 @@
-"""States: inputs and initializers whose new values a run returns, paired with these.
+"""The states of a run, the loss, and what reads what.
 
-An output is the new value of the root of its dtype and shape that leads to it by elementwise and
-layout operators, best by a linear way that passes no other output; each root once, and where there
-is only one choice it is made first. A Loop, a Scan and `training_info` say themselves what becomes
-of what.
+Pairs of inputs and outputs come from `pairs`; the outputs that are left are reports, one of which
+may be the loss.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
-from collections.abc import Collection, Iterable
-from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from onnx import TensorProto
 
-from onnx_clip_pass.gradients.linear import FACTOR, REDUCED, LinearForms, Way
-from onnx_clip_pass.gradients.naming import is_named_after, parameter_names
+from onnx_clip_pass.gradients.linear import REDUCED, LinearForms
 from onnx_clip_pass.gradients.numbers import POINTS, Sample, is_one, sample_numbers
 from onnx_clip_pass.gradients.ops import ALIASES, ELEMENTWISE, SHAPES, STEPS, VIEWS
-from onnx_clip_pass.gradients.pairing import Strangeness, lone_pairs, match
-from onnx_clip_pass.gradients.roles import is_surely_data
+from onnx_clip_pass.gradients.pairs import Pairs, State
 from onnx_clip_pass.gradients.runs import Run
 from onnx_clip_pass.gradients.values import Values
 from onnx_clip_pass.graph import Flow, Frame, TensorType, Value
@@ -34,22 +26,13 @@ _MEASURES = {"ReduceL1", "ReduceL2", "ReduceMax", "ReduceMin", "Sqrt"}
 _LITTLE = 1e-6
 _MOST_MEASURED = 10_000
 _MOST_REPORTS = 16
-_MOST_FACTORS = 16
 _MOST_TERMS = 512
 _WHOLE = 0.5
 """The least share of a state in what becomes of it; what is added for decay has less."""
 _FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16, 0}
 
 
-class State(NamedTuple):
-    """A root, the value that is returned for it, and the way from one to the other, if known."""
-
-    root: int
-    new: int
-    way: Way | None
-
-
-class States:
+class States(Pairs):
     """The states of a run, the reports (outputs that are no new values), and what reads what."""
 
     def __init__(self, flow: Flow, run: Run) -> None:
@@ -87,234 +70,6 @@ class States:
         self.reported = self._ancestors(numbers)
         self.handed_out = self._ancestors(self.reports)
         self.read = self._read(self.new_values.union(*self.ways))
-
-    def _roots(self) -> list[int]:
-        """Inputs and initializers of the run that may be states."""
-        values, bound = self.values, self.run.bound
-        types = {_kind(values, each) for each in self.outputs}
-        found = []
-        for frame in self.run.frames:
-            scope = frame.scope
-            for name in dict.fromkeys((*scope.inputs, *scope.initializers)):
-                number = values.named(frame, name)
-                known = values.types[number]
-                if number and not values.op[number] and known is not None:
-                    is_wanted = (
-                        name in bound
-                        if bound is not None
-                        else (
-                            _kind(values, number) in types
-                            and known.dtype in _FLOATS
-                            and not is_surely_data(self.flow, values.value[number])
-                        )
-                    )
-                    if is_wanted:
-                        found.append(number)
-        names = {values.name(each) for each in found}
-        return [
-            each
-            for each in found
-            if bound is not None or names.isdisjoint(parameter_names(values.name(each)))
-        ]
-
-    def _bound(self) -> list[State]:
-        frames, values = self.run.frames, self.values
-        found = []
-        for name, new_name in (self.run.bound or {}).items():
-            root, new = values.named(frames[-1], name), values.named(frames[-1], new_name)
-            if root and new and root != new:
-                found.append(State(root, new, self.forms.ways[new].get(root)))
-        return found
-
-    def _paired(self, roots: Iterable[int]) -> list[State]:
-        """Pair outputs with roots, the surest pairs first."""
-        values, ways = self.values, self.forms.ways
-        offers: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
-        for new in self.outputs:
-            if not values.op[values.behind(new)]:
-                continue  # an input that is handed through
-            for root, way in ways[new].items():
-                if way.roughness and way.lean is not None and np.all(way.lean < 0):
-                    continue
-                if way.passed and way.roughness in (FACTOR, REDUCED):
-                    continue  # made of other states
-                if way.passed and values.is_constant(root) and values.is_single(root):
-                    continue
-                if self._is_weighed(new, root) or self._is_called_loss(new, root):
-                    continue
-                if (
-                    _kind(values, root) == _kind(values, new)
-                    or (
-                        values.is_like(root, new)
-                        and None in (values.shape(root), values.shape(new))
-                    )
-                ) and not is_named_after(values.name(new), values.name(root)):
-                    offers[way.passed, way.roughness].append((new, root))
-        taken: dict[int, int] = {}
-        given: set[int] = set()
-        for tier in sorted(offers):
-            match(
-                [
-                    (new, root)
-                    for new, root in offers[tier]
-                    if new not in taken and root not in given
-                ],
-                self._strangeness,
-                taken,
-                given,
-            )
-        found = [
-            State(taken[new], new, way if way.roughness != REDUCED else None)
-            for new in self.outputs
-            if new in taken
-            for way in (ways[new][taken[new]],)
-        ]
-        return found + self._replaced(roots, taken)
-
-    def _is_called_loss(self, new: int, root: int) -> bool:
-        values = self.values
-        is_loss, is_of_loss = ("loss" in values.name(each).lower() for each in (new, root))
-        return values.is_single(new) and is_loss and not is_of_loss
-
-    @cached_property
-    def _is_contracted(self) -> list[bool]:
-        """Whether elementwise operators lead from a value to a contraction."""
-        values = self.values
-        found = [False] * len(values)
-        for vertex in range(len(values) - 1, 0, -1):
-            found[vertex] = any(
-                found[reader] or (op not in ELEMENTWISE and op not in SHAPES)
-                for reader in values.readers[vertex]
-                if (op := values.op[reader])
-            )
-        return found
-
-    def _is_weighed(self, new: int, root: int) -> bool:
-        """Return whether a number weighs what data make: a task's weight times its loss, say."""
-        values, at = self.values, self.values.behind(new)
-        operands = [values.behind(each) for each in values.takes[at]]
-        return (
-            values.is_single(root)
-            and values.op[at] in ("Mul", "Div")
-            and root in operands
-            and any(self.nonfree[each] for each in operands)
-        )
-
-    def _strangeness(self, pair: tuple[int, int]) -> Strangeness:
-        """What speaks against a pair, most first; a long way does least.
-
-        A constant; a value that the loss may be computed from; a root that is taken off; one that
-        is added as it is to another that is scaled.
-        In `mu * m + g` it is m that lives on; in `b * m + (1 - b) * g` what has the larger share.
-        """
-        new, root = pair
-        way = self.forms.ways[new][root]
-        is_whole = is_lesser = False
-        if way.share is not None and not self.contracted[new]:
-            rivals = [
-                each.share
-                for state, each in self.forms.ways[new].items()
-                if state != root and each.share is not None
-            ]
-            is_whole = is_one(way.share) and any(not is_one(share) for share in rivals)
-            if is_one(self.forms.total[new]):
-                is_lesser = any(np.all(share > way.share) for share in rivals)
-        is_constant = (
-            self.values.is_constant(root)
-            and self.values.is_single(root)
-            and not self._is_contracted[root]
-        )
-        is_taken_off = way.lean is not None and not np.all(way.lean >= 0)
-        return is_constant, new in self._inner, is_taken_off, is_whole or is_lesser, way.length
-
-    def _end_in_contractions(self, new_values: Collection[int]) -> list[bool]:
-        """Whether contractions make a value, and no new values of states, by elementwise ops."""
-        values = self.values
-        made = [False] * len(values)
-        found = [False] * len(values)
-        for each in new_values:
-            made[values.behind(each)] = True
-        for vertex in range(1, len(values)):
-            if values.op[vertex] not in ELEMENTWISE:
-                found[vertex] = self.nonfree[vertex] and not values.is_single(vertex)
-            elif not made[vertex]:
-                takes = values.takes[vertex]
-                made[vertex] = any(made[each] for each in takes)
-                found[vertex] = any(found[each] for each in takes)
-        return [is_end and not is_made for is_end, is_made in zip(found, made, strict=True)]
-
-    def _replaced(self, roots: Iterable[int], taken: dict[int, int]) -> list[State]:
-        """The states that are left: what one root and one output of a kind are, it is replaced by.
-
-        Of several the one whose gradient the output is made of: that is computed by what the root
-        is multiplied by.
-        """
-        values, given = self.values, set(taken.values())
-        read = self._ancestors(new for new in self.outputs if new not in taken)
-        ends = self._end_in_contractions(taken)
-        kinds: dict[object, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
-        for root in roots:
-            if root not in given and not values.is_single(root):
-                kinds[_kind(values, root)][0].append(root)
-        for new in self.outputs:
-            if new not in taken and values.op[values.behind(new)]:
-                kinds[_kind(values, new)][1].append(new)
-        found = []
-        for left, made in kinds.values():
-            names = {values.name(root) for root in left}
-            made = [new for new in made if names.isdisjoint(parameter_names(values.name(new)))]
-            # What ends in a contraction is made of none that is read; it fits by keys of those.
-            news = {new: {(ends[new], factor) for factor in self._factors_in(new)} for new in made}
-            beside = {
-                root: {
-                    (end, each) for each in self._beside(root) for end in (False, root not in read)
-                }
-                for root in left
-            }
-            sure = lone_pairs(news, beside) if len(left) > 1 or len(made) > 1 else []
-            done = {each for pair in sure for each in pair}
-            left = [root for root in left if root not in done]
-            unread = [root for root in left if root not in read]
-            rest = [
-                (new, fitting[0], len(fitting))
-                for new in made
-                if new not in done and (fitting := unread if ends[new] else left)
-            ]
-            if len(rest) == 1 and rest[0][2] == 1:
-                sure.append(rest[0][:2])
-            found += [State(root, new, None) for new, root in sure]
-        return found
-
-    def _beside(self, root: int) -> set[int]:
-        """What a root is multiplied by, element by element or in contractions."""
-        values, found = self.values, set[int]()
-        todo = [root]
-        for at in todo:  # grows while it is read
-            for reader in values.readers[at]:
-                if values.op[reader] in ALIASES:
-                    todo.append(reader)
-                elif (
-                    values.op[reader] not in ELEMENTWISE - {"Mul"}
-                    and len(values.takes[reader]) <= _MOST_FACTORS
-                ):
-                    found.update(map(values.behind, values.takes[reader]))
-        return found - {0, root}
-
-    def _factors_in(self, new: int) -> set[int]:
-        """What the contractions multiply that a value is made of by elementwise operators."""
-        values, found = self.values, set[int]()
-        seen, todo = {new}, [new]
-        while todo:
-            at = todo.pop()
-            takes = {each for each in values.takes[at] if each}
-            if values.op[at] not in ELEMENTWISE:
-                if values.op[at].startswith("Reduce"):
-                    takes |= {e for x in takes if values.op[x] == "Mul" for e in values.takes[x]}
-                found.update(map(values.behind, takes))
-                continue
-            todo += [each for each in takes - seen if not values.is_single(each)]
-            seen |= takes
-        return found - {0}
 
     def _reported_numbers(self) -> list[int]:
         """The reports that may be a loss: floating numbers that are computed."""
@@ -398,19 +153,6 @@ class States:
                 ):
                     found.add(each)
         return found
-
-    def _ancestors(self, vertices: Iterable[int], but: Collection[str] = ()) -> set[int]:
-        """What values are computed from in their step, not through the operators in `but`."""
-        seen = set(vertices) - {0}
-        todo = list(seen)
-        while todo:
-            at = todo.pop()
-            for source in () if self.values.op[at] in but else self.values.takes[at]:
-                if source and source not in seen:
-                    seen.add(source)
-                    if source not in self._ends:
-                        todo.append(source)
-        return seen
 
     def is_average(self, new: int, root: int) -> bool:
         """Return whether a value is made of shares of a state and of other things that add up to 1.
@@ -519,8 +261,3 @@ class States:
 def _canonical(flow: Flow, frame: Frame, name: str) -> Value | None:
     found = flow.resolve(frame, name)
     return None if found is None else flow.canonical(found)
-
-
-def _kind(values: Values, vertex: int) -> tuple[int, object]:
-    known = values.types[vertex]
-    return (0, None) if known is None else (known.dtype, known.shape)
