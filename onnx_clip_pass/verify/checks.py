@@ -21,35 +21,41 @@ from onnx_clip_pass.verify.runs import Outlets
 from onnx_clip_pass.verify.settling import Expected
 from onnx_clip_pass.verify.targets import Target
 
-__all__ = ["Seen", "check_emitted", "check_gradients", "check_outputs", "check_raw"]
+__all__ = ["Clipped", "Seen", "check_emitted", "check_gradients", "check_outputs", "check_raw"]
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """One run of the original and of the rewritten model.
+class Clipped:
+    """One run of clips: `rewritten` says where in `after` the gradients are.
 
-    `plain` are those outputs of the original as it is that clipping does not change, `expected` is
-    the original with clipped gradients fed to it, and `after` the rewritten model. `steady` are the
-    outputs of the original that are the same in every run. `when` says what is particular, for
-    messages.
+    `when` says what is particular, for messages, and `clipping` are the clips in this run.
     """
 
     when: str
+    after: Arrays
+    rewritten: Outlets
+    clipping: Clipping
+
+
+@dataclass(frozen=True, slots=True)
+class Seen(Clipped):
+    """One run of the original and of the rewritten model, which is `after`.
+
+    `plain` are those outputs of the original as it is that clipping does not change, and `expected`
+    is the original with clipped gradients fed to it. `steady` are the outputs of the original that
+    are the same in every run.
+    """
+
     plain: Arrays
     expected: Expected
-    after: Arrays
     steady: set[str]
-    rewritten: Outlets
-
-    @property
-    def clipping(self) -> Clipping:
-        """The clips as they are in this run."""
-        return self.expected.clipping
 
 
-def check_gradients(seen: Seen, record: Record, result: Verification) -> list[tuple[One, Outcome]]:
+def check_gradients(
+    seen: Clipped, record: Record, result: Verification
+) -> list[tuple[One, Outcome]]:
     """Hold every clipped gradient to the formulas; what these say of each, but for its elements."""
     found: list[tuple[One, Outcome]] = []
     faulty: set[int] = set()
@@ -65,8 +71,6 @@ def check_gradients(seen: Seen, record: Record, result: Verification) -> list[tu
                     f"one {right.dtype} {list(right.shape)}"
                 )
     for ones in seen.clipping.ones(seen.rewritten.raw, seen.after):
-        for one in ones:
-            result.gradients[one.target].has_run = True
         outcomes = seen.clipping.outcomes(ones)
         margin = 1 + 4 * max(outcome.precision for outcome in outcomes)
         larger = enlarged([one.member for one in ones], margin)
@@ -76,7 +80,7 @@ def check_gradients(seen: Seen, record: Record, result: Verification) -> list[tu
         ]
         for one, outcome, is_within in zip(ones, outcomes, within, strict=True):
             found.append((one, replace(outcome, clipped=np.empty(0, one.raw.dtype))))
-            if one.target in faulty:
+            if one.target in faulty or not outcome.is_promised:
                 continue
             if record.measures_only:
                 wanted, allowed, is_within = one.raw, 0.0, np.ones(one.raw.shape, np.bool_)
@@ -197,7 +201,7 @@ def _output_fault(seen: Seen, check: OutputCheck, stands_for: str) -> str:
 
 
 def check_emitted(
-    seen: Seen,
+    seen: Clipped,
     targets: Sequence[Target],
     record: Record,
     found: Sequence[tuple[One, Outcome]],
@@ -218,6 +222,8 @@ def check_emitted(
             what = f"no gradient {missing[0]!r}" if missing else "no such output"
             check.faults.append(f"{seen.when}the rewritten model has {what}")
             continue
+        if check.faults:
+            continue
         actual = seen.after[output]
         outcomes = []
         for name in names:  # one that has several clips is named once for each, in their order
@@ -231,6 +237,8 @@ def check_emitted(
             continue
         pairs = zip([outcomes[0]] if group else outcomes, actual.ravel(), strict=True)
         for outcome, number in pairs:
+            if not outcome.is_promised:
+                continue
             fault = _measure_fault(seen, quantity, group, outcome, number, result)
             if fault:
                 check.faults.append(seen.when + fault)
@@ -238,7 +246,7 @@ def check_emitted(
 
 
 def _measure_fault(
-    seen: Seen, quantity: str, group: str, outcome: Outcome, actual: Any, result: Verification
+    seen: Clipped, quantity: str, group: str, outcome: Outcome, actual: Any, result: Verification
 ) -> str:
     is_wide = outcome.clipped.dtype == np.float64  # what is measured of it is float64 throughout
     # of the limit, the loss scale, and twice of itself

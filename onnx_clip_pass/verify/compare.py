@@ -18,6 +18,7 @@ __all__ = [
     "largest",
     "output_fault",
     "precision_of_norm",
+    "top",
     "ulps_apart",
     "wide",
 ]
@@ -56,6 +57,13 @@ def largest(array: Array) -> float:
     finite = wide(array)
     finite = finite[np.isfinite(finite)]
     return float(np.max(np.abs(finite), initial=0.0))
+
+
+def top(array: Array) -> float:
+    """The largest number that its dtype holds, or some smaller one for bfloat16."""
+    if array.dtype == np.float16:
+        return 65504.0
+    return float(np.finfo(np.float64 if array.dtype == np.float64 else np.float32).max)
 
 
 def ulps_apart(actual: Array, expected: Array) -> float:
