@@ -15,6 +15,7 @@ __all__ = [
     "half_ulps",
     "is_half",
     "is_identical",
+    "is_misrounded",
     "largest",
     "output_fault",
     "precision_of_norm",
@@ -127,6 +128,17 @@ def half_ulps(values: NDArray[np.float64], dtype: str) -> NDArray[np.float64]:
     """
     finite = np.where(np.isfinite(values), np.abs(values), 0.0)
     return np.maximum(finite * _HALVES[dtype] / 2, _SMALLEST[dtype] / 2)
+
+
+def is_misrounded(actual: Array, exact: NDArray[np.float64], precision: float) -> bool:
+    """Return whether numbers of half precision are not those next to the exact ones."""
+    dtype = str(actual.dtype)
+    if not is_half(dtype) or actual.shape != exact.shape:
+        return False
+    left = wide(actual)
+    taken = np.isfinite(left) & np.isfinite(exact)
+    near = _ulp(exact[taken], dtype) / 2 + (precision + 2.0**-22) * np.abs(exact[taken])
+    return bool(np.any(np.abs(left[taken] - exact[taken]) > near))
 
 
 def _ulp(values: NDArray[np.float64], dtype: str) -> NDArray[np.float64]:

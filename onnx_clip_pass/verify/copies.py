@@ -233,6 +233,7 @@ _SIZES: dict[int, int] = {
     TensorProto.DOUBLE: 8,
     TensorProto.FLOAT16: 2,
     TensorProto.BFLOAT16: 2,
+    TensorProto.BOOL: 1,
 }
 
 

@@ -43,12 +43,16 @@ _STRIDE = 4  # each factor that is tried takes as long as a check: by 16 first, 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A gradient among those of its step: its formulas, thresholds times the loss scale."""
+    """A gradient among those of its step: its formulas, thresholds times the loss scale.
+
+    `is_given` says that the clip takes this very array, as it is; see `_roundings` for the others.
+    """
 
     formulas: tuple[Formula, ...]
     case: Case
     level: int
     is_steered: bool
+    is_given: bool = False
 
 
 @dataclass(slots=True)
@@ -181,8 +185,8 @@ def _clip_stage(
         for case, norm in zip(cases, norms, strict=True)
     ]
     roundings = [
-        _roundings(formula, case, norm) if stage == 0 else np.zeros_like(norm)
-        for case, norm, stage in zip(cases, norms, stages, strict=True)
+        np.zeros_like(norm) if stage or member.is_given else _roundings(formula, case, norm)
+        for member, case, norm, stage in zip(members, cases, norms, stages, strict=True)
     ]
     parts = [_largest_part(*pair) for pair in zip(roundings, norms, strict=True)]
     earlier = max(outcome.precision for outcome in found)

@@ -6,10 +6,11 @@ presses, and what each is to show:
 1. nan in one gradient of each group at a time, or in half of the clips that have nothing to do with
    each other: whether every gradient is asked if it is finite, and no other in its place. In
    gradients that are clipped, for there it shows what a policy does to the other elements.
-2. inf, and -inf: a test for nan alone passes over it.
+2. inf, -inf, and both: a test for nan alone passes over them, and a sum makes nan of both.
 3. Each gradient of a group so large that the others hardly count, and of the elements of each one
    alone: what is left out of a maximum shows on nothing else.
-4. Nothing but zeros.
+4. Nothing but zeros; and elements that are all of one size, just within the threshold: a norm that
+   is too large shows nowhere better.
 5. The ends of the range that is promised (`promised_range`): what is computed in a narrower dtype
    than it is said to be leaves it there.
 6. Parameters whose units are shorter than the smallest norm that one counts as, and longer.
@@ -21,6 +22,7 @@ import math
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -68,20 +70,25 @@ def presses(
     def press(when: str, changed: Iterable[dict[int, Array]]) -> Press:
         return Press(f"{when}: ", acting | dict(ChainMap(*changed)))
 
-    for number in (math.nan, math.inf, -math.inf):
-        changed = [each.with_one(0, number) for each in pressed]
+    for number, place in ((math.nan, -1), (math.nan, 0), (math.inf, -1), (-math.inf, 0)):
+        changed = [each.with_one(0, number, place) for each in pressed]
         yield press(f"with {number} in the gradients", changed)
+    yield press("with inf and -inf in the gradients", [each.with_both() for each in pressed])
     yield press("with zeros as gradients", [each.zeros() for each in pressed])
-    for high, word in ((True, "large"), (False, "small")):
-        changed = [each.at_end(norm_precision, high=high) for each in pressed]
-        yield press(f"with gradients as {word} as is promised", changed)
+    yield press("just within the threshold", [each.within() for each in pressed])
+    for high, each_own in product((True, False), (False, True)):
+        changed = [e.at_end(norm_precision, high=high, each_own=each_own) for e in pressed]
+        if any(changed):
+            word = "large" if high else "small"
+            yield press(f"with gradients as {word} as is promised", changed)
     yield from _beside_parameters(groups, values, nonfinite, acting)
     for bit in range((len(pressed) - 1).bit_length()):
         for half in (0, 1):
             some = [each for at, each in enumerate(pressed) if at >> bit & 1 == half]
-            yield press("with nan in the gradients", [e.with_one(0, math.nan) for e in some])
+            yield press("with nan in the gradients", [e.with_one(0, math.nan, -1) for e in some])
     for at in range(1, max(len(each.values) for each in pressed)):
-        yield press("with nan in the gradients", [each.with_one(at, math.nan) for each in pressed])
+        changed = [each.with_one(at, math.nan, -1) for each in pressed]
+        yield press("with nan in the gradients", changed)
     if any(len(each.values) > 1 for each in pressed):
         for at in range(max(len(each.values) for each in pressed)):
             yield press("with one gradient far above", [each.with_largest(at) for each in pressed])
@@ -105,14 +112,13 @@ class _Pressed:
             self._factor *= _WELL
         self.acting = {n: _times(m.case.gradient, self._factor) for n, m in group.items()}
 
-    def with_one(self, at: int, element: float) -> dict[int, Array]:
-        """The largest element of one gradient is another; nothing if there is no such gradient."""
+    def with_one(self, at: int, element: float, place: int) -> dict[int, Array]:
+        """One element of one gradient is another; nothing if there is no such gradient."""
         found: dict[int, Array] = {}
         for number in self.values[at] if at < len(self.values) else ():
-            array = self.acting[number].copy()
-            if array.size:
-                array.flat[int(np.argmax(compare.wide(array)))] = element
-            found[number] = array
+            found[number] = self.acting[number].copy()
+            if found[number].size:
+                found[number].flat[place] = element
         return found
 
     def with_largest(self, at: int) -> dict[int, Array]:
@@ -130,22 +136,62 @@ class _Pressed:
             found[number] = _times(array, _power(top / largest) if largest else 1.0)
         return found
 
+    def with_both(self) -> dict[int, Array]:
+        """The first and the last element of the first gradient are inf and -inf."""
+        found = self.with_one(0, math.inf, 0)
+        for array in found.values():
+            if array.size:
+                array.flat[-1] = -math.inf
+        return found
+
+    def within(self) -> dict[int, Array]:
+        """Elements of one size that are not clipped, but would be if twice as large."""
+        even = {
+            number: replace(
+                m,
+                case=replace(
+                    m.case, gradient=_even(m.case.gradient, compare.largest(m.case.gradient))
+                ),
+            )
+            for number, m in self._group.items()
+        }
+        factor = pressing_factor(list(even.values()), self._nonfinite, up=True)
+        if not factor:
+            return {}
+        factor /= 2
+        if factor == 0.5:  # they are beyond it as they are
+            factor = pressing_factor(list(even.values()), self._nonfinite, up=False)
+        return {number: _times(m.case.gradient, factor) for number, m in even.items()}
+
     def zeros(self) -> dict[int, Array]:
         """All elements zero."""
         return {number: np.zeros_like(array) for number, array in self.acting.items()}
 
-    def at_end(self, norm_precision: str, *, high: bool) -> dict[int, Array]:
-        """Gradients whose norms are near one end of what is promised."""
-        members = list(self._group.values())
-        pairs = [(formula, m.case) for m in members for formula in m.formulas]
-        low, top = promised_range(pairs, norm_precision, self._nonfinite)
-        largest = max(compare.largest(m.case.gradient) for m in members)
-        if not largest:
+    def at_end(self, norm_precision: str, *, high: bool, each_own: bool) -> dict[int, Array]:
+        """Gradients whose norms are near one end of what is promised of all of them.
+
+        With `each_own` each is near the end of its own range, if these differ.
+        """
+        members = self._group
+        count = sum(m.case.gradient.size * m.case.count for m in members.values())
+        ranges = {}
+        for number, m in members.items():
+            pairs = [(formula, m.case) for formula in m.formulas]
+            ranges[number] = promised_range(pairs, norm_precision, self._nonfinite)
+        if each_own and len(set(ranges.values())) == 1:
             return {}
-        count = sum(m.case.gradient.size * m.case.count for m in members)
-        wanted = top / _INSIDE / count if high else low * _INSIDE
-        factor = _power(wanted / largest)
-        return {n: _times(m.case.gradient, factor) for n, m in self._group.items()}
+        low, most = max(low for low, _ in ranges.values()), min(top for _, top in ranges.values())
+        found = {}
+        for number, m in members.items():
+            array, (own_low, own_most) = m.case.gradient, ranges[number]
+            norm = (own_most if each_own else most) / count
+            end = min(norm, compare.top(array)) if high else own_low if each_own else low
+            largest = compare.largest(array) or 1.0
+            factor = end / _INSIDE / largest if high else end * _INSIDE / largest
+            found[number] = _times(array, _power(factor))
+            if high and norm > compare.top(array):  # the norm of elements that are held is not
+                found[number] = _even(array, compare.top(array) / 1.125)
+        return found
 
 
 def _beside_parameters(
@@ -183,6 +229,11 @@ def _parameter(parameter: Array, eps: float, *, high: bool) -> Array:
         return np.asarray(wide * max(factor, 1.0)).astype(parameter.dtype)
     norm = float(np.linalg.norm(wide.ravel()))
     return np.asarray(wide * _power(eps / 4 / norm)).astype(parameter.dtype) if norm else parameter
+
+
+def _even(array: Array, size: float) -> Array:
+    """Elements of one size, with the signs of these."""
+    return np.asarray(np.where(compare.wide(array) < 0, -size, size)).astype(array.dtype)
 
 
 def _power(number: float) -> float:

@@ -150,7 +150,7 @@ class Pressing:
                 parameters[number] = [Port(target.parameter[1], "", 0)]
         outlets = Outlets(raw, clipped, parameters, _LOSS_SCALE)
         return (
-            Clipping(self._targets, self._record, outlets, given, self._thresholds),
+            Clipping(self._targets, self._record, outlets, given, self._thresholds, is_given=True),
             outlets,
             given,
         )

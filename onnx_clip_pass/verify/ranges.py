@@ -37,10 +37,11 @@ def is_promised(
     """
     if formula.is_identity:
         return True
-    for case, own in zip(cases, norms, strict=True):
-        low, top = _range(formula, case, norm_precision, nonfinite)
+    ranges = [_range(formula, case, norm_precision, nonfinite) for case in cases]
+    most = max(top for _, top in ranges)
+    for case, own, (low, top) in zip(cases, norms, ranges, strict=True):
         whole = own if total is None else np.asarray(total)
-        if any(np.any(each[np.isfinite(each)] > top) for each in (own, whole)):
+        if np.any(own[np.isfinite(own)] > top) or np.any(whole[np.isfinite(whole)] > most):
             return False
         is_short = (whole > 0) & (whole < low)
         if is_short.any() and np.any(is_short & (whole > _limits(formula, case))):
@@ -61,21 +62,21 @@ def _range(
     """Of the norms of a formula, for a gradient.
 
     Powers of a norm and of elements have to be held where they are added up: in float32, unless
-    something takes elements to float64. No norm can be larger than the gradient's dtype holds.
+    something takes elements to float64. A largest element is one that the gradient's dtype holds.
     """
     dtype, ord = str(case.gradient.dtype), float(getattr(formula, "ord", 2.0))
-    is_wide = (
-        dtype == "float64"
-        or norm_precision == "wide"
-        or nonfinite != "propagate"
-        or (ord not in (1, 2) and norm_precision != "plain")
+    in_float64 = dtype == "float64" or norm_precision == "wide"
+    is_widened = (
+        in_float64 or nonfinite != "propagate" or (ord not in (1, 2) and norm_precision != "plain")
     )
-    top = compare.top(case.gradient)
     if isinstance(formula, GradientClipByValue) or ord == math.inf:
-        return 0.0, top
-    held = np.finfo(np.float64 if is_wide else np.float32)
+        return 0.0, compare.top(case.gradient)
+    held = np.finfo(np.float64 if is_widened else np.float32)
     # what is a multiple of the smallest number keeps its precision above this
     least = float(held.tiny) / float(held.eps) * max(1, case.gradient.size)
     with np.errstate(over="ignore", under="ignore"):
         ends = np.array([least, float(held.max) / 2]) ** (1 / ord)
-    return float(ends[0]), float(ends[1] if dtype == "float16" else min(top, ends[1]))
+    most = float(ends[1])
+    if not in_float64:  # the factor is float32, and loses its precision where it is not normal
+        most = min(most, (formula.threshold or math.inf) / float(np.finfo(np.float32).tiny))
+    return float(ends[0]), most

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
 from onnx_clip_pass.graph import Index, Read
@@ -99,6 +102,22 @@ class Runs:
         clipped = [copy.bring_out(t.scope, t.clipped, t.dtype) for t in self._targets]
         self._change(copy, changes, is_original=False)
         return self._open(copy.finish(), self._after[1]), Outlets(raw, clipped, [], "")
+
+    def conditions(self) -> dict[tuple[int, str], NDArray[Any]]:
+        """What each If of the original decides by, by the number of its scope and its name."""
+        copy = Copy(self._before[0])
+        ports = {}
+        for number, scope in enumerate(copy.index.scopes):
+            for at in scope.numbers_of("If"):
+                name = scope.nodes[at].input[0]
+                if (number, name) not in ports:
+                    ports[number, name] = copy.bring_out(number, name, int(TensorProto.BOOL))
+        run = self._open(copy.finish(), self._before[1]).run(self._feeds)
+        return {
+            key: np.concatenate([run[port.output].ravel() for port in own])
+            for key, own in ports.items()
+            if own
+        }
 
     def alone(self, after: Index, number: int, outputs: Iterable[str], thresholds: Arrays) -> Alone:
         """The clips of a body of the rewritten model, `after`, without the rest of it."""

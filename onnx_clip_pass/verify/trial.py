@@ -15,6 +15,7 @@ from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record
 from onnx_clip_pass.runtime import Arrays
 from onnx_clip_pass.verify import checks, compare
+from onnx_clip_pass.verify.branches import not_run, unlike_branches
 from onnx_clip_pass.verify.expected import Member, pressing_factor
 from onnx_clip_pass.verify.pressing import Pressing
 from onnx_clip_pass.verify.report import Verification
@@ -36,6 +37,7 @@ class Trials:
         runs: Runs,
         targets: list[Target],
         record: Record,
+        before: Index,
         after: Index,
         result: Verification,
     ) -> None:
@@ -48,7 +50,7 @@ class Trials:
             for value in after.model.graph.input
             if value.name in record.inputs
         }
-        self._after = after
+        self._before, self._after = before, after
         self._together = components([(t.clip, t.scope, t.name, t.level) for t in targets])
         self._loss_scale = 1.0
         self._acts: list[list[bool]] = [[] for _ in targets]
@@ -70,6 +72,7 @@ class Trials:
         if self._inputs:
             self._press_thresholds()
         self._press_alone()
+        self._read_branches()
         unseen = [
             check.gradient
             for check, target in zip(checks_, self._targets, strict=True)
@@ -134,6 +137,24 @@ class Trials:
                 self._after,
                 self._result,
             ).run_all()
+
+    def _read_branches(self) -> None:
+        """Say which branches were not run, and compare the nodes of these."""
+        checks_ = self._result.gradients
+        if idle := dict.fromkeys(check.graph for check in checks_ if not check.has_run):
+            self._result.notes.append(
+                f"not run by these feeds: {', '.join(idle)}; the clips there were tried alone"
+            )
+        unlike = unlike_branches(self._before, self._after, self._record)
+        if not unlike:
+            return
+        conditions = self._runs.conditions()
+        for number, how in unlike.items():
+            if not_run(self._before, number, conditions):
+                path = self._before.scopes[number].path
+                self._result.faults.append(
+                    f"{path} was not run and is not that of the original: {how}; feed what takes it"
+                )
 
     def _halves(self) -> dict[str, float]:
         """Half of every threshold that is an input; 1 for one without limit."""
