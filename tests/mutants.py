@@ -1,4 +1,4 @@
-"""Damage done to the nodes that a rewrite adds, one piece at a time: every kind of it to every node.
+"""Damage done to the nodes that a rewrite adds: every kind of it to every node, one at a time.
 
 Each mutant says what was done to which operator. What does not change a node (operands of a sum
 exchanged) is no damage, and a mutant that is equal to another, or to the model itself, is left out.
@@ -6,7 +6,6 @@ exchanged) is no damage, and a mutant that is equal to another, or to the model 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,7 +15,6 @@ from onnx import (
     AttributeProto,
     GraphProto,
     ModelProto,
-    NodeProto,
     TensorProto,
     helper,
     numpy_helper,
