@@ -11,9 +11,10 @@
    bit for bit with the original where no clipped gradient leads.
 5. Where the feeds do not show a clip both acting, on either side if it bounds elements, and letting
    pass, 3 and 4 are repeated with the gradients scaled, in both models alike, so that they do;
-   where there is a policy for nan, or measures are handed out, with some nan; where thresholds are
-   inputs, with half of each.
-6. Where the original has a loss, its slopes along the recorded gradients tell whether they are
+   where thresholds are inputs, with half of each.
+6. The clips are tried without the rest of the model, on gradients made for it (`presses`), and
+   branches that no run took are read (`branches`).
+7. Where the original has a loss, its slopes along the recorded gradients tell whether they are
    gradients at all (`meaning`).
 
 Nothing is optimized by ONNX Runtime meanwhile: a fusion that a clip happens to prevent would round

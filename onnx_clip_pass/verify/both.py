@@ -165,7 +165,7 @@ def _verify(
     check_memory(first, targets)
     feeds = _defaults(first, original.folder, targets) | feeds
     runs = Runs(before, after, targets, feeds, provider, record.loss_scale)
-    Trials(runs, targets, record, second, result).run_all()
+    Trials(runs, targets, record, first, second, result).run_all()
     for check, target in zip(result.gradients, targets, strict=True):
         check.faults[:0] = target.misread
     if slopes != "off":

@@ -43,6 +43,8 @@ class One:
 class Clipping:
     """The clips with the thresholds and the loss scale of one run, and the parameters in it.
 
+    `is_given` says that the clips were given the very gradients of the run.
+
     Raises:
         OnnxClipError: the loss scale is no positive number in this run.
     """
@@ -54,8 +56,11 @@ class Clipping:
         opened: Outlets,
         run: Arrays,
         thresholds: Mapping[str, float],
+        *,
+        is_given: bool = False,
     ) -> None:
         self._targets = targets
+        self._is_given = is_given
         self._together = components([(t.clip, t.scope, t.name, t.level) for t in targets])
         self._record = record
         self._parameters = [[run[port.output] for port in ports] for ports in opened.parameters]
@@ -145,7 +150,8 @@ class Clipping:
             target.count,
             target.gradient.has_seeds and np.ndim(array) > 0,
         )
-        return Member(self._clips[number].formulas, case, target.level, self._is_steered[number])
+        clip, is_steered = self._clips[number], self._is_steered[number]
+        return Member(clip.formulas, case, target.level, is_steered, self._is_given)
 
     def _parameter(self, number: int, port: int, at: tuple[int, ...]) -> Array | None:
         arrays = self._parameters[number]

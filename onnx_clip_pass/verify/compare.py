@@ -15,9 +15,11 @@ __all__ = [
     "half_ulps",
     "is_half",
     "is_identical",
+    "is_misrounded",
     "largest",
     "output_fault",
     "precision_of_norm",
+    "top",
     "ulps_apart",
     "wide",
 ]
@@ -56,6 +58,13 @@ def largest(array: Array) -> float:
     finite = wide(array)
     finite = finite[np.isfinite(finite)]
     return float(np.max(np.abs(finite), initial=0.0))
+
+
+def top(array: Array) -> float:
+    """The largest number that its dtype holds, or some smaller one for bfloat16."""
+    if array.dtype == np.float16:
+        return 65504.0
+    return float(np.finfo(np.float64 if array.dtype == np.float64 else np.float32).max)
 
 
 def ulps_apart(actual: Array, expected: Array) -> float:
@@ -119,6 +128,17 @@ def half_ulps(values: NDArray[np.float64], dtype: str) -> NDArray[np.float64]:
     """
     finite = np.where(np.isfinite(values), np.abs(values), 0.0)
     return np.maximum(finite * _HALVES[dtype] / 2, _SMALLEST[dtype] / 2)
+
+
+def is_misrounded(actual: Array, exact: NDArray[np.float64], precision: float) -> bool:
+    """Return whether numbers are not those of their dtype that are next to the exact ones."""
+    dtype = str(actual.dtype)
+    if dtype == "float64" or actual.shape != exact.shape:
+        return False
+    left = wide(actual)
+    taken = np.isfinite(left) & np.isfinite(exact)
+    near = _ulp(exact[taken], dtype) / 2 + 2 * precision * np.abs(exact[taken])
+    return bool(np.any(np.abs(left[taken] - exact[taken]) > near))
 
 
 def _ulp(values: NDArray[np.float64], dtype: str) -> NDArray[np.float64]:

@@ -6,7 +6,6 @@ output of each, stacked along a new first axis by each loop. The same way an arr
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
@@ -83,9 +82,7 @@ class Copy:
                     reader.proto.output[slot].name = inner  # type: ignore[union-attr]
         return ports
 
-    def change(
-        self, number: int, name: str, dtype: int, *, factor: float = 1.0, spoils: bool = False
-    ) -> None:
+    def change(self, number: int, name: str, dtype: int, factor: float) -> None:
         """Change a value where it is made, in float32 if it is narrower; what is fed stays.
 
         Args:
@@ -93,7 +90,6 @@ class Copy:
             name: of the value.
             dtype: of the value.
             factor: what to multiply it by.
-            spoils: let its largest element be nan, which takes opset 9.
         """
         scope = self.index.scopes[number]
         is_made = name in scope.producers or name in scope.initializers
@@ -111,11 +107,7 @@ class Copy:
             return output
 
         value = node("Cast", [value], to=work)
-        if factor != 1:
-            value = node("Mul", [value, self._editor.constant(scope, factor, work)])
-        if spoils:
-            is_less = node("Less", [value, node("ReduceMax", [value], keepdims=0)])
-            value = node("Where", [is_less, value, self._editor.constant(scope, math.nan, work)])
+        value = node("Mul", [value, self._editor.constant(scope, factor, work)])
         node("Cast", [value], name, to=dtype)
 
     # -- out of nested graphs ------------------------------------------------------------------
@@ -241,6 +233,7 @@ _SIZES: dict[int, int] = {
     TensorProto.DOUBLE: 8,
     TensorProto.FLOAT16: 2,
     TensorProto.BFLOAT16: 2,
+    TensorProto.BOOL: 1,
 }
 
 

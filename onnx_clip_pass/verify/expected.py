@@ -24,8 +24,16 @@ from onnx_clip_pass.clips import (
 from onnx_clip_pass.clips.norms import norm_of
 from onnx_clip_pass.clips.scaling import ScalingClip, own_axes
 from onnx_clip_pass.verify import compare
+from onnx_clip_pass.verify.ranges import is_promised
 
-__all__ = ["Member", "Outcome", "clip_together", "enlarged", "pressing_factor", "with_threshold"]
+__all__ = [
+    "Member",
+    "Outcome",
+    "clip_together",
+    "enlarged",
+    "pressing_factor",
+    "with_threshold",
+]
 
 _THRESHOLDS = ("clip_norm", "threshold", "max", "clipping")
 _MOST_SUMMED_IN_FLOAT32 = 64
@@ -35,12 +43,16 @@ _STRIDE = 4  # each factor that is tried takes as long as a check: by 16 first, 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A gradient among those of its step: its formulas, thresholds times the loss scale."""
+    """A gradient among those of its step: its formulas, thresholds times the loss scale.
+
+    `is_given` says that the clip takes this very array, as it is; see `_roundings` for the others.
+    """
 
     formulas: tuple[Formula, ...]
     case: Case
     level: int
     is_steered: bool
+    is_given: bool = False
 
 
 @dataclass(slots=True)
@@ -53,7 +65,8 @@ class Outcome:
     if one is infinite, or where nothing is ever clipped. Precisions are relative errors. `rounding`
     says by which part a norm of the gradient may differ where the runtime takes it before the
     gradient is rounded to half precision, and `norm_rounding` by how much; see `_roundings`.
-    `totals` are the norms of whole groups, their precisions and roundings.
+    `totals` are the norms of whole groups, their precisions and roundings. `is_promised` says
+    whether all these norms are in the range for which a precision is promised.
     """
 
     clipped: NDArray[Any]
@@ -65,6 +78,7 @@ class Outcome:
     rounding: float = 0.0
     norm_rounding: float = 0.0
     totals: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    is_promised: bool = True
 
 
 def with_threshold(clip: Clip, value: float) -> Clip:
@@ -114,7 +128,7 @@ def pressing_factor(
     taking = [bool(np.any(x)) and bool(np.isfinite(compare.wide(x)).all()) for x in arrays]
     if not any(taking) or not all(np.isfinite(compare.wide(x)).all() for x in arrays):
         return 0.0
-    top = min(_top(x) for x in arrays) / 4
+    top = min(compare.top(x) for x in arrays) / 4
     largest = max(map(compare.largest, arrays))
     weaker = 0.0
     for power in sorted(range(_MOST_POWERS), key=lambda power: (power % _STRIDE, power)):
@@ -149,12 +163,6 @@ def _acting(members: Sequence[Member], nonfinite: NonFinite) -> list[list[bool]]
     return acts
 
 
-def _top(array: NDArray[Any]) -> float:
-    if array.dtype == np.float16:
-        return 65504.0
-    return float((np.finfo(np.float64) if array.dtype == np.float64 else np.finfo(np.float32)).max)
-
-
 def _clip_stage(
     members: list[Member],
     found: list[Outcome],
@@ -177,12 +185,13 @@ def _clip_stage(
         for case, norm in zip(cases, norms, strict=True)
     ]
     roundings = [
-        _roundings(formula, case, norm) if stage == 0 else np.zeros_like(norm)
-        for case, norm, stage in zip(cases, norms, stages, strict=True)
+        np.zeros_like(norm) if stage or member.is_given else _roundings(formula, case, norm)
+        for member, case, norm, stage in zip(members, cases, norms, stages, strict=True)
     ]
     parts = [_largest_part(*pair) for pair in zip(roundings, norms, strict=True)]
     earlier = max(outcome.precision for outcome in found)
     precision = max(own)
+    whole = None
     if formula.group is not None:
         precision += _precision_of_sum(formula, cases, norm_precision)
         whole, off = _total(formula, cases, norms), 0.0
@@ -192,6 +201,7 @@ def _clip_stage(
             off = float(_farthest(np.asarray(whole), *ends))
         for outcome in found:
             outcome.totals[formula.group] = whole, precision + earlier, off
+    promised = is_promised(formula, cases, norms, whole, norm_precision, nonfinite)
     if not isinstance(formula, GradientClipByValue):  # rounding once more keeps to the bounds
         precision += max(parts)
     if any(member.is_steered for member in members):
@@ -205,6 +215,7 @@ def _clip_stage(
         if outcome.scale is not None:
             outcome.scale = None if scale is None else outcome.scale * scale
         outcome.acts += _acts(formula, clipped[number], case.gradient)
+        outcome.is_promised &= promised
         rounding = 0.0 if stages[number] == 0 else compare.epsilon(str(case.gradient.dtype))
         # an error of the gradient comes back in its norm, hence twice
         outcome.precision = 2 * (earlier + rounding) + precision

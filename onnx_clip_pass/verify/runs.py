@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
-from onnx_clip_pass.graph import Read
+from onnx_clip_pass.graph import Index, Read
 from onnx_clip_pass.runtime import Arrays, Provider, Session, open_session
+from onnx_clip_pass.verify.alone import Alone
 from onnx_clip_pass.verify.copies import Copy, Port
 from onnx_clip_pass.verify.targets import Target
 
@@ -23,14 +26,13 @@ Ports = list[list[Port]]
 class Changes:
     """What is done to gradients in both models alike, by the numbers of their targets.
 
-    Each is multiplied by its factor; of those `spoiled` one element is nan.
+    Each is multiplied by its factor.
     """
 
     factors: dict[int, float] = field(default_factory=dict)
-    spoiled: set[int] = field(default_factory=set)
 
     def __bool__(self) -> bool:
-        return bool(self.factors or self.spoiled)
+        return bool(self.factors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,33 +103,50 @@ class Runs:
         self._change(copy, changes, is_original=False)
         return self._open(copy.finish(), self._after[1]), Outlets(raw, clipped, [], "")
 
+    def conditions(self) -> dict[tuple[int, str], NDArray[Any]]:
+        """What each If of the original decides by, by the number of its scope and its name."""
+        copy = Copy(self._before[0])
+        ports = {}
+        for number, scope in enumerate(copy.index.scopes):
+            for at in scope.numbers_of("If"):
+                name = scope.nodes[at].input[0]
+                if (number, name) not in ports:
+                    ports[number, name] = copy.bring_out(number, name, int(TensorProto.BOOL))
+        run = self._open(copy.finish(), self._before[1]).run(self._feeds)
+        return {
+            key: np.concatenate([run[port.output].ravel() for port in own])
+            for key, own in ports.items()
+            if own
+        }
+
+    def alone(self, after: Index, number: int, outputs: Iterable[str], thresholds: Arrays) -> Alone:
+        """The clips of a body of the rewritten model, `after`, without the rest of it."""
+        own = [target for target in self._targets if target.scope == number]
+        feeds = self._feeds | thresholds
+        return Alone(after, own, outputs, feeds, self._provider, self._after[1])
+
     def feeds(self, changes: Changes) -> Arrays:
         """The feeds, with gradients that are inputs changed."""
         feeds = dict(self._feeds)
-        for target, factor, is_spoiled in self._changed(changes):
+        for target, factor in self._changed(changes):
             if target.scope == 0 and target.name in feeds:
                 old = feeds[target.name]
-                array = feeds[target.name] = (old * factor).astype(old.dtype)
-                if is_spoiled:
-                    array.flat[0] = math.nan
+                feeds[target.name] = (old * factor).astype(old.dtype)
         return feeds
 
     def _change(self, copy: Copy, changes: Changes, *, is_original: bool) -> None:
-        for target, factor, is_spoiled in self._changed(changes):
+        for target, factor in self._changed(changes):
             name = target.name if is_original else target.raw
-            copy.change(target.scope, name, target.dtype, factor=factor, spoils=is_spoiled)
+            copy.change(target.scope, name, target.dtype, factor)
 
-    def _changed(self, changes: Changes) -> list[tuple[Target, float, bool]]:
+    def _changed(self, changes: Changes) -> list[tuple[Target, float]]:
         """Each gradient that is changed, once, however many clips it has, and how."""
         numbers = {
             (target.scope, target.name): number
             for number, target in enumerate(self._targets)
-            if number in changes.factors or number in changes.spoiled
+            if number in changes.factors
         }
-        return [
-            (self._targets[n], changes.factors.get(n, 1.0), n in changes.spoiled)
-            for n in numbers.values()
-        ]
+        return [(self._targets[number], changes.factors[number]) for number in numbers.values()]
 
     def _open(self, model: ModelProto, folder: Path | None) -> Session:
         return open_session(model, provider=self._provider, optimize=False, folder=folder)

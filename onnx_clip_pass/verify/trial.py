@@ -13,8 +13,11 @@ from onnx_clip_pass.clips import GradientClipByValue
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record
+from onnx_clip_pass.runtime import Arrays
 from onnx_clip_pass.verify import checks, compare
+from onnx_clip_pass.verify.branches import not_run, unlike_branches
 from onnx_clip_pass.verify.expected import Member, pressing_factor
+from onnx_clip_pass.verify.pressing import Pressing
 from onnx_clip_pass.verify.report import Verification
 from onnx_clip_pass.verify.runs import Changes, Runs
 from onnx_clip_pass.verify.settling import Expected
@@ -23,19 +26,18 @@ from onnx_clip_pass.verify.targets import Target
 
 __all__ = ["Trials"]
 
-_FAR = 16.0  # times what makes a clip act
-_FIRST_WHERE = 9  # by which one element becomes nan
 _TURNS = 2  # scaling a first step can make the gradients of the second vanish: again without it
 
 
 class Trials:
-    """The runs with the feeds as they are, with gradients scaled, and with other thresholds."""
+    """The runs with the feeds as they are, gradients scaled, other thresholds; and clips alone."""
 
     def __init__(
         self,
         runs: Runs,
         targets: list[Target],
         record: Record,
+        before: Index,
         after: Index,
         result: Verification,
     ) -> None:
@@ -48,8 +50,9 @@ class Trials:
             for value in after.model.graph.input
             if value.name in record.inputs
         }
-        self._opset = after.main.opset or 0
+        self._before, self._after = before, after
         self._together = components([(t.clip, t.scope, t.name, t.level) for t in targets])
+        self._loss_scale = 1.0
         self._acts: list[list[bool]] = [[] for _ in targets]
         self._members: list[dict[tuple[Any, ...], Member]] = [{} for _ in targets]
 
@@ -66,9 +69,10 @@ class Trials:
         self._run(Changes(), "")
         for up, sign in ((True, 1), (False, 1)) * _TURNS + ((True, -1),):
             self._press(up, sign, "")
-        self._spoil()
         if self._inputs:
             self._press_thresholds()
+        self._press_alone()
+        self._read_branches()
         unseen = [
             check.gradient
             for check, target in zip(checks_, self._targets, strict=True)
@@ -117,37 +121,62 @@ class Trials:
         found = [factor for factor in found if factor]
         return (max if up else min)(found, key=abs, default=0.0)
 
-    def _spoil(self) -> None:
-        """Where there is a policy for gradients with nan, or measures show them: again with some.
+    def _press_alone(self) -> None:
+        """The clips without the rest of the model, if all else is right."""
+        if self._result.ok:
+            halves = self._halves()
+            firsts = [next(iter(members.values()), None) for members in self._members]
+            Pressing(
+                self._runs,
+                self._targets,
+                firsts,
+                self._loss_scale,
+                halves,
+                self._fed(halves),
+                self._record,
+                self._after,
+                self._result,
+            ).run_all()
 
-        What a policy does to the other elements shows on those that would else be clipped.
-        """
-        is_watched = self._record.emitted and self._opset >= _FIRST_WHERE
-        if self._record.nonfinite == "propagate" and not is_watched:
+    def _read_branches(self) -> None:
+        """Say which branches were not run, and compare the nodes of these."""
+        checks_ = self._result.gradients
+        if idle := dict.fromkeys(check.graph for check in checks_ if not check.has_run):
+            self._result.notes.append(
+                f"not run by these feeds: {', '.join(idle)}; the clips there were tried alone"
+            )
+        unlike = unlike_branches(self._before, self._after, self._record)
+        if not unlike:
             return
-        changes = Changes()
-        for numbers in self._together:
-            members = [member for number in numbers for member in self._members[number].values()]
-            if members and all(member.case.gradient.size for member in members):
-                factor = _FAR * self._factor(numbers, up=True, sign=1) or 1.0
-                changes.factors.update(dict.fromkeys(numbers, factor))
-                changes.spoiled.update(numbers)
-        if changes.spoiled:
-            self._run(changes, "with nan in the gradients: ")
+        conditions = self._runs.conditions()
+        for number, how in unlike.items():
+            if not_run(self._before, number, conditions):
+                path = self._before.scopes[number].path
+                self._result.faults.append(
+                    f"{path} was not run and is not that of the original: {how}; feed what takes it"
+                )
 
-    def _press_thresholds(self) -> None:
-        """Once more with half of every threshold, and gradients that are beyond it."""
+    def _halves(self) -> dict[str, float]:
+        """Half of every threshold that is an input; 1 for one without limit."""
         halves = {}
         for target in self._targets:
             name, threshold = target.threshold_input, target.clip.threshold
             if name is not None and threshold is not None:
                 half = threshold / 2 if np.isfinite(threshold) else 1.0
                 halves[name] = float(self._inputs[name].type(half))
+        return halves
+
+    def _press_thresholds(self) -> None:
+        """Once more with half of every threshold, and gradients that are beyond it."""
+        halves = self._halves()
         when = "with half the threshold fed"
         self._run(Changes(), f"{when}: ", halves)
         self._acts = [[] for _ in self._targets]
         for sign in (1, -1):
             self._press(True, sign, when, halves)
+
+    def _fed(self, thresholds: Mapping[str, float]) -> Arrays:
+        return {name: np.array(value, self._inputs[name]) for name, value in thresholds.items()}
 
     def _run(
         self, changes: Changes, when: str, thresholds: Mapping[str, float] | None = None
@@ -171,7 +200,7 @@ class Trials:
         )
         compared = [c for c in self._result.outputs if not (c.behind_clip and c.name in steady)]
         plain = {check.name: plain[check.name] for check in compared if not check.quantity}
-        given = {name: np.array(value, self._inputs[name]) for name, value in thresholds.items()}
+        given = self._fed(thresholds)
         try:
             session, rewritten = self._runs.rewritten(changes)
             after = session.run(feeds | given)
@@ -179,9 +208,11 @@ class Trials:
             self._result.faults.append(f"{when}the rewritten model does not run: {error}")
             return
         del session
-        seen = checks.Seen(when, plain, expected, after, steady, rewritten)
+        seen = checks.Seen(when, after, rewritten, expected.clipping, plain, expected, steady)
+        self._loss_scale = expected.clipping.loss_scale
         found = checks.check_gradients(seen, self._record, self._result)
         for one, outcome in found:
+            self._result.gradients[one.target].has_run = True
             acts = zip_longest(self._acts[one.target], outcome.acts, fillvalue=False)
             self._acts[one.target] = [before or now for before, now in acts]
             if not changes:

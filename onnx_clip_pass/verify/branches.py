@@ -1,0 +1,84 @@
+"""Branches of an If that no run took: only reading them tells if they are what they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from onnx import AttributeProto, NodeProto
+
+from onnx_clip_pass.graph import Index, Scope
+from onnx_clip_pass.record import Record
+from onnx_clip_pass.verify.reach import Places
+
+__all__ = ["not_run", "unlike_branches"]
+
+
+def unlike_branches(before: Index, after: Index, record: Record) -> dict[int, str]:
+    """The branches whose nodes are others than the original's and clips, by number, and how."""
+    places = Places(before)
+    return {
+        number: how
+        for number, (scope, other) in enumerate(zip(before.scopes, after.scopes, strict=True))
+        if _is_branch(places, scope)
+        for how in [_difference(scope, other, record)]
+        if how
+    }
+
+
+def not_run(before: Index, number: int, conditions: dict[tuple[int, str], Any]) -> bool:
+    """Return whether a branch, or one around it, was not taken.
+
+    Args:
+        before: the original.
+        number: of the branch.
+        conditions: what each If was given, by the number of its scope and the value's name.
+    """
+    places, scope = Places(before), before.scopes[number]
+    numbers = {id(scope): number for number, scope in enumerate(before.scopes)}
+    while id(scope) in places.holder:
+        outer, node, key = places.holder[id(scope)]
+        if outer.nodes[node].op_type == "If":
+            taken = conditions.get((numbers[id(outer)], outer.nodes[node].input[0]))
+            if taken is not None and not (taken == (key == "then_branch")).any():
+                return True
+        scope = outer
+    return False
+
+
+def _is_branch(places: Places, scope: Scope) -> bool:
+    if id(scope) not in places.holder:
+        return False
+    outer, number, _ = places.holder[id(scope)]
+    return outer.nodes[number].op_type == "If" or _is_branch(places, outer)
+
+
+def _difference(scope: Scope, other: Scope, record: Record) -> str:
+    """Where a body is not what it was; who reads gradients clipped is checked elsewhere."""
+    added = set(record.nodes)
+    now = {
+        _old(node.output, record): _key(node, record)
+        for node in other.nodes
+        if node.name not in added
+    }
+    for node in scope.nodes:
+        made = tuple(node.output)
+        if now.pop(made, None) != _key(node, record):
+            return f"the {node.op_type} that makes {next(filter(None, made), '')!r}"
+    if now:
+        return f"a node more, which makes {next(iter(now))[0]!r}"
+    return "" if _old(other.outputs, record) == tuple(scope.outputs) else "its outputs"
+
+
+def _key(node: NodeProto, record: Record) -> tuple[Any, ...]:
+    graphs = (AttributeProto.GRAPH, AttributeProto.GRAPHS)  # which are bodies of their own
+    attributes = sorted(
+        attr.SerializeToString(deterministic=True)
+        for attr in node.attribute
+        if attr.type not in graphs
+    )
+    return node.op_type, node.domain, _old(node.input, record), attributes
+
+
+def _old(names: Iterable[str], record: Record) -> tuple[str, ...]:
+    return tuple(record.renamed.get(name, name) for name in names)

@@ -1,0 +1,246 @@
+"""What clips are tried on: gradients made from those of a run, each of them for a reason.
+
+A wrong clip shows on a gradient on which the wrong formula gives something else. These are the
+presses, and what each is to show:
+
+1. nan in one gradient of each group at a time, or in half of the clips that have nothing to do with
+   each other: whether every gradient is asked if it is finite, and no other in its place. In
+   gradients that are clipped, for there it shows what a policy does to the other elements.
+2. inf, -inf, and both: a test for nan alone passes over them, and a sum makes nan of both.
+3. Each gradient of a group so large that the others hardly count, and of the elements of each one
+   alone: what is left out of a maximum shows on nothing else.
+4. Nothing but zeros; and elements that are all of one size, just within the threshold: a norm that
+   is too large shows nowhere better.
+5. The ends of the range that is promised (`promised_range`): what is computed in a narrower dtype
+   than it is said to be leaves it there.
+6. Parameters whose units are shorter than the smallest norm that one counts as, and longer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_clip_pass.clips import AdaptiveGradientClip, NonFinite
+from onnx_clip_pass.verify import compare
+from onnx_clip_pass.verify.expected import Member, pressing_factor
+from onnx_clip_pass.verify.ranges import promised_range
+
+__all__ = ["Press", "presses"]
+
+Array = NDArray[Any]
+Group = dict[int, Member]
+"""The gradients that are clipped together, by the numbers of their targets."""
+
+_FAR = 2.0**7
+_INSIDE = 2.0**4  # from the end of a range
+_WELL = 2.0**4  # beyond where a clip begins to act, so that it does without the largest element
+
+
+@dataclass(slots=True)
+class Press:
+    """Gradients, and parameters, by the numbers of targets; `when` says what is particular."""
+
+    when: str
+    gradients: dict[int, Array] = field(default_factory=dict)
+    parameters: dict[int, Array] = field(default_factory=dict)
+
+
+def presses(
+    groups: Sequence[Group], values: Sequence[object], nonfinite: NonFinite, norm_precision: str
+) -> Iterator[Press]:
+    """All of them; the first are those that are most likely to show something.
+
+    Args:
+        groups: the gradients that have anything to do with each other, which are all of a body.
+        values: of each target, what is the same for those that are clips of one value.
+        nonfinite: the policy.
+        norm_precision: as recorded.
+    """
+    pressed = [_Pressed(group, values, nonfinite) for group in groups]
+    acting = {n: a for each in pressed for n, a in each.acting.items()}
+
+    def press(when: str, changed: Iterable[dict[int, Array]]) -> Press:
+        return Press(f"{when}: ", acting | dict(ChainMap(*changed)))
+
+    for number, place in ((math.nan, -1), (math.nan, 0), (math.inf, -1), (-math.inf, 0)):
+        changed = [each.with_one(0, number, place) for each in pressed]
+        yield press(f"with {number} in the gradients", changed)
+    yield press("with inf and -inf in the gradients", [each.with_both() for each in pressed])
+    yield press("with zeros as gradients", [each.zeros() for each in pressed])
+    yield press("just within the threshold", [each.within() for each in pressed])
+    for high, each_own in product((True, False), (False, True)):
+        changed = [e.at_end(norm_precision, high=high, each_own=each_own) for e in pressed]
+        if any(changed):
+            word = "large" if high else "small"
+            yield press(f"with gradients as {word} as is promised", changed)
+    yield from _beside_parameters(groups, values, nonfinite, acting)
+    for bit in range((len(pressed) - 1).bit_length()):
+        for half in (0, 1):
+            some = [each for at, each in enumerate(pressed) if at >> bit & 1 == half]
+            yield press("with nan in the gradients", [e.with_one(0, math.nan, -1) for e in some])
+    for at in range(1, max(len(each.values) for each in pressed)):
+        changed = [each.with_one(at, math.nan, -1) for each in pressed]
+        yield press("with nan in the gradients", changed)
+    if any(len(each.values) > 1 for each in pressed):
+        for at in range(max(len(each.values) for each in pressed)):
+            yield press("with one gradient far above", [each.with_largest(at) for each in pressed])
+
+
+class _Pressed:
+    """The gradients of one group, scaled so that they are clipped."""
+
+    def __init__(self, group: Group, values: Sequence[object], nonfinite: NonFinite) -> None:
+        self._group = group
+        self._nonfinite = nonfinite
+        self.values: list[list[int]] = []
+        of_value: dict[object, list[int]] = {}
+        for number in group:
+            of_value.setdefault(values[number], []).append(number)
+        self.values = list(of_value.values())
+        members = list(group.values())
+        self._factor = pressing_factor(members, nonfinite, up=True) or 1.0
+        largest = max(compare.largest(m.case.gradient) for m in members)
+        if largest * self._factor * _WELL < min(compare.top(m.case.gradient) for m in members) / 4:
+            self._factor *= _WELL
+        self.acting = {n: _times(m.case.gradient, self._factor) for n, m in group.items()}
+
+    def with_one(self, at: int, element: float, place: int) -> dict[int, Array]:
+        """One element of one gradient is another; nothing if there is no such gradient."""
+        found: dict[int, Array] = {}
+        for number in self.values[at] if at < len(self.values) else ():
+            found[number] = self.acting[number].copy()
+            if found[number].size:
+                found[number].flat[place] = element
+        return found
+
+    def with_largest(self, at: int) -> dict[int, Array]:
+        """One gradient is clipped for itself, beside which the others hardly count."""
+        if len(self.values) < 2 or at >= len(self.values):
+            return {}
+        own = self.values[at]
+        members = [self._group[number] for number in own]
+        factor = pressing_factor(members, self._nonfinite, up=True) or self._factor
+        found = {number: _times(self._group[number].case.gradient, factor) for number in own}
+        top = max(compare.largest(array) for array in found.values()) / _FAR
+        for number in self.acting.keys() - found.keys():
+            array = self._group[number].case.gradient
+            largest = compare.largest(array)
+            found[number] = _times(array, _power(top / largest) if largest else 1.0)
+        return found
+
+    def with_both(self) -> dict[int, Array]:
+        """The first and the last element of the first gradient are inf and -inf."""
+        found = self.with_one(0, math.inf, 0)
+        for array in found.values():
+            if array.size:
+                array.flat[-1] = -math.inf
+        return found
+
+    def within(self) -> dict[int, Array]:
+        """Elements of one size that are not clipped, but would be if twice as large."""
+        even = {
+            number: replace(
+                m,
+                case=replace(
+                    m.case, gradient=_even(m.case.gradient, compare.largest(m.case.gradient))
+                ),
+            )
+            for number, m in self._group.items()
+        }
+        factor = pressing_factor(list(even.values()), self._nonfinite, up=True)
+        if not factor:
+            return {}
+        factor /= 2
+        if factor == 0.5:  # they are beyond it as they are
+            factor = pressing_factor(list(even.values()), self._nonfinite, up=False)
+        return {number: _times(m.case.gradient, factor) for number, m in even.items()}
+
+    def zeros(self) -> dict[int, Array]:
+        """All elements zero."""
+        return {number: np.zeros_like(array) for number, array in self.acting.items()}
+
+    def at_end(self, norm_precision: str, *, high: bool, each_own: bool) -> dict[int, Array]:
+        """Gradients whose norms are near one end of what is promised of all of them.
+
+        With `each_own` each is near the end of its own range, if these differ.
+        """
+        members = self._group
+        count = sum(m.case.gradient.size * m.case.count for m in members.values())
+        ranges = {}
+        for number, m in members.items():
+            pairs = [(formula, m.case) for formula in m.formulas]
+            ranges[number] = promised_range(pairs, norm_precision, self._nonfinite)
+        if each_own and len(set(ranges.values())) == 1:
+            return {}
+        low, most = max(low for low, _ in ranges.values()), min(top for _, top in ranges.values())
+        found = {}
+        for number, m in members.items():
+            array, (own_low, own_most) = m.case.gradient, ranges[number]
+            norm = (own_most if each_own else most) / count
+            end = min(norm, compare.top(array)) if high else own_low if each_own else low
+            largest = compare.largest(array) or 1.0
+            factor = end / _INSIDE / largest if high else end * _INSIDE / largest
+            found[number] = _times(array, _power(factor))
+            if high and norm > compare.top(array):  # the norm of elements that are held is not
+                found[number] = _even(array, compare.top(array) / 1.125)
+        return found
+
+
+def _beside_parameters(
+    groups: Sequence[Group],
+    values: Sequence[object],
+    nonfinite: NonFinite,
+    acting: dict[int, Array],
+) -> Iterator[Press]:
+    """Parameters whose largest element is far below the least norm, and units far above it."""
+    if not any(m.case.parameter is not None for group in groups for m in group.values()):
+        return
+    for high in (False, True):
+        press = Press(f"with {'large' if high else 'small'} parameters: ", dict(acting))
+        for group in groups:
+            changed = {}
+            for number, member in group.items():
+                parameter = member.case.parameter
+                if parameter is None:
+                    continue
+                eps = max(f.eps for f in member.formulas if isinstance(f, AdaptiveGradientClip))
+                array = _parameter(parameter, eps, high=high)
+                press.parameters[number] = array
+                changed[number] = replace(member, case=replace(member.case, parameter=array))
+            if changed:
+                press.gradients |= _Pressed(group | changed, values, nonfinite).acting
+        yield press
+
+
+def _parameter(parameter: Array, eps: float, *, high: bool) -> Array:
+    """The parameter with all its elements above `eps`, or all of it below; none of them zero."""
+    wide = compare.wide(parameter)
+    wide = np.where((wide == 0) | ~np.isfinite(wide), 0.5, wide)
+    if high:
+        factor = _power(4 * eps / float(np.min(np.abs(wide), initial=math.inf)))
+        return np.asarray(wide * max(factor, 1.0)).astype(parameter.dtype)
+    norm = float(np.linalg.norm(wide.ravel()))
+    return np.asarray(wide * _power(eps / 4 / norm)).astype(parameter.dtype) if norm else parameter
+
+
+def _even(array: Array, size: float) -> Array:
+    """Elements of one size, with the signs of these."""
+    return np.asarray(np.where(compare.wide(array) < 0, -size, size)).astype(array.dtype)
+
+
+def _power(number: float) -> float:
+    """The power of two at or below a positive number, so that scaling by it rounds nothing."""
+    return math.ldexp(0.5, math.frexp(number)[1]) if 0 < number < math.inf else 1.0
+
+
+def _times(array: Array, factor: float) -> Array:
+    with np.errstate(over="ignore", under="ignore"):
+        return np.asarray(compare.wide(array) * factor).astype(array.dtype)

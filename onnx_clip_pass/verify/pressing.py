@@ -1,0 +1,174 @@
+"""The clips of a rewritten model on pressed gradients, body by body, without the rest of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import helper
+
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.graph import Index
+from onnx_clip_pass.record import Record
+from onnx_clip_pass.runtime import Arrays
+from onnx_clip_pass.verify import checks, compare
+from onnx_clip_pass.verify.alone import Alone
+from onnx_clip_pass.verify.clipping import Clipping
+from onnx_clip_pass.verify.copies import Port
+from onnx_clip_pass.verify.expected import Member
+from onnx_clip_pass.verify.presses import Press, presses
+from onnx_clip_pass.verify.report import Verification
+from onnx_clip_pass.verify.runs import Outlets, Runs
+from onnx_clip_pass.verify.targets import Target
+
+__all__ = ["Pressing"]
+
+_LOSS_SCALE = "loss scale"
+_MADE_UP = 3  # the size of a dimension of a gradient that was not computed
+_MOST_ELEMENTS = 1 << 21
+_LEAST_PRESSES = 6
+"""No fewer, and no more with more elements than those. A press takes as long as a good part of a
+run of the model, and a group has two for each of its gradients."""
+
+
+class Pressing:
+    """Runs the clips of each body on gradients made from those of the first run.
+
+    Args:
+        members: a gradient of each target, as it was in the first run; None if it was not computed.
+        loss_scale: in that run.
+        thresholds: those that are inputs; `steered` are they as arrays.
+    """
+
+    def __init__(
+        self,
+        runs: Runs,
+        targets: Sequence[Target],
+        members: Sequence[Member | None],
+        loss_scale: float,
+        thresholds: Mapping[str, float],
+        steered: Arrays,
+        record: Record,
+        after: Index,
+        result: Verification,
+    ) -> None:
+        self._runs = runs
+        self._targets = targets
+        self._members = members
+        self._loss_scale = loss_scale
+        self._thresholds, self._steered = thresholds, steered
+        self._record = record
+        self._after = after
+        self._result = result
+
+    def run_all(self) -> None:
+        """All presses of all bodies; what they show goes to the result."""
+        for scope in sorted({target.scope for target in self._targets}):
+            self._run_scope(scope)
+
+    def _run_scope(self, scope: int) -> None:
+        path = self._after.scopes[scope].path or "the main graph"
+        numbers = [n for n, target in enumerate(self._targets) if target.scope == scope]
+        arrays = self._arrays(numbers)
+        if arrays is None:
+            self._note(f"clips of {path} were not tried alone: a gradient has an unknown shape")
+            return
+        try:
+            outputs = () if scope else self._record.outputs
+            alone = self._runs.alone(self._after, scope, outputs, self._steered)
+        except OnnxClipError as error:
+            self._result.faults.append(f"the clips of {path} do not run alone: {error}")
+            return
+        if alone.reads_more:
+            self._note(f"clips of {path} were not tried alone: they read {alone.reads_more[0]!r}")
+            return
+        clipping, outlets, given = self._clipping(arrays)
+        groups = [
+            {one.target: one.member for one in ones} for ones in clipping.ones(outlets.raw, given)
+        ]
+        most = max(
+            _LEAST_PRESSES * sum(array.size for array in arrays.gradients.values()), _MOST_ELEMENTS
+        )
+        values = [target.raw for target in self._targets]
+        nonfinite: Any = self._record.nonfinite
+        for press in presses(groups, values, nonfinite, self._record.norm_precision):
+            most -= sum(array.size for array in press.gradients.values())
+            if most < 0:
+                self._note(
+                    f"the gradients of {path} are large and many: not each was tried with nan, or "
+                    f"far above the others, on its own"
+                )
+                return
+            own = arrays.parameters | press.parameters
+            if not self._run(alone, replace(press, parameters=own)):
+                return
+
+    def _arrays(self, numbers: Sequence[int]) -> Press | None:
+        """Gradients and parameters as in the first run, made up where there are none but zeros."""
+        die = np.random.default_rng(0)
+        found = Press("")
+        made: dict[str, NDArray[Any]] = {}
+        for number in numbers:
+            target, member = self._targets[number], self._members[number]
+            dtype = helper.tensor_dtype_to_np_dtype(target.dtype)
+            shape = target.gradient.shape
+            if member is not None:
+                array = member.case.gradient
+                if not np.isfinite(wide := compare.wide(array)).all() or not wide.any():
+                    array = die.standard_normal(array.shape).astype(dtype)
+                parameter = member.case.parameter
+            elif shape is None:
+                return None
+            else:
+                sizes = [size if isinstance(size, int) else _MADE_UP for size in shape]
+                array = np.asarray(die.standard_normal(sizes)).astype(dtype)
+                parameter = None
+            found.gradients[number] = made.setdefault(target.raw, np.asarray(array))
+            if target.parameter is not None:
+                if parameter is None:
+                    kind = helper.tensor_dtype_to_np_dtype(target.parameter[2])
+                    own = array.shape[: array.ndim - int(target.gradient.has_seeds)]
+                    parameter = np.asarray(die.standard_normal(own)).astype(kind)
+                found.parameters[number] = made.setdefault(target.parameter[1], parameter)
+        return found
+
+    def _clipping(self, press: Press) -> tuple[Clipping, Outlets, Arrays]:
+        """The clips on these arrays, where these are, and all of them by name."""
+        ports: list[list[list[Port]]] = [[[] for _ in self._targets] for _ in range(3)]
+        raw, clipped, parameters = ports
+        given: Arrays = {_LOSS_SCALE: np.array(self._loss_scale)}
+        for number, array in press.gradients.items():
+            target = self._targets[number]
+            given[target.raw] = array
+            raw[number] = [Port(target.raw, "", 0)]
+            clipped[number] = [Port(target.clipped, "", 0)]
+            if target.parameter is not None:
+                given[target.parameter[1]] = press.parameters[number]
+                parameters[number] = [Port(target.parameter[1], "", 0)]
+        outlets = Outlets(raw, clipped, parameters, _LOSS_SCALE)
+        return (
+            Clipping(self._targets, self._record, outlets, given, self._thresholds, is_given=True),
+            outlets,
+            given,
+        )
+
+    def _run(self, alone: Alone, press: Press) -> bool:
+        """Run the clips on one press; whether all is right so far."""
+        clipping, outlets, given = self._clipping(press)
+        try:
+            after = alone.run(given)
+        except OnnxClipError as error:
+            self._result.faults.append(f"{press.when}the clips alone do not run: {error}")
+            return False
+        seen = checks.Clipped(press.when, after, outlets, clipping)
+        found = checks.check_gradients(seen, self._record, self._result)
+        if self._record.outputs and self._targets[next(iter(press.gradients))].scope == 0:
+            checks.check_emitted(seen, self._targets, self._record, found, self._result)
+        return self._result.ok
+
+    def _note(self, note: str) -> None:
+        if note not in self._result.notes:
+            self._result.notes.append(note)

@@ -1,0 +1,82 @@
+"""The norms for which a precision is promised (docs/numerics.md, "Error")."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_clip_pass.clips import Case, Formula, GradientClipByValue, NonFinite
+from onnx_clip_pass.clips.scaling import ScalingClip
+from onnx_clip_pass.verify import compare
+
+__all__ = ["is_promised", "promised_range"]
+
+
+def promised_range(
+    pairs: Iterable[tuple[Formula, Case]], norm_precision: str, nonfinite: NonFinite
+) -> tuple[float, float]:
+    """The least and the largest norm that all these formulas promise of these gradients."""
+    found = [_range(*pair, norm_precision, nonfinite) for pair in pairs]
+    return max(low for low, _ in found), min(top for _, top in found)
+
+
+def is_promised(
+    formula: Formula,
+    cases: Sequence[Case],
+    norms: Sequence[NDArray[np.float64]],
+    total: float | None,
+    norm_precision: str,
+    nonfinite: NonFinite,
+) -> bool:
+    """Return whether norms of gradients are in the range, `total` being that of a whole group.
+
+    What is too short for it and within its limit is: its norm comes out shorter, if anything.
+    """
+    if formula.is_identity:
+        return True
+    ranges = [_range(formula, case, norm_precision, nonfinite) for case in cases]
+    most = max(top for _, top in ranges)
+    for case, own, (low, top) in zip(cases, norms, ranges, strict=True):
+        whole = own if total is None else np.asarray(total)
+        if np.any(own[np.isfinite(own)] > top) or np.any(whole[np.isfinite(whole)] > most):
+            return False
+        is_short = (whole > 0) & (whole < low)
+        if is_short.any() and np.any(is_short & (whole > _limits(formula, case))):
+            return False
+    return True
+
+
+def _limits(formula: Formula, case: Case) -> NDArray[np.float64]:
+    if isinstance(formula, ScalingClip):
+        with np.errstate(over="ignore"):
+            return formula.norms_and_limits(case, np.asarray(case.gradient, np.float64))[1]
+    return np.asarray(math.inf if formula.threshold is None else formula.threshold)
+
+
+def _range(
+    formula: Formula, case: Case, norm_precision: str, nonfinite: NonFinite
+) -> tuple[float, float]:
+    """Of the norms of a formula, for a gradient.
+
+    Powers of a norm and of elements have to be held where they are added up: in float32, unless
+    something takes elements to float64. A largest element is one that the gradient's dtype holds.
+    """
+    dtype, ord = str(case.gradient.dtype), float(getattr(formula, "ord", 2.0))
+    in_float64 = dtype == "float64" or norm_precision == "wide"
+    is_widened = (
+        in_float64 or nonfinite != "propagate" or (ord not in (1, 2) and norm_precision != "plain")
+    )
+    if isinstance(formula, GradientClipByValue) or ord == math.inf:
+        return 0.0, compare.top(case.gradient)
+    held = np.finfo(np.float64 if is_widened else np.float32)
+    # what is a multiple of the smallest number keeps its precision above this
+    least = float(held.tiny) / float(held.eps) * max(1, case.gradient.size)
+    with np.errstate(over="ignore", under="ignore"):
+        ends = np.array([least, float(held.max) / 2]) ** (1 / ord)
+    most = float(ends[1])
+    if not in_float64:  # the factor is float32, and loses its precision where it is not normal
+        most = min(most, (formula.threshold or math.inf) / float(np.finfo(np.float32).tiny))
+    return float(ends[0]), most
