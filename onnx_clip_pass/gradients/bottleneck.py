@@ -26,9 +26,6 @@ import numpy as np
 
 from onnx_clip_pass.gradients.chains import MANY, NOBODY
 from onnx_clip_pass.gradients.found import Found, Sink
-from onnx_clip_pass.gradients.ops import (
-    PHI,
-)
 from onnx_clip_pass.gradients.runs import Run
 from onnx_clip_pass.gradients.training import Step
 from onnx_clip_pass.gradients.walks import Walks

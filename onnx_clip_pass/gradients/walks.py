@@ -82,8 +82,9 @@ class Walks(Doubts):
                 and not self.is_optimizer
                 and (Link.BENT in link or states.is_loss_sure)
             ):
-                if all(chains.link[each] in (Link(0), Link.NUMBER, Link.TERM) for each in trail):
-                    trail.append(above)  # nothing but an update's arithmetic is in between
+                links = [chains.link[each] for each in trail]
+                if set(links) <= {Link(0), Link.NUMBER, Link.TERM} and links.count(Link.NUMBER) < 2:
+                    trail.append(above)  # nothing but a rate is in between
                 break
             if Link.REDUCED in link and step.root in self.averaged:
                 break
