@@ -186,6 +186,20 @@ def test_a_folder_that_cannot_be_written_is_an_error(saved, target, monkeypatch)
     assert_untouched(saved, before, target)
 
 
+def test_of_a_link_that_is_the_output_the_link_is_replaced(saved: Path, tmp_path: Path):
+    other, link = tmp_path / "other.onnx", tmp_path / "link.onnx"
+    other.write_bytes(b"other")
+    link.symlink_to(other)
+    rewrite(saved, link, force=True)
+    assert other.read_bytes() == b"other"
+    assert not link.is_symlink()
+    link.unlink()
+    link.symlink_to(saved)
+    rewrite(saved, link, replace=True)
+    assert link.is_symlink()
+    assert inspect_file(saved).record is not None
+
+
 def test_a_folder_that_takes_no_folders_is_an_error(saved, target, monkeypatch):
     """As /proc does, and a folder that has been removed under a process that is in it."""
     before = saved.read_bytes()
