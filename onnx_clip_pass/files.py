@@ -11,7 +11,7 @@ from typing import Unpack
 from onnx_clip_pass.arguments import check_choice, check_flags, check_path
 from onnx_clip_pass.deciding import decider
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.gradients import Gradient, survey
+from onnx_clip_pass.gradients import Gradient, name_gradients, survey
 from onnx_clip_pass.gradients.explaining import Explanation, explain
 from onnx_clip_pass.gradients.optimizer import NO_OPS, OptimizerOps, checked_ops
 from onnx_clip_pass.graph import Index
@@ -168,18 +168,36 @@ def inspect_file(source: _Path, optimizer_ops: OptimizerOps = NO_OPS) -> Inspect
         except OnnxClipError as error:  # worth a look all the same
             return Inspection((), record, str(error))
         known = {} if record is None else record.optimizer_ops
-        seen = survey(Index(structure.model), {**known, **checked_ops(optimizer_ops)})
+        index = Index(structure.model)
+        seen = survey(index, {**known, **checked_ops(optimizer_ops)})
         if record is not None:
             seen = seen.answered(record.answers)
         gradients = tuple(sighting.gradient for sighting in seen.found)
-        is_empty = not (gradients or seen.questions)
+        named = _named_before(index, record, {gradient.name for gradient in gradients})
+        told = {name for each in named for name in (each.name, each.parameter.name)}
+        questions = [
+            each
+            for each in seen.questions
+            if told.isdisjoint({each.name, *(value.name for value in each.candidates)})
+        ]
+        is_empty = not (gradients or named or questions)
         return Inspection(
-            gradients,
+            gradients + named,
             record,
             nothing_found(seen, can_name=False) if is_empty else "",
-            uncovered_of(seen.questions),
+            uncovered_of(questions),
             tuple(dict.fromkeys(seen.flow.root_name(value) for value in seen.carried)),
         )
+
+
+def _named_before(index: Index, record: Record | None, known: set[str]) -> tuple[Gradient, ...]:
+    """The gradients that the rewrite was told, as a probe tells them, beside those known anyway."""
+    named = {} if record is None or record.named is None else record.named
+    wanted = {name: parameter for name, parameter in named.items() if name not in known}
+    try:
+        return tuple(sighting.gradient for sighting in name_gradients(index, wanted).found)
+    except OnnxClipError:  # of a record that is forged: what the graph tells is worth a look
+        return ()
 
 
 def explain_file(source: _Path, name: str, optimizer_ops: OptimizerOps = NO_OPS) -> Explanation:

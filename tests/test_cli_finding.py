@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from graphs import MODELS
 from onnx import numpy_helper
 from steps import ASKED, asking, unknown_optimizer
 
@@ -196,6 +197,38 @@ def test_an_optimizer_may_be_told(tmp_path: Path, capsys):
 def test_an_optimizer_that_is_told_wrongly_is_refused(step: Path, capsys, text):
     assert main(["rewrite", str(step), "--optimizer-op", text]) == 2
     assert "expected an operator and the numbers of two of its inputs" in capsys.readouterr().err
+
+
+def test_an_operator_of_another_domain_is_named(tmp_path: Path, capsys):
+    path = tmp_path / "m.onnx"
+    onnx.save(unknown_optimizer(), path)
+    said = ["--optimizer-op", "SGD:parameter=0,gradient=1", "--gradient", "g"]
+    assert main(["rewrite", str(path), *said]) == 0
+    assert "'SGD' is not in this model; there is 'vendor::SGD'" in capsys.readouterr().err
+
+
+# -- gradients that were named -----------------------------------------------------------------
+
+
+def test_inspect_shows_gradients_that_were_named(step: Path, capsys):
+    clipped = step.with_name("m.clipped.onnx")
+    assert main(["rewrite", str(step), "--gradient", "whole"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(clipped)]) == 0
+    table = capsys.readouterr().out
+    assert all(word in table for word in ("whole", "norm <= 1", "named by the caller"))
+    assert "not known" not in table
+
+
+def test_what_was_named_is_to_be_named_again(capsys, tmp_path: Path):
+    clipped = tmp_path / "clipped.onnx"
+    path = MODELS / "torch_grad" / "mlp_mse.onnx"
+    assert main(["rewrite", str(path), "-o", str(clipped), "--gradient", "t_8"]) == 0
+    assert main(["inspect", str(clipped)]) == 0
+    assert "1 gradient in" in capsys.readouterr().out
+    assert main(["rewrite", str(clipped), "--in-place"]) == 2
+    assert "must be told again: 't_8'" in capsys.readouterr().err
+    assert main(["rewrite", str(clipped), "--in-place", "--gradient", "t_8"]) == 0
 
 
 # -- explaining --------------------------------------------------------------------------------

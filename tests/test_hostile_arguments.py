@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import parser
+from onnx.reference import ReferenceEvaluator
 
 from onnx_clip_pass import (
     AdaptiveGradientClip,
@@ -40,6 +41,8 @@ HOSTILE = {
     "a small number of 5,000 digits": "0." + "1" * 5000,
     "100,000 hexadecimal digits": "0x" + "f" * 100_000,
     "a large exponent": "1e999999999",
+    "almost too large": "1e308",
+    "almost nothing": "1e-320",
     "nan": "nan",
     "minus infinity": "-inf",
     "digits of another script": "٣",
@@ -99,6 +102,21 @@ def test_every_option_answers_every_hostile_value(command, option, step, capsys,
         answers([command, *models, f"{option}={value}"], capsys)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--clip", "value", "--max", "1", "--min", "-1e308"],
+        ["--clip", "adaptive", "--clipping", "1", "--eps", "1e300"],
+    ],
+)
+def test_bounds_that_the_dtype_does_not_hold_bound_nothing_without_a_warning(options, step):
+    assert main(["rewrite", str(step), "--gradient", "W_grad", *options]) == 0
+    clipped = onnx.load(step.with_name("step.clipped.onnx"))
+    run = ReferenceEvaluator(clipped)
+    x = np.array([-1e15, 0.5], np.float32)
+    assert run.run(["W_grad"], {"W": x, "x": x})[0].tolist() == x.tolist()
+
+
 @pytest.mark.parametrize("command", cli.commands)
 def test_every_command_answers_every_hostile_path(command, step, capsys, monkeypatch):
     monkeypatch.chdir(step.parent)
@@ -112,6 +130,7 @@ def test_every_command_answers_every_hostile_path(command, step, capsys, monkeyp
     [
         (["--clip-norm", "9" * 5000], "is more than a float holds; for no bound say inf"),
         (["--clip-norm", "1_0"], "expected a number such as 0.5 or inf, not '1_0'"),
+        (["--loss-scale", "1e-300", "--clip-norm", "1e-30"], "times the loss scale 1e-300 is less"),
         (["--axes", "9" * 5000], "--axes: expected axes such as 0 or 0,2, not '999"),
         (["--threshold-input", "caf\udce9"], "expected UTF-8, not 'caf\\udce9'"),
         (["--skip", HOSTILE["open groups"]], "is no regular expression: "),

@@ -156,7 +156,8 @@ class AdaptiveGradientClip(ScalingClip):
         lengths = norm_of(np.asarray(case.parameter).astype(np.float64), 2.0, axes)
         if case.has_seeds:
             lengths = lengths[..., None]
-        return norm_of(wide, 2.0, axes), self.clipping * np.maximum(lengths, self.eps)
+        with np.errstate(over="ignore"):  # a limit beyond float64 is none
+            return norm_of(wide, 2.0, axes), self.clipping * np.maximum(lengths, self.eps)
 
     def _axes_at(self, to: Emitter) -> tuple[int, ...]:
         rank = len(to.gradient.shape or ()) - int(to.gradient.has_seeds)

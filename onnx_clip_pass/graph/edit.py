@@ -128,7 +128,8 @@ class Editor:
         key = (id(scope), value, dtype)
         if key not in self._constants:
             label = f"{value:.9g}:{TensorType(dtype).dtype_name}"
-            array = np.array(value, _STORAGE[dtype])
+            with np.errstate(over="ignore"):  # what is beyond the dtype is inf there: no bound
+                array = np.array(value, _STORAGE[dtype])
             name = self._constants[key] = self._add_constant(scope, label, array, dtype)
             self._values[name] = value
         return self._constants[key]

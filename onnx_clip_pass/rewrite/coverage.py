@@ -1,7 +1,7 @@
 """Trained parameters whose gradient is not known: they are decided about, accepted, or refused.
 
 A question is a parameter that an update in the graph trains and whose gradient structure alone does
-not tell. If the selection would clip it, leaving it out in silence is no way;.
+not tell. If the selection would clip it, leaving it out in silence is no way.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from onnx_clip_pass.clips import Emitter, Formula, Measured, turns
+from onnx_clip_pass.clips import Clip, Emitter, Formula, Measured, turns
+from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Editor
 from onnx_clip_pass.kernels import Need
 from onnx_clip_pass.rewrite.planning import Edit
@@ -35,6 +36,16 @@ class _Stream:
     emitter: Emitter | None = None
 
 
+def _scaled(clip: Clip, factor: float) -> Clip:
+    """A clip of gradients that are this many times larger."""
+    try:
+        return clip.scaled(factor)
+    except OnnxClipError as error:  # it was a number before, and is 0 now
+        raise OnnxClipError(
+            f"a threshold times the loss scale {factor:g} is less than a float holds: {error}"
+        ) from error
+
+
 def emit(editor: Editor, edits: Sequence[Edit], settings: Settings) -> Made:
     """Put the clips of all edits in, and what is to be watched."""
     steering, watch = settings.steering, settings.watch
@@ -43,7 +54,7 @@ def emit(editor: Editor, edits: Sequence[Edit], settings: Settings) -> Made:
     streams = []
     for edit in edits:
         clip = edit.choice.clip
-        scaled = clip if steering.factor == 1 else clip.scaled(steering.factor)
+        scaled = clip if steering.factor == 1 else _scaled(clip, steering.factor)
         streams.append(_Stream(edit, scaled.formulas, edit.name))
     made = Made()
     groups: list[GroupSight] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from onnx_clip_pass.clips import Clip
-from onnx_clip_pass.errors import listed
+from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.gradients import Survey, name_gradients, survey
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record
@@ -18,7 +18,7 @@ from onnx_clip_pass.rewrite.coverage import (
     refuse,
     uncovered_of,
 )
-from onnx_clip_pass.rewrite.selecting import Selected, selected
+from onnx_clip_pass.rewrite.selecting import Selected, nothing_found, selected
 from onnx_clip_pass.rewrite.settings import Settings
 from onnx_clip_pass.rules import Rules
 
@@ -52,6 +52,12 @@ def find(
         return Finds(seen, _select(seen, clips, settings), {}, (), [])
     first = survey(index, settings.optimizer_ops)
     seen = first if before is None else first.answered(before.answers)
+    if before is not None and before.named and not (seen.found or seen.questions or seen.of_data):
+        raise OnnxClipError(
+            f"{nothing_found(seen, can_name=True)}; the clip that the model has was put behind "
+            f"values that were named, or found by --probe, and what is put there now must be told "
+            f"again: {listed([repr(name) for name in before.named])}"
+        )
     picked = _select(seen, clips, settings)
     notes: list[str] = []
     verdict = Verdict({}, {})

@@ -179,8 +179,9 @@ def notes_on_coverage(index: Index, bare: list[str], settings: Settings) -> list
         for scope in index.scopes
         for node in scope.nodes
     } if settings.optimizer_ops else set()  # fmt: skip
-    warnings += [
-        f"optimizer {name!r} is not in this model" for name in settings.optimizer_ops
-        if name not in there
-    ]  # fmt: skip
+    for name in settings.optimizer_ops:
+        if name not in there:
+            like = [repr(o) for o in sorted(there) if o.split("::")[-1] == name.split("::")[-1]]
+            hint = f"; there is {listed(like)}" if like else ""
+            warnings.append(f"optimizer {name!r} is not in this model{hint}")
     return warnings

@@ -97,15 +97,14 @@ class Journal:
             self.made += [each for each in reversed(missing) if each not in self.made]
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0)
         while self._descriptor is None:
+            with suppress(FileExistsError):
+                self.path.parent.mkdir(0o700)  # not found: a folder that takes none, as in /proc
+            if self.path.parent.is_symlink():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             try:
-                self.path.parent.mkdir(0o700, exist_ok=True)
-                if self.path.parent.is_symlink():
-                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
                 descriptor = os.open(self.path, flags, 0o600)
-            except FileNotFoundError:
-                if self.root.is_dir():  # another run has just removed the folder of journals
-                    continue
-                raise
+            except FileNotFoundError:  # another run has just removed the folder of journals
+                continue
             lock(descriptor, wait=True)
             if os.fstat(descriptor).st_nlink:  # else one who found it without lock removed it
                 self._descriptor = descriptor

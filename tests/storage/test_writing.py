@@ -186,6 +186,36 @@ def test_a_folder_that_cannot_be_written_is_an_error(saved, target, monkeypatch)
     assert_untouched(saved, before, target)
 
 
+def test_of_a_link_that_is_the_output_the_link_is_replaced(saved: Path, tmp_path: Path):
+    other, link = tmp_path / "other.onnx", tmp_path / "link.onnx"
+    other.write_bytes(b"other")
+    link.symlink_to(other)
+    rewrite(saved, link, force=True)
+    assert other.read_bytes() == b"other"
+    assert not link.is_symlink()
+    link.unlink()
+    link.symlink_to(saved)
+    rewrite(saved, link, replace=True)
+    assert link.is_symlink()
+    assert inspect_file(saved).record is not None
+
+
+def test_a_folder_that_takes_no_folders_is_an_error(saved, target, monkeypatch):
+    """As /proc does, and a folder that has been removed under a process that is in it."""
+    before = saved.read_bytes()
+    real = os.mkdir
+
+    def refuse(path: Path, *mode: int, **options: int) -> None:
+        if Path(path).parent == target.parent:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+        real(path, *mode, **options)
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with pytest.raises(OnnxClipError, match="No such file or directory; nothing there has changed"):
+        rewrite(saved, target, force=True)
+    assert_untouched(saved, before, target)
+
+
 @pytest.mark.parametrize("size", [0, 100, 3 * COUNT, 9 * COUNT])
 def test_a_source_that_changes_size_while_it_is_copied_is_an_error(saved, target, size: int):
     saved.write_bytes(make_step(count=4 * COUNT).SerializeToString())
