@@ -83,7 +83,8 @@ class Walks(Doubts):
                 and (Link.BENT in link or states.is_loss_sure)
             ):
                 links = [chains.link[each] for each in trail]
-                if set(links) <= {Link(0), Link.NUMBER, Link.TERM} and links.count(Link.NUMBER) < 2:
+                is_plain = set(links) <= {Link(0), Link.NUMBER, Link.TERM}
+                if is_plain and links.count(Link.NUMBER) < 2 and start == step.new:
                     trail.append(above)  # nothing but a rate is in between
                 break
             if Link.REDUCED in link and step.root in self.averaged:
