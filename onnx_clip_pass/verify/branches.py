@@ -16,14 +16,16 @@ __all__ = ["not_run", "unlike_branches"]
 
 def unlike_branches(before: Index, after: Index, record: Record) -> dict[int, str]:
     """The branches whose nodes are others than the original's and clips, by number, and how."""
-    places = Places(before)
-    return {
-        number: how
-        for number, (scope, other) in enumerate(zip(before.scopes, after.scopes, strict=True))
-        if _is_branch(places, scope)
-        for how in [_difference(scope, other, record)]
-        if how
-    }
+    places, now = Places(before), Places(after)
+    others = {_whose(now, scope, record): scope for scope in after.scopes}
+    found = {}
+    for number, scope in enumerate(before.scopes):
+        if _is_branch(places, scope):
+            other = others.get(_whose(places, scope, record))
+            how = "it is gone" if other is None else _difference(scope, other, record)
+            if how:
+                found[number] = how
+    return found
 
 
 def not_run(before: Index, number: int, conditions: dict[tuple[int, str], Any]) -> bool:
@@ -44,6 +46,15 @@ def not_run(before: Index, number: int, conditions: dict[tuple[int, str], Any]) 
                 return True
         scope = outer
     return False
+
+
+def _whose(places: Places, scope: Scope, record: Record) -> tuple[Any, ...]:
+    """Which body a scope is: by what the nodes around it make, which a clip may put later."""
+    if id(scope) not in places.holder:
+        return (scope.path,)
+    outer, number, key = places.holder[id(scope)]
+    made = _old(outer.nodes[number].output, record)
+    return (*_whose(places, outer, record), made, key)
 
 
 def _is_branch(places: Places, scope: Scope) -> bool:
