@@ -42,7 +42,8 @@ class Walks(Doubts):
         if self._is_unknown(start):
             operands = self._operands(start, step)
             if len(operands) != 1:
-                return 0, operands, f"{values.op[start]}, which nobody knows, takes several values"
+                why = f"{values.op[start]}, which nobody knows, takes several values"
+                return 0, operands, f"{why}; --optimizer-op says which is the gradient"
             start = operands[0]
         at = start
         trail = [at]
