@@ -31,6 +31,7 @@ __all__ = ["Factors"]
 
 _MOST_OPERANDS = 16
 _MOST_TERMS = 1000
+_MOST_NUMBERS = 64
 _SAME = 1e-3
 _LEFT_BY_SQUARES = (0.5, 1.0, 2.0)
 
@@ -51,7 +52,12 @@ class Factors(Constants):
         is_taken_up = trail[0] != step.new
         behind = [] if self._is_share(trail[0]) else list(self.down(trail[0], step.new))
         is_taken_up_whole = is_taken_up and all(self._is_scaled(each, end) for each in trail[:-1])
-        pending, spent = 1.0, list[float]()
+        is_scaled_behind = any(self._is_scaling(each) for each in behind if each not in base)
+        first = next(
+            (i for i, v in enumerate(trail) if v not in base and self._is_scaling(v)), best
+        )
+        norms = [(i, norm) for i, v in enumerate(trail) if (norm := self._norm(v, end))]
+        pending, spent, numbers = 1.0, list[float](), 0
         for index in range(best - 1, -1, -1):
             vertex, inner = trail[index], trail[index + 1]
             if not chains.link[vertex] or values.op[vertex] == "Neg":
@@ -66,13 +72,12 @@ class Factors(Constants):
                 or values.op[vertex] not in ("Mul", "Div")
             ):
                 break
-            if self._is_of_clip(vertex, trail[:index], end):
+            numbers += 1
+            if numbers > _MOST_NUMBERS or self._is_of_clip(
+                vertex, [norm for place, norm in norms if place < index]
+            ):
                 break
-            is_followed = is_taken_up_whole or any(
-                chains.link[each] & ~Link.TERM and values.op[each] != "Neg"
-                for each in (*trail[:index], *behind)
-                if each not in base
-            )
+            is_followed = is_taken_up_whole or is_scaled_behind or first < index
             is_of_gradient = self._is_of_forward_pass(factors[0], end)
             constant = self._constant(values.op[vertex], factors[0])
             if is_of_gradient is None and constant is None:
@@ -176,9 +181,12 @@ class Factors(Constants):
         others = set(self.values.takes[vertex]) - {0, *self.chains.sources[vertex]}
         return next((each for each in others if core in self.chains.cone(each).ends), 0)
 
-    def _is_of_clip(self, vertex: int, ahead: list[int], end: int) -> bool:
+    def _is_scaling(self, vertex: int) -> bool:
+        """Whether an update does more than to add something to a value, or to turn its sign."""
+        return bool(self.chains.link[vertex] & ~Link.TERM) and self.values.op[vertex] != "Neg"
+
+    def _is_of_clip(self, vertex: int, norms: list[int]) -> bool:
         """Whether a norm that is taken without a number scales the product: the clip's bound."""
-        norms = [norm for each in ahead if (norm := self._norm(each, end))]
         return bool(norms) and not any(self.flows(vertex, norm, unknown=False) for norm in norms)
 
     def _is_of_forward_pass(self, factor: int, end: int) -> bool | None:
