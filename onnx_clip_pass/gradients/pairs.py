@@ -30,6 +30,7 @@ from onnx_clip_pass.graph import Flow
 __all__ = ["Pairs", "State"]
 
 _MOST_FACTORS = 16
+_MOST_LOOKED_AT = 1_000_000
 _FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16, 0}
 
 
@@ -53,6 +54,7 @@ class Pairs:
     contracted: list[bool]
     outputs: list[int]
     _inner: set[int]
+    _looked_at = 0
     _ends: set[int]
 
     def _roots(self) -> list[int]:
@@ -281,10 +283,16 @@ class Pairs:
         return found - {0, root}
 
     def _factors_in(self, new: int) -> set[int]:
-        """What the contractions multiply that a value is made of by elementwise operators."""
+        """What the contractions multiply that a value is made of by elementwise operators.
+
+        Nothing where values of a run share so much that this would take long.
+        """
         values, found = self.values, set[int]()
         seen, todo = {new}, [new]
         while todo:
+            self._looked_at += 1
+            if self._looked_at > _MOST_LOOKED_AT:
+                return set()
             at = todo.pop()
             takes = {each for each in values.takes[at] if each}
             if values.op[at] not in ELEMENTWISE:
