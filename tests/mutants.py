@@ -216,7 +216,9 @@ def _other_constants(array: Any) -> Iterator[tuple[str, Any]]:
             yield "reversed", array[::-1].copy()
             yield "without its last", array[:-1].copy()
         return
-    others = {"doubled": 2 * array, "halved": array / 2, "negated": -array, "made nan": np.nan}
+    with np.errstate(over="ignore"):  # of the largest number there is twice as much
+        doubled = 2 * array
+    others = {"doubled": doubled, "halved": array / 2, "negated": -array, "made nan": np.nan}
     for words, other in (others | {"made 0": 0, "made 1": 1}).items():
         changed = np.broadcast_to(other, array.shape).astype(array.dtype)
         if not np.array_equal(changed, array):
