@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
-from onnx import numpy_helper
 
+from onnx_clip_pass.gradients.numbers import array_of
 from onnx_clip_pass.gradients.ops import ALIASES, ELEMENTWISE, SIDE_SLOTS
 from onnx_clip_pass.gradients.training import Training
 
@@ -25,17 +26,11 @@ class Constants(Training):
 
     def _is_uniform(self, vertex: int) -> bool:
         """Whether a value is a constant of which all elements are one number."""
-        values, at = self.values, self.values.behind(vertex)
         if self.states.numbers[vertex] is not None:
             cone = self.chains.cone(vertex)
             return not cone.inputs and not cone.ends
-        tensor = values.value[at].frame.scope.initializers.get(values.name(at))
-        if tensor is None or not values.is_constant(at) or tensor.external_data:
-            return False
-        if (values.size(at) or 0) > _MOST_READ:
-            return False
-        array = numpy_helper.to_array(tensor).reshape(-1)
-        return array.size > 0 and bool(np.all(array == array[0]))
+        array = array_of(self.values, vertex, _MOST_READ)
+        return array is not None and array.size > 0 and bool(np.all(array == array[0]))
 
     def _constant(self, op: str, factor: int) -> tuple[float, float] | None:
         """Size and sign of a constant by which a value is multiplied; None if it is none."""
@@ -44,6 +39,13 @@ class Constants(Training):
             return None
         times = float(number[0] if op == "Mul" else 1 / number[0])
         return abs(times), float(np.sign(times))
+
+    def _multipliers(self, vertex: int) -> Iterator[float]:
+        """The sizes of the constants by which a Mul or a Div multiplies."""
+        op, takes = self.values.op[vertex], self.values.takes[vertex]
+        for each in takes[op == "Div" :] if op in ("Mul", "Div") else ():
+            if (constant := self._constant(op, each)) is not None:
+                yield constant[0]
 
     def _derivatives(self, root: int, end: int) -> set[float]:
         """Constants that the derivative of the loss by a parameter may have as its factor."""
@@ -135,10 +137,7 @@ class Constants(Training):
                 found.add(1 / len(values.takes[at]))
             elif values.op[at] == "ReduceMean" and values.size(values.takes[at][0]):
                 found.add((values.size(at) or 1) / (values.size(values.takes[at][0]) or 1))
-            elif values.op[at] in ("Mul", "Div"):
-                numbers = values.takes[at] if values.op[at] == "Mul" else values.takes[at][1:]
-                constants = [self._constant(values.op[at], each) for each in numbers]
-                found.update(each[0] for each in constants if each is not None)
+            found.update(self._multipliers(at))
             new = [
                 each
                 for each in values.takes[at]
@@ -172,23 +171,16 @@ class Constants(Training):
     @cached_property
     def _constants_of_forward(self) -> set[float]:
         """Constants by which the forward pass multiplies."""
-        values = self.values
-        return {
-            constant[0]
-            for vertex in self.states.forward
-            if values.op[vertex] in ("Mul", "Div")
-            for each in values.takes[vertex][values.op[vertex] == "Div" :]
-            if (constant := self._constant(values.op[vertex], each))
-        }
+        return {each for vertex in self.states.forward for each in self._multipliers(vertex)}
 
     @cached_property
     def _scales(self) -> set[float]:
         """Large constants by which the backward pass multiplies, and the forward pass does not."""
         values, states = self.values, self.states
         return {
-            constant[0]
+            each
             for vertex in range(1, len(values))
             if values.op[vertex] == "Mul" and states.read[vertex] and vertex not in states.forward
-            for each in values.takes[vertex]
-            if (constant := self._constant("Mul", each)) and constant[0] >= _LEAST_SCALE
+            for each in self._multipliers(vertex)
+            if each >= _LEAST_SCALE
         } - self._constants_of_forward

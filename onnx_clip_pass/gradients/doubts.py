@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
-from onnx import numpy_helper
 
 from onnx_clip_pass.gradients.chains import NOBODY
 from onnx_clip_pass.gradients.factors import Factors
-from onnx_clip_pass.gradients.numbers import POINTS
+from onnx_clip_pass.gradients.numbers import POINTS, array_of
 from onnx_clip_pass.gradients.ops import (
     ELEMENTWISE,
     LINEAR,
@@ -185,14 +184,8 @@ class Doubts(Factors):
         at = values.behind(indices)
         if values.op[at] in ("Range", "Unique", "TopK", "NonZero"):
             return True
-        tensor = values.value[at].frame.scope.initializers.get(values.name(at))
-        if tensor is None or not values.is_constant(at) or tensor.external_data:
-            return False
-        try:
-            rows = numpy_helper.to_array(tensor).reshape(-1)
-        except (KeyError, TypeError, ValueError):  # the elements of large ones are not read
-            return False
-        return rows.size <= _MOST_ROWS and np.unique(rows).size == rows.size
+        rows = array_of(values, at, _MOST_ROWS)
+        return rows is not None and np.unique(rows).size == rows.size
 
     @cached_property
     def _after_state(self) -> list[bool]:

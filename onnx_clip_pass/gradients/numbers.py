@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 from onnx_clip_pass.gradients.ops import ALIASES, PHI
 from onnx_clip_pass.gradients.values import Values, size_of
 
-__all__ = ["POINTS", "Sample", "is_one", "is_share", "sample_numbers"]
+__all__ = ["POINTS", "Sample", "array_of", "is_one", "is_share", "sample_numbers"]
 
 Sample = NDArray[np.float64]
 """A number at each of the points."""
@@ -64,6 +65,23 @@ def sample_numbers(values: Values) -> list[Sample | None]:
                 is_finite = made is not None and bool(np.all(np.isfinite(made)))
                 found[vertex] = made if is_finite else _drawn(values, vertex)
     return found
+
+
+def array_of(values: Values, vertex: int, most: int) -> NDArray[Any] | None:
+    """Return the elements of a constant initializer in one row; None if they are not to be had.
+
+    Those of large ones are left in the model's file, and more than `most` are not looked at.
+    """
+    at = values.behind(vertex)
+    tensor = values.value[at].frame.scope.initializers.get(values.name(at))
+    if tensor is None or not values.is_constant(at) or tensor.external_data:
+        return None
+    if (values.size(at) or 0) > most:
+        return None
+    try:
+        return numpy_helper.to_array(tensor).reshape(-1)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def is_one(total: Sample | None) -> bool:

@@ -7,9 +7,14 @@ factor stands and however it is spelt; what scales the slope further is the upda
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
+from onnx_clip_pass import GradientClipByNorm, clip_gradients_file
 from onnx_clip_pass.gradients import survey
 from onnx_clip_pass.graph import Index
 
@@ -100,6 +105,21 @@ def test_the_slope_of_a_term_that_is_linear_in_the_weight_is_a_constant():
     body = FORWARD + "u = ReduceSum <keepdims: int = 0> (W)\n loss = Sub (mean, u)\n"
     body += "d = Mul (e, share)\n c = MatMul (xt, d)\n g = Sub (c, one)\n"
     assert found(step(body + DESCENT, constants=", float one = {1.0}")) == {"W": "g"}
+
+
+def test_a_large_constant_that_stays_in_its_file_is_not_read(tmp_path: Path):
+    body = FORWARD + "loss = Identity (mean)\n d = Mul (e, share)\n c = MatMul (xt, d)\n"
+    model = step(body + "g = Sub (c, ones)\n" + DESCENT)
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            dim.dim_value *= 10  # 50 x 30: elements of tensors so large are left where they are
+    ones = np.ones((50, 30), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(ones, "ones"))
+    onnx.save(model, tmp_path / "step.onnx")
+    report = clip_gradients_file(
+        tmp_path / "step.onnx", tmp_path / "clipped.onnx", GradientClipByNorm(1.0)
+    )
+    assert [row.gradient.parameter.name for row in report.rows] == ["W"]
 
 
 def test_a_rate_that_divides_is_no_mean():
