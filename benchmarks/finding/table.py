@@ -39,8 +39,8 @@ from typing import Any
 import cases
 import numpy as np
 import onnx
-import onnxruntime
 from named import gradients_by_value
+from running import run
 
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients
 
@@ -107,19 +107,7 @@ def _outcome(
 def _distances(
     model: onnx.ModelProto, truth: cases.Truth, arrays: dict[str, np.ndarray]
 ) -> list[float]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    asked = {value.name for value in session.get_inputs()}
-    feeds = {
-        described["name"]: arrays[f"input_{place}"]
-        for place, described in enumerate(truth.inputs)
-        if described["name"] in asked
-    }
-    got = session.run([output["name"] for output in truth.outputs], feeds)
+    got = run(model, truth, arrays, [output["name"] for output in truth.outputs])
     return [cases.distance(value, arrays[f"clipped_{place}"]) for place, value in enumerate(got)]
 
 

@@ -9,8 +9,8 @@
 3. From there the chain is walked up as long as its links are an optimizer's arithmetic: numbers,
    terms that do not depend on data, masks, bends. It ends at a contraction, where uses meet, at a
    factor of the forward pass, or at what the backward pass of another parameter reads.
-4. Of the numbers behind that end, those belong to the gradient that average (1/n of n terms), undo
-   a scale of the loss, or that the forward pass computes; all others are the update's.
+4. Of the numbers behind that end, those belong to the gradient that the loss leaves in its
+   derivative (see `factors`); all others are the update's.
 5. Where this leaves several values, which differ by something that the graph alone cannot tell,
    they are candidates of a question.
 """
@@ -18,7 +18,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from itertools import chain
 from typing import NamedTuple
 
@@ -112,11 +112,17 @@ class Bottlenecks(Walks):
                 for new in made.get(values.shape(root), ())[:1]:
                     self._ask_for(root, new)
 
-    def _ask_for(self, root: int, new: int) -> None:
+    def _ask_for(
+        self,
+        root: int,
+        new: int,
+        candidates: Iterable[int] = (),
+        why: str = "nothing tells what makes its new value",
+    ) -> None:
         value = self.values.value
-        why = "nothing tells what makes its new value"
         name = self.flow.root_name(value[root])
-        self.questions.append(Question(value[root], name, value[new], (), why))
+        named = tuple(value[each] for each in candidates)
+        self.questions.append(Question(value[root], name, value[new], named, why))
 
     def _ask_of_the_run_before(self) -> None:
         """Parameters that are moved by what the run before has stored: a question, see rule 5."""
@@ -139,15 +145,8 @@ class Bottlenecks(Walks):
                 if other != state.root and values.is_like(other, state.root)
             ]
             if moved:
-                self.questions.append(
-                    Question(
-                        values.value[state.root],
-                        self.flow.root_name(values.value[state.root]),
-                        values.value[state.new],
-                        tuple(values.value[values.behind(each)] for each in moved),
-                        "it is moved by what the run before has stored",
-                    )
-                )
+                why = "it is moved by what the run before has stored"
+                self._ask_for(state.root, state.new, map(values.behind, moved), why)
 
     def _computed_from(self, roots: Collection[int]) -> list[tuple[int, ...]]:
         """The first few of these roots from which each value is computed, its own ones first."""
@@ -198,7 +197,6 @@ class Bottlenecks(Walks):
 
     def _ask(self, number: int, step: Step, start: int) -> None:
         values = self.values
-        name = self.flow.root_name(values.value[step.root])
         picked, others, why = self._walk(number, step, start)
         if fault := self.fault(step, picked):
             why = fault
@@ -211,16 +209,9 @@ class Bottlenecks(Walks):
                 for each in dict.fromkeys((*others, picked))
                 if each and (each not in self.states.forward or self.is_optimizer)
             ]
-            self.questions.append(
-                Question(
-                    values.value[step.root],
-                    name,
-                    values.value[step.new],
-                    tuple(values.value[each] for each in candidates),
-                    why,
-                )
-            )
+            self._ask_for(step.root, step.new, candidates, why)
             return
+        name = self.flow.root_name(values.value[step.root])
         evidence = f"updates {name} to {values.name(step.new)}"
         self.found.append(
             Found(values.value[picked], values.value[step.root], name, evidence, self._sink(step))
