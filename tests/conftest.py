@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import onnx
 import pytest
 from graphs import SEED, Arrays, Entry
+from hypothesis import HealthCheck, settings
+
+# The same examples in every run, so that a run tells about the change; nightly ones are new.
+settings.register_profile("here", max_examples=100, deadline=None, derandomize=True)
+settings.register_profile(
+    "ci",
+    parent=settings.get_profile("here"),
+    max_examples=300,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "nightly", parent=settings.get_profile("ci"), max_examples=10_000, derandomize=False
+)
+settings.load_profile(
+    "nightly" if os.environ.get("ONNX_CLIP_NIGHTLY") else "ci" if os.environ.get("CI") else "here"
+)
 
 # Scripts that need other packages, which --doctest-modules would import.
 collect_ignore = ["recorded"]

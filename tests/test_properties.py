@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
 import onnx
 from graphs import run
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from node_writer import name_outputs_left_out
 from onnx.reference import ReferenceEvaluator
 from random_graphs import Plan, plans
@@ -28,19 +27,6 @@ from onnx_clip_pass import (
     strip,
 )
 from onnx_clip_pass.verify import verify
-
-settings.register_profile("here", max_examples=100, deadline=None)
-settings.register_profile(
-    "ci",
-    max_examples=300,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-settings.register_profile("nightly", parent=settings.get_profile("ci"), max_examples=10_000)
-settings.load_profile(
-    "nightly" if os.environ.get("ONNX_CLIP_NIGHTLY") else "ci" if os.environ.get("CI") else "here"
-)
 
 
 def clip(model: onnx.ModelProto, plan: Plan, clip_norm: float, **need: object) -> onnx.ModelProto:

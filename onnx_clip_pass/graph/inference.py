@@ -1,11 +1,20 @@
-"""Types by onnx's shape inference, run on the structure of a model without its weights."""
+"""Types by onnx's shape inference, run on the structure of a model without its weights.
+
+The inference of two operators can end the process, which no `except` sees: Slice where an axis has
+a negative size, and Expand to a shape of more axes than memory holds. Negative sizes come out of
+damaged types, but also of a kernel that is larger than its input. So these nodes are held back,
+without the input that leads there, until an inference has shown that theirs are sound.
+"""
 
 from __future__ import annotations
 
-from onnx import GraphProto, ModelProto, helper, shape_inference
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from onnx import GraphProto, ModelProto, NodeProto, helper, shape_inference
 
 from onnx_clip_pass.graph.bodies import graphs_in
-from onnx_clip_pass.graph.types import TensorType
+from onnx_clip_pass.graph.types import Shape, TensorType
 
 __all__ = ["infer_types"]
 
@@ -15,14 +24,77 @@ _LARGEST_SHAPE_TENSOR = 64
 _MOST_FUNCTIONS = 1000
 """Functions that are looked into: onnx takes time that grows with the square of their number."""
 
+_MOST_AXES = 64
+"""Axes of the largest shape that an Expand is told; NumPy has no more either."""
 
-def infer_types(model: ModelProto) -> dict[str, dict[str, TensorType]]:
-    """The inferred types of the values of each graph, by the path of its `Scope`."""
-    data = _structure_of(model).SerializeToString()  # the copy is gone before the next is made
-    inferred = shape_inference.infer_shapes(data)
-    types: dict[str, dict[str, TensorType]] = {}
-    _collect(inferred.graph, "", types)
+_ROUNDS = 4
+"""Inferences of one model at most: one more for each Slice behind a Slice."""
+
+Types = dict[str, dict[str, TensorType]]
+"""The types of the values of each graph, by the path of its `Scope`."""
+
+
+def infer_types(model: ModelProto) -> Types:
+    """The types of values that inference finds, by the path of the graph and by name."""
+    structure = _structure_of(model)
+    held = list(_hold(structure.graph.node, ("",)))
+    for function in structure.functions:  # the types in them are not told: they stay held
+        list(_hold(function.node, ()))
+    for _ in range(_ROUNDS):
+        types: Types = {}
+        inferred = shape_inference.infer_shapes(structure.SerializeToString())
+        _collect(inferred.graph, "", types)
+        waiting = [node for node in held if not node.release_if_sound(types)]
+        if len(waiting) == len(held):
+            break
+        held = waiting
     return types
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A Slice or Expand that waits for its inputs' types, and what its second input was."""
+
+    node: NodeProto
+    second: str
+    paths: tuple[str, ...]  # of the graphs around it, the innermost first
+
+    def release_if_sound(self, types: Types) -> bool:
+        """Give the node its input back if inference is known to survive it."""
+        sound = self._is_sound(types)
+        if sound:
+            self.node.input[1] = self.second
+        return sound
+
+    def _is_sound(self, types: Types) -> bool:
+        is_slice = self.node.op_type == "Slice"
+        shape = self._shape_of(self.node.input[0] if is_slice else self.second, types)
+        if shape is None:
+            return False
+        if is_slice:  # a size that inference made up may turn out as anything
+            return not any(
+                dim is None or (isinstance(dim, str) and dim.startswith("unk__")) for dim in shape
+            )
+        return all(isinstance(dim, int) and dim <= _MOST_AXES for dim in shape)
+
+    def _shape_of(self, name: str, types: Types) -> Shape | None:
+        found = (types.get(path, {}).get(name) for path in self.paths)
+        return next((known.shape for known in found if known is not None), None)
+
+
+def _hold(nodes: Iterable[NodeProto], paths: tuple[str, ...]) -> Iterator[_Held]:
+    for number, node in enumerate(nodes):
+        if node.op_type in ("Slice", "Expand") and len(node.input) > 1:
+            second = node.input[1]
+            node.input[1] = ""
+            yield _Held(node, second, paths)
+        for key, inner in graphs_in(node):
+            path = _path_in(paths[0] if paths else "", node, number, key)
+            yield from _hold(inner.node, (path, *paths))
+
+
+def _path_in(path: str, node: NodeProto, number: int, key: str) -> str:
+    return f"{path}/{node.op_type}[{number}].{key}".lstrip("/")
 
 
 def _structure_of(model: ModelProto) -> ModelProto:
@@ -48,12 +120,14 @@ def _structure_of(model: ModelProto) -> ModelProto:
     return structure
 
 
-def _collect(graph: GraphProto, path: str, types: dict[str, dict[str, TensorType]]) -> None:
+def _collect(graph: GraphProto, path: str, types: Types) -> None:
     found = types.setdefault(path, {})
+    for tensor in graph.initializer:
+        found[tensor.name] = TensorType(tensor.data_type, tuple(tensor.dims))
     for value in (*graph.value_info, *graph.input, *graph.output):
         known = TensorType.of(value.type)
         if known is not None:
             found[value.name] = known
     for number, node in enumerate(graph.node):
         for key, inner in graphs_in(node):
-            _collect(inner, f"{path}/{node.op_type}[{number}].{key}".lstrip("/"), types)
+            _collect(inner, _path_in(path, node, number, key), types)

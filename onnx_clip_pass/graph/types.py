@@ -36,7 +36,9 @@ class TensorType(NamedTuple):
         return cls(
             tensor.elem_type,
             tuple(
-                d.dim_value if d.HasField("dim_value") else d.dim_param or None
+                (d.dim_value if d.dim_value >= 0 else None)  # exporters write -1 for any size
+                if d.HasField("dim_value")
+                else d.dim_param or None
                 for d in tensor.shape.dim
             ),
         )

@@ -132,6 +132,65 @@ def test_a_hostile_file_is_refused_in_little_memory(tmp_path: Path, data: bytes,
     assert not out.exists()
 
 
+INFER = """
+import resource, sys
+import onnx
+from onnx_clip_pass.graph.inference import infer_types
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+print(infer_types(onnx.parser.parse_model(sys.argv[1]))[""]["y"].shape)
+"""
+
+
+def inferred(text: str) -> str:
+    """What is inferred for `y`, in a process of its own: onnx's inference can end it."""
+    model = f'<ir_version: 8, opset_import: ["": 17]> {text}'
+    command = [sys.executable, "-c", INFER, model]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return done.stdout.strip() or done.stderr
+
+
+SLICE = "int64[1] s = {0}, int64[1] e = {5}, int64[1] a = {0}, int64[1] a2 = {2}"
+
+
+def test_slices_of_negative_sizes_do_not_end_the_process():
+    kernel = (
+        f"g (float[1, 1, 3] x) => (float[] y) <{SLICE}>"
+        "{ z = MaxPool <kernel_shape = [9]> (x)\n y = Slice (z, s, e, a2) }"
+    )
+    assert inferred(kernel).count("unk__") == 3  # as onnx calls a size that it does not know
+    padded = (
+        f"g (float[1] x) => (float[] y) <{SLICE}, int64[2] p = {{-5, -5}}>"
+        "{ z = Pad (x, p)\n y = Slice (z, s, e, a) }"
+    )
+    assert inferred(padded).count("unk__") == 1
+    behind_a_slice = (  # whose size the first inference does not know
+        f"g (float[1, 1, 30] x) => (float[] y) <{SLICE}>"
+        "{ w = Slice (x, s, e, a2)\n z = MaxPool <kernel_shape = [9]> (w)\n"
+        " y = Slice (z, s, e, a2) }"
+    )
+    assert inferred(behind_a_slice).count("unk__") == 3
+
+
+def test_slices_of_known_sizes_are_inferred():
+    twice = (
+        f"g (float[b, 1, 30] x) => (float[] y) <{SLICE}>"
+        "{ z = Slice (x, s, e, a2)\n y = Slice (z, s, e, a2) }"
+    )
+    assert inferred(twice) == "('b', 1, 5)"
+
+
+def test_a_shape_of_any_number_of_axes_does_not_end_the_process():
+    declared = "g (float[1] x, int64[4611686018427387904] s) => (float[] y) { y = Expand (x, s) }"
+    assert inferred(declared) == "None"
+    computed = (
+        "g (float[1] x) => (float[] y) <int64[1] s = {4611686018427387904}>"
+        "{ z = ConstantOfShape <value = int64[1] {2}> (s)\n y = Expand (x, z) }"
+    )
+    assert inferred(computed) == "None"
+    known = "g (float[1] x) => (float[] y) <int64[2] s = {2, 3}> { y = Expand (x, s) }"
+    assert inferred(known) == "(2, 3)"
+
+
 def test_three_gigabytes_that_are_no_weights_are_refused_in_little_memory(tmp_path: Path):
     source, size = tmp_path / "model.onnx", 3 << 30
     with source.open("wb") as file:
