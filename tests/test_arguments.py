@@ -31,7 +31,7 @@ from onnx_clip_pass import (
 from onnx_clip_pass.artifacts import strip_artifacts
 from onnx_clip_pass.clips import clip_of
 from onnx_clip_pass.files import strip_file
-from onnx_clip_pass.verify import verify
+from onnx_clip_pass.verification import verify
 
 MODELS = Path(__file__).parent.parent / "models"
 SEED = MODELS / "seed" / "train_step.onnx"

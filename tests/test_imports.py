@@ -18,7 +18,7 @@ from onnx_clip_pass import (
     find_gradients,
     strip,
 )
-from onnx_clip_pass.verify import verify
+from onnx_clip_pass.verification import verify
 
 ONE = GradientClipByNorm(1.0)
 IMPORTS = {

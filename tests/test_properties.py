@@ -26,7 +26,7 @@ from onnx_clip_pass import (
     find_gradients,
     strip,
 )
-from onnx_clip_pass.verify import verify
+from onnx_clip_pass.verification import verify
 
 
 def clip(model: onnx.ModelProto, plan: Plan, clip_norm: float, **need: object) -> onnx.ModelProto:

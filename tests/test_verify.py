@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients
 from onnx_clip_pass.cli import main
-from onnx_clip_pass.verify import Slopes, Verification, verify
+from onnx_clip_pass.verification import Slopes, Verification, verify
 
 pytest.importorskip("onnxruntime", reason="running a graph needs ONNX Runtime")
 

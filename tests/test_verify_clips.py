@@ -24,7 +24,7 @@ from onnx_clip_pass import (
     clip_gradients,
 )
 from onnx_clip_pass.clips import Clip
-from onnx_clip_pass.verify import Verification, verify
+from onnx_clip_pass.verification import Verification, verify
 
 pytest.importorskip("onnxruntime", reason="running a graph needs ONNX Runtime")
 

@@ -14,7 +14,8 @@ from onnx import numpy_helper
 
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients
 from onnx_clip_pass.cli import main
-from onnx_clip_pass.verify import Verification, forward, meaning, verify
+from onnx_clip_pass.verification import Verification, verify
+from onnx_clip_pass.verification.slopes import forward, meaning
 
 pytest.importorskip("onnxruntime", reason="running a graph needs ONNX Runtime")
 

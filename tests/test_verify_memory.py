@@ -10,8 +10,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients
-from onnx_clip_pass.verify import both, memory, verify
-from onnx_clip_pass.verify.weights import Weights
+from onnx_clip_pass.verification import both, verify
+from onnx_clip_pass.verification.running import memory
+from onnx_clip_pass.verification.running.weights import Weights
 
 pytest.importorskip("onnxruntime", reason="running a graph needs ONNX Runtime")
 

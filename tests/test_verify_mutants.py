@@ -30,7 +30,7 @@ from onnx_clip_pass import (
     Rule,
     clip_gradients,
 )
-from onnx_clip_pass.verify import verify
+from onnx_clip_pass.verification import verify
 
 pytest.importorskip("onnxruntime", reason="running a graph needs ONNX Runtime")
 

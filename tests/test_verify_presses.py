@@ -19,8 +19,8 @@ from onnx_clip_pass import (
     clip_gradients,
 )
 from onnx_clip_pass.clips import Clip
-from onnx_clip_pass.verify import Verification, verify
-from onnx_clip_pass.verify.compare import output_fault
+from onnx_clip_pass.verification import Verification, verify
+from onnx_clip_pass.verification.tolerance.compare import output_fault
 
 pytest.importorskip("onnxruntime", reason="running a graph needs ONNX Runtime")
 

@@ -16,7 +16,7 @@ from onnx_clip_pass import (
     Rule,
     clip_gradients,
 )
-from onnx_clip_pass.verify import Verification, verify
+from onnx_clip_pass.verification import Verification, verify
 
 pytest.importorskip("onnxruntime", reason="running a graph needs ONNX Runtime")
 

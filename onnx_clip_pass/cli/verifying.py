@@ -18,7 +18,7 @@ from onnx_clip_pass.cli.words import counted, escape_control, print_json, say
 from onnx_clip_pass.errors import shown
 
 if TYPE_CHECKING:
-    from onnx_clip_pass.verify import Verification
+    from onnx_clip_pass.verification import Verification
 
 __all__ = ["RunOptions", "run_options", "slopes_option", "tell_verification", "verify"]
 
@@ -62,7 +62,7 @@ class RunOptions:
         self, original: Path, rewritten: Path, *, slopes: Any = "on", loss: str | None = None
     ) -> Verification:
         """Verify with these options; the modules that run models are imported only here."""
-        from onnx_clip_pass.verify import verify as run_both
+        from onnx_clip_pass.verification import verify as run_both
 
         return run_both(original, rewritten, slopes=slopes, loss=loss, **self.as_arguments())
 

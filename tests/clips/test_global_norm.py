@@ -20,7 +20,7 @@ from onnx_clip_pass import (
     strip,
 )
 from onnx_clip_pass.clips import Case
-from onnx_clip_pass.verify import verify
+from onnx_clip_pass.verification import verify
 
 ONE = GradientClipByGlobalNorm(1.0)
 KINDS = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16}

@@ -18,7 +18,7 @@ from onnx_clip_pass.cli import main
 from onnx_clip_pass.files import inspect_file
 from onnx_clip_pass.storage import journal, recover, sets
 from onnx_clip_pass.storage.journal import PREFIX, Journal, folder_of
-from onnx_clip_pass.verify import verify
+from onnx_clip_pass.verification import verify
 
 TOKEN = 16 * "a"
 

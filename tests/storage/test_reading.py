@@ -18,7 +18,7 @@ from onnx_clip_pass import OnnxClipError, load_rules
 from onnx_clip_pass.files import read_map
 from onnx_clip_pass.runtime import load_feeds, make_feeds
 from onnx_clip_pass.storage import open_model
-from onnx_clip_pass.verify import verify
+from onnx_clip_pass.verification import verify
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes among files")
 

@@ -16,7 +16,7 @@ from onnx_clip_pass import (
     clip_gradients,
 )
 from onnx_clip_pass.clips import Clip
-from onnx_clip_pass.verify import verify
+from onnx_clip_pass.verification import verify
 
 ort = pytest.importorskip("onnxruntime")
 if not hasattr(ort, "training"):

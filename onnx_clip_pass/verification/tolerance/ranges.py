@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnx_clip_pass.clips import Case, Formula, GradientClipByValue, NonFinite
 from onnx_clip_pass.clips.scaling import ScalingClip
-from onnx_clip_pass.verify import compare
+from onnx_clip_pass.verification.tolerance import compare
 
 __all__ = ["is_promised", "promised_range"]
 

@@ -29,9 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_clip_pass.clips import AdaptiveGradientClip, NonFinite
-from onnx_clip_pass.verify import compare
-from onnx_clip_pass.verify.expected import Member, pressing_factor
-from onnx_clip_pass.verify.ranges import promised_range
+from onnx_clip_pass.verification.tolerance import compare
+from onnx_clip_pass.verification.tolerance.expected import Member, pressing_factor
+from onnx_clip_pass.verification.tolerance.ranges import promised_range
 
 __all__ = ["Press", "presses"]
 

@@ -13,9 +13,9 @@ from onnx import ModelProto, TensorProto
 
 from onnx_clip_pass.graph import Index, Read
 from onnx_clip_pass.runtime import Arrays, Provider, Session, open_session
-from onnx_clip_pass.verify.alone import Alone
-from onnx_clip_pass.verify.copies import Copy, Port
-from onnx_clip_pass.verify.targets import Target
+from onnx_clip_pass.verification.running.alone import Alone
+from onnx_clip_pass.verification.running.copies import Copy, Port
+from onnx_clip_pass.verification.static.targets import Target
 
 __all__ = ["Changes", "Outlets", "Runs"]
 

@@ -22,15 +22,15 @@ from onnx_clip_pass.storage import unfinished
 from onnx_clip_pass.storage.messages import check_messages
 from onnx_clip_pass.storage.reading import open_regular
 from onnx_clip_pass.validity import blaming
-from onnx_clip_pass.verify.declared import declared_faults, recorded_faults
-from onnx_clip_pass.verify.forward import Forward
-from onnx_clip_pass.verify.meaning import Meaning, Slopes, check_choice
-from onnx_clip_pass.verify.memory import check_memory
-from onnx_clip_pass.verify.report import GradientCheck, OutputCheck, Verification
-from onnx_clip_pass.verify.runs import Runs
-from onnx_clip_pass.verify.targets import Target, targets_of
-from onnx_clip_pass.verify.trial import Trials
-from onnx_clip_pass.verify.weights import Weights
+from onnx_clip_pass.verification.report import GradientCheck, OutputCheck, Verification
+from onnx_clip_pass.verification.running.memory import check_memory
+from onnx_clip_pass.verification.running.runs import Runs
+from onnx_clip_pass.verification.running.trial import Trials
+from onnx_clip_pass.verification.running.weights import Weights
+from onnx_clip_pass.verification.slopes.forward import Forward
+from onnx_clip_pass.verification.slopes.meaning import Meaning, Slopes, check_choice
+from onnx_clip_pass.verification.static.declared import declared_faults, recorded_faults
+from onnx_clip_pass.verification.static.targets import Target, targets_of
 
 __all__ = ["verify"]
 

@@ -10,7 +10,7 @@ from onnx import helper
 
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Index, TensorType
-from onnx_clip_pass.verify.targets import Target
+from onnx_clip_pass.verification.static.targets import Target
 
 __all__ = ["check_memory", "free_memory"]
 

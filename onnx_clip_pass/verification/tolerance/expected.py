@@ -23,8 +23,8 @@ from onnx_clip_pass.clips import (
 )
 from onnx_clip_pass.clips.norms import norm_of
 from onnx_clip_pass.clips.scaling import ScalingClip, own_axes
-from onnx_clip_pass.verify import compare
-from onnx_clip_pass.verify.ranges import is_promised
+from onnx_clip_pass.verification.tolerance import compare
+from onnx_clip_pass.verification.tolerance.ranges import is_promised
 
 __all__ = [
     "Member",

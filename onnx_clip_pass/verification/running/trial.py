@@ -14,15 +14,16 @@ from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record
 from onnx_clip_pass.runtime import Arrays
-from onnx_clip_pass.verify import checks, compare
-from onnx_clip_pass.verify.branches import not_run, unlike_branches
-from onnx_clip_pass.verify.expected import Member, pressing_factor
-from onnx_clip_pass.verify.pressing import Pressing
-from onnx_clip_pass.verify.report import Verification
-from onnx_clip_pass.verify.runs import Changes, Runs
-from onnx_clip_pass.verify.settling import Expected
-from onnx_clip_pass.verify.steps import components
-from onnx_clip_pass.verify.targets import Target
+from onnx_clip_pass.verification.report import Verification
+from onnx_clip_pass.verification.running import checks
+from onnx_clip_pass.verification.running.pressing import Pressing
+from onnx_clip_pass.verification.running.runs import Changes, Runs
+from onnx_clip_pass.verification.running.settling import Expected
+from onnx_clip_pass.verification.static.branches import not_run, unlike_branches
+from onnx_clip_pass.verification.static.steps import components
+from onnx_clip_pass.verification.static.targets import Target
+from onnx_clip_pass.verification.tolerance import compare
+from onnx_clip_pass.verification.tolerance.expected import Member, pressing_factor
 
 __all__ = ["Trials"]
 

@@ -14,15 +14,16 @@ from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record
 from onnx_clip_pass.runtime import Arrays
-from onnx_clip_pass.verify import checks, compare
-from onnx_clip_pass.verify.alone import Alone
-from onnx_clip_pass.verify.clipping import Clipping
-from onnx_clip_pass.verify.copies import Port
-from onnx_clip_pass.verify.expected import Member
-from onnx_clip_pass.verify.presses import Press, presses
-from onnx_clip_pass.verify.report import Verification
-from onnx_clip_pass.verify.runs import Outlets, Runs
-from onnx_clip_pass.verify.targets import Target
+from onnx_clip_pass.verification.report import Verification
+from onnx_clip_pass.verification.running import checks
+from onnx_clip_pass.verification.running.alone import Alone
+from onnx_clip_pass.verification.running.clipping import Clipping
+from onnx_clip_pass.verification.running.copies import Port
+from onnx_clip_pass.verification.running.runs import Outlets, Runs
+from onnx_clip_pass.verification.static.targets import Target
+from onnx_clip_pass.verification.tolerance import compare
+from onnx_clip_pass.verification.tolerance.expected import Member
+from onnx_clip_pass.verification.tolerance.presses import Press, presses
 
 __all__ = ["Pressing"]
 

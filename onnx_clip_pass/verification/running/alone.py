@@ -15,7 +15,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from onnx_clip_pass.graph import Index, Scope
 from onnx_clip_pass.runtime import Arrays, Provider, Session, open_session
-from onnx_clip_pass.verify.targets import Target
+from onnx_clip_pass.verification.static.targets import Target
 
 __all__ = ["Alone"]
 

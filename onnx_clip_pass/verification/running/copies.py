@@ -12,7 +12,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoPr
 
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import OUTPUT, Editor, Index, Read, Scope
-from onnx_clip_pass.verify.reach import Places
+from onnx_clip_pass.verification.static.reach import Places
 
 __all__ = ["Copy", "Port"]
 

@@ -13,12 +13,17 @@ from onnx_clip_pass.clips import Case, Clip
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.record import Record
 from onnx_clip_pass.runtime import Arrays
-from onnx_clip_pass.verify import compare
-from onnx_clip_pass.verify.copies import Port
-from onnx_clip_pass.verify.expected import Member, Outcome, clip_together, with_threshold
-from onnx_clip_pass.verify.runs import Outlets
-from onnx_clip_pass.verify.steps import components
-from onnx_clip_pass.verify.targets import Target
+from onnx_clip_pass.verification.running.copies import Port
+from onnx_clip_pass.verification.running.runs import Outlets
+from onnx_clip_pass.verification.static.steps import components
+from onnx_clip_pass.verification.static.targets import Target
+from onnx_clip_pass.verification.tolerance import compare
+from onnx_clip_pass.verification.tolerance.expected import (
+    Member,
+    Outcome,
+    clip_together,
+    with_threshold,
+)
 
 __all__ = ["Clipping", "One"]
 

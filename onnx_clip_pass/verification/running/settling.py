@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from onnx_clip_pass.record import Record
 from onnx_clip_pass.runtime import Arrays, Session
-from onnx_clip_pass.verify import compare
-from onnx_clip_pass.verify.clipping import Clipping
-from onnx_clip_pass.verify.runs import Outlets
-from onnx_clip_pass.verify.targets import Target
+from onnx_clip_pass.verification.running.clipping import Clipping
+from onnx_clip_pass.verification.running.runs import Outlets
+from onnx_clip_pass.verification.static.targets import Target
+from onnx_clip_pass.verification.tolerance import compare
 
 __all__ = ["Expected"]
 

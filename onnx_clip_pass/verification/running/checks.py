@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from onnx_clip_pass.record import Record
 from onnx_clip_pass.runtime import Arrays
-from onnx_clip_pass.verify import compare
-from onnx_clip_pass.verify.clipping import Clipping, One
-from onnx_clip_pass.verify.expected import Outcome, enlarged
-from onnx_clip_pass.verify.report import OutputCheck, Verification
-from onnx_clip_pass.verify.runs import Outlets
-from onnx_clip_pass.verify.settling import Expected
-from onnx_clip_pass.verify.targets import Target
+from onnx_clip_pass.verification.report import OutputCheck, Verification
+from onnx_clip_pass.verification.running.clipping import Clipping, One
+from onnx_clip_pass.verification.running.runs import Outlets
+from onnx_clip_pass.verification.running.settling import Expected
+from onnx_clip_pass.verification.static.targets import Target
+from onnx_clip_pass.verification.tolerance import compare
+from onnx_clip_pass.verification.tolerance.expected import Outcome, enlarged
 
 __all__ = ["Clipped", "Seen", "check_emitted", "check_gradients", "check_outputs", "check_raw"]
 

@@ -23,8 +23,8 @@ differently.
 
 from __future__ import annotations
 
-from onnx_clip_pass.verify.both import verify
-from onnx_clip_pass.verify.meaning import Slopes
-from onnx_clip_pass.verify.report import GradientCheck, OutputCheck, Verification
+from onnx_clip_pass.verification.both import verify
+from onnx_clip_pass.verification.report import GradientCheck, OutputCheck, Verification
+from onnx_clip_pass.verification.slopes.meaning import Slopes
 
 __all__ = ["GradientCheck", "OutputCheck", "Slopes", "Verification", "verify"]

@@ -23,11 +23,11 @@ from onnx_clip_pass.gradients import accumulator
 from onnx_clip_pass.probe.deciding import SlopeCheck, check_slopes
 from onnx_clip_pass.record import Record
 from onnx_clip_pass.runtime import Arrays
-from onnx_clip_pass.verify.forward import Forward
-from onnx_clip_pass.verify.report import Verification
-from onnx_clip_pass.verify.scales import NEAR, is_near, seeds_of
-from onnx_clip_pass.verify.states import factors_of, state_in, type_in
-from onnx_clip_pass.verify.targets import Target
+from onnx_clip_pass.verification.report import Verification
+from onnx_clip_pass.verification.slopes.forward import Forward
+from onnx_clip_pass.verification.slopes.scales import NEAR, is_near, seeds_of
+from onnx_clip_pass.verification.slopes.states import factors_of, state_in, type_in
+from onnx_clip_pass.verification.static.targets import Target
 
 __all__ = ["Meaning", "Slopes", "check_choice"]
 

@@ -9,7 +9,7 @@ from onnx import AttributeProto, NodeProto
 
 from onnx_clip_pass.graph import Index, Scope
 from onnx_clip_pass.record import Record
-from onnx_clip_pass.verify.reach import Places
+from onnx_clip_pass.verification.static.reach import Places
 
 __all__ = ["not_run", "unlike_branches"]
 

@@ -26,9 +26,9 @@ from onnx_clip_pass.gradients import (
 )
 from onnx_clip_pass.graph import BY_NAME, Index, Read, Scope
 from onnx_clip_pass.record import Record
-from onnx_clip_pass.verify.reach import Place, Places, reach
-from onnx_clip_pass.verify.reads import Readers
-from onnx_clip_pass.verify.steps import levels
+from onnx_clip_pass.verification.static.reach import Place, Places, reach
+from onnx_clip_pass.verification.static.reads import Readers
+from onnx_clip_pass.verification.static.steps import levels
 
 __all__ = ["Target", "targets_of"]
 

@@ -16,7 +16,7 @@ from onnx_clip_pass.graph import Index, TensorType, bodies_of
 from onnx_clip_pass.probe.copies import ancestors_in, cut_down
 from onnx_clip_pass.probe.losses import check_loss, find_loss
 from onnx_clip_pass.runtime import Arrays, Provider, open_session
-from onnx_clip_pass.verify.memory import free_memory
+from onnx_clip_pass.verification.running.memory import free_memory
 
 __all__ = ["Forward"]
 

@@ -1,0 +1,1 @@
+"""The recorded gradients held to the slopes of the loss."""

@@ -1,0 +1,1 @@
+"""The original and the rewritten model, compared without running them."""
