@@ -170,56 +170,76 @@ def _clip_stage(
     nonfinite: NonFinite,
     norm_precision: str,
 ) -> None:
+    """Let one formula act on all that it acts on together; what comes of it goes to `found`."""
     formula = members[0].formulas[stages[0]]
     cases = [replace(m.case, gradient=f.clipped) for m, f in zip(members, found, strict=True)]
-    wide = [replace(case, gradient=compare.wide(case.gradient)) for case in cases]
     clipped = formula.reference(cases, nonfinite)
-    scale = None
-    if all(np.isfinite(case.gradient).all() for case in wide):
-        scale = _least_scale(wide, formula.reference(wide, "propagate"))
-    elif not formula.is_identity and any(np.isnan(case.gradient).any() for case in wide):
-        scale = math.nan
-    norms = [_norms(formula, case) for case in wide]
-    own = [
-        _precision(formula, case.gradient, norm.size, norm_precision)
-        for case, norm in zip(cases, norms, strict=True)
+    scale = _scale(formula, cases)
+    measured = [
+        _measure(formula, case, norm_precision, is_exact=stage > 0 or member.is_given)
+        for member, case, stage in zip(members, cases, stages, strict=True)
     ]
-    roundings = [
-        np.zeros_like(norm) if stage or member.is_given else _roundings(formula, case, norm)
-        for member, case, norm, stage in zip(members, cases, norms, stages, strict=True)
-    ]
-    parts = [_largest_part(*pair) for pair in zip(roundings, norms, strict=True)]
     earlier = max(outcome.precision for outcome in found)
-    precision = max(own)
+    precision = max(each.precision for each in measured)
     whole = None
     if formula.group is not None:
         precision += _precision_of_sum(formula, cases, norm_precision)
-        whole, off = _total(formula, cases, norms), 0.0
-        if any(map(np.any, roundings)):
-            pairs = list(zip(norms, roundings, strict=True))
-            ends = [_total(formula, cases, [n + sign * r for n, r in pairs]) for sign in (1, -1)]
-            off = float(_farthest(np.asarray(whole), *ends))
+        whole, off = _total(formula, cases, measured)
         for outcome in found:
             outcome.totals[formula.group] = whole, precision + earlier, off
+    norms = [each.norms for each in measured]
     promised = is_promised(formula, cases, norms, whole, norm_precision, nonfinite)
     if not isinstance(formula, GradientClipByValue):  # rounding once more keeps to the bounds
-        precision += max(parts)
+        precision += max(each.part for each in measured)
     if any(member.is_steered for member in members):
         precision += _precision_of_limit(cases, norm_precision)
     for number, (case, outcome) in enumerate(zip(cases, found, strict=True)):
+        rounding = compare.epsilon(str(case.gradient.dtype))
         if stages[number] == 0:
-            outcome.norm = float(norms[number].max(initial=0.0))
-            outcome.norm_precision = own[number]
-            outcome.rounding = parts[number]
-            outcome.norm_rounding = float(roundings[number].max(initial=0.0))
+            measured[number].note_in(outcome)
+            rounding = 0.0
         if outcome.scale is not None:
             outcome.scale = None if scale is None else outcome.scale * scale
         outcome.acts += _acts(formula, clipped[number], case.gradient)
         outcome.is_promised &= promised
-        rounding = 0.0 if stages[number] == 0 else compare.epsilon(str(case.gradient.dtype))
         # an error of the gradient comes back in its norm, hence twice
         outcome.precision = 2 * (earlier + rounding) + precision
         outcome.clipped = clipped[number]
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """The norms of a gradient, how far off each may be (`_roundings`), and their precision."""
+
+    norms: NDArray[np.float64]
+    roundings: NDArray[np.float64]
+    precision: float
+
+    @property
+    def part(self) -> float:
+        """The largest part of a norm by which it may be off."""
+        if not self.roundings.any():
+            return 0.0
+        taken = np.isfinite(self.norms) & (self.norms > 0)
+        return float(np.max(self.roundings[taken] / self.norms[taken], initial=0.0))
+
+    def note_in(self, outcome: Outcome) -> None:
+        """Tell what the first formula of a chain limits."""
+        outcome.norm = float(self.norms.max(initial=0.0))
+        outcome.norm_precision = self.precision
+        outcome.rounding = self.part
+        outcome.norm_rounding = float(self.roundings.max(initial=0.0))
+
+
+def _measure(formula: Formula, case: Case, norm_precision: str, *, is_exact: bool) -> _Measured:
+    norms = _norms(formula, case)
+    roundings = np.zeros_like(norms) if is_exact else _roundings(formula, case, norms)
+    precision = 0.0
+    if not isinstance(formula, GradientClipByValue):
+        dtype, size = str(case.gradient.dtype), case.gradient.size // max(norms.size, 1)
+        precision = compare.precision_of_norm(dtype, size, norm_precision, _ord(formula))
+        precision *= 1 + formula.reads_parameter
+    return _Measured(norms, roundings, precision)
 
 
 def _acts(formula: Formula, clipped: NDArray[Any], gradient: NDArray[Any]) -> list[bool]:
@@ -231,9 +251,14 @@ def _acts(formula: Formula, clipped: NDArray[Any], gradient: NDArray[Any]) -> li
     return [not compare.is_identical(clipped, gradient)]
 
 
-def _least_scale(cases: Sequence[Case], clipped: Sequence[NDArray[Any]]) -> float:
+def _scale(formula: Formula, cases: Sequence[Case]) -> float | None:
+    """The least factor; nan if an element is nan, None if one is infinite."""
+    wide = [replace(case, gradient=compare.wide(case.gradient)) for case in cases]
+    if not all(np.isfinite(case.gradient).all() for case in wide):
+        is_nan = any(np.isnan(case.gradient).any() for case in wide)
+        return math.nan if is_nan and not formula.is_identity else None
     least = 1.0
-    for case, array in zip(cases, clipped, strict=True):
+    for case, array in zip(wide, formula.reference(wide, "propagate"), strict=True):
         taken = case.gradient != 0
         least = min(least, float(np.min(array[taken] / case.gradient[taken], initial=1.0)))
     return least
@@ -241,7 +266,7 @@ def _least_scale(cases: Sequence[Case], clipped: Sequence[NDArray[Any]]) -> floa
 
 def _norms(formula: Formula, case: Case) -> NDArray[np.float64]:
     """What the formula limits, before it does."""
-    wide = case.gradient
+    wide = compare.wide(case.gradient)
     if isinstance(formula, ScalingClip):
         with np.errstate(over="ignore"):
             return np.asarray(formula.norms_and_limits(case, wide)[0])
@@ -251,11 +276,21 @@ def _norms(formula: Formula, case: Case) -> NDArray[np.float64]:
     return norm_of(wide, math.inf)
 
 
-def _total(formula: Formula, cases: Sequence[Case], norms: Sequence[NDArray[np.float64]]) -> float:
-    """The largest norm of a whole group, from those of its gradients."""
-    pairs = zip(norms, cases, strict=True)
-    joined = np.stack([norm.ravel() for norm, case in pairs for _ in range(case.count)])
-    return float(norm_of(joined, _ord(formula), (0,)).max(initial=0.0))
+def _total(
+    formula: Formula, cases: Sequence[Case], measured: Sequence[_Measured]
+) -> tuple[float, float]:
+    """The largest norm of a whole group, and how far off it may be."""
+
+    def total(sign: int) -> float:
+        norms = [m.norms + sign * m.roundings if sign else m.norms for m in measured]
+        pairs = zip(norms, cases, strict=True)
+        joined = np.stack([norm.ravel() for norm, case in pairs for _ in range(case.count)])
+        return float(norm_of(joined, _ord(formula), (0,)).max(initial=0.0))
+
+    whole = total(0)
+    if not any(each.roundings.any() for each in measured):
+        return whole, 0.0
+    return whole, float(_farthest(np.asarray(whole), total(1), total(-1)))
 
 
 def _roundings(formula: Formula, case: Case, norms: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -290,24 +325,8 @@ def _farthest(
     return np.where(np.isfinite(found), found, 0.0)
 
 
-def _largest_part(roundings: NDArray[np.float64], norms: NDArray[np.float64]) -> float:
-    if not roundings.any():
-        return 0.0
-    taken = np.isfinite(norms) & (norms > 0)
-    return float(np.max(roundings[taken] / norms[taken], initial=0.0))
-
-
 def _ord(formula: Formula) -> float:
     return float(getattr(formula, "ord", 2.0))
-
-
-def _precision(formula: Formula, gradient: NDArray[Any], count: int, norm_precision: str) -> float:
-    """Of the `count` norms that a gradient has."""
-    if isinstance(formula, GradientClipByValue):
-        return 0.0
-    dtype, size = str(gradient.dtype), gradient.size // max(count, 1)
-    found = compare.precision_of_norm(dtype, size, norm_precision, _ord(formula))
-    return 2 * found if formula.reads_parameter else found
 
 
 def _precision_of_sum(formula: Formula, cases: Sequence[Case], norm_precision: str) -> float:
