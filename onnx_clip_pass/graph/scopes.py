@@ -63,7 +63,8 @@ class Read(NamedTuple):
 class Scope:
     """One body of nodes; `path` says where it is, and is empty for the main graph.
 
-    `number` is that of the node of `outer` in which it is, OUTPUT if it is in none.
+    `number` is that of the node of `outer` in which it is, OUTPUT if it is in none; `key` is what
+    it is called there.
 
     What is asked for of every node of a large graph is taken out of protobuf once: `takes` are the
     inputs of each node, `by_op` the numbers of the nodes of each op type, `attributed` those of the
@@ -83,6 +84,7 @@ class Scope:
     inputs: list[str]
     outputs: list[str]
     number: int = OUTPUT
+    key: str = ""
     producers: dict[str, tuple[int, int]] = field(default_factory=dict)
     initializers: dict[str, TensorProto] = field(default_factory=dict)
     types: dict[str, TensorType | TypeProto | None] = field(default_factory=dict)
@@ -157,6 +159,7 @@ class Index:
         self.model = model
         self.scopes: list[Scope] = []
         self.functions: dict[tuple[str, str, str], Scope] = {}
+        self._callers: dict[int, list[tuple[Scope, int]]] = defaultdict(list)
         self._texts: dict[str, str] = {}
         self._alike: dict[TensorType, TensorType] = {}
         opsets = versions_of(model.opset_import)
@@ -180,6 +183,10 @@ class Index:
         if not self.functions:
             return None
         return self.functions.get((node.domain, node.op_type, getattr(node, "overload", "")))
+
+    def callers_of(self, function: Scope) -> list[tuple[Scope, int]]:
+        """The nodes that call a local function: the scope of each, and its number there."""
+        return self._callers.get(id(function), [])
 
     def readers_of(self, scope: Scope, name: str) -> list[Read]:
         """Where the value that `scope` defines as `name` is read, nested graphs included."""
@@ -296,7 +303,7 @@ class Index:
             for key, graph in graphs_in(node) if number in scope.attributed else ():
                 path = f"{scope.path}/{node.op_type}[{number}].{key}".lstrip("/")
                 body = self._add_graph(graph, path, scope, scope.opsets, depth + 1)
-                body.number = number
+                body.number, body.key = number, key
                 scope.bodies.setdefault(number, {})[key] = body
                 scope.special.add(number)
         scope.names.update(scope.producers)
@@ -306,8 +313,9 @@ class Index:
         for scope in self.scopes:
             scope.special.update(scope.numbers_of("Gradient"))
             for number in scope.numbers_of(*(op for op in scope.by_op if op in called)):
-                if self.function_of(scope.nodes[number]) is not None:
+                if (function := self.function_of(scope.nodes[number])) is not None:
                     scope.special.add(number)
+                    self._callers[id(function)].append((scope, number))
 
     def _index_readers(self) -> dict[tuple[int, str], list[Read]]:
         """Note who reads what: what a scope reads of its own there, the rest is returned."""

@@ -6,13 +6,14 @@ output of each, stacked along a new first axis by each loop. The same way an arr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, MutableSequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import OUTPUT, Editor, Index, Read, Scope
-from onnx_clip_pass.verification.static.reach import Places
 
 __all__ = ["Copy", "Port"]
 
@@ -39,7 +40,6 @@ class Copy:
         self.model = ModelProto()
         self.model.CopyFrom(model)
         self.index = Index(self.model)
-        self._places = Places(self.index)
         self._editor = Editor(self.index)
         self._outputs = set(self.index.main.outputs)
 
@@ -74,8 +74,7 @@ class Copy:
             if node != OUTPUT:
                 reader.nodes[node].input[slot] = fed
             elif reader is not self.index.main:
-                inner = self._editor.fresh(f"{fed}/handed out")
-                self._append(reader, "Identity", [fed], inner)
+                inner = self._copied(reader, fed, f"{fed}/handed out")
                 if reader.is_function:
                     reader.proto.output[slot] = inner  # type: ignore[call-overload]
                 else:
@@ -116,108 +115,74 @@ class Copy:
         if scope is self.index.main:
             if name not in scope.producers and name not in self._outputs:
                 # ONNX Runtime hands out the buffer of an input itself, which it may use again
-                out = self._editor.fresh(f"out/{name}")
-                self._append(scope, "Identity", [name], out)
-                name = out
+                name = self._copied(scope, name, f"out/{name}")
             if name not in self._outputs:
                 self._outputs.add(name)
                 scope.proto.output.append(ValueInfoProto(name=name))  # type: ignore[arg-type]
             if fed:
-                kind = helper.make_tensor_value_info(fed, dtype, None)
-                scope.proto.input.append(kind)  # type: ignore[arg-type]
+                _declare(scope.proto.input, fed, dtype)
             return [Port(name, fed, 0)]
-        if scope.is_function:
-            return self._through_calls(scope, name, fed, dtype)
-        if id(scope) not in self._places.holder:
-            raise OnnxClipError(f"{scope.path}: ONNX Runtime does not execute training_info")
-        outer, number, key = self._places.holder[id(scope)]
-        op_type = outer.nodes[number].op_type
-        if op_type == "If":
-            return self._through_if(scope, name, fed, dtype)
-        if op_type == "Loop":
-            return self._through_loop(scope, name, fed, dtype)
-        if op_type == "Scan":
-            return self._through_scan(scope, name, fed, dtype)
-        raise OnnxClipError(f"{scope.path}: values cannot be taken out of {key} of {op_type}")
-
-    def _through_calls(self, scope: Scope, name: str, fed: str, dtype: int) -> list[Port]:
-        out = self._handed(scope, name)
-        scope.proto.output.append(out)  # type: ignore[arg-type]
-        if fed:
-            scope.proto.input.append(fed)  # type: ignore[arg-type]
+        holders = self._holders(scope)
+        op_type = "" if scope.is_function else holders[0][0].nodes[holders[0][1]].op_type
+        _declare(scope.proto.output, self._copied(scope, name, f"out/{name}"), dtype)
+        if fed and op_type in ("", "Scan"):
+            _declare(scope.proto.input, fed, dtype)
         ports = []
-        for outer, number in self._places.callers.get(id(scope), ()):
+        for outer, number in holders:
             node = outer.nodes[number]
             outside = self._editor.fresh(f"out/{name}")
-            node.output.extend([""] * (len(scope.proto.output) - 1 - len(node.output)))
-            node.output.append(outside)
-            fed_outside = self._editor.fresh(f"fed/{name}") if fed else ""
-            if fed:
-                node.input.extend([""] * (len(scope.proto.input) - 1 - len(node.input)))
-                node.input.append(fed_outside)
-            ports += self._climb(outer, outside, fed_outside, dtype)
+            # a Loop's body has one output more: whether to go on
+            _put(node.output, len(scope.proto.output) - 1 - (op_type == "Loop"), outside)
+            given = fed if op_type == "If" or not fed else self._editor.fresh(f"fed/{name}")
+            if op_type == "If":
+                self._fill_other_branches(scope, outer.bodies[number], name, fed, dtype)
+            elif op_type == "Loop" and fed:
+                count = scope.inputs[0]
+                self._editor.insert(scope, 0, "Gather", [given, count], fed, f"take/{name}")
+            elif fed:
+                _put(node.input, len(scope.proto.input) - 1, given)
+            if op_type == "Scan":
+                _lengthen(node, is_fed=bool(fed))
+            is_loop = op_type in ("Loop", "Scan")
+            outer_ports = self._climb(outer, outside, given, dtype)
+            ports += [replace(port, loops=port.loops + is_loop) for port in outer_ports]
         return ports
 
-    def _through_if(self, scope: Scope, name: str, fed: str, dtype: int) -> list[Port]:
-        outer, number, key = self._places.holder[id(scope)]
-        for other_key, body in outer.bodies[number].items():
-            if other_key == key:
-                out = self._handed(body, name)
-            elif fed:  # the branch that is not taken hands back what it is fed
-                out = self._editor.fresh(f"not taken/{name}")
-                self._append(body, "Identity", [fed], out)
+    def _fill_other_branches(
+        self, scope: Scope, branches: Mapping[str, Scope], name: str, fed: str, dtype: int
+    ) -> None:
+        """Let branches that are not taken return what is fed, or else a zero."""
+        for body in branches.values():
+            if body is scope:
+                continue
+            wish = f"not taken/{name}"
+            if fed:
+                out = self._copied(body, fed, wish)
             else:
-                out = self._editor.fresh(f"not taken/{name}")
+                out = self._editor.fresh(wish)
                 zero = TensorProto(dims=[], data_type=dtype, raw_data=bytes(_SIZES[dtype]))
                 self._append(body, "Constant", [], out, value=zero)
-            self._declare_output(body, out, dtype)
-        outside = self._editor.fresh(f"out/{name}")
-        outer.nodes[number].output.append(outside)
-        return self._climb(outer, outside, fed, dtype)
+            _declare(body.proto.output, out, dtype)
 
-    def _through_loop(self, scope: Scope, name: str, fed: str, dtype: int) -> list[Port]:
-        outer, number, _ = self._places.holder[id(scope)]
-        self._declare_output(scope, self._handed(scope, name), dtype)
-        node = outer.nodes[number]
-        outside = self._editor.fresh(f"out/{name}")
-        node.output.extend([""] * (len(scope.proto.output) - 2 - len(node.output)))
-        node.output.append(outside)
-        stack = self._editor.fresh(f"fed/{name}") if fed else ""
-        if fed:
-            count = scope.inputs[0]
-            self._editor.insert(scope, 0, "Gather", [stack, count], fed, f"take/{name}")
-        ports = self._climb(outer, outside, stack, dtype)
-        return [Port(port.output, port.fed, port.loops + 1) for port in ports]
+    def _holders(self, scope: Scope) -> list[tuple[Scope, int]]:
+        """The nodes that run a body."""
+        if scope.is_function:
+            return self.index.callers_of(scope)
+        outer, number = scope.outer, scope.number
+        if outer is None or number == OUTPUT:
+            raise OnnxClipError(f"{scope.path}: ONNX Runtime does not execute training_info")
+        op_type = outer.nodes[number].op_type
+        if op_type not in ("If", "Loop", "Scan"):
+            raise OnnxClipError(
+                f"{scope.path}: values cannot be taken out of {scope.key} of {op_type}"
+            )
+        return [(outer, number)]
 
-    def _through_scan(self, scope: Scope, name: str, fed: str, dtype: int) -> list[Port]:
-        outer, number, _ = self._places.holder[id(scope)]
-        self._declare_output(scope, self._handed(scope, name), dtype)
-        node = outer.nodes[number]
-        outside = self._editor.fresh(f"out/{name}")
-        node.output.extend([""] * (len(scope.proto.output) - 1 - len(node.output)))
-        node.output.append(outside)
-        _lengthen(node, ("scan_output_axes", "scan_output_directions"))
-        stack = self._editor.fresh(f"fed/{name}") if fed else ""
-        if fed:
-            node.input.append(stack)
-            kind = helper.make_tensor_value_info(fed, dtype, None)
-            scope.proto.input.append(kind)  # type: ignore[arg-type]
-            _lengthen(node, ("scan_input_axes", "scan_input_directions"))
-            for attr in node.attribute:
-                if attr.name == "num_scan_inputs":
-                    attr.i += 1
-        ports = self._climb(outer, outside, stack, dtype)
-        return [Port(port.output, port.fed, port.loops + 1) for port in ports]
-
-    def _handed(self, scope: Scope, name: str) -> str:
+    def _copied(self, scope: Scope, name: str, wish: str) -> str:
         """A new name at the end of a body for a value of it."""
-        out = self._editor.fresh(f"out/{name}")
+        out = self._editor.fresh(wish)
         self._append(scope, "Identity", [name], out)
         return out
-
-    def _declare_output(self, body: Scope, name: str, dtype: int) -> None:
-        kind = helper.make_tensor_value_info(name, dtype, None)
-        body.proto.output.append(kind)  # type: ignore[arg-type]
 
     def _append(
         self, scope: Scope, op_type: str, inputs: list[str], output: str, **attributes: object
@@ -237,8 +202,23 @@ _SIZES: dict[int, int] = {
 }
 
 
-def _lengthen(node: NodeProto, names: tuple[str, ...]) -> None:
-    """One more 0 in those list attributes that the node has: the first axis, forward."""
+def _declare(values: Any, name: str, dtype: int) -> None:
+    """Add an input or output to a graph, or to a function, where it is a name alone."""
+    has_types = hasattr(values, "add")
+    values.append(helper.make_tensor_value_info(name, dtype, None) if has_types else name)
+
+
+def _put(names: MutableSequence[str], at: int, name: str) -> None:
+    """Put a name behind all those that there may be before it."""
+    names.extend([""] * (at - len(names)))
+    names.append(name)
+
+
+def _lengthen(node: NodeProto, *, is_fed: bool) -> None:
+    """Tell a Scan of one more output, and input if one is fed: along the first axis, forward."""
     for attr in node.attribute:
-        if attr.name in names and attr.type == AttributeProto.INTS:
+        kind, _, what = attr.name.removeprefix("scan_").partition("_")
+        if what in ("axes", "directions") and (is_fed or kind == "output"):
             attr.ints.append(0)
+        elif attr.name == "num_scan_inputs":
+            attr.i += is_fed

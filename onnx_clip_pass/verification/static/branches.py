@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from onnx import AttributeProto, NodeProto
 
-from onnx_clip_pass.graph import Index, Scope
+from onnx_clip_pass.graph import OUTPUT, Index, Scope
 from onnx_clip_pass.record import Record
-from onnx_clip_pass.verification.static.reach import Places
 
 __all__ = ["not_run", "unlike_branches"]
 
 
 def unlike_branches(before: Index, after: Index, record: Record) -> dict[int, str]:
     """The branches whose nodes are others than the original's and clips, by number, and how."""
-    places, now = Places(before), Places(after)
-    others = {_whose(now, scope, record): scope for scope in after.scopes}
+    others = {_whose(scope, record): scope for scope in after.scopes}
     found = {}
     for number, scope in enumerate(before.scopes):
-        if _is_branch(places, scope):
-            other = others.get(_whose(places, scope, record))
+        if any(node.op_type == "If" for _, node, _ in _around(scope)):
+            other = others.get(_whose(scope, record))
             how = "it is gone" if other is None else _difference(scope, other, record)
             if how:
                 found[number] = how
@@ -36,32 +34,28 @@ def not_run(before: Index, number: int, conditions: dict[tuple[int, str], Any]) 
         number: of the branch.
         conditions: what each If was given, by the number of its scope and the value's name.
     """
-    places, scope = Places(before), before.scopes[number]
     numbers = {id(scope): number for number, scope in enumerate(before.scopes)}
-    while id(scope) in places.holder:
-        outer, node, key = places.holder[id(scope)]
-        if outer.nodes[node].op_type == "If":
-            taken = conditions.get((numbers[id(outer)], outer.nodes[node].input[0]))
+    for outer, node, key in _around(before.scopes[number]):
+        if node.op_type == "If":
+            taken = conditions.get((numbers[id(outer)], node.input[0]))
             if taken is not None and not (taken == (key == "then_branch")).any():
                 return True
-        scope = outer
     return False
 
 
-def _whose(places: Places, scope: Scope, record: Record) -> tuple[Any, ...]:
+def _around(scope: Scope) -> Iterator[tuple[Scope, NodeProto, str]]:
+    """The nodes that hold a body, the innermost first, each with its scope and the body's key."""
+    while scope.outer is not None and scope.number != OUTPUT:
+        yield scope.outer, scope.outer.nodes[scope.number], scope.key
+        scope = scope.outer
+
+
+def _whose(scope: Scope, record: Record) -> tuple[Any, ...]:
     """Which body a scope is: by what the nodes around it make, which a clip may put later."""
-    if id(scope) not in places.holder:
-        return (scope.path,)
-    outer, number, key = places.holder[id(scope)]
-    made = _old(outer.nodes[number].output, record)
-    return (*_whose(places, outer, record), made, key)
-
-
-def _is_branch(places: Places, scope: Scope) -> bool:
-    if id(scope) not in places.holder:
-        return False
-    outer, number, _ = places.holder[id(scope)]
-    return outer.nodes[number].op_type == "If" or _is_branch(places, outer)
+    path: list[Any] = [scope.path]
+    for outer, node, key in _around(scope):
+        path[-1:] = [(_old(node.output, record), key), outer.path]
+    return tuple(path)
 
 
 def _difference(scope: Scope, other: Scope, record: Record) -> str:

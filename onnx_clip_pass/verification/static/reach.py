@@ -9,31 +9,14 @@ from collections.abc import Collection, Iterable
 
 from onnx_clip_pass.graph import BY_NAME, OUTPUT, Index, Read, Scope
 
-__all__ = ["Place", "Places", "reach"]
+__all__ = ["Place", "reach"]
 
 Place = tuple[Scope, str]
 """A value: the body that defines it, and its name."""
 
 
-class Places:
-    """Who holds whom: the node that runs a body, the nodes that call a function."""
-
-    def __init__(self, index: Index) -> None:
-        self.index = index
-        self.holder: dict[int, tuple[Scope, int, str]] = {}
-        self.callers: dict[int, list[tuple[Scope, int]]] = {}
-        for scope in index.scopes:
-            for number, bodies in scope.bodies.items():
-                for key, body in bodies.items():
-                    self.holder[id(body)] = (scope, number, key)
-            for number in scope.special:
-                function = index.function_of(scope.nodes[number])
-                if function is not None:
-                    self.callers.setdefault(id(function), []).append((scope, number))
-
-
 def reach(
-    places: Places,
+    index: Index,
     reads: Iterable[Read],
     *,
     stop: Collection[Place] = (),
@@ -42,7 +25,7 @@ def reach(
     """All values that these reads lead to.
 
     Args:
-        places: the model.
+        index: the model.
         reads: where to start.
         stop: values to note and not to follow.
         next_iterations: follow what a loop carries into its next iteration.
@@ -54,29 +37,29 @@ def reach(
     values: set[Place] = set()
     outputs: set[int] = set()
     for read in todo:  # grows while it is read
-        if read.node == OUTPUT and read.scope is places.index.main:
+        if read.node == OUTPUT and read.scope is index.main:
             outputs.add(read.slot)
-        for place in _step(places, read, next_iterations):
+        for place in _step(index, read, next_iterations):
             if place in values:
                 continue
             values.add(place)
             if place in stop:
                 continue
-            for further in places.index.readers_of(*place):
+            for further in index.readers_of(*place):
                 if further not in seen:
                     seen.add(further)
                     todo.append(further)
     return values, outputs
 
 
-def _step(places: Places, read: Read, next_iterations: bool) -> list[Place]:
+def _step(index: Index, read: Read, next_iterations: bool) -> list[Place]:
     scope, number, slot = read
     if slot == BY_NAME:
         return [(scope, name) for name in scope.nodes[number].output if name]
     if number == OUTPUT:
-        return _handed_out(places, scope, slot, next_iterations)
+        return _handed_out(index, scope, slot, next_iterations)
     node = scope.nodes[number]
-    function = places.index.function_of(node)
+    function = index.function_of(node)
     if function is not None:
         return [(function, function.inputs[slot])] if slot < len(function.inputs) else []
     made = [(scope, name) for name in node.output if name]
@@ -91,15 +74,15 @@ def _step(places: Places, read: Read, next_iterations: bool) -> list[Place]:
     return inner
 
 
-def _handed_out(places: Places, scope: Scope, slot: int, next_iterations: bool) -> list[Place]:
+def _handed_out(index: Index, scope: Scope, slot: int, next_iterations: bool) -> list[Place]:
     found = []
-    for outer, number in places.callers.get(id(scope), ()):
-        outputs = outer.nodes[number].output
+    for caller, call in index.callers_of(scope):
+        outputs = caller.nodes[call].output
         if slot < len(outputs) and outputs[slot]:
-            found.append((outer, outputs[slot]))
-    if id(scope) not in places.holder:
+            found.append((caller, outputs[slot]))
+    outer, number = scope.outer, scope.number
+    if outer is None or number == OUTPUT:
         return found
-    outer, number, _ = places.holder[id(scope)]
     node = outer.nodes[number]
     at = slot - 1 if node.op_type == "Loop" else slot
     if at < 0:  # whether a Loop goes on

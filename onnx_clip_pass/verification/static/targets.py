@@ -26,7 +26,7 @@ from onnx_clip_pass.gradients import (
 )
 from onnx_clip_pass.graph import BY_NAME, Index, Read, Scope
 from onnx_clip_pass.record import Record
-from onnx_clip_pass.verification.static.reach import Place, Places, reach
+from onnx_clip_pass.verification.static.reach import Place, reach
 from onnx_clip_pass.verification.static.reads import Readers
 from onnx_clip_pass.verification.static.steps import levels
 
@@ -105,7 +105,6 @@ class _Reading:
         self._before, self._after = before, after
         self._record = record
         self._seen = seen
-        self._places = Places(before)
         self._readers = Readers(after, record)
         self._added = set(record.nodes)
         self._numbers = {id(scope): number for number, scope in enumerate(before.scopes)}
@@ -193,7 +192,7 @@ class _Reading:
         first, entry = part.group[0]
         clip = clip_of(entry)
         reads = [] if self._record.measures_only else part.reads
-        values, outputs = reach(self._places, reads)
+        values, outputs = reach(self._before, reads)
         numbers = self._numbers
         return Target(
             gradient=first.gradient,
@@ -224,13 +223,13 @@ class _Reading:
 
     def _is_backward(self, read: Read, own: Place) -> bool:
         """Return whether another gradient of the same step is computed through this read."""
-        values, _ = reach(self._places, [read], stop=self._stops, next_iterations=False)
+        values, _ = reach(self._before, [read], stop=self._stops, next_iterations=False)
         return any(x in self._gradients and x != own and x not in self._ends for x in values)
 
     def _leads_to(self, read: Read, sighting: Sighting) -> bool:
         """Whether the sighting's parameter is updated through this read, in the same step."""
         sinks = {Read(sink.frame.scope, sink.node, sink.slot) for sink in sighting.sinks}
-        values, _ = reach(self._places, [read], stop=self._ends, next_iterations=False)
+        values, _ = reach(self._before, [read], stop=self._ends, next_iterations=False)
         return read in sinks or any(
             further in sinks
             for place in values - self._ends
