@@ -74,6 +74,10 @@ class Constants(Training):
                     todo.append((reader, times * constant))
         return found or {1.0}
 
+    def _has_term_alone(self, root: int) -> bool:
+        """True if the loss has a term of one parameter alone, such as the sum of its squares."""
+        return any(self.flows(root, each) for each in self._terms_alone)
+
     def _scaled_by(self, vertex: int, operand: int) -> float | None:
         """The constant of which a value is its operand multiplied; 1 for an alias."""
         values = self.values
@@ -89,8 +93,25 @@ class Constants(Training):
         return None if constant is None else constant[0]
 
     @cached_property
-    def _loss_terms(self) -> tuple[set[float], set[float]]:
-        """The factors of the terms of the loss, with what is left of powers and means; and each."""
+    def _terms_alone(self) -> list[int]:
+        """The terms of the loss that are computed from parameters and constants alone."""
+        values, roots = self.values, self.states.roots
+        fed = bytearray(len(values))  # computed from anything else
+        for vertex in range(1, len(values)):
+            takes = values.takes[vertex]
+            fed[vertex] = (
+                any(fed[each] for each in takes)
+                if values.op[vertex]
+                else not (vertex in roots or values.is_constant(vertex))
+            )
+        return [each for each in self._loss_terms[2] if not fed[each]]
+
+    @cached_property
+    def _loss_terms(self) -> tuple[set[float], set[float], set[int]]:
+        """The factors of the terms of the loss, with what is left of powers and means; and each.
+
+        The third are the values whose sum the loss is, with what they are multiples of.
+        """
         values, found, each_alone = self.values, set[float](), set[float]()
         seen, todo = set[int](), [(self.states.loss, 1.0)]
         while todo and len(seen) < _MOST_SEEN:
@@ -120,7 +141,7 @@ class Constants(Training):
                 left = 2.0 if is_square else power[0] if power else 1.0
                 each_alone.add(left)
                 found.add(times * left)
-        return found or {1.0}, each_alone
+        return found or {1.0}, each_alone, seen
 
     @cached_property
     def _is_mean_inside(self) -> bool:

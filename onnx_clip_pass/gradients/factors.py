@@ -62,7 +62,7 @@ class Factors(Constants):
             vertex, inner = trail[index], trail[index + 1]
             if not chains.link[vertex] or values.op[vertex] == "Neg":
                 continue
-            if chains.link[vertex] == Link.TERM and self._is_drift(vertex):
+            if chains.link[vertex] == Link.TERM and self._is_drift(vertex, step.root):
                 best = index
                 continue
             factors = [each for each in values.takes[vertex] if each not in (inner, 0)]
@@ -109,12 +109,19 @@ class Factors(Constants):
             best, pending = index, 1.0
         return best
 
-    def _is_drift(self, vertex: int) -> bool:
-        """Whether a constant is added, as by a term of the loss that is linear in a parameter."""
-        values, sources = self.values, self.chains.sources[vertex]
+    def _is_drift(self, vertex: int, root: int) -> bool:
+        """True if all else that is added is what a term of the loss leaves, linear in `root`."""
+        values, states, sources = self.values, self.states, self.chains.sources[vertex]
+        if values.op[vertex] not in ("Add", "Sub", "Sum"):
+            return False
         others = [each for each in values.takes[vertex] if each and each not in sources]
-        is_sum = values.op[vertex] in ("Add", "Sub", "Sum")
-        return is_sum and all(self._is_uniform(each) for each in others)
+        if others and states.is_loss_sure and not self._has_term_alone(root):
+            return False
+        of_loss = states.forward - states.roots
+        return all(
+            self._is_uniform(each) or (each in of_loss and values.is_constant(each))
+            for each in others
+        )
 
     def down(self, vertex: int, new: int) -> Iterator[int]:
         """The values of the chain from a new value up to the one that is made of `vertex`."""

@@ -107,6 +107,28 @@ def test_the_slope_of_a_term_that_is_linear_in_the_weight_is_a_constant():
     assert found(step(body + DESCENT, constants=", float one = {1.0}")) == {"W": "g"}
 
 
+@pytest.mark.parametrize(
+    ("term", "end"),
+    [
+        ("", "c"),
+        ("sq = Mul (W, W)\n u = ReduceSum <keepdims: int = 0> (sq)\n", "c"),
+        ("k = Mul (W, slope)\n u = ReduceSum <keepdims: int = 0> (k)\n", "g"),
+    ],
+    ids=["no term", "of its squares", "of these constants"],
+)
+def test_constants_that_are_added_belong_to_the_gradient_if_the_loss_has_them(term: str, end: str):
+    loss = f"{term} loss = Add (mean, u)\n" if term else "loss = Identity (mean)\n"
+    body = FORWARD + loss + "d = Mul (e, share)\n c = MatMul (xt, d)\n g = Add (c, slope)\n"
+    slope = ", ".join(str(number / 8) for number in range(15))
+    constants = f", float[5, 3] slope = {{{slope}}}"
+    assert found(step(body + DESCENT, constants=constants)) == {"W": end}
+
+
+def test_a_number_that_is_added_is_the_updates_where_the_loss_has_no_such_term():
+    body = PLAIN + "d = Mul (e, share)\n c = MatMul (xt, d)\n g = Add (c, two)\n"
+    assert found(step(body + DESCENT)) == {"W": "c"}
+
+
 def test_a_large_constant_that_stays_in_its_file_is_not_read(tmp_path: Path):
     body = FORWARD + "loss = Identity (mean)\n d = Mul (e, share)\n c = MatMul (xt, d)\n"
     model = step(body + "g = Sub (c, ones)\n" + DESCENT)
