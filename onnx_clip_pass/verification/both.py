@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +22,7 @@ from onnx_clip_pass.storage import unfinished
 from onnx_clip_pass.storage.messages import check_messages
 from onnx_clip_pass.storage.reading import open_regular
 from onnx_clip_pass.validity import blaming
+from onnx_clip_pass.verification.comparison import Comparison
 from onnx_clip_pass.verification.report import GradientCheck, OutputCheck, Verification
 from onnx_clip_pass.verification.running.memory import check_memory
 from onnx_clip_pass.verification.running.runs import Runs
@@ -30,7 +31,7 @@ from onnx_clip_pass.verification.running.weights import Weights
 from onnx_clip_pass.verification.slopes.forward import Forward
 from onnx_clip_pass.verification.slopes.meaning import Meaning, Slopes, check_choice
 from onnx_clip_pass.verification.static.declared import declared_faults, recorded_faults
-from onnx_clip_pass.verification.static.targets import Target, targets_of
+from onnx_clip_pass.verification.static.targets import targets_of
 
 __all__ = ["verify"]
 
@@ -72,6 +73,8 @@ def verify(
             fit, there is not enough memory, or the original does not run here.
     """
     check_choice(slopes)
+    given = {} if feeds is None else feeds
+    options = _Options(given, {} if dims is None else dims, provider, seed, slopes, loss)
     with TemporaryDirectory(prefix="onnx-clip-verify-", ignore_cleanup_errors=True) as folder:
         weights = Weights(Path(folder))
         before = _load(original, "the original model", weights)
@@ -80,7 +83,7 @@ def verify(
             blaming(lambda: before.model, before.called),
             blaming(lambda: after.model, after.called),
         ):
-            return _verify(before, after, feeds, dims, provider, seed, slopes, loss)
+            return _verify(before, after, options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,83 +121,74 @@ def _load(source: _Model, called: str, weights: Weights) -> _Loaded:
     return _Loaded(thin, folder if thin is model else weights.folder, called)
 
 
-def _verify(
-    original: _Loaded,
-    rewritten: _Loaded,
-    given: Mapping[str, NDArray[Any]] | None,
-    dims: Mapping[str, int] | None,
-    provider: Provider,
-    seed: int,
-    slopes: Slopes,
-    loss: str | None,
-) -> Verification:
-    before = (strip_if_clipped(original.model), original.folder)
-    after = (rewritten.model, rewritten.folder)
+def _verify(original: _Loaded, rewritten: _Loaded, options: _Options) -> Verification:
     record = read_record(rewritten.model)
     if record is None:
         raise OnnxClipError(
             f"{rewritten.called} has no record of onnx-clip in its metadata, so it is no rewritten "
             f"model; verify takes the original first, then what onnx-clip made of it"
         )
-    first, second = Index(before[0]), Index(after[0])
-    _check_related(first, original.called, rewritten.called, record)
-    feeds = make_feeds(before[0], given=given, dims=dims, seed=seed)
+    before, after = Index(strip_if_clipped(original.model)), Index(rewritten.model)
+    _check_related(before, original.called, rewritten.called, record)
+    feeds = options.feeds(before.model)
     result = Verification([], [], recorded_faults(record))
     if result.faults:
         return result
-    result.faults = declared_faults(first, original.folder, second, rewritten.folder, record)
+    result.faults = declared_faults(before, original.folder, after, rewritten.folder, record)
     if read_record(original.model) is not None:
         result.notes.append("the first model is clipped, too: it was undone before comparing")
-    if [scope.path.count("/") for scope in first.scopes] != [
-        scope.path.count("/") for scope in second.scopes
-    ]:
+    depths, now = ([s.path.count("/") for s in index.scopes] for index in (before, after))
+    if depths != now:
         result.faults.append("the models differ in their nested graphs and functions")
         return result
-    targets = targets_of(first, second, record)
+    targets = targets_of(before, after, record)
+    of = Comparison(before, original.folder, after, rewritten.folder, record, targets, result)
     result.gradients = [
         GradientCheck(t.gradient.name, t.gradient.parameter.name, t.gradient.graph, t.clip.label)
         for t in targets
     ]
-    names = first.main.outputs
+    names = before.main.outputs
     behind = {names[slot] for target in targets for slot in target.outputs}
     result.outputs = [OutputCheck(name, name in behind) for name in dict.fromkeys(names)]
     result.outputs += [
         OutputCheck(output, bool(gradients), quantity)
         for output, quantity, gradients, _ in record.emitted
     ]
-    check_memory(first, targets)
-    feeds = _defaults(first, original.folder, targets) | feeds
-    runs = Runs(before, after, targets, feeds, provider, record.loss_scale)
-    Trials(runs, targets, record, first, second, result).run_all()
+    check_memory(before, targets)
+    feeds = _defaults(of) | feeds
+    Trials(Runs(of, feeds, options.provider)).run_all()
     for check, target in zip(result.gradients, targets, strict=True):
         check.faults[:0] = target.misread
-    if slopes != "off":
-        Meaning(
-            Forward(before[0], before[1], feeds, provider, loss),
-            targets,
-            record,
-            seed,
-            slopes == "strict",
-            lambda: _with_other_sizes(before[0], given, dims, seed),
-            result,
-        ).check()
+    if options.slopes != "off":
+        forward = Forward(before.model, original.folder, feeds, options.provider, options.loss)
+        is_strict = options.slopes == "strict"
+        Meaning(of, forward, options.seed, is_strict, options.feeds_of_other_sizes).check()
     return result
 
 
-def _with_other_sizes(
-    model: ModelProto,
-    given: Mapping[str, NDArray[Any]] | None,
-    dims: Mapping[str, int] | None,
-    seed: int,
-) -> Arrays | None:
-    """Feeds in which the dimensions have other sizes whose sizes were made up; None if none was."""
-    told: set[str] = set(dims or {})
-    made_up: set[str] = set()
-    for value in model.graph.input:
-        symbols = {dim.dim_param for dim in value.type.tensor_type.shape.dim if dim.dim_param}
-        (told if value.name in (given or {}) else made_up).update(symbols)
-    sizes = dict(dims or {}) | dict.fromkeys(made_up - told, _OTHER_SIZE)
-    return make_feeds(model, given=given, dims=sizes, seed=seed) if made_up - told else None
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """The arguments of `verify`."""
+
+    given: Mapping[str, NDArray[Any]]
+    dims: Mapping[str, int]
+    provider: Provider
+    seed: int
+    slopes: Slopes
+    loss: str | None
+
+    def feeds(self, model: ModelProto) -> Arrays:
+        return make_feeds(model, given=self.given, dims=self.dims, seed=self.seed)
+
+    def feeds_of_other_sizes(self, model: ModelProto) -> Arrays | None:
+        """The same where the sizes that were made up are others; None if none was made up."""
+        told: set[str] = set(self.dims)
+        made_up: set[str] = set()
+        for value in model.graph.input:
+            symbols = {dim.dim_param for dim in value.type.tensor_type.shape.dim if dim.dim_param}
+            (told if value.name in self.given else made_up).update(symbols)
+        sizes = dict.fromkeys(made_up - told, _OTHER_SIZE)
+        return replace(self, dims={**self.dims, **sizes}).feeds(model) if sizes else None
 
 
 def _check_related(before: Index, original: str, rewritten: str, record: Record) -> None:
@@ -209,15 +203,11 @@ def _check_related(before: Index, original: str, rewritten: str, record: Record)
         )
 
 
-def _defaults(
-    index: Index, folder: Path | None, targets: Sequence[Target]
-) -> dict[str, NDArray[Any]]:
+def _defaults(of: Comparison) -> Arrays:
     """The gradients that are inputs with a default, which are fed so that they can be changed."""
-    main = index.main
+    main = of.before.main
+    names = {target.name for target in of.targets if target.scope == 0}
     return {
-        target.name: numpy_helper.to_array(main.initializers[target.name], str(folder or ""))
-        for target in targets
-        if target.scope == 0
-        and target.name in main.input_slots
-        and target.name in main.initializers
+        name: numpy_helper.to_array(main.initializers[name], str(of.before_folder or ""))
+        for name in names & main.input_slots.keys() & main.initializers.keys()
     }

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_clip_pass.record import Record
 from onnx_clip_pass.runtime import Arrays
-from onnx_clip_pass.verification.report import OutputCheck, Verification
+from onnx_clip_pass.verification.comparison import Comparison
+from onnx_clip_pass.verification.report import OutputCheck
 from onnx_clip_pass.verification.running.clipping import Clipping, One
 from onnx_clip_pass.verification.running.runs import Outlets
 from onnx_clip_pass.verification.running.settling import Expected
-from onnx_clip_pass.verification.static.targets import Target
 from onnx_clip_pass.verification.tolerance import compare
 from onnx_clip_pass.verification.tolerance.expected import Outcome, enlarged
 
@@ -38,6 +37,11 @@ class Clipped:
     rewritten: Outlets
     clipping: Clipping
 
+    @property
+    def of(self) -> Comparison:
+        """What is compared."""
+        return self.clipping.of
+
 
 @dataclass(frozen=True, slots=True)
 class Seen(Clipped):
@@ -53,10 +57,9 @@ class Seen(Clipped):
     steady: set[str]
 
 
-def check_gradients(
-    seen: Clipped, record: Record, result: Verification
-) -> list[tuple[One, Outcome]]:
+def check_gradients(seen: Clipped) -> list[tuple[One, Outcome]]:
     """Hold every clipped gradient to the formulas; what these say of each, but for its elements."""
+    record = seen.of.record
     found: list[tuple[One, Outcome]] = []
     faulty: set[int] = set()
     for number, (raw, clipped) in enumerate(
@@ -66,13 +69,14 @@ def check_gradients(
             left, right = seen.after[port.output], seen.after[other.output]
             if left.shape != right.shape or left.dtype != right.dtype:
                 faulty.add(number)
-                result.gradients[number].faults.append(
+                seen.of.fault(
+                    number,
                     f"{seen.when}the raw gradient is {left.dtype} {list(left.shape)}, the clipped "
-                    f"one {right.dtype} {list(right.shape)}"
+                    f"one {right.dtype} {list(right.shape)}",
                 )
     for ones in seen.clipping.ones(seen.rewritten.raw, seen.after):
         outcomes = seen.clipping.outcomes(ones)
-        exact = _unrounded(seen.clipping, ones, record)
+        exact = _unrounded(seen.clipping, ones)
         within = _within(seen, ones, outcomes)
         for at, (one, outcome, is_within) in enumerate(zip(ones, outcomes, within, strict=True)):
             found.append((one, replace(outcome, clipped=np.empty(0, one.raw.dtype))))
@@ -88,8 +92,8 @@ def check_gradients(
             is_rounded = record.norm_precision == "wide" or compare.is_half(str(made.dtype))
             if exact and is_rounded and compare.is_misrounded(made, exact[at], outcome.precision):
                 allowed = 0.0
-            _check_one(seen.when, one, outcome, made, wanted, allowed, is_within, result)
-            if result.gradients[one.target].faults:
+            _check_one(seen, one, outcome, made, wanted, allowed, is_within)
+            if seen.of.result.gradients[one.target].faults:
                 faulty.add(one.target)
     return found
 
@@ -117,7 +121,7 @@ def _within(
     ]
 
 
-def _unrounded(clipping: Clipping, ones: Sequence[One], record: Record) -> list[Array]:
+def _unrounded(clipping: Clipping, ones: Sequence[One]) -> list[Array]:
     """What formulas give before it is rounded to a dtype narrower than they are computed in.
 
     Two units of that, which may be wrong elsewhere, hide what is computed in the dtype itself.
@@ -125,25 +129,24 @@ def _unrounded(clipping: Clipping, ones: Sequence[One], record: Record) -> list[
     members = [one.member for one in ones]
     if not all(member.is_given and len(member.formulas) == 1 for member in members):
         return []
-    is_wide = record.norm_precision == "wide"
+    is_wide = clipping.of.record.norm_precision == "wide"
     if not is_wide and not any(compare.is_half(str(one.raw.dtype)) for one in ones):
         return []
     return [outcome.clipped for outcome in clipping.outcomes_of(enlarged(members, 1.0))]
 
 
 def _check_one(
-    when: str,
+    seen: Clipped,
     one: One,
     outcome: Outcome,
     clipped: Array,
     wanted: Array,
     allowed: float,
     is_within: NDArray[np.bool_],
-    result: Verification,
 ) -> None:
-    check, raw = result.gradients[one.target], one.raw
+    check, raw = seen.of.result.gradients[one.target], one.raw
     has_seeds = one.member.case.has_seeds
-    if not when:
+    if not seen.when:
         check.raw_norm = _larger(check.raw_norm, _norm(raw, has_seeds))
         check.clipped_norm = _larger(check.clipped_norm, _norm(clipped, has_seeds))
         check.expected_norm = _larger(check.expected_norm, _norm(wanted, has_seeds))
@@ -154,12 +157,12 @@ def _check_one(
     check.passed |= not any(outcome.acts)
     if error > allowed:
         check.faults.append(
-            f"{when}norm {_norm(clipped, has_seeds):.7g}, where {_norm(wanted, has_seeds):.7g} is "
-            f"right (raw: {_norm(raw, has_seeds):.7g}); {error:.3g} ulps off, where {allowed:.3g} "
-            f"are allowed"
+            f"{seen.when}norm {_norm(clipped, has_seeds):.7g}, where "
+            f"{_norm(wanted, has_seeds):.7g} is right (raw: {_norm(raw, has_seeds):.7g}); "
+            f"{error:.3g} ulps off, where {allowed:.3g} are allowed"
         )
     elif not compare.is_identical(clipped[is_within], raw[is_within]):
-        check.faults.append(f"{when}within the threshold, but not the same bit for bit")
+        check.faults.append(f"{seen.when}within the threshold, but not the same bit for bit")
 
 
 def _unchanged(clipped: Array, raw: Array) -> NDArray[np.bool_]:
@@ -180,10 +183,11 @@ def _norm(array: Array, has_seeds: bool) -> float:
     return float(np.linalg.norm(wide.ravel()))
 
 
-def check_raw(seen: Seen, targets: Sequence[Target], result: Verification) -> None:
+def check_raw(seen: Seen) -> None:
     """Whether the backward pass gives what it gives when it sees raw gradients."""
-    for number, target in enumerate(targets):
-        depends = any((target.scope, target.name) in other.behind for other in targets)
+    behind = {place for target in seen.of.targets for place in target.behind}
+    for number, target in enumerate(seen.of.targets):
+        depends = (target.scope, target.name) in behind
         ports = zip(seen.expected.outlets.raw[number], seen.rewritten.raw[number], strict=True)
         for port, raw_port in ports:
             name, actual = port.output, seen.after[raw_port.output]
@@ -195,20 +199,20 @@ def check_raw(seen: Seen, targets: Sequence[Target], result: Verification) -> No
                 is_same = compare.is_identical(actual, seen.expected.arrays[name])
                 fault = "" if is_same else "it differs"
             if fault:
-                result.gradients[number].faults.append(
-                    f"{seen.when}the gradient before its clip is not right: {fault}"
+                seen.of.fault(
+                    number, f"{seen.when}the gradient before its clip is not right: {fault}"
                 )
                 break
 
 
-def check_outputs(seen: Seen, targets: Sequence[Target], result: Verification) -> None:
+def check_outputs(seen: Seen) -> None:
     """The outputs that both models have."""
     handed_out = {
         target.name: number
-        for number, target in enumerate(targets)
+        for number, target in enumerate(seen.of.targets)
         if target.scope == 0 and any(s == 0 and node < 0 for s, node, _ in target.reads)
     }
-    for check in result.outputs:
+    for check in seen.of.result.outputs:
         if check.quantity:
             continue
         name = check.name
@@ -236,22 +240,17 @@ def _output_fault(seen: Seen, check: OutputCheck, stands_for: str) -> str:
     return seen.expected.fault(stands_for, actual)
 
 
-def check_emitted(
-    seen: Clipped,
-    targets: Sequence[Target],
-    record: Record,
-    found: Sequence[tuple[One, Outcome]],
-    result: Verification,
-) -> None:
+def check_emitted(seen: Clipped, found: Sequence[tuple[One, Outcome]]) -> None:
     """The measures that are handed out, with what the formulas say of the raw gradients."""
+    targets = seen.of.targets
     by_name: dict[tuple[str, str], list[Outcome]] = {}
     for one, outcome in sorted(found, key=lambda pair: pair[0].target):
         if targets[one.target].scope == 0:
             for group in ("", *outcome.totals):
                 by_name.setdefault((targets[one.target].name, group), []).append(outcome)
     told: Counter[tuple[str, str, str]] = Counter()
-    checks = {check.name: check for check in result.outputs if check.quantity}
-    for output, quantity, names, group in record.emitted:
+    checks = {check.name: check for check in seen.of.result.outputs if check.quantity}
+    for output, quantity, names, group in seen.of.record.emitted:
         check = checks[output]
         missing = [name for name in names if (name, group) not in by_name]
         if missing or output not in seen.after:
@@ -275,15 +274,13 @@ def check_emitted(
         for outcome, number in pairs:
             if not outcome.is_promised:
                 continue
-            fault = _measure_fault(seen, quantity, group, outcome, number, result)
+            fault = _measure_fault(seen, quantity, group, outcome, number)
             if fault:
                 check.faults.append(seen.when + fault)
                 break
 
 
-def _measure_fault(
-    seen: Clipped, quantity: str, group: str, outcome: Outcome, actual: Any, result: Verification
-) -> str:
+def _measure_fault(seen: Clipped, quantity: str, group: str, outcome: Outcome, actual: Any) -> str:
     is_wide = outcome.clipped.dtype == np.float64  # what is measured of it is float64 throughout
     # of the limit, the loss scale, and twice of itself
     rounding = 4 * compare.epsilon("float64" if is_wide else "float32")
@@ -294,9 +291,10 @@ def _measure_fault(
         wanted = norm / seen.clipping.loss_scale
         allowed = (precision + rounding) * abs(wanted) + unrounded / seen.clipping.loss_scale
     elif outcome.scale is None:
-        note = "what is handed out of gradients with nan or inf was not compared, but for norms"
-        if not seen.when and note not in result.notes:
-            result.notes.append(note)
+        if not seen.when:
+            seen.of.note(
+                "what is handed out of gradients with nan or inf was not compared, but for norms"
+            )
         return ""
     else:
         wanted, allowed = outcome.scale, max(outcome.precision, outcome.rounding) + rounding

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from onnx_clip_pass.clips import Case, Clip
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.record import Record
 from onnx_clip_pass.runtime import Arrays
+from onnx_clip_pass.verification.comparison import Comparison
 from onnx_clip_pass.verification.running.copies import Port
 from onnx_clip_pass.verification.running.runs import Outlets
-from onnx_clip_pass.verification.static.steps import components
 from onnx_clip_pass.verification.static.targets import Target
 from onnx_clip_pass.verification.tolerance import compare
 from onnx_clip_pass.verification.tolerance.expected import (
@@ -56,33 +55,31 @@ class Clipping:
 
     def __init__(
         self,
-        targets: Sequence[Target],
-        record: Record,
+        of: Comparison,
         opened: Outlets,
         run: Arrays,
         thresholds: Mapping[str, float],
         *,
         is_given: bool = False,
     ) -> None:
-        self._targets = targets
+        self.of = of
         self._is_given = is_given
-        self._together = components([(t.clip, t.scope, t.name, t.level) for t in targets])
-        self._record = record
         self._parameters = [[run[port.output] for port in ports] for ports in opened.parameters]
         self._parameter_ports = opened.parameters
-        self.loss_scale = (
-            float(np.asarray(run[opened.loss_scale]).astype(np.float64).ravel()[0])
-            if isinstance(record.loss_scale, str)
-            else float(record.loss_scale)
+        recorded = of.record.loss_scale
+        self.loss_scale = float(
+            np.asarray(run[opened.loss_scale]).astype(np.float64).ravel()[0]
+            if isinstance(recorded, str)
+            else recorded
         )
         if not 0 < self.loss_scale < np.inf:
             raise OnnxClipError(
-                f"expected a positive number as the loss scale {record.loss_scale!r}, but it is "
+                f"expected a positive number as the loss scale {recorded!r}, but it is "
                 f"{self.loss_scale:g} in this run; feed another"
             )
-        self._clips = [self._clip_of(target, thresholds) for target in targets]
+        self._clips = [self._clip_of(target, thresholds) for target in of.targets]
         self._is_steered = [
-            target.threshold_input is not None or self.loss_scale != 1 for target in targets
+            target.threshold_input is not None or self.loss_scale != 1 for target in of.targets
         ]
 
     def ones(self, ports: Sequence[Sequence[Port]], run: Arrays) -> Iterator[list[One]]:
@@ -90,7 +87,7 @@ class Clipping:
 
         They are taken up one after another, for each takes several times its memory.
         """
-        for numbers in self._together:
+        for numbers in self.of.together:
             for port, first in enumerate(ports[numbers[0]]):
                 shape = run[first.output].shape[: first.loops]
                 for at in np.ndindex(shape):
@@ -108,8 +105,7 @@ class Clipping:
 
     def outcomes_of(self, members: Sequence[Member]) -> list[Outcome]:
         """The same of members that may be scaled."""
-        nonfinite: Any = self._record.nonfinite
-        return clip_together(members, nonfinite, self._record.norm_precision)
+        return clip_together(members, self.of.nonfinite, self.of.record.norm_precision)
 
     def fed(
         self,
@@ -147,7 +143,7 @@ class Clipping:
         return clip if self.loss_scale == 1 else clip.scaled(self.loss_scale)
 
     def _member(self, number: int, array: Array, port: int, at: tuple[int, ...]) -> Member:
-        target = self._targets[number]
+        target = self.of.targets[number]
         case = Case(
             np.asarray(array),
             self._parameter(number, port, at),
@@ -167,5 +163,5 @@ class Clipping:
 
     def _is_not_taken(self, number: int, array: Array) -> bool:
         """Whether it stands for the gradient of a branch that was not taken."""
-        shape = self._targets[number].gradient.shape
+        shape = self.of.targets[number].gradient.shape
         return np.ndim(array) == 0 and bool(shape)

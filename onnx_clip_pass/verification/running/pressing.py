@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,12 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.graph import Index
-from onnx_clip_pass.record import Record
 from onnx_clip_pass.runtime import Arrays
-from onnx_clip_pass.verification.report import Verification
 from onnx_clip_pass.verification.running import checks
 from onnx_clip_pass.verification.running.alone import Alone
 from onnx_clip_pass.verification.running.clipping import Clipping
 from onnx_clip_pass.verification.running.copies import Port
 from onnx_clip_pass.verification.running.runs import Outlets, Runs
-from onnx_clip_pass.verification.static.targets import Target
 from onnx_clip_pass.verification.tolerance import compare
 from onnx_clip_pass.verification.tolerance.expected import Member
 from onnx_clip_pass.verification.tolerance.presses import Press, presses
@@ -35,56 +31,42 @@ _LEAST_PRESSES = 6
 run of the model, and a group has two for each of its gradients."""
 
 
+@dataclass(frozen=True, slots=True)
 class Pressing:
     """Runs the clips of each body on gradients made from those of the first run.
 
-    Args:
-        members: a gradient of each target, as it was in the first run; None if it was not computed.
-        loss_scale: in that run.
-        thresholds: those that are inputs; `steered` are they as arrays.
+    `members` are a gradient of each target, as it was in the first run, None if it was not
+    computed; `loss_scale` is the one of that run, `thresholds` are those that are inputs, and
+    `steered` are they as arrays.
     """
 
-    def __init__(
-        self,
-        runs: Runs,
-        targets: Sequence[Target],
-        members: Sequence[Member | None],
-        loss_scale: float,
-        thresholds: Mapping[str, float],
-        steered: Arrays,
-        record: Record,
-        after: Index,
-        result: Verification,
-    ) -> None:
-        self._runs = runs
-        self._targets = targets
-        self._members = members
-        self._loss_scale = loss_scale
-        self._thresholds, self._steered = thresholds, steered
-        self._record = record
-        self._after = after
-        self._result = result
+    runs: Runs
+    members: Sequence[Member | None]
+    loss_scale: float
+    thresholds: Mapping[str, float]
+    steered: Arrays
 
     def run_all(self) -> None:
         """All presses of all bodies; what they show goes to the result."""
-        for scope in sorted({target.scope for target in self._targets}):
+        for scope in sorted({target.scope for target in self.runs.of.targets}):
             self._run_scope(scope)
 
     def _run_scope(self, scope: int) -> None:
-        path = self._after.scopes[scope].path or "the main graph"
-        numbers = [n for n, target in enumerate(self._targets) if target.scope == scope]
+        of = self.runs.of
+        path = of.after.scopes[scope].path or "the main graph"
+        numbers = [n for n, target in enumerate(of.targets) if target.scope == scope]
         arrays = self._arrays(numbers)
         if arrays is None:
-            self._note(f"clips of {path} were not tried alone: a gradient has an unknown shape")
+            of.note(f"clips of {path} were not tried alone: a gradient has an unknown shape")
             return
         try:
-            outputs = () if scope else self._record.outputs
-            alone = self._runs.alone(self._after, scope, outputs, self._steered)
+            outputs = () if scope else of.record.outputs
+            alone = self.runs.alone(scope, outputs, self.steered)
         except OnnxClipError as error:
-            self._result.faults.append(f"the clips of {path} do not run alone: {error}")
+            of.result.faults.append(f"the clips of {path} do not run alone: {error}")
             return
         if alone.reads_more:
-            self._note(f"clips of {path} were not tried alone: they read {alone.reads_more[0]!r}")
+            of.note(f"clips of {path} were not tried alone: they read {alone.reads_more[0]!r}")
             return
         clipping, outlets, given = self._clipping(arrays)
         groups = [
@@ -93,12 +75,11 @@ class Pressing:
         most = max(
             _LEAST_PRESSES * sum(array.size for array in arrays.gradients.values()), _MOST_ELEMENTS
         )
-        values = [target.raw for target in self._targets]
-        nonfinite: Any = self._record.nonfinite
-        for press in presses(groups, values, nonfinite, self._record.norm_precision):
+        values = [target.raw for target in of.targets]
+        for press in presses(groups, values, of.nonfinite, of.record.norm_precision):
             most -= sum(array.size for array in press.gradients.values())
             if most < 0:
-                self._note(
+                of.note(
                     f"the gradients of {path} are large and many: not each was tried with nan, or "
                     f"far above the others, on its own"
                 )
@@ -113,7 +94,7 @@ class Pressing:
         found = Press("")
         made: dict[str, NDArray[Any]] = {}
         for number in numbers:
-            target, member = self._targets[number], self._members[number]
+            target, member = self.runs.of.targets[number], self.members[number]
             dtype = helper.tensor_dtype_to_np_dtype(target.dtype)
             shape = target.gradient.shape
             if member is not None:
@@ -138,11 +119,11 @@ class Pressing:
 
     def _clipping(self, press: Press) -> tuple[Clipping, Outlets, Arrays]:
         """The clips on these arrays, where these are, and all of them by name."""
-        ports: list[list[list[Port]]] = [[[] for _ in self._targets] for _ in range(3)]
+        ports: list[list[list[Port]]] = [[[] for _ in self.runs.of.targets] for _ in range(3)]
         raw, clipped, parameters = ports
-        given: Arrays = {_LOSS_SCALE: np.array(self._loss_scale)}
+        given: Arrays = {_LOSS_SCALE: np.array(self.loss_scale)}
         for number, array in press.gradients.items():
-            target = self._targets[number]
+            target = self.runs.of.targets[number]
             given[target.raw] = array
             raw[number] = [Port(target.raw, "", 0)]
             clipped[number] = [Port(target.clipped, "", 0)]
@@ -150,26 +131,20 @@ class Pressing:
                 given[target.parameter[1]] = press.parameters[number]
                 parameters[number] = [Port(target.parameter[1], "", 0)]
         outlets = Outlets(raw, clipped, parameters, _LOSS_SCALE)
-        return (
-            Clipping(self._targets, self._record, outlets, given, self._thresholds, is_given=True),
-            outlets,
-            given,
-        )
+        clipping = Clipping(self.runs.of, outlets, given, self.thresholds, is_given=True)
+        return clipping, outlets, given
 
     def _run(self, alone: Alone, press: Press) -> bool:
         """Run the clips on one press; whether all is right so far."""
+        of = self.runs.of
         clipping, outlets, given = self._clipping(press)
         try:
             after = alone.run(given)
         except OnnxClipError as error:
-            self._result.faults.append(f"{press.when}the clips alone do not run: {error}")
+            of.result.faults.append(f"{press.when}the clips alone do not run: {error}")
             return False
         seen = checks.Clipped(press.when, after, outlets, clipping)
-        found = checks.check_gradients(seen, self._record, self._result)
-        if self._record.outputs and self._targets[next(iter(press.gradients))].scope == 0:
-            checks.check_emitted(seen, self._targets, self._record, found, self._result)
-        return self._result.ok
-
-    def _note(self, note: str) -> None:
-        if note not in self._result.notes:
-            self._result.notes.append(note)
+        found = checks.check_gradients(seen)
+        if of.record.outputs and of.targets[next(iter(press.gradients))].scope == 0:
+            checks.check_emitted(seen, found)
+        return of.result.ok

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
-from onnx_clip_pass.graph import Index, Read
+from onnx_clip_pass.graph import Read
 from onnx_clip_pass.runtime import Arrays, Provider, Session, open_session
+from onnx_clip_pass.verification.comparison import Comparison
 from onnx_clip_pass.verification.running.alone import Alone
 from onnx_clip_pass.verification.running.copies import Copy, Port
 from onnx_clip_pass.verification.static.targets import Target
@@ -53,27 +54,17 @@ class Outlets:
         return [port.output for port in ports] + [self.loss_scale] * bool(self.loss_scale)
 
 
+@dataclass(frozen=True, slots=True)
 class Runs:
-    """Opens both models, with gradients changed in both alike."""
+    """Opens both models, with gradients changed in both alike; `given` are the feeds."""
 
-    def __init__(
-        self,
-        before: tuple[ModelProto, Path | None],
-        after: tuple[ModelProto, Path | None],
-        targets: Sequence[Target],
-        feeds: Arrays,
-        provider: Provider,
-        loss_scale: float | str,
-    ) -> None:
-        self._before, self._after = before, after
-        self._targets = targets
-        self._feeds = feeds
-        self._provider = provider
-        self._loss_scale = loss_scale
+    of: Comparison
+    given: Arrays
+    provider: Provider
 
     def original(self, changes: Changes, *, fed: bool) -> tuple[Session, Outlets]:
         """The original; `fed` lets the reads that are to see clipped gradients take fed ones."""
-        copy = Copy(self._before[0])
+        copy = Copy(self.of.before.model)
         scopes = copy.index.scopes
         ports = [
             copy.bring_out(
@@ -82,52 +73,52 @@ class Runs:
                 target.dtype,
                 [Read(scopes[s], node, slot) for s, node, slot in target.reads] if fed else None,
             )
-            for target in self._targets
+            for target in self.of.targets
         ]
         parameters = [
             [] if target.parameter is None else copy.bring_out(*target.parameter)
-            for target in self._targets
+            for target in self.of.targets
         ]
         scale = ""
-        if isinstance(self._loss_scale, str):
-            scale = copy.bring_out(0, self._loss_scale, int(TensorProto.FLOAT))[0].output
+        if isinstance(self.of.record.loss_scale, str):
+            scale = copy.bring_out(0, self.of.record.loss_scale, int(TensorProto.FLOAT))[0].output
         self._change(copy, changes, is_original=True)
-        session = self._open(copy.finish(), self._before[1])
+        session = self._open(copy.finish(), self.of.before_folder)
         return session, Outlets(ports, [], parameters, scale)
 
     def rewritten(self, changes: Changes) -> tuple[Session, Outlets]:
         """The rewritten model."""
-        copy = Copy(self._after[0])
-        raw = [copy.bring_out(t.scope, t.raw, t.dtype) for t in self._targets]
-        clipped = [copy.bring_out(t.scope, t.clipped, t.dtype) for t in self._targets]
+        copy = Copy(self.of.after.model)
+        raw = [copy.bring_out(t.scope, t.raw, t.dtype) for t in self.of.targets]
+        clipped = [copy.bring_out(t.scope, t.clipped, t.dtype) for t in self.of.targets]
         self._change(copy, changes, is_original=False)
-        return self._open(copy.finish(), self._after[1]), Outlets(raw, clipped, [], "")
+        return self._open(copy.finish(), self.of.after_folder), Outlets(raw, clipped, [], "")
 
     def conditions(self) -> dict[tuple[int, str], NDArray[Any]]:
         """What each If of the original decides by, by the number of its scope and its name."""
-        copy = Copy(self._before[0])
+        copy = Copy(self.of.before.model)
         ports = {}
         for number, scope in enumerate(copy.index.scopes):
             for at in scope.numbers_of("If"):
                 name = scope.nodes[at].input[0]
                 if (number, name) not in ports:
                     ports[number, name] = copy.bring_out(number, name, int(TensorProto.BOOL))
-        run = self._open(copy.finish(), self._before[1]).run(self._feeds)
+        run = self._open(copy.finish(), self.of.before_folder).run(self.given)
         return {
             key: np.concatenate([run[port.output].ravel() for port in own])
             for key, own in ports.items()
             if own
         }
 
-    def alone(self, after: Index, number: int, outputs: Iterable[str], thresholds: Arrays) -> Alone:
-        """The clips of a body of the rewritten model, `after`, without the rest of it."""
-        own = [target for target in self._targets if target.scope == number]
-        feeds = self._feeds | thresholds
-        return Alone(after, own, outputs, feeds, self._provider, self._after[1])
+    def alone(self, number: int, outputs: Iterable[str], thresholds: Arrays) -> Alone:
+        """The clips of a body of the rewritten model without the rest of it."""
+        own = [target for target in self.of.targets if target.scope == number]
+        feeds = self.given | thresholds
+        return Alone(self.of.after, own, outputs, feeds, self.provider, self.of.after_folder)
 
     def feeds(self, changes: Changes) -> Arrays:
         """The feeds, with gradients that are inputs changed."""
-        feeds = dict(self._feeds)
+        feeds = dict(self.given)
         for target, factor in self._changed(changes):
             if target.scope == 0 and target.name in feeds:
                 old = feeds[target.name]
@@ -143,10 +134,10 @@ class Runs:
         """Each gradient that is changed, once, however many clips it has, and how."""
         numbers = {
             (target.scope, target.name): number
-            for number, target in enumerate(self._targets)
+            for number, target in enumerate(self.of.targets)
             if number in changes.factors
         }
-        return [(self._targets[number], changes.factors[number]) for number in numbers.values()]
+        return [(self.of.targets[number], changes.factors[number]) for number in numbers.values()]
 
     def _open(self, model: ModelProto, folder: Path | None) -> Session:
-        return open_session(model, provider=self._provider, optimize=False, folder=folder)
+        return open_session(model, provider=self.provider, optimize=False, folder=folder)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
 
-from onnx_clip_pass.record import Record
 from onnx_clip_pass.runtime import Arrays, Session
+from onnx_clip_pass.verification.comparison import Comparison
 from onnx_clip_pass.verification.running.clipping import Clipping
 from onnx_clip_pass.verification.running.runs import Outlets
-from onnx_clip_pass.verification.static.targets import Target
 from onnx_clip_pass.verification.tolerance import compare
 
 __all__ = ["Expected"]
@@ -30,8 +29,7 @@ class Expected:
     are, and `clipping` is that of this run.
 
     Args:
-        targets: the clips.
-        record: of the rewrite.
+        of: the models and the clips.
         first: where the gradients are in the original as it is.
         plain: a run of that.
         open_fed: opens the original with gradients fed.
@@ -41,15 +39,14 @@ class Expected:
 
     def __init__(
         self,
-        targets: Sequence[Target],
-        record: Record,
+        of: Comparison,
         first: Outlets,
         plain: Arrays,
         open_fed: Callable[[], tuple[Session, Outlets]],
         feeds: Arrays,
         thresholds: Mapping[str, float],
     ) -> None:
-        self._targets, self._record = targets, record
+        self._of = of
         self._open_fed = open_fed
         self._feeds = feeds
         self._thresholds = thresholds
@@ -64,7 +61,7 @@ class Expected:
 
     def _moved(self, name: str) -> Iterator[NDArray[Any]]:
         """The same with gradients moved; each move is run when it is first asked for."""
-        if self._record.measures_only:
+        if self._of.record.measures_only:
             return
         if self._again is None:
             self._again, _ = self._open_fed()
@@ -86,8 +83,8 @@ class Expected:
         """
         raw = self.outlets.raw
         for _ in range(_MOST_ROUNDS):
-            clipping = Clipping(self._targets, self._record, outlets, run, self._thresholds)
-            if self._record.measures_only:
+            clipping = Clipping(self._of, outlets, run, self._thresholds)
+            if self._of.record.measures_only:
                 fed = {
                     to.fed: run[port.output]
                     for group, into in zip(outlets.raw, raw, strict=True)

@@ -11,17 +11,12 @@ from onnx import helper
 
 from onnx_clip_pass.clips import GradientClipByValue
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.graph import Index
-from onnx_clip_pass.record import Record
 from onnx_clip_pass.runtime import Arrays
-from onnx_clip_pass.verification.report import Verification
 from onnx_clip_pass.verification.running import checks
 from onnx_clip_pass.verification.running.pressing import Pressing
 from onnx_clip_pass.verification.running.runs import Changes, Runs
 from onnx_clip_pass.verification.running.settling import Expected
 from onnx_clip_pass.verification.static.branches import not_run, unlike_branches
-from onnx_clip_pass.verification.static.steps import components
-from onnx_clip_pass.verification.static.targets import Target
 from onnx_clip_pass.verification.tolerance import compare
 from onnx_clip_pass.verification.tolerance.expected import Member, pressing_factor
 
@@ -33,26 +28,16 @@ _TURNS = 2  # scaling a first step can make the gradients of the second vanish: 
 class Trials:
     """The runs with the feeds as they are, gradients scaled, other thresholds; and clips alone."""
 
-    def __init__(
-        self,
-        runs: Runs,
-        targets: list[Target],
-        record: Record,
-        before: Index,
-        after: Index,
-        result: Verification,
-    ) -> None:
+    def __init__(self, runs: Runs) -> None:
         self._runs = runs
-        self._targets = targets
-        self._record = record
-        self._result = result
+        self._of = of = runs.of
+        self._result = of.result
+        self._targets = targets = of.targets
         self._inputs = {
             value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-            for value in after.model.graph.input
-            if value.name in record.inputs
+            for value in of.after.model.graph.input
+            if value.name in of.record.inputs
         }
-        self._before, self._after = before, after
-        self._together = components([(t.clip, t.scope, t.name, t.level) for t in targets])
         self._loss_scale = 1.0
         self._acts: list[list[bool]] = [[] for _ in targets]
         self._members: list[dict[tuple[Any, ...], Member]] = [{} for _ in targets]
@@ -62,9 +47,7 @@ class Trials:
         checks_ = self._result.gradients
         for number, target in enumerate(self._targets):
             if "training_info" in target.gradient.graph:
-                checks_[number].faults.append(
-                    "not checked: ONNX Runtime does not execute training_info"
-                )
+                self._of.fault(number, "not checked: ONNX Runtime does not execute training_info")
         if any(check.faults for check in checks_):
             return
         self._run(Changes(), "")
@@ -88,7 +71,7 @@ class Trials:
     ) -> None:
         """Scale those gradients that have not been seen clipped, or passing."""
         changes = Changes()
-        for numbers in self._together:
+        for numbers in self._of.together:
             seen = (
                 [bool(acts) and all(acts) for acts in self._acts]
                 if up
@@ -117,8 +100,7 @@ class Trials:
         found = []
         for key in keys:
             members = [self._members[n][key] for n in numbers if key in self._members[n]]
-            nonfinite: Any = self._record.nonfinite
-            found.append(pressing_factor(members, nonfinite, up=up, sign=sign))
+            found.append(pressing_factor(members, self._of.nonfinite, up=up, sign=sign))
         found = [factor for factor in found if factor]
         return (max if up else min)(found, key=abs, default=0.0)
 
@@ -127,17 +109,7 @@ class Trials:
         if self._result.ok:
             halves = self._halves()
             firsts = [next(iter(members.values()), None) for members in self._members]
-            Pressing(
-                self._runs,
-                self._targets,
-                firsts,
-                self._loss_scale,
-                halves,
-                self._fed(halves),
-                self._record,
-                self._after,
-                self._result,
-            ).run_all()
+            Pressing(self._runs, firsts, self._loss_scale, halves, self._fed(halves)).run_all()
 
     def _read_branches(self) -> None:
         """Say which branches were not run, and compare the nodes of these."""
@@ -146,13 +118,13 @@ class Trials:
             self._result.notes.append(
                 f"not run by these feeds: {', '.join(idle)}; the clips there were tried alone"
             )
-        unlike = unlike_branches(self._before, self._after, self._record)
+        unlike = unlike_branches(self._of.before, self._of.after, self._of.record)
         if not unlike:
             return
         conditions = self._runs.conditions()
         for number, how in unlike.items():
-            if not_run(self._before, number, conditions):
-                path = self._before.scopes[number].path
+            if not_run(self._of.before, number, conditions):
+                path = self._of.before.scopes[number].path
                 self._result.faults.append(
                     f"{path} was not run and is not that of the original: {how}; feed what takes it"
                 )
@@ -191,8 +163,7 @@ class Trials:
         steady = {name for name in plain if compare.is_identical(plain[name], again[name])}
         del session, again
         expected = Expected(
-            self._targets,
-            self._record,
+            self._of,
             first,
             plain,
             lambda: self._runs.original(changes, fed=True),
@@ -211,13 +182,13 @@ class Trials:
         del session
         seen = checks.Seen(when, after, rewritten, expected.clipping, plain, expected, steady)
         self._loss_scale = expected.clipping.loss_scale
-        found = checks.check_gradients(seen, self._record, self._result)
+        found = checks.check_gradients(seen)
         for one, outcome in found:
             self._result.gradients[one.target].has_run = True
             acts = zip_longest(self._acts[one.target], outcome.acts, fillvalue=False)
             self._acts[one.target] = [before or now for before, now in acts]
             if not changes:
                 self._members[one.target][one.port, one.at] = one.member
-        checks.check_raw(seen, self._targets, self._result)
-        checks.check_outputs(seen, self._targets, self._result)
-        checks.check_emitted(seen, self._targets, self._record, found, self._result)
+        checks.check_raw(seen)
+        checks.check_outputs(seen)
+        checks.check_emitted(seen, found)

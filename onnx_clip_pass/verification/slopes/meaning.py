@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from onnx import ModelProto
+
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients import accumulator
 from onnx_clip_pass.probe.deciding import SlopeCheck, check_slopes
-from onnx_clip_pass.record import Record
 from onnx_clip_pass.runtime import Arrays
-from onnx_clip_pass.verification.report import Verification
+from onnx_clip_pass.verification.comparison import Comparison
 from onnx_clip_pass.verification.slopes.forward import Forward
 from onnx_clip_pass.verification.slopes.scales import NEAR, is_near, seeds_of
 from onnx_clip_pass.verification.slopes.states import factors_of, state_in, type_in
@@ -89,13 +90,11 @@ class Meaning:
     none was.
     """
 
+    of: Comparison
     forward: Forward
-    targets: Sequence[Target]
-    record: Record
     seed: int
     is_strict: bool
-    other_sizes: Callable[[], Arrays | None]
-    result: Verification
+    other_sizes: Callable[[ModelProto], Arrays | None]
     _remarks: dict[str, list[str]] = field(init=False, default_factory=dict)
 
     def check(self) -> None:
@@ -106,21 +105,21 @@ class Meaning:
         """
         self.forward.check_loss()
         if self.forward.index.main.numbers_of(*accumulator.OPS):
-            self.result.notes.append(_IN_PLACE)
+            self.of.note(_IN_PLACE)
             return
         try:
             self._compare()
         except OnnxClipError as error:
-            self.result.notes.append(f"the meaning of the gradients was not checked: {error}")
+            self.of.note(f"the meaning of the gradients was not checked: {error}")
         for why, names in self._remarks.items():
             shown = ", ".join(names[:_MOST_NAMES]) + (" …" if len(names) > _MOST_NAMES else "")
-            self.result.notes.append(f"{why}: {shown}")
+            self.of.note(f"{why}: {shown}")
 
     # -- comparing -----------------------------------------------------------------------------
 
     def _compare(self) -> None:
         targets: dict[tuple[str, str], int] = {}
-        for number, target in enumerate(self.targets):
+        for number, target in enumerate(self.of.targets):
             if target.scope != 0:
                 self._remark(_INSIDE, target.name)
             elif self._has_several_seeds(target):
@@ -241,7 +240,7 @@ class Meaning:
         multiples = []
         for pair, check in doubtful:
             if states[pair]:
-                self._wrong(pair, f"it is no gradient but {states[pair]}")
+                self.of.fault(pair.number, f"it is no gradient but {states[pair]}")
             elif _is_parallel(check) and any(is_near(check.factor, f) for f in factors.values()):
                 multiples.append((pair, check))
             else:
@@ -254,7 +253,7 @@ class Meaning:
         An export can have the size of its batch as a number in it: where sizes were made up, that
         is no fault.
         """
-        feeds = self.other_sizes() if found else None
+        feeds = self.other_sizes(self.of.before.model) if found else None
         again: dict[_Pair, float] = {}
         if feeds is not None:
             measured = self._measured([pair for pair, _ in found], feeds)
@@ -262,7 +261,7 @@ class Meaning:
         for pair, check in found:
             if is_near(again.get(pair, check.factor), check.factor, _MARGIN * check.error):
                 times = f"it is {check.factor:.4g} times the slope of the loss by {pair.parameter}"
-                self._wrong(pair, f"{times}, so that its norm is not the gradient's")
+                self.of.fault(pair.number, f"{times}, so that its norm is not the gradient's")
             else:
                 self._remark(_SIZES, pair.gradient)
 
@@ -271,14 +270,14 @@ class Meaning:
         states = self._states(found)
         for pair in found:
             if states[pair]:
-                self._wrong(pair, f"it is no gradient but {states[pair]}")
+                self.of.fault(pair.number, f"it is no gradient but {states[pair]}")
             else:
                 self._remark(_UNREAD if pair.is_known else _UNKNOWN, pair.gradient)
 
     def _not_slope(self, pair: _Pair) -> None:
         if self.is_strict:
-            self._wrong(
-                pair, f"it is no slope of the loss {self.forward.loss!r} by {pair.parameter}"
+            self.of.fault(
+                pair.number, f"it is no slope of the loss {self.forward.loss!r} by {pair.parameter}"
             )
         else:
             self._remark(
@@ -286,9 +285,6 @@ class Meaning:
                 f"straight-through estimates or gradients of other losses are none",
                 pair.gradient,
             )
-
-    def _wrong(self, pair: _Pair, fault: str) -> None:
-        self.result.gradients[pair.number].faults.append(fault)
 
     def _states(self, pairs: Sequence[_Pair]) -> dict[_Pair, str]:
         """What gradients are that are no slopes, as far as they are parameters or states."""
@@ -338,7 +334,7 @@ class Meaning:
 
     def _recorded_scales(self) -> Iterator[float]:
         yield 1.0
-        scale = self.record.loss_scale
+        scale = self.of.record.loss_scale
         yield self.forward.numbers([scale]).get(scale, 1.0) if isinstance(scale, str) else scale
 
 

@@ -1,0 +1,50 @@
+"""What a verification is about: two models, the clips in one of them, and what is found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from onnx_clip_pass.clips import NonFinite
+from onnx_clip_pass.graph import Index
+from onnx_clip_pass.record import Record
+from onnx_clip_pass.verification.report import Verification
+from onnx_clip_pass.verification.static.steps import components
+from onnx_clip_pass.verification.static.targets import Target
+
+__all__ = ["Comparison"]
+
+
+@dataclass(slots=True)
+class Comparison:
+    """An original and its rewrite, with their folders, the recorded clips, and what is found.
+
+    `together` are the numbers of the clips that have anything to do with each other.
+    """
+
+    before: Index
+    before_folder: Path | None
+    after: Index
+    after_folder: Path | None
+    record: Record
+    targets: list[Target]
+    result: Verification
+    together: list[list[int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.together = components([(t.clip, t.scope, t.name, t.level) for t in self.targets])
+
+    @property
+    def nonfinite(self) -> NonFinite:
+        """The recorded policy."""
+        return cast(NonFinite, self.record.nonfinite)
+
+    def note(self, note: str) -> None:
+        """Tell something that is no fault, once."""
+        if note not in self.result.notes:
+            self.result.notes.append(note)
+
+    def fault(self, number: int, fault: str) -> None:
+        """Tell what is wrong with a clip."""
+        self.result.gradients[number].faults.append(fault)
