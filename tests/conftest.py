@@ -27,6 +27,8 @@ settings.load_profile(
 
 # Scripts that need other packages, which --doctest-modules would import.
 collect_ignore = ["recorded"]
+# They hold no examples, and --doctest-modules takes two of one name for one module.
+collect_ignore_glob = ["*/conftest.py"]
 
 
 @pytest.fixture
