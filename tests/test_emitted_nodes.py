@@ -377,3 +377,32 @@ def test_a_norm_that_policy_and_output_both_ask_for_is_computed_once(nonfinite: 
     assert computed == ["Abs", "ReduceMax", "ReduceL1", "ReduceMax"]  # the last for the scale
     x = np.float32([3, -4])
     np.testing.assert_array_equal(run(clipped, {"x": x})["g/norm"], 4)
+
+
+# -- how many elements one reduction adds up -----------------------------------------------------
+
+SUMMED = {
+    "L2, 8192 in one go": (2, "8192", None, False),
+    "L2, one more": (2, "8193", 2731, False),
+    "L2, any number": (2, "8192, N", 4096, True),
+    "L2, rows added up in float32": (2, "16777216", 4096, False),
+    "L2, rows that are axes": (2, "4000, 1000", None, False),
+    "L1, half of it": (1, "4096", None, False),
+    "L1, one more": (1, "4097", 241, False),
+    "L1, rows half as long": (1, "8192, N", 2048, True),
+    "L1, rows added up in float64": (1, "8388608", 2048, True),
+    "L1, axes that are too long for rows": (1, "4000, 1000", 2000, False),
+    "L1, all in float64 where no row fits": (1, "8193", None, True),
+}
+
+
+@pytest.mark.parametrize(("ord", "shape", "row", "is_wide"), SUMMED.values(), ids=SUMMED)
+def test_an_l1_norm_adds_up_half_as_many_elements_in_float32(
+    ord: float, shape: str, row: int | None, is_wide: bool
+):
+    """The root of a sum of squares has half the relative error of the sum."""
+    clip = GradientClipByNorm(1.0, ord=ord)
+    clipped = clip_gradients(negate(shape=f"[{shape}]"), clip, gradients=["g"])
+    cut = [numpy_helper.to_array(tensor).tolist() for tensor in clipped.graph.initializer]
+    assert [lengths[1] for lengths in cut if np.size(lengths) == 2] == ([row] if row else [])
+    assert ("Cast" in ops(clipped)) is is_wide

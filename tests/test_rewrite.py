@@ -238,6 +238,25 @@ def test_of_two_parameters_with_one_gradient_only_the_picked_one_moves_less():
     assert strip(clip_gradients(model, ONLY_W)) == model
 
 
+def test_optimizers_that_take_one_gradient_themselves_are_told_apart():
+    """No node lies between the gradient and either of them."""
+    model = parse(
+        """
+        step (float[2] W, float[2] V, float[2] x, float lr) => (float[2] W_new, float[2] V_new) {
+          g = Transpose(x)
+          W_new = com.microsoft.SGDOptimizer(lr, W, g)
+          V_new = com.microsoft.SGDOptimizer(lr, V, g)
+        }""",
+        '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>',
+    )
+    clipped = clip_gradients(model, ONLY_W)
+    taken = {node.output[0]: node.input[2] for node in clipped.graph.node if "lr" in node.input}
+    assert taken["V_new"] == "g"
+    made = next(node for node in clipped.graph.node if taken["W_new"] in node.output)
+    assert (made.op_type, made.input[0]) == ("Mul", "g")
+    assert strip(clipped) == model
+
+
 def test_an_output_that_two_parameters_share_is_refused_when_one_is_picked():
     model = parse(
         """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -68,6 +70,18 @@ def test_500_gradients_of_mixed_sizes_and_two_dtypes():
         rtol, atol = (2.0**-10, 2.0**-24) if x.dtype == np.float16 else (2e-5, 0)
         expected = x.astype(np.float64) / norm
         np.testing.assert_allclose(out[name].astype(np.float64), expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize(("count", "is_wide"), [(64, False), (65, True)])
+def test_up_to_64_squared_norms_are_added_up_in_float32(count: int, is_wide: bool):
+    gradients = {f"g{number}": np.float32([3]) for number in range(count)}
+    named = {f"{name}_grad": name for name in gradients}
+    clipped = clip_gradients(handed_out(gradients), ONE, gradients=named)
+    added = {tensor.data_type for tensor in clipped.graph.initializer}
+    casts = [node for node in clipped.graph.node if node.op_type == "Cast"]
+    assert (TensorProto.DOUBLE in added, bool(casts)) == (is_wide, is_wide)
+    sums = [len(node.input) for node in clipped.graph.node if node.op_type == "Sum"]
+    assert max(sums) <= 64
 
 
 @pytest.mark.parametrize("ord", [1, 2, 3, np.inf])
@@ -271,6 +285,18 @@ def test_one_group_with_two_thresholds_is_refused():
     rules = [Rule("a_grad", ONE), Rule(None, GradientClipByGlobalNorm(2.0))]
     with pytest.raises(OnnxClipError, match="cannot have one norm: they are clipped by"):
         clip_gradients(handed_out(gradients), rules, gradients=["a_grad", "b_grad"])
+
+
+def test_one_group_with_two_threshold_inputs_is_refused():
+    gradients = {"a": np.float32([3]), "b": np.float32([4])}
+    rules = [Rule("a", ONE, threshold_input="one"), Rule("b", ONE, threshold_input="other")]
+    named = {"a_grad": "a", "b_grad": "b"}
+    with pytest.raises(OnnxClipError, match="'a_grad' and 'b_grad' .* cannot have one norm"):
+        clip_gradients(handed_out(gradients), rules, gradients=named)
+    rules = [replace(rule, threshold_input="one") for rule in rules]
+    assert (
+        clip_gradients(handed_out(gradients), rules, gradients=named).graph.input[-1].name == "one"
+    )
 
 
 def test_rules_with_a_clip_each_and_none():

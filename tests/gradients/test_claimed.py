@@ -103,6 +103,17 @@ def test_what_may_be_a_gradient_all_the_same_is_told_the_way_to_say_so(claim, na
         claim({name: None})
 
 
+def test_one_number_may_be_the_gradient_of_a_parameter_of_one_element(claim):
+    """d of the squared error of `w * x` by w; the loss is then believed, too."""
+    text = (
+        "y = Mul (x, w)  e = Sub (y, t)  q = Mul (e, e)  loss = ReduceSum <keepdims = 0> (q)"
+        "  p = Mul (x, e)  g = ReduceSum <keepdims = 0> (p)  s = Mul (lr, g)  w_new = Sub (w, s)"
+    )
+    inputs, outputs = "float[4] x, float[4] t, float w", "float loss, float w_new"
+    assert claim({"g": None}, text, inputs, outputs) == [("g", "g")]
+    assert claim({"loss": None}, text, inputs, outputs) == [("loss", "loss")]
+
+
 def test_an_exchange_is_seen_where_the_parameter_is_not_updated(claim):
     with pytest.raises(OnnxClipError, match=r"computed by MatMul.*\{'g': 'W'\}"):
         claim({"W": "g"}, BACKWARD, INPUTS, "float loss, float[4,3] g")
