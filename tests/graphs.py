@@ -81,11 +81,18 @@ def each(which: Callable[[Entry], bool] = lambda entry: True) -> pytest.MarkDeco
     return pytest.mark.parametrize("entry", picked)
 
 
+def parse(text: str, *, opset: int = 17, ir: int = 8) -> onnx.ModelProto:
+    """A graph, and functions behind it, as a model that imports the domains it names."""
+    named = [domain for domain in ("local", "com.microsoft") if f"{domain}." in text]
+    imports = [f'"" : {opset}', *(f'"{domain}" : 1' for domain in named)]
+    header = f"<ir_version: {ir}, opset_import: [{', '.join(imports)}]>"
+    return onnx.parser.parse_model(f"{header} {text}")
+
+
 def save(path: Path, *nodes: str, inputs: str, outputs: str, opset: int = 17) -> Path:
     """Write a model of these nodes, as text, and give its path."""
     body = "\n".join(nodes)
-    text = f'<ir_version: 8, opset_import: ["" : {opset}]> g ({inputs}) => ({outputs}) {{ {body} }}'
-    onnx.save(onnx.parser.parse_model(text), path)
+    onnx.save(parse(f"g ({inputs}) => ({outputs}) {{ {body} }}", opset=opset), path)
     return path
 
 

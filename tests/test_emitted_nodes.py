@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from graphs import run
-from onnx import numpy_helper, parser
+from graphs import parse, run
+from onnx import numpy_helper
 
 from onnx_clip_pass import (
     GradientClipByGlobalNorm,
@@ -20,11 +20,6 @@ from onnx_clip_pass import (
 from onnx_clip_pass.clips import Clip, NonFinite
 
 ONE = GradientClipByNorm(1.0)
-
-
-def parse(text: str, opset: int = 17, ir: int = 8) -> onnx.ModelProto:
-    others = '"local" : 1, "com.microsoft" : 1'
-    return parser.parse_model(f'<ir_version: {ir}, opset_import: ["" : {opset}, {others}]> {text}')
 
 
 def negate(dtype: str = "float", shape: str = "[2]", **versions: int) -> onnx.ModelProto:

@@ -63,5 +63,5 @@ def test_a_name_that_is_no_read_moves_nothing(node):
 
 def test_nodes_that_read_each_other_are_refused():
     one, other = helper.make_node("Neg", ["b"], ["a"]), helper.make_node("Neg", ["a"], ["b"])
-    with pytest.raises(OnnxClipError, match="the main graph: node 'Neg' .* why that may be"):
+    with pytest.raises(OnnxClipError, match=r"the main graph: node 'Neg' .* why that may be"):
         order(one, other)

@@ -9,17 +9,12 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from graphs import MODELS, Entry, each
+from graphs import MODELS, Entry, each, parse
 
 from onnx_clip_pass import OnnxClipError
 from onnx_clip_pass.runtime import load_feeds, make_feeds, open_session
 
 ort = pytest.importorskip("onnxruntime", reason="running a graph needs ONNX Runtime")
-
-
-def parse(graph: str, opset: int = 17, domains: str = "") -> onnx.ModelProto:
-    text = f'<ir_version: 8, opset_import: ["" : {opset}{domains}]> {graph}'
-    return onnx.parser.parse_model(text)
 
 
 # -- sessions ----------------------------------------------------------------------------------

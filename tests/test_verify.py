@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import MODELS, Arrays, Entry, each
+from graphs import MODELS, Arrays, Entry, each, parse
+from judged import faults_of
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients
 from onnx_clip_pass.cli import main
-from onnx_clip_pass.verification import Slopes, Verification, verify
+from onnx_clip_pass.verification import Slopes, verify
 
 pytest.importorskip("onnxruntime", reason="running a graph needs ONNX Runtime")
 
@@ -26,11 +27,6 @@ SUM = MODELS / "in_graph" / "sum_of_parameters.onnx"
 
 def clipped(model: onnx.ModelProto, clip_norm: float = 1.0) -> onnx.ModelProto:
     return clip_gradients(model, GradientClipByNorm(clip_norm))
-
-
-def faults(found: Verification) -> str:
-    rows = [*found.gradients, *found.outputs]
-    return "\n".join([*found.faults, *(fault for row in rows for fault in row.faults)])
 
 
 # -- right rewrites ----------------------------------------------------------------------------
@@ -45,7 +41,7 @@ def test_rewrites_of_every_model_are_right(
     rewritten = clip_gradients(model, GradientClipByNorm(clip_norm), gradients=named)
     slopes: Slopes = "on" if entry.slope else "off"
     found = verify(model, rewritten, feeds=feeds, slopes=slopes)
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
     assert [row.gradient for row in found.gradients if row.acted and row.passed] == [
         row.gradient for row in found.gradients
     ]
@@ -58,7 +54,7 @@ def test_inputs_are_made_up_where_none_are_given() -> None:
 
 def test_a_gradient_that_is_zero_is_no_fault_but_said() -> None:
     graph = "agraph (float[2] w, float[2] x) => (float[2] w_grad) { w_grad = Sub(x, x) }"
-    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {graph}')
+    model = parse(graph)
     found = verify(model, clipped(model))
     assert found.ok
     assert "w_grad" in found.notes[0]
@@ -75,13 +71,13 @@ def test_every_dtype_and_policy_is_held_to_its_formula(
         product = Mul(x, x)
         W_grad = Cast <to = {number}> (product)
     }}"""
-    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {graph}')
+    model = parse(graph)
     rewritten = clip_gradients(model, GradientClipByNorm(1.0), nonfinite=nonfinite)  # type: ignore[arg-type]
     x = np.random.default_rng(0).normal(size=(30, 70)).astype(np.float32)
     if spoiled is not None:
         x[1, 2] = spoiled
     found = verify(model, rewritten, feeds={"x": x})
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
 
 
 def test_an_output_that_is_random_is_compared_by_its_shape_only() -> None:
@@ -89,7 +85,7 @@ def test_an_output_that_is_random_is_compared_by_its_shape_only() -> None:
         w_grad = Mul(w, x)
         noise = RandomNormal <shape = [3]> ()
     }"""
-    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {graph}')
+    model = parse(graph)
     found = verify(model, clipped(model))
     assert found.ok
     assert [row.is_deterministic for row in found.outputs] == [True, False]
@@ -210,6 +206,14 @@ def a_weight_changed(model: onnx.ModelProto) -> None:
 
 
 def input_gone(model: onnx.ModelProto) -> None:
+    """The last one becomes an initializer, so the model runs all the same."""
+    bias = model.graph.input.pop()
+    shape = [size.dim_value for size in bias.type.tensor_type.shape.dim]
+    zeros = np.zeros(shape, np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(zeros, bias.name))
+
+
+def input_added(model: onnx.ModelProto) -> None:
     model.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
 
 
@@ -217,27 +221,35 @@ def does_not_load(model: onnx.ModelProto) -> None:
     clip_of(model, "Mul").op_type = "NoSuchOperator"
 
 
+NORM = r"norm [\d.]+, where [\d.]+ is right"
+WRONG: dict[Callable[[onnx.ModelProto], None], str] = {
+    another_threshold: NORM,
+    no_clip_for_one_gradient: NORM,
+    scales_swapped: NORM,
+    norm_of_another_value: NORM,
+    activation_gradient_clipped: "the gradient before its clip is not right: it differs",
+    no_min: NORM,
+    another_norm: NORM,
+    raw_value_to_the_update: r"the Mul that makes 'W_step' reads 'clip/W_grad/raw', where the",
+    output_renamed: r"the outputs were 'loss', .*, and are 'other', ",
+    outputs_reordered: r"the outputs were 'loss', .*, and are .*, 'loss'",
+    a_weight_changed: "the initializer 'one' has another value",
+    input_gone: r"the inputs were 'x', 't', 'W', 'b', and are 'x', 't', 'W'$",
+    input_added: r"the inputs were .*, and are .*, 'more'$",
+    does_not_load: "the rewritten model does not run: .* NoSuchOperator",
+}
+
+
 @pytest.mark.parametrize(
-    "spoil",
-    [
-        another_threshold,
-        no_clip_for_one_gradient,
-        scales_swapped,
-        norm_of_another_value,
-        activation_gradient_clipped,
-        no_min,
-        another_norm,
-        raw_value_to_the_update,
-        output_renamed,
-        outputs_reordered,
-        a_weight_changed,
-        input_gone,
-        does_not_load,
-    ],
+    ("spoil", "reason"), WRONG.items(), ids=[spoil.__name__ for spoil in WRONG]
 )
 @pytest.mark.parametrize("clip_norm", [0.05, 100.0])
 def test_a_wrong_rewrite_is_noticed(
-    spoil: Callable[[onnx.ModelProto], None], clip_norm: float, tmp_path: Path
+    spoil: Callable[[onnx.ModelProto], None],
+    reason: str,
+    clip_norm: float,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     original = onnx.load(SGD)
     rewritten = clipped(original, clip_norm)
@@ -245,7 +257,10 @@ def test_a_wrong_rewrite_is_noticed(
     spoil(rewritten)
     target = tmp_path / "wrong.onnx"
     onnx.save(rewritten, target)
-    assert main(["verify", str(SGD), str(target)]) == 1
+    assert main(["verify", str(SGD), str(target), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    rows = [told, *told["gradients"], *told["outputs"]]
+    assert re.search(reason, "\n".join(fault for row in rows for fault in row["faults"]), re.M)
 
 
 def test_a_clipped_value_in_the_backward_pass_is_noticed() -> None:
@@ -257,7 +272,7 @@ def test_a_clipped_value_in_the_backward_pass_is_noticed() -> None:
     reader = next(n for n in rewritten.graph.node if raw in n.input and "clip/" not in n.name)
     bypass(rewritten, raw, name, [reader])
     found = verify(original, rewritten)
-    assert "the gradient before its clip is not right" in faults(found)
+    assert "the gradient before its clip is not right" in "\n".join(faults_of(found))
 
 
 def test_a_clip_removed_in_a_branch_is_noticed() -> None:
@@ -281,7 +296,7 @@ def test_a_first_model_that_is_clipped_is_undone_and_said_to_be() -> None:
     assert not verify(model, one).notes
     for first in (one, other):
         found = verify(first, one)
-        assert found.ok, faults(found)
+        assert found.ok, faults_of(found)
         note = "the first model is clipped, too: it was undone before comparing"
         assert found.notes == [note]
 
@@ -341,28 +356,28 @@ def test_gradients_that_no_runtime_computes_are_not_passed_over() -> None:
     model = onnx.load(MODELS / "training_info" / "sgd.onnx")
     found = verify(model, clipped(model))
     assert not found.ok
-    assert "not checked: ONNX Runtime does not execute training_info" in faults(found)
+    assert "not checked: ONNX Runtime does not execute training_info" in "\n".join(faults_of(found))
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("option", "value", "words"),
     [
-        ["--dim", "batch"],
-        ["--dim", "no such symbol=3"],
-        ["--feeds", "no such file.npz"],
-        ["--feeds", str(SGD)],
+        ("--dim", "batch", "Error: Invalid value for '--dim': expected NAME=SIZE"),
+        ("--dim", "M=3", "error: cannot feed this model: - no dimension of an input is called 'M'"),
+        ("--feeds", "no such file.npz", "error: cannot read the feeds 'no such file.npz'"),
+        ("--feeds", str(SGD), "error: expected feeds as an .npz file"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(
-    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    option: str, value: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "clipped.onnx"
     main(["rewrite", str(SGD), "-o", str(target)])
     capsys.readouterr()
-    assert main(["verify", str(SGD), str(target), *arguments]) == 2
+    assert main(["verify", str(SGD), str(target), option, value]) == 2
     streams = capsys.readouterr()
     assert not streams.out
-    assert "rror" in streams.err
+    assert words in " ".join(streams.err.split())
 
 
 # -- the command line --------------------------------------------------------------------------
@@ -400,7 +415,7 @@ SCAN = """agraph (float[3] w, float[4, 3] x) => (float[3] w_new, float[4, 3] eac
 @pytest.mark.parametrize("handed", ["handed", "v_grad"])
 @pytest.mark.parametrize("is_wrong", [False, True])
 def test_gradients_of_a_scan_are_taken_out_and_fed_in(handed: str, is_wrong: bool) -> None:
-    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {SCAN}')
+    model = parse(SCAN)
     body = next(a.g for a in model.graph.node[0].attribute if a.name == "body")
     if handed == "v_grad":
         del body.node[2]

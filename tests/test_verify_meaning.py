@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import MODELS
+from judged import faults_of
 from onnx import numpy_helper
 
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients
@@ -47,18 +48,13 @@ def verified(
     return verify(model, rewritten, **options)
 
 
-def faults(found: Verification) -> list[str]:
-    rows = [fault for row in found.gradients for fault in row.faults]
-    return [*found.faults, *rows, *(fault for row in found.outputs for fault in row.faults)]
-
-
 # -- right -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("slopes", ["on", "strict", "off"])
 def test_the_slope_of_the_loss_is_right_without_a_word(slopes: Any) -> None:
     found = verified(graph(f"{LOSS} {SLOPE} {STEP}"), {"g": "W"}, slopes=slopes)
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
     assert not found.notes
 
 
@@ -67,7 +63,7 @@ def test_a_search_and_names_without_parameters_are_held_to_the_slope_too() -> No
     for named in (None, ["g"]):
         found = verified(model, named, slopes="strict")
         assert [row.gradient for row in found.gradients] == ["g"]
-        assert found.ok, faults(found)
+        assert found.ok, faults_of(found)
         assert not found.notes
 
 
@@ -80,7 +76,7 @@ def test_the_scale_of_the_loss_is_right(by_name: bool) -> None:
     feeds = {"S": np.array(128.0, np.float32)}
     scale = "S" if by_name else 128.0
     found = verified(model, {"g": "W"}, loss_scale=scale, feeds=feeds, slopes="strict")
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
 
 
 def test_a_seed_that_is_fed_and_not_told_is_the_scale_of_the_loss() -> None:
@@ -88,7 +84,7 @@ def test_a_seed_that_is_fed_and_not_told_is_the_scale_of_the_loss() -> None:
     feeds = {"S": np.array(128.0, np.float32), "unused": np.array(3.0, np.float32)}
     assert verified(model, {"g": "W"}, feeds=feeds, slopes="strict").ok
     feeds["unused"] = feeds["S"]  # which of the two is it
-    (fault,) = faults(verified(model, {"g": "W"}, feeds=feeds))
+    (fault,) = faults_of(verified(model, {"g": "W"}, feeds=feeds))
     assert "it is 128 times the slope of the loss by W" in fault
 
 
@@ -98,7 +94,7 @@ def test_a_seed_that_is_fed_and_not_told_is_the_scale_of_the_loss() -> None:
 def test_the_gradient_times_the_learning_rate_is_wrong() -> None:
     model = graph(f"{LOSS} {SLOPE} {STEP}")
     found = verified(model, {"step": "W"})
-    (fault,) = faults(found)
+    (fault,) = faults_of(found)
     assert "it is 0.1 times the slope of the loss by W" in fault
     assert not found.ok
     assert found.gradients[0].verdict == "wrong"
@@ -106,13 +102,13 @@ def test_the_gradient_times_the_learning_rate_is_wrong() -> None:
 
 def test_a_learning_rate_that_is_fed_is_no_scale_of_the_loss() -> None:
     model = graph(f"{LOSS} {SLOPE} step = Mul (rate, g) W_new = Sub (W, step)", inputs="float rate")
-    (fault,) = faults(verified(model, {"step": "W"}, feeds={"rate": np.array(0.3, np.float32)}))
+    (fault,) = faults_of(verified(model, {"step": "W"}, feeds={"rate": np.array(0.3, np.float32)}))
     assert "it is 0.3 times the slope of the loss by W" in fault
 
 
 def test_a_gradient_with_the_other_sign_is_wrong() -> None:
     model = graph(f"{LOSS} {SLOPE} neg = Neg (g) step = Mul (lr, neg) W_new = Add (W, step)")
-    (fault,) = faults(verified(model, {"neg": "W"}))
+    (fault,) = faults_of(verified(model, {"neg": "W"}))
     assert "it is -1 times the slope of the loss by W" in fault
 
 
@@ -148,7 +144,7 @@ def test_the_new_weights_of_a_target_network_are_wrong(body: str, named: Any) ->
         inputs="float[4, 2] T, float tau_in",
         outputs="float loss, float[4, 2] W_new, float[4, 2] T_new",
     )
-    (fault,) = faults(verified(model, named))
+    (fault,) = faults_of(verified(model, named))
     assert fault == "it is no gradient but the new value of 'T', an average"
 
 
@@ -179,7 +175,7 @@ def test_new_weights_moments_and_their_new_values_are_wrong(
     )
     for name, value in {"nine": np.float32(0.9), "yes": np.True_, "no": np.False_}.items():
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
-    assert faults(verified(model, named)) == [words]
+    assert faults_of(verified(model, named)) == [words]
 
 
 # -- what only is said -------------------------------------------------------------------------
@@ -193,12 +189,12 @@ STRAIGHT = (
 
 def test_a_straight_through_estimate_is_a_note_and_wrong_if_slopes_are_strict() -> None:
     found = verified(graph(STRAIGHT), {"g": "W"})
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
     (note,) = found.notes
     assert note.startswith("these are no slopes of the loss 'loss'")
     assert note.endswith("estimates or gradients of other losses are none: g")
     strict = verified(graph(STRAIGHT), {"g": "W"}, slopes="strict")
-    assert faults(strict) == ["it is no slope of the loss 'loss' by W"]
+    assert faults_of(strict) == ["it is no slope of the loss 'loss' by W"]
 
 
 def test_a_loss_that_does_not_move_along_a_gradient_is_a_note_and_wrong_if_strict() -> None:
@@ -212,7 +208,7 @@ def test_a_loss_that_does_not_move_along_a_gradient_is_a_note_and_wrong_if_stric
 def test_a_constant_gradient_that_is_an_initializer_is_right() -> None:
     model = onnx.load(MODELS / "in_graph" / "constant_gradient.onnx")
     found = verified(model, {"W_grad": "W"}, slopes="strict")
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
     assert not found.notes
 
 
@@ -222,7 +218,7 @@ def test_decay_that_is_added_to_the_gradient_is_a_note() -> None:
         f"{LOSS} {SLOPE} {body}", outputs="float loss, float[4, 2] W_new, float[4, 2] sum"
     )
     found = verified(model, {"sum": "W"})
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
     assert len(found.notes) == 1
 
 
@@ -236,7 +232,7 @@ def test_a_buffer_of_summed_gradients_is_none_of_the_states() -> None:
     zeros = {"S": np.zeros((4, 2), np.float32)}
     assert not verified(model, {"sum": "W"}, feeds=zeros).notes
     found = verified(model, {"sum": "W"})
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
     assert len(found.notes) == 1
 
 
@@ -244,7 +240,7 @@ def test_a_loss_that_does_not_read_the_parameter_is_a_note() -> None:
     shifted = LOSS.replace("y = MatMul (x, W)", "both = Add (W, U) y = MatMul (x, both)")
     model = graph(f"{shifted} {SLOPE} {STEP}", inputs="float[4, 2] V, float[4, 2] U")
     found = verified(model, {"g": "V"})
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
     assert found.notes[-1].startswith("the loss does not read these parameters")
 
 
@@ -256,7 +252,7 @@ def test_master_weights_are_held_to_the_copy_that_the_loss_reads() -> None:
         outputs="float loss, float[4, 2] W_new, float[4, 2] M_new",
     )
     assert not verified(model, {"g": "M"}, slopes="strict").notes
-    (fault,) = faults(verified(model, {"step": "M"}))
+    (fault,) = faults_of(verified(model, {"step": "M"}))
     assert "it is 0.1 times the slope of the loss by W" in fault
 
 
@@ -268,7 +264,7 @@ def test_other_scalar_outputs_are_not_taken_for_the_loss() -> None:
         outputs="float norm, float next, float loss, float[4, 2] W_new",
     )
     found = verified(model, {"g": "W"}, slopes="strict")
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
     assert not found.notes
 
 
@@ -281,7 +277,7 @@ def test_without_a_clear_loss_it_is_said_why_and_what_to_do() -> None:
     assert note.startswith(f"{NOT_CHECKED}which output is the loss? no output is a float scalar")
     assert "--loss" in note
     found = verified(model, {"step": "W"}, loss="loss")
-    assert "it is 0.1 times the slope of the loss by W" in faults(found)[0]
+    assert "it is 0.1 times the slope of the loss by W" in faults_of(found)[0]
 
 
 def test_a_random_loss_is_a_note() -> None:
@@ -299,7 +295,7 @@ def test_a_random_loss_is_a_note() -> None:
 def test_gradients_in_nested_graphs_are_a_note(file: str, names: str) -> None:
     model = onnx.load(MODELS / "control_flow" / f"{file}.onnx")
     found = verified(model, None)
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
     assert f"the meaning of gradients in nested graphs was not checked: {names}" in found.notes
 
 
@@ -307,14 +303,14 @@ def test_a_batch_size_inside_the_graph_is_a_note_where_the_size_is_made_up() -> 
     """The loss is a mean over 18 elements, and 18 is a number of the backward pass."""
     model = onnx.load(MODELS / "in_graph" / "mixed_precision.onnx")
     found = verified(model, None, dims={"N": 6}, slopes="strict")
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
     assert not found.notes
     found = verified(model, None)
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
     (note,) = found.notes
     assert note.startswith("these are the slope of the loss times what changes with the sizes")
     assert note.endswith("dims=, --dim, or feeds): W_grad")
-    (fault,) = faults(verified(model, None, dims={"N": 2}))
+    (fault,) = faults_of(verified(model, None, dims={"N": 2}))
     assert "it is 0.3333 times the slope of the loss by W" in fault
 
 
@@ -323,7 +319,7 @@ def test_gradients_of_unrolled_steps_are_a_note() -> None:
     (note,) = verified(model, None).notes
     assert note.startswith(f"{NOT_CHECKED}which output is the loss?")  # the one is behind a step
     found = verified(model, None, loss="loss")
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
     (note,) = found.notes
     assert note.startswith("these gradients and the loss are of different steps")
     (note,) = verified(model, None, loss="loss_0").notes  # the first step is right
@@ -351,7 +347,7 @@ def test_off_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward, "open_session", fail)
     monkeypatch.setattr(meaning, "check_slopes", fail)
     found = verified(graph(f"{LOSS} {SLOPE} {STEP}"), {"step": "W"}, slopes="off")
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
     assert not found.notes
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from graphs import parse
 from onnx import helper, numpy_helper
 
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients
@@ -29,7 +30,7 @@ NET = """net (float[4, 150] x) => (float[150, 150] W_new, float[150, 150] V_new)
 
 def net(seed: int = 0) -> onnx.ModelProto:
     """Two weights of 90,000 bytes each, enough to be put aside."""
-    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {NET}')
+    model = parse(NET)
     rng = np.random.default_rng(seed)
     for name in "WV":
         weight = rng.normal(size=(150, 150)).astype(np.float32)

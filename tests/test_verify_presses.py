@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import onnx
 import pytest
+from graphs import parse
+from judged import faults_of
 from onnx import numpy_helper
 from random_graphs import Layer, Plan
 
@@ -19,19 +20,10 @@ from onnx_clip_pass import (
     clip_gradients,
 )
 from onnx_clip_pass.clips import Clip
-from onnx_clip_pass.verification import Verification, verify
+from onnx_clip_pass.verification import verify
 from onnx_clip_pass.verification.tolerance.compare import output_fault
 
 pytest.importorskip("onnxruntime", reason="running a graph needs ONNX Runtime")
-
-
-def faults(found: Verification) -> str:
-    rows = [*found.gradients, *found.outputs]
-    return "\n".join([*found.faults, *(fault for row in rows for fault in row.faults)])
-
-
-def parse(body: str) -> onnx.ModelProto:
-    return onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {body}')
 
 
 PLAIN = "net (float[3] x) => (float[3] y) { g = Identity (x) y = Neg (g) }"
@@ -60,7 +52,7 @@ def test_a_bound_that_is_missing_is_noticed_on_either_side(
     model = parse(PLAIN)
     rewritten = clip_gradients(model, clip, gradients=["g"])
     found = verify(model, rewritten, feeds={"x": sign * X})
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
     last = [node for node in rewritten.graph.node if node.op_type == op_type][-1]
     last.op_type = "Identity"
     del last.input[1:]
@@ -71,7 +63,7 @@ def test_a_side_that_has_no_bound_is_not_missed() -> None:
     model = parse(PLAIN)
     rewritten = clip_gradients(model, GradientClipByValue(math.inf, -0.05), gradients=["g"])
     found = verify(model, rewritten, feeds={"x": X})
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
     assert found.gradients[0].acted
 
 
@@ -104,14 +96,14 @@ def test_a_policy_that_is_not_kept_to_is_noticed_though_nothing_is_nan(
     model = parse(body)
     rewritten = clip_gradients(model, clip, gradients=[named], nonfinite=policy)  # type: ignore[arg-type]
     found = verify(model, rewritten)
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
     graphs = [rewritten.graph, *(a.g for n in rewritten.graph.node for a in n.attribute if a.g)]
     chosen = [n for graph in graphs for n in graph.node if n.op_type == "Where"]
     for node in chosen:  # nan is left to the formula, the last choice
         node.op_type = "Identity"
         node.input[:] = [node.input[2]]
     assert chosen
-    assert "with nan in the gradients: " in faults(verify(model, rewritten))
+    assert "with nan in the gradients: " in "\n".join(faults_of(verify(model, rewritten)))
 
 
 def test_no_gradient_is_spoiled_where_nan_is_left_to_the_formula() -> None:
@@ -120,7 +112,7 @@ def test_no_gradient_is_spoiled_where_nan_is_left_to_the_formula() -> None:
         "s = ReduceMax <keepdims = 0> (g) k = Cast <to = 7> (s) }"
     )
     found = verify(model, clip_gradients(model, GradientClipByNorm(1.0), gradients=["g"]))
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
 
 
 @pytest.mark.parametrize("policy", ["propagate", "zero", "keep"])
@@ -136,12 +128,12 @@ def test_a_measure_that_passes_over_nan_is_noticed(emitted: str, policy: str) ->
     options = {"nonfinite": policy, "emit": [emitted]}
     rewritten = clip_gradients(model, clip, gradients=["g"], **options)  # type: ignore[arg-type]
     found = verify(model, rewritten, feeds={"x": x})
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
     for node in rewritten.graph.node:
         if node.op_type in ("Max", "Min") and node.input[0].startswith(("clip/g/la", "clip/g/le")):
             node.op_type, _ = "Identity", node.input.pop()
     broken = verify(model, rewritten, feeds={"x": x})
-    assert "with nan in the gradients: it is " in faults(broken)
+    assert "with nan in the gradients: it is " in "\n".join(faults_of(broken))
 
 
 # -- what once ended in a traceback ------------------------------------------------------------
@@ -152,7 +144,7 @@ def test_a_chain_of_one_clip_can_be_steered() -> None:
     rules = [Rule(None, Chain(GradientClipByNorm(1.0)))]
     rewritten = clip_gradients(model, rules, gradients=["g"], threshold_input="limit")
     found = verify(model, rewritten)
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
     assert found.gradients[0].acted
 
 
@@ -160,7 +152,7 @@ def test_a_gradient_that_is_an_input_with_a_default_is_scaled_as_a_feed() -> Non
     model = parse("net (float[3] g) => (float[3] y) <float[3] g = {0.1, 0.2, 0.3}> { y = Neg(g) }")
     rewritten = clip_gradients(model, GradientClipByNorm(1.0), gradients=["g"])
     found = verify(model, rewritten)
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
     assert (found.gradients[0].acted, found.gradients[0].passed) == (True, True)
     limit = next(t for t in rewritten.graph.initializer if t.name.startswith("clip/"))
     limit.CopyFrom(numpy_helper.from_array(np.float32(2.0), limit.name))
@@ -189,7 +181,7 @@ def test_a_gradient_behind_a_cancellation_may_differ_in_steps() -> None:
     names = sorted({name for name, _, _ in plan.truth})
     rewritten = clip_gradients(model, GradientClipByNorm(100.0, ord=1), gradients=names)
     found = verify(model, rewritten, feeds=plan.feeds)
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
 
 
 def test_four_times_the_largest_of_the_moves_may_differ() -> None:

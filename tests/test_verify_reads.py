@@ -6,7 +6,8 @@ from typing import Any
 
 import onnx
 import pytest
-from graphs import MODELS
+from graphs import MODELS, parse
+from judged import faults_of
 from onnx import helper
 
 from onnx_clip_pass import (
@@ -16,21 +17,12 @@ from onnx_clip_pass import (
     Rule,
     clip_gradients,
 )
-from onnx_clip_pass.verification import Verification, verify
+from onnx_clip_pass.verification import verify
 
 pytest.importorskip("onnxruntime", reason="running a graph needs ONNX Runtime")
 
 SUM = onnx.load(MODELS / "in_graph" / "sum_of_parameters.onnx")
 CLIP = GradientClipByNorm(0.1)
-
-
-def faults(found: Verification) -> str:
-    rows = [*found.gradients, *found.outputs]
-    return "\n".join([*found.faults, *(fault for row in rows for fault in row.faults)])
-
-
-def parse(body: str) -> onnx.ModelProto:
-    return onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {body}')
 
 
 def rewire(model: onnx.ModelProto, maker_of: str, old: str, new: str) -> None:
@@ -76,7 +68,7 @@ def test_gradients_named_otherwise_than_a_search_would_find_them_are_right(
     model = parse(body)
     # the loss has a factor that these gradients do not have
     found = verify(model, clip_gradients(model, CLIP, gradients=named), slopes="off")
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
 
 
 @pytest.mark.parametrize("named", [["C_grad"], ["S_grad"], {"S_grad": "A"}, ["S_grad", "C_grad"]])
@@ -84,7 +76,7 @@ def test_what_is_not_named_is_no_gradient(named: Any) -> None:
     """C_grad leads to S_grad: it is raw there only if S_grad is known for a gradient."""
     rewritten = clip_gradients(SUM, CLIP, gradients=named)
     found = verify(SUM, rewritten)
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
 
 
 SHARED: dict[str, tuple[list[Rule], dict[str, Any]]] = {
@@ -122,7 +114,7 @@ def test_parameters_that_share_a_gradient_may_have_clips_of_their_own(
     rules: list[Rule], options: dict[str, Any]
 ) -> None:
     found = verify(SUM, clip_gradients(SUM, rules, **options))
-    assert found.ok, faults(found)
+    assert found.ok, faults_of(found)
 
 
 def test_clips_of_one_gradient_that_are_swapped_are_noticed() -> None:
@@ -152,14 +144,16 @@ def test_an_update_that_reads_the_raw_gradient_is_noticed_however_small_it_is() 
     assert verify(model, rewritten).ok
     rewire(rewritten, "step", "W_grad", "clip/W_grad/raw")
     assert "the Mul that makes 'step' reads 'clip/W_grad/raw', where the clipped gradient" in (
-        faults(verify(model, rewritten))
+        "\n".join(faults_of(verify(model, rewritten)))
     )
 
 
 def test_a_backward_pass_that_reads_the_clipped_gradient_is_noticed_by_its_reads() -> None:
     rewritten = clip_gradients(SUM, CLIP)
     rewire(rewritten, "clip/S_grad/raw", "clip/C_grad/raw", "C_grad")
-    assert "where the raw gradient 'clip/C_grad/raw' is right" in faults(verify(SUM, rewritten))
+    assert "where the raw gradient 'clip/C_grad/raw' is right" in "\n".join(
+        faults_of(verify(SUM, rewritten))
+    )
 
 
 def test_a_reader_that_another_tool_has_replaced_is_judged_by_what_it_makes() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from graphs import MODELS, run
+from graphs import MODELS, parse, run
 from onnx import TensorProto, helper
 
 from onnx_clip_pass import (
@@ -26,10 +26,6 @@ from onnx_clip_pass.verification import verify
 
 ONE = GradientClipByGlobalNorm(1.0)
 KINDS = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16}
-
-
-def parse(body: str, opset: int = 17) -> onnx.ModelProto:
-    return onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> {body}')
 
 
 def handed_out(gradients: dict[str, np.ndarray]) -> onnx.ModelProto:
@@ -291,7 +287,7 @@ def test_one_group_with_two_threshold_inputs_is_refused():
     gradients = {"a": np.float32([3]), "b": np.float32([4])}
     rules = [Rule("a", ONE, threshold_input="one"), Rule("b", ONE, threshold_input="other")]
     named = {"a_grad": "a", "b_grad": "b"}
-    with pytest.raises(OnnxClipError, match="'a_grad' and 'b_grad' .* cannot have one norm"):
+    with pytest.raises(OnnxClipError, match=r"'a_grad' and 'b_grad' .* cannot have one norm"):
         clip_gradients(handed_out(gradients), rules, gradients=named)
     rules = [replace(rule, threshold_input="one") for rule in rules]
     assert (

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from graphs import run
+from graphs import parse, run
 from single import DTYPES, single
 
 from onnx_clip_pass import (
@@ -34,10 +34,6 @@ CLIPS = {
     "global norm": lambda c: GradientClipByGlobalNorm(c),
     "rms": lambda c: GradientClipByRMS(c),
 }
-
-
-def parse(body: str, ir: int = 8, opset: int = 17) -> onnx.ModelProto:
-    return onnx.parser.parse_model(f'<ir_version: {ir}, opset_import: ["" : {opset}]> {body}')
 
 
 TWO = """

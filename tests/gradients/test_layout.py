@@ -33,7 +33,8 @@ AXES = {
     "one-unit": ("y = Add (x, W)", "5", None),
     "nowhere-known": (
         "y = Add (x, W)", "4,3", "its parameter's units cannot be told, since it is taken by Add"),
-    "nowhere": ("y = Neg (x)", "4,3", "its parameter's units cannot be told, since no node takes it"),
+    "nowhere": (
+        "y = Neg (x)", "4,3", "its parameter's units cannot be told, since no node takes it"),
 }  # fmt: skip
 
 
