@@ -13,8 +13,10 @@ from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients, cl
 from onnx_clip_pass.cli import main
 
 
-def _bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
-    """Arguments by what is wrong with them, and what the message must say."""
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of files of which each is wrong in another way."""
+    folder = tmp_path_factory.mktemp("files")
     seed = folder / "step.onnx"
     seed.write_bytes(SEED.read_bytes())
     (folder / "text.onnx").write_text("this is no model")
@@ -24,15 +26,15 @@ def _bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
     (folder / "bad.json").write_text("[1]")
     locked = folder / "locked"
     locked.mkdir(mode=0o500)
-    plain = save(folder / "plain.onnx", "y = Relu(x)", inputs="float[2] x", outputs="float[2] y")
-    whole = save(folder / "int.onnx", "g = Identity(x)", inputs="int64[2] x", outputs="int64[2] g")
-    sequence = save(
+    save(folder / "plain.onnx", "y = Relu(x)", inputs="float[2] x", outputs="float[2] y")
+    save(folder / "int.onnx", "g = Identity(x)", inputs="int64[2] x", outputs="int64[2] g")
+    save(
         folder / "seq.onnx",
         "s = SequenceConstruct(x)",
         inputs="float[2] x",
         outputs="seq(float[2]) s",
     )
-    old = save(
+    save(
         folder / "old.onnx",
         "W_grad = Neg(W)",
         inputs="float[2] W",
@@ -43,108 +45,113 @@ def _bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
     changed = onnx.load(folder / "changed.onnx")
     next(node for node in changed.graph.node if node.op_type == "ReduceL2").op_type = "ReduceL1"
     onnx.save(changed, folder / "changed.onnx")
-    path = str(seed)
-    return {
-        "not ONNX": (["rewrite", str(folder / "text.onnx")], "is no ONNX model"),
-        "empty file": (["rewrite", str(folder / "empty.onnx")], "is empty"),
-        "truncated file": (["rewrite", str(folder / "cut.onnx")], "truncated"),
-        "a folder": (["rewrite", str(folder)], "is a folder"),
-        "this very folder": (["rewrite", "."], "is a folder"),
-        "no name": (["rewrite", ""], "expected a path, not an empty text"),
-        "no output": (["rewrite", path, "-o", ""], "expected a path, not an empty text"),
-        "feeds and no run": (["rewrite", path, "--feeds", "x.npz"], "add --verify or --probe"),
-        "a seed and no run": (["inspect", path, "--seed", "0"], "--seed says how to run a model"),
-        "a loss and no probe": (["rewrite", path, "--loss", "l"], "--loss says how to probe: add"),
-        "a loss, data and no probe": (
-            ["inspect", path, "--loss", "l", "--data", "d"],
-            "--loss, --data say how to probe: add --probe",
-        ),
-        "sizes and no run": (
-            ["rewrite", path, "--dim", "N=2", "--provider", "cpu"],
-            "--dim, --provider say how to run a model, and none is run",
-        ),
-        "a size twice": (
-            ["rewrite", path, "--verify", "--dim", "N=3", "--dim", "N=4"],
-            "'N' is named twice",
-        ),
-        "nothing left": (["rewrite", path, "--skip", "*"], "nothing is left to clip"),
-        "missing file": (["rewrite", str(folder / "none.onnx")], "No such file"),
-        "no gradients": (["rewrite", str(plain)], "no gradients found"),
-        "patterns without match": (
-            ["rewrite", path, "--need-clip", "x*", "--skip", "y*"],
-            "2 patterns match nothing",
-        ),
-        "pattern without match": (["rewrite", path, "--need-clip", "x*"], "'x*' matches no"),
-        "skip without match": (["rewrite", path, "--skip", "x*"], "'x*' matches no"),
-        "bad regular expression": (["rewrite", path, "--skip", "re:("], "no regular expression"),
-        "unknown gradient": (["rewrite", path, "--gradient", "fc_0.w_0@GRAT"], "did you mean"),
-        "integer gradient": (["rewrite", str(whole), "--gradient", "g"], "int64"),
-        "sequence output": (["rewrite", str(sequence), "--gradient", "s"], "not a tensor"),
-        "opset 6": (["rewrite", str(old)], "opset 6 is too old"),
-        "threshold of zero": (["rewrite", path, "--clip-norm", "0"], "not 0.0"),
-        "negative threshold": (["rewrite", path, "--clip-norm", "-1"], "not -1.0"),
-        "threshold nan": (["rewrite", path, "--clip-norm", "nan"], "not nan"),
-        "no number": (
-            ["rewrite", path, "--clip-norm", "x"],
-            "expected a number such as 0.5 or inf, not 'x'",
-        ),
-        "output equal to input": (["rewrite", path, "-o", path], "--in-place"),
-        "output there already": (
-            ["rewrite", path, "-o", str(folder / "there.onnx")],
-            "pass --force",
-        ),
-        "output in a missing folder": (
-            ["rewrite", path, "-o", str(folder / "no" / "out.onnx")],
-            "there is no folder",
-        ),
-        "output as a folder that is not there": (
-            ["rewrite", path, "-o", f"{folder}/new/"],
-            "there is no folder",
-        ),
-        "clip as a folder that is not there": (
-            ["extract", path, "-o", f"{folder}/new/"],
-            "there is no folder",
-        ),
-        "original as a folder that is not there": (
-            ["strip", str(folder / "changed.onnx"), "-o", f"{folder}/new/"],
-            "there is no folder",
-        ),
-        "a name that is too long": (["rewrite", path, "-o", "x" * 300], "File name too long"),
-        "a model name that is too long": (["rewrite", "x" * 300], "File name too long"),
-        "output is a folder": (["rewrite", path, "-o", str(folder)], "is a folder"),
-        "our nodes changed since": (["rewrite", str(folder / "changed.onnx")], "another tool"),
-        "nothing to strip": (["strip", path], "nothing to undo"),
-        "map that is no object": (
-            ["rewrite", path, "--map", str(folder / "bad.json")],
-            "expected a JSON object",
-        ),
-        "map and names": (
-            ["rewrite", path, "--map", "m.json", "--gradient", "g"],
-            "exclude each other",
-        ),
-        "in place and output": (["rewrite", path, "--in-place", "-o", "x"], "exclude each other"),
-        "one output for two models": (["rewrite", path, path, "-o", "x"], "is for one model"),
-        "unknown option": (["rewrite", path, "--clipnorm", "1"], "No such option"),
-        "unknown command": (["rewrit", path], "No such command"),
-        "a text format": (["rewrite", str(folder / "m.textproto")], "text format"),
-        "optimizer model": (
-            ["rewrite", str(MODELS / "ort_artifacts" / "mlp_mse_sgd" / "optimizer_model.onnx")],
-            "rewrite training_model.onnx",
-        ),
-    }
+    return folder
 
 
-def test_each_bad_input_is_one_message_and_exit_code_2_and_writes_nothing(tmp_path, capsys):
-    cases = _bad_inputs(tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    for what, (arguments, expected) in cases.items():
-        capsys.readouterr()
-        assert main(arguments) == 2, what
-        out, err = capsys.readouterr()
-        assert out == "", what
-        assert expected in err, what
-        assert "Traceback" not in err, what
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+PATH = "{folder}/step.onnx"
+REFUSED = {
+    "not ONNX": (["rewrite", "{folder}/text.onnx"], "is no ONNX model"),
+    "empty file": (["rewrite", "{folder}/empty.onnx"], "is empty"),
+    "truncated file": (["rewrite", "{folder}/cut.onnx"], "truncated"),
+    "a folder": (["rewrite", "{folder}"], "is a folder"),
+    "this very folder": (["rewrite", "."], "is a folder"),
+    "no name": (["rewrite", ""], "expected a path, not an empty text"),
+    "no output": (["rewrite", PATH, "-o", ""], "expected a path, not an empty text"),
+    "feeds and no run": (["rewrite", PATH, "--feeds", "x.npz"], "add --verify or --probe"),
+    "a seed and no run": (["inspect", PATH, "--seed", "0"], "--seed says how to run a model"),
+    "a loss and no probe": (["rewrite", PATH, "--loss", "l"], "--loss says how to probe: add"),
+    "a loss, data and no probe": (
+        ["inspect", PATH, "--loss", "l", "--data", "d"],
+        "--loss, --data say how to probe: add --probe",
+    ),
+    "sizes and no run": (
+        ["rewrite", PATH, "--dim", "N=2", "--provider", "cpu"],
+        "--dim, --provider say how to run a model, and none is run",
+    ),
+    "a size twice": (
+        ["rewrite", PATH, "--verify", "--dim", "N=3", "--dim", "N=4"],
+        "'N' is named twice",
+    ),
+    "nothing left": (["rewrite", PATH, "--skip", "*"], "nothing is left to clip"),
+    "missing file": (["rewrite", "{folder}/none.onnx"], "No such file"),
+    "no gradients": (["rewrite", "{folder}/plain.onnx"], "no gradients found"),
+    "patterns without match": (
+        ["rewrite", PATH, "--need-clip", "x*", "--skip", "y*"],
+        "2 patterns match nothing",
+    ),
+    "pattern without match": (["rewrite", PATH, "--need-clip", "x*"], "'x*' matches no"),
+    "skip without match": (["rewrite", PATH, "--skip", "x*"], "'x*' matches no"),
+    "bad regular expression": (["rewrite", PATH, "--skip", "re:("], "no regular expression"),
+    "unknown gradient": (["rewrite", PATH, "--gradient", "fc_0.w_0@GRAT"], "did you mean"),
+    "integer gradient": (["rewrite", "{folder}/int.onnx", "--gradient", "g"], "int64"),
+    "sequence output": (["rewrite", "{folder}/seq.onnx", "--gradient", "s"], "not a tensor"),
+    "opset 6": (["rewrite", "{folder}/old.onnx"], "opset 6 is too old"),
+    "threshold of zero": (["rewrite", PATH, "--clip-norm", "0"], "not 0.0"),
+    "negative threshold": (["rewrite", PATH, "--clip-norm", "-1"], "not -1.0"),
+    "threshold nan": (["rewrite", PATH, "--clip-norm", "nan"], "not nan"),
+    "no number": (
+        ["rewrite", PATH, "--clip-norm", "x"],
+        "expected a number such as 0.5 or inf, not 'x'",
+    ),
+    "output equal to input": (["rewrite", PATH, "-o", PATH], "--in-place"),
+    "output there already": (
+        ["rewrite", PATH, "-o", "{folder}/there.onnx"],
+        "pass --force",
+    ),
+    "output in a missing folder": (
+        ["rewrite", PATH, "-o", "{folder}/no/out.onnx"],
+        "there is no folder",
+    ),
+    "output as a folder that is not there": (
+        ["rewrite", PATH, "-o", "{folder}/new/"],
+        "there is no folder",
+    ),
+    "clip as a folder that is not there": (
+        ["extract", PATH, "-o", "{folder}/new/"],
+        "there is no folder",
+    ),
+    "original as a folder that is not there": (
+        ["strip", "{folder}/changed.onnx", "-o", "{folder}/new/"],
+        "there is no folder",
+    ),
+    "a name that is too long": (["rewrite", PATH, "-o", "x" * 300], "File name too long"),
+    "a model name that is too long": (["rewrite", "x" * 300], "File name too long"),
+    "output is a folder": (["rewrite", PATH, "-o", "{folder}"], "is a folder"),
+    "our nodes changed since": (["rewrite", "{folder}/changed.onnx"], "another tool"),
+    "nothing to strip": (["strip", PATH], "nothing to undo"),
+    "map that is no object": (
+        ["rewrite", PATH, "--map", "{folder}/bad.json"],
+        "expected a JSON object",
+    ),
+    "map and names": (
+        ["rewrite", PATH, "--map", "m.json", "--gradient", "g"],
+        "exclude each other",
+    ),
+    "in place and output": (["rewrite", PATH, "--in-place", "-o", "x"], "exclude each other"),
+    "one output for two models": (["rewrite", PATH, PATH, "-o", "x"], "is for one model"),
+    "unknown option": (["rewrite", PATH, "--clipnorm", "1"], "No such option"),
+    "unknown command": (["rewrit", PATH], "No such command"),
+    "a text format": (["rewrite", "{folder}/m.textproto"], "text format"),
+    "optimizer model": (
+        ["rewrite", str(MODELS / "ort_artifacts" / "mlp_mse_sgd" / "optimizer_model.onnx")],
+        "rewrite training_model.onnx",
+    ),
+}
+"""Arguments, with the folder for `{folder}`, by what is wrong, and what the message must say."""
+
+
+@pytest.mark.parametrize(("arguments", "expected"), REFUSED.values(), ids=REFUSED)
+def test_each_bad_input_is_one_message_and_exit_code_2_and_writes_nothing(
+    arguments: list[str], expected: str, files: Path, capsys
+):
+    before = {path: path.stat().st_mtime_ns for path in files.rglob("*")}
+    capsys.readouterr()
+    assert main([each.replace("{folder}", str(files)) for each in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert expected in err
+    assert "Traceback" not in err
+    assert {path: path.stat().st_mtime_ns for path in files.rglob("*")} == before
 
 
 @pytest.mark.parametrize("options", [[], ["--in-place"], ["--dry-run"]])

@@ -99,19 +99,21 @@ def test_a_file_in_the_way(folder, out, capsys):
     assert out.read_bytes() == b"a file"
 
 
-def test_outputs_that_cannot_be(folder, capsys):
+IMPOSSIBLE = {
+    "artifacts": "pass --in-place",
+    "artifacts/clipped": "one lies within the other",
+    ".": "one lies within the other",
+    "artifacts/../artifacts/x": "one lies within the other",
+    "none/out": "there is no folder",
+    "x" * 300: "File name too long",
+}
+
+
+@pytest.mark.parametrize(("target", "expected"), IMPOSSIBLE.items(), ids=IMPOSSIBLE)
+def test_outputs_that_cannot_be(target, expected, folder, capsys):
     before = folder_files(folder.parent)
-    cases = {
-        folder: "pass --in-place",
-        folder / "clipped": "one lies within the other",
-        folder.parent: "one lies within the other",
-        folder / ".." / "artifacts" / "x": "one lies within the other",
-        folder.parent / "none" / "out": "there is no folder",
-        folder.parent / ("x" * 300): "File name too long",
-    }
-    for target, expected in cases.items():
-        assert rewrite(folder, target) == 2, target
-        assert expected in capsys.readouterr().err, target
+    assert rewrite(folder, folder.parent / target) == 2
+    assert expected in capsys.readouterr().err
     assert folder_files(folder.parent) == before
 
 
