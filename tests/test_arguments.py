@@ -29,7 +29,7 @@ from onnx_clip_pass import (
     strip,
 )
 from onnx_clip_pass.artifacts import strip_artifacts
-from onnx_clip_pass.clips import clip_of
+from onnx_clip_pass.clips import clip_from_dict
 from onnx_clip_pass.files import strip_file
 from onnx_clip_pass.verification import verify
 
@@ -186,9 +186,9 @@ def test_numbers_and_flags_of_numpy_are_numbers_and_flags():
     ],
 )
 def test_a_record_says_inf_in_words_and_is_read_back(clip):
-    facts = {"clip": type(clip).__name__, **clip.settings()}
+    facts = clip.to_dict()
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
-    assert clip_of(facts).settings() == clip.settings()
+    assert clip_from_dict(facts).settings() == clip.settings()
 
 
 def test_what_stands_in_the_way_names_the_way_out_in_python_too(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 import onnx_clip_pass
 from onnx_clip_pass import load_rules
 from onnx_clip_pass.cli import main
-from onnx_clip_pass.clips import KINDS
+from onnx_clip_pass.clips import CLIPS
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,7 +48,7 @@ def test_the_rules_of_the_page_load(tmp_path: Path):
 def test_the_clips_of_the_readme_take_what_it_says_in_that_order():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)(\(.*\))` \|", text, re.MULTILINE)
-    assert {name for name, _ in rows} == {kind.made.__name__ for kind in KINDS.values()} | {"Chain"}
+    assert {name for name, _ in rows} == {clip.__name__ for clip in CLIPS.values()} | {"Chain"}
     for name, arguments in rows:
         space: dict[str, Any] = {}
         exec(f"def said{arguments}: ...", space)

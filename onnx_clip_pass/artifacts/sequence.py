@@ -23,10 +23,9 @@ from onnx_clip_pass._version import __version__
 from onnx_clip_pass.artifacts.loops import insert_clip_by_global_norm, insert_clip_of_each
 from onnx_clip_pass.clips import (
     Clip,
+    Formula,
     GradientClipByGlobalNorm,
-    GradientClipByNorm,
     Numerics,
-    facts_of,
 )
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient, Parameter
@@ -151,20 +150,20 @@ def _check_clip(clip: Clip) -> None:
             f"{type(clip).__name__} compares each gradient with its parameter, and at the step "
             f"the order of neither is promised; {way_out}"
         )
-    by_norm = [f for f in clip.formulas if isinstance(f, GradientClipByNorm)]
-    by_global = [f for f in clip.formulas if isinstance(f, GradientClipByGlobalNorm)]
-    if any(f.per_sample for f in by_norm) or any(f.per_sample for f in by_global):
+    given = {name for formula in clip.formulas for name in formula.settings()}
+    if "per_sample" in given:
         raise OnnxClipError(
             f"per_sample needs gradients whose first axis is that of samples, which those of a "
             f"step are not; {way_out}"
         )
-    if any(f.axes is not None for f in by_norm):
+    if "axes" in given:
         raise OnnxClipError(
             f"axes need gradients of which the rank is known, which those of a step are not; "
             f"{way_out}"
         )
-    is_alone = isinstance(clip, GradientClipByGlobalNorm)
-    if not is_alone and any(formula.group is not None for formula in clip.formulas):
+    if not isinstance(clip, Formula) and any(
+        formula.group is not None for formula in clip.formulas
+    ):
         raise OnnxClipError(
             f"a global norm in a chain is not to be had at the step, alone it is; {way_out}"
         )
@@ -210,7 +209,7 @@ def _write_record(editor: Editor, renamed: dict[str, str], clip: Clip, numerics:
     entry = {"gradient": GRADIENTS, "parameter": _PARAMETERS, "graph": ""}
     record = Record(
         version=__version__,
-        clips=[entry | facts_of(clip)],
+        clips=[entry | clip.to_dict()],
         norm_precision=numerics.norm_precision,
         nonfinite=numerics.nonfinite,
         renamed=renamed,

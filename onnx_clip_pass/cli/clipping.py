@@ -1,4 +1,7 @@
-"""The options that say what clipping means: a clip with its own options, or a file of rules."""
+"""The options that say what clipping means: a clip with its settings, or a file of rules.
+
+Those of the clips are made from the descriptions of their settings.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ import click
 
 from onnx_clip_pass.arguments import number_in, whole_in
 from onnx_clip_pass.cli.options import NUMBER, PATH, given_options
-from onnx_clip_pass.clips import KINDS
+from onnx_clip_pass.clips import CLIPS, setting_names
+from onnx_clip_pass.clips.settings import AXES, FLAG, Number, SettingType
 from onnx_clip_pass.errors import shown
 from onnx_clip_pass.files import read_map
 from onnx_clip_pass.rewrite import ClipOrRules, GradientNames
@@ -20,10 +24,7 @@ from onnx_clip_pass.rules import load_rules
 __all__ = ["ClipOptions", "clip_options", "gradient_options", "named_gradients"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-
-_OPTIONS = {
-    name: "--" + name.replace("_", "-") for kind in KINDS.values() for name in kind.settings
-}
+_DEFAULT_CLIP = "norm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +32,7 @@ class ClipOptions:
     """What to do to which gradients: the values of the options of `clip_options`."""
 
     kind: str | None
-    clip_norm: float | None
-    ord: float | None
-    axes: str | None
-    per_sample: bool
-    group_name: str | None
-    max: float | None
-    min: float | None
-    threshold: float | None
-    clipping: float | None
-    eps: float | None
+    settings: dict[str, Any]
     rules: Path | None
     need_clip: tuple[str, ...]
     skip: tuple[str, ...]
@@ -55,7 +47,16 @@ class ClipOptions:
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> ClipOptions:
         """Take them out of all options of a command."""
-        return cls(*(options[name] for name in cls.__slots__))
+        values = {name: options[name] for name in setting_names()}
+        given = {  # 0 is given, and refused by the clip
+            name: value
+            for name, value in values.items()
+            if value is not None and value is not False
+        }
+        return cls(
+            settings=given,
+            **{name: options[name] for name in cls.__slots__[:1] + cls.__slots__[2:]},
+        )
 
     def __post_init__(self) -> None:
         if self.emit is None and given_options("emit_as"):
@@ -68,32 +69,25 @@ class ClipOptions:
             click.UsageError: options that do not go together.
             OnnxClipError: a setting, or the file of rules, is at fault.
         """
-        values = {name: getattr(self, name) for name in _OPTIONS}
-        given: dict[str, Any] = {
-            name: value
-            for name, value in values.items()
-            if value is not None and value is not False  # 0 is given, and refused by the clip
-        }
+        given = dict(self.settings)
         if self.rules is not None:
-            extra = [_OPTIONS[name] for name in given]
+            extra = [_spelled(name) for name in given]
             extra += ["--clip"] if self.kind else []
             extra += ["--need-clip"] if self.need_clip else []
             if extra:
                 raise click.UsageError(f"--rules says it all: not with {', '.join(extra)}")
             return load_rules(self.rules)
-        kind = self.kind or "norm"
-        made, needed, own = KINDS[kind]
-        foreign = [_OPTIONS[name] for name in given if name not in own]
+        kind = self.kind or _DEFAULT_CLIP
+        own = CLIPS[kind].described()
+        foreign = [_spelled(name) for name in given if name not in own]
         if foreign:
-            taken = ", ".join(_OPTIONS[name] for name in own)
+            taken = ", ".join(map(_spelled, own))
             raise click.UsageError(f"--clip {kind} takes {taken}, not {', '.join(foreign)}")
-        if "clip_norm" in own:
-            given.setdefault("clip_norm", 1.0)
-        if needed not in given:
-            raise click.UsageError(f"--clip {kind} needs {_OPTIONS[needed]}")
-        if "axes" in given:
-            given["axes"] = _axes(given["axes"])
-        return made(**given, need_clip=list(self.need_clip) or None)
+        for name, setting in own.items():
+            if setting.is_needed and given.setdefault(name, setting.option_default) is None:
+                raise click.UsageError(f"--clip {kind} needs {_spelled(name)}")
+        made: Any = CLIPS[kind]
+        return made(**given, need_clip=list(self.need_clip) or None)  # type: ignore[no-any-return]
 
     def arguments(self) -> dict[str, Any]:
         """The rest, as arguments of `clip_gradients_file`."""
@@ -109,18 +103,53 @@ class ClipOptions:
         }
 
 
+def _spelled(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def _joined(_context: click.Context, _option: click.Parameter, texts: Sequence[str]) -> str | None:
     """A list as one text, whether commas or the option itself, again, part it; None if empty."""
     return ",".join(texts) if texts else None
 
 
-def _axes(text: str) -> Sequence[int]:
+def _axes(
+    _context: click.Context, _option: click.Parameter, texts: Sequence[str]
+) -> list[int] | None:
+    text = ",".join(texts)
     try:
-        return [whole_in(part) for part in text.split(",")]
+        return [whole_in(part) for part in text.split(",")] if texts else None
     except ValueError:
         raise click.UsageError(
             f"--axes: expected axes such as 0 or 0,2, not {shown(text)}"
         ) from None
+
+
+def _form(type: SettingType) -> dict[str, Any]:
+    """How an option is declared for a setting of this type; text if it is no other."""
+    if isinstance(type, Number):
+        return {"type": NUMBER}
+    if type == FLAG:
+        return {"is_flag": True}
+    if type == AXES:
+        return {"multiple": True, "callback": _axes, "metavar": "AXES"}
+    return {"metavar": "NAME"}
+
+
+def _setting_options() -> list[Callable[[_Command], _Command]]:
+    """An option for each setting of any clip; its help says which clips take it."""
+    options = []
+    for name in setting_names():
+        takers: dict[str, list[str]] = {}
+        for kind, clip in CLIPS.items():
+            if name in clip.described():
+                setting = clip.described()[name]
+                default = setting.option_default if setting.is_needed else setting.default
+                shown = f"{default:g}" if isinstance(default, float) else default
+                text = f"{setting.help} [default: {shown}]" if shown else setting.help
+                takers.setdefault(text, []).append(kind)
+        words = " ".join(f"{', '.join(kinds)}: {text}" for text, kinds in takers.items())
+        options.append(click.option(_spelled(name), name, help=words, **_form(setting.type)))
+    return options
 
 
 def _measures(text: str) -> list[str]:
@@ -179,45 +208,11 @@ _DECLARED = (
     click.option(
         "--clip",
         "kind",
-        type=click.Choice(list(KINDS)),
-        help="norm: each gradient by its own norm. global-norm: all gradients by the one norm of "
-        "all together. value: each element. rms: each gradient by its root mean square. adaptive: "
-        "each unit against its parameter. [default: norm]",
+        type=click.Choice(list(CLIPS)),
+        help=" ".join(f"{name}: {clip.summary}." for name, clip in CLIPS.items())
+        + f" [default: {_DEFAULT_CLIP}]",
     ),
-    click.option(
-        "--clip-norm",
-        type=NUMBER,
-        help="norm, global-norm: the largest norm. [default: 1.0]",
-    ),
-    click.option(
-        "--ord", type=NUMBER, help="norm, global-norm: 1, 2, inf or any other. [default: 2]"
-    ),
-    click.option(
-        "--axes",
-        multiple=True,
-        callback=_joined,
-        metavar="AXES",
-        help="norm, adaptive: one norm over these axes: 0,2",
-    ),
-    click.option(
-        "--per-sample",
-        is_flag=True,
-        help="norm, global-norm: the first axis is that of samples, each clipped on its own.",
-    ),
-    click.option(
-        "--group-name", metavar="NAME", help="global-norm: the group. [default: default_group]"
-    ),
-    click.option("--max", type=NUMBER, help="value: the largest element."),
-    click.option("--min", type=NUMBER, help="value: the smallest element. [default: -max]"),
-    click.option("--threshold", type=NUMBER, help="rms: the largest root mean square."),
-    click.option(
-        "--clipping", type=NUMBER, help="adaptive: the largest ratio of gradient to parameter."
-    ),
-    click.option(
-        "--eps",
-        type=NUMBER,
-        help="adaptive: the least that a parameter counts as. [default: 0.001]",
-    ),
+    *_setting_options(),
     click.option(
         "--rules",
         type=PATH,

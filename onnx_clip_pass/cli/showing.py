@@ -12,7 +12,7 @@ from rich.console import Console
 
 from onnx_clip_pass.cli.tables import show_gradients
 from onnx_clip_pass.cli.words import counted, escape_control, say
-from onnx_clip_pass.clips import clip_of, facts_of
+from onnx_clip_pass.clips import clip_from_dict
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import Inspection
 from onnx_clip_pass.gradients import Gradient
@@ -156,7 +156,7 @@ def report_facts(report: Report) -> dict[str, Any]:
         "gradients": [
             gradient_facts(row.gradient)
             | {
-                "clip": None if row.clip is None else facts_of(row.clip),
+                "clip": None if row.clip is None else row.clip.to_dict(),
                 "rule": row.rule,
             }
             for row in report.rows
@@ -210,6 +210,6 @@ def settings_in_words(entry: dict[str, Any] | None) -> str:
     if entry is None:
         return "-"
     try:
-        return clip_of(entry).label
+        return clip_from_dict(entry).label
     except OnnxClipError:  # written by another version: worth a look all the same
         return str(entry["clip"])

@@ -8,12 +8,12 @@ from onnx_clip_pass.clips.by_rms import GradientClipByRMS
 from onnx_clip_pass.clips.by_value import GradientClipByValue
 from onnx_clip_pass.clips.chain import Chain
 from onnx_clip_pass.clips.emitter import Emitter, Limits, Measured, ParameterSite, Quantity
-from onnx_clip_pass.clips.facts import KINDS, clip_of, facts_of
 from onnx_clip_pass.clips.numerics import NonFinite, NormPrecision, Numerics
+from onnx_clip_pass.clips.registry import CLIPS, clip_from_dict, setting_names
 from onnx_clip_pass.clips.turns import shared_norms, turns
 
 __all__ = [
-    "KINDS",
+    "CLIPS",
     "AdaptiveGradientClip",
     "Case",
     "Chain",
@@ -31,8 +31,8 @@ __all__ = [
     "Numerics",
     "ParameterSite",
     "Quantity",
-    "clip_of",
-    "facts_of",
+    "clip_from_dict",
+    "setting_names",
     "shared_norms",
     "turns",
 ]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_clip_pass.clips.base import Case, plain, positive
+from onnx_clip_pass.clips.base import Case
 from onnx_clip_pass.clips.emitter import Emitter
 from onnx_clip_pass.clips.norms import Norm, emit_norm, norm_of
 from onnx_clip_pass.clips.numerics import Numerics
-from onnx_clip_pass.clips.scaling import ScalingClip, check_axes, normal_axes, shared_fault
+from onnx_clip_pass.clips.scaling import ScalingClip, normal_axes, shared_fault
+from onnx_clip_pass.clips.settings import AXES, LIMIT, Number, setting
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.found import Gradient
 from onnx_clip_pass.selection import NeedClip
@@ -70,17 +70,18 @@ class AdaptiveGradientClip(ScalingClip):
 
     reads_parameter = True
 
-    def __init__(
-        self,
-        clipping: float,
-        eps: float = 1e-3,
-        need_clip: NeedClip = None,
-        axes: Sequence[int] | int | None = None,
-    ) -> None:
-        super().__init__(need_clip)
-        self.clipping = positive("clipping", clipping, why=", or inf for no clipping")
-        self.eps = positive("eps", eps)
-        self.axes = check_axes(axes)
+    summary = "each unit against its parameter"
+
+    clipping: float = setting(LIMIT, "the largest ratio of gradient to parameter.", is_limit=True)
+    eps: float = setting(
+        Number(), "the least that a parameter counts as.", default=1e-3, is_always_told=True
+    )
+    need_clip: NeedClip = None
+    axes: Sequence[int] | int | None = setting(AXES, "one norm over these axes: 0,2", default=None)
+
+    @property
+    def parameter_floor(self) -> float:
+        return self.eps
 
     @property
     def label(self) -> str:
@@ -89,17 +90,6 @@ class AdaptiveGradientClip(ScalingClip):
     @property
     def bounds(self) -> str:
         return "each unit by its norm against that of its parameter"
-
-    @property
-    def threshold(self) -> float:
-        return self.clipping
-
-    def scaled(self, factor: float) -> AdaptiveGradientClip:
-        return AdaptiveGradientClip(self.clipping * factor, self.eps, self.need_clip, self.axes)
-
-    def settings(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"clipping": plain(self.clipping), "eps": plain(self.eps)}
-        return found if self.axes is None else found | {"axes": list(self.axes)}
 
     def fault(self, gradient: Gradient, opset: int, numerics: Numerics) -> str | None:
         shape = gradient.shape
@@ -140,24 +130,28 @@ class AdaptiveGradientClip(ScalingClip):
         sides = [name, to.limit(self.clipping, dtype)]
         return at.node("Mul", sides, result="limit", dtype=dtype, shape=kept)
 
-    def norms_and_limits(
-        self, case: Case, wide: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        rank = wide.ndim - int(case.has_seeds)
-        axes = case.axes if self.axes is None else normal_axes(self.axes, rank)
-        if axes is None:
-            longer = [axis for axis in range(rank) if wide.shape[axis] != 1]
-            if len(longer) > 1:
-                raise OnnxClipError(
-                    f"AdaptiveGradientClip: a gradient of shape {list(wide.shape)} has units that "
-                    f"nothing tells here; pass axes=, those over which a unit reaches"
-                )
-            axes = tuple(range(rank))
-        lengths = norm_of(np.asarray(case.parameter).astype(np.float64), 2.0, axes)
+    def norms(self, case: Case) -> NDArray[np.float64]:
+        return norm_of(case.gradient.astype(np.float64), 2.0, self._axes_of(case))
+
+    def limits(self, case: Case) -> NDArray[np.float64]:
+        lengths = norm_of(np.asarray(case.parameter).astype(np.float64), 2.0, self._axes_of(case))
         if case.has_seeds:
             lengths = lengths[..., None]
         with np.errstate(over="ignore"):  # a limit beyond float64 is none
-            return norm_of(wide, 2.0, axes), self.clipping * np.maximum(lengths, self.eps)
+            return np.asarray(self.clipping * np.maximum(lengths, self.eps))
+
+    def _axes_of(self, case: Case) -> tuple[int, ...]:
+        shape = case.gradient.shape
+        rank = len(shape) - int(case.has_seeds)
+        axes = case.axes if self.axes is None else normal_axes(self.axes, rank)
+        if axes is not None:
+            return axes
+        if sum(shape[axis] != 1 for axis in range(rank)) > 1:
+            raise OnnxClipError(
+                f"AdaptiveGradientClip: a gradient of shape {list(shape)} has units that nothing "
+                f"tells here; pass axes=, those over which a unit reaches"
+            )
+        return tuple(range(rank))
 
     def _axes_at(self, to: Emitter) -> tuple[int, ...]:
         rank = len(to.gradient.shape or ()) - int(to.gradient.has_seeds)

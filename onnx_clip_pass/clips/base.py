@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, ClassVar, Self, dataclass_transform
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_clip_pass.arguments import as_number, check_choice
+from onnx_clip_pass.arguments import check_choice
 from onnx_clip_pass.clips.emitter import Emitter, Measured
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
-from onnx_clip_pass.errors import OnnxClipError, shown
+from onnx_clip_pass.clips.settings import Setting, setting
+from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.found import Gradient, Parameter
 from onnx_clip_pass.selection import NeedClip, check_need_clip, select
 
-__all__ = ["DTYPES", "Case", "Clip", "Formula", "plain", "positive"]
+__all__ = ["DTYPES", "Case", "Clip", "Formula"]
 
 DTYPES = frozenset({"float16", "bfloat16", "float32", "float64"})
 """The dtypes that a gradient can have."""
@@ -44,12 +46,10 @@ class Clip(ABC):
     """A way of clipping, with the selection of the parameters whose gradients it clips."""
 
     need_clip: NeedClip
+    threshold: float | None
+    """The one number that bounds; None if there is no such number."""
     reads_parameter = False
     """Whether a formula of it has the parameter in it."""
-
-    def __init__(self, need_clip: NeedClip = None) -> None:
-        check_need_clip(need_clip)
-        self.need_clip = need_clip
 
     @abstractmethod
     def reference(
@@ -71,23 +71,26 @@ class Clip(ABC):
     def bounds(self) -> str:
         """What is bounded, for a sentence: "each gradient by its own L2 norm"."""
 
-    @property
-    @abstractmethod
-    def threshold(self) -> float | None:
-        """The one number that bounds; None if there is no such number."""
-
     @abstractmethod
     def scaled(self, factor: float) -> Clip:
         """The same clip with its thresholds multiplied: what it is for gradients so scaled."""
 
+    @abstractmethod
+    def with_threshold(self, value: float) -> Clip:
+        """The same clip, which has a threshold, with this one."""
+
     @property
+    @abstractmethod
     def is_identity(self) -> bool:
         """Whether the settings are such that nothing is ever clipped."""
-        return self.threshold == math.inf
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What distinguishes this clip from others of its class, in the types of JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The name of its class, and its settings: its form in a record."""
+        return {"clip": type(self).__name__, **self.settings()}
 
     @property
     @abstractmethod
@@ -133,22 +136,88 @@ class Clip(ABC):
             clipped |= dict(zip(cases, arrays, strict=True))
         return clipped
 
-    def __repr__(self) -> str:
-        words = ", ".join(f"{name}={self._typed(name)}" for name in self.settings())
-        return f"{type(self).__name__}({words})"
 
-    def _typed(self, name: str) -> str:
-        """A setting as one types it: inf is a number here, and a word in JSON only."""
-        number = getattr(self, name)
-        return repr(number if isinstance(number, float) else self.settings()[name])
-
-
+@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(setting,))
 class Formula(Clip):
-    """A clip that is one formula."""
+    """A clip that is one formula.
+
+    Every subclass is a frozen dataclass. Its fields are its settings, each with its description,
+    and `need_clip`; all that is known of settings elsewhere follows from that.
+    """
+
+    summary: ClassVar[str]
+    """What it clips, in a few words, for the command line."""
+    is_elementwise = False
+    """Whether it bounds each element by itself."""
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, eq=False, repr=False)(cls)
+
+    def __post_init__(self) -> None:
+        check_need_clip(self.need_clip)
+        for name, described in self.described().items():
+            object.__setattr__(self, name, described.check(name, getattr(self, name)))
+        limits = [value for value in self._limits().values() if value is not None]
+        if "threshold" not in self.described():
+            object.__setattr__(self, "threshold", limits[0] if len(limits) == 1 else None)
+
+    @classmethod
+    def described(cls) -> dict[str, Setting]:
+        """The descriptions of its settings, by name."""
+        return _described(cls)
+
+    def _limits(self) -> dict[str, float | None]:
+        settings = self.described().items()
+        return {name: getattr(self, name) for name, each in settings if each.is_limit}
+
+    def _with(self, changes: Mapping[str, Any]) -> Self:
+        made: Any = type(self)
+        values = {name: getattr(self, name) for name in self.described()}
+        return made(need_clip=self.need_clip, **{**values, **changes})  # type: ignore[no-any-return]
+
+    def scaled(self, factor: float) -> Self:
+        limits = self._limits().items()
+        return self._with({name: limit * factor for name, limit in limits if limit is not None})
+
+    def with_threshold(self, value: float) -> Self:
+        (name,) = (name for name, limit in self._limits().items() if limit is not None)
+        return self._with({name: value})
+
+    @property
+    def is_identity(self) -> bool:
+        limits = [limit for limit in self._limits().values() if limit is not None]
+        return bool(limits) and all(map(math.isinf, limits))
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            name: each.type.to_json(value)
+            for name, each in self.described().items()
+            if (value := getattr(self, name)) != each.default or each.is_always_told
+        }
+
+    def __repr__(self) -> str:
+        given = self.settings()
+        for name, value in given.items():  # inf is a number here, and a word in JSON only
+            number = getattr(self, name)
+            given[name] = number if isinstance(number, float) else value
+        if self.need_clip is not None:
+            given["need_clip"] = self.need_clip
+        words = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        return f"{type(self).__name__}({words})"
 
     @property
     def formulas(self) -> tuple[Formula, ...]:
         return (self,)
+
+    @property
+    def order(self) -> float:
+        """The p of the norms that it bounds; inf where it bounds each element."""
+        return 2.0
+
+    @property
+    def parameter_floor(self) -> float:
+        """The norm below which that of a parameter counts as this; 0 if there is none."""
+        return 0.0
 
     @property
     def group(self) -> str | None:
@@ -163,6 +232,18 @@ class Formula(Clip):
     def scales(self) -> bool:
         """Whether what it does to an element is to multiply it by a number from 0 to 1."""
         return True
+
+    @abstractmethod
+    def norms(self, case: Case) -> NDArray[np.float64]:
+        """The norms that it bounds, in float64, to be broadcast with the gradient."""
+
+    def limits(self, case: Case) -> NDArray[np.float64]:
+        """What these norms must not exceed, to be broadcast with them."""
+        return np.asarray(math.inf if self.threshold is None else self.threshold)
+
+    def acts(self, before: NDArray[Any], after: NDArray[Any]) -> list[bool]:
+        """For each of its bounds, whether it has changed the gradient; [] if nothing ever does."""
+        return [] if self.is_identity else [before.tobytes() != after.tobytes()]
 
     @abstractmethod
     def emit(self, members: Sequence[Emitter]) -> Measured | None:
@@ -212,14 +293,7 @@ class Formula(Clip):
         return numerics.work_dtype(dtype, self.threshold)
 
 
-def positive(name: str, value: object, *, why: str = "") -> float:
-    """The value as a positive number, inf included; refused by its name if it is none."""
-    number = as_number(value)
-    if not number > 0:
-        raise OnnxClipError(f"{name} must be a positive number{why}, not {shown(value)}")
-    return number
-
-
-def plain(number: float) -> float | str:
-    """A number in the types of JSON, which has no inf and no -inf."""
-    return str(number) if math.isinf(number) else number
+@cache
+def _described(formula: type[Formula]) -> dict[str, Setting]:
+    own = fields(formula)  # type: ignore[arg-type]
+    return {each.name: each.metadata["setting"] for each in own if "setting" in each.metadata}

@@ -10,12 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnx_clip_pass.arguments import check_flags, is_text
-from onnx_clip_pass.clips.base import Case, Formula, plain, positive
+from onnx_clip_pass.clips.base import Case, Formula
 from onnx_clip_pass.clips.emitter import Emitter, Measured, Quantity
 from onnx_clip_pass.clips.norms import (
     Norm,
-    check_ord,
     emit_norm,
     emit_root,
     emit_together,
@@ -31,8 +29,9 @@ from onnx_clip_pass.clips.scaling import (
     shared_fault,
     widened,
 )
+from onnx_clip_pass.clips.settings import FLAG, LIMIT, NAME, ORDER, setting
 from onnx_clip_pass.clips.verdicts import emit_judged, emit_nothing
-from onnx_clip_pass.errors import OnnxClipError, shown
+from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.found import Gradient
 from onnx_clip_pass.selection import NeedClip
 
@@ -85,20 +84,19 @@ class GradientClipByGlobalNorm(Formula):
         https://arxiv.org/abs/1211.5063
     """
 
-    def __init__(
-        self,
-        clip_norm: float,
-        need_clip: NeedClip = None,
-        group_name: str = _DEFAULT_GROUP,
-        ord: float = 2.0,
-        per_sample: bool = False,
-    ) -> None:
-        super().__init__(need_clip)
-        self.clip_norm = positive("clip_norm", clip_norm, why=", or inf for no clipping")
-        self.group_name = _name(group_name)
-        self.ord = check_ord(ord)
-        check_flags(per_sample=per_sample)
-        self.per_sample = bool(per_sample)
+    summary = "all gradients by the one norm of all together"
+
+    clip_norm: float = setting(LIMIT, "the largest norm.", is_limit=True, option_default=1.0)
+    need_clip: NeedClip = None
+    group_name: str = setting(NAME, "the group.", default=_DEFAULT_GROUP, is_always_told=True)
+    ord: float = setting(ORDER, "1, 2, inf or any other.", default=2.0)
+    per_sample: bool = setting(
+        FLAG, "the first axis is that of samples, each clipped on its own.", default=False
+    )
+
+    @property
+    def order(self) -> float:
+        return self.ord
 
     @property
     def group(self) -> str:
@@ -115,23 +113,6 @@ class GradientClipByGlobalNorm(Formula):
     def bounds(self) -> str:
         each = "each sample" if self.per_sample else "all gradients"
         return f"{each} of group {self.group_name!r} by one {norm_word(self.ord)} of all together"
-
-    @property
-    def threshold(self) -> float:
-        return self.clip_norm
-
-    def scaled(self, factor: float) -> GradientClipByGlobalNorm:
-        return GradientClipByGlobalNorm(
-            self.clip_norm * factor, self.need_clip, self.group_name, self.ord, self.per_sample
-        )
-
-    def settings(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"clip_norm": plain(self.clip_norm), "group_name": self.group_name}
-        if self.ord != 2:
-            found["ord"] = plain(self.ord)
-        if self.per_sample:
-            found["per_sample"] = True
-        return found
 
     def fault(self, gradient: Gradient, opset: int, numerics: Numerics) -> str | None:
         shape = gradient.shape
@@ -159,8 +140,8 @@ class GradientClipByGlobalNorm(Formula):
         norms, finite = [], []
         for case in cases:
             wide = case.gradient.astype(np.float64)
-            axes = own_axes(wide.ndim, has_seeds=case.has_seeds, per_sample=self.per_sample)
-            norms += [norm_of(wide, self.ord, axes).ravel()] * case.count
+            axes = self._axes(case)
+            norms += [self.norms(case).ravel()] * case.count
             over = tuple(range(wide.ndim)) if axes is None else axes
             finite.append(np.isfinite(wide).all(axis=over).ravel())
         if not cases:
@@ -168,6 +149,13 @@ class GradientClipByGlobalNorm(Formula):
         total = norm_of(np.stack(norms), self.ord, (0,))[0]
         is_finite = np.asarray(np.stack(finite).all(axis=0))
         return [self._scaled_down(case, total, is_finite, nonfinite) for case in cases]
+
+    def norms(self, case: Case) -> NDArray[np.float64]:
+        return norm_of(case.gradient.astype(np.float64), self.ord, self._axes(case))
+
+    def _axes(self, case: Case) -> tuple[int, ...] | None:
+        rank = case.gradient.ndim
+        return own_axes(rank, has_seeds=case.has_seeds, per_sample=self.per_sample)
 
     def _scaled_down(
         self,
@@ -314,12 +302,6 @@ def _uneven(sizes: set[int]) -> str | None:
     if len(sizes) < 2:
         return None
     return f"they have {' and '.join(map(str, sorted(sizes)))} samples"
-
-
-def _name(group_name: object) -> str:
-    if not is_text(group_name) or not group_name:
-        raise OnnxClipError(f"group_name must be a name, not {shown(group_name)}")
-    return group_name
 
 
 def _join(

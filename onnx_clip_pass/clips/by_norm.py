@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_clip_pass.arguments import check_flags
-from onnx_clip_pass.clips.base import Case, plain, positive
+from onnx_clip_pass.clips.base import Case
 from onnx_clip_pass.clips.emitter import Emitter
-from onnx_clip_pass.clips.norms import Norm, check_ord, emit_norm, norm_of, norm_word
+from onnx_clip_pass.clips.norms import Norm, emit_norm, norm_of, norm_word
 from onnx_clip_pass.clips.numerics import Numerics
-from onnx_clip_pass.clips.scaling import (
-    ScalingClip,
-    check_axes,
-    normal_axes,
-    own_axes,
-    shared_fault,
-)
+from onnx_clip_pass.clips.scaling import ScalingClip, normal_axes, own_axes, shared_fault
+from onnx_clip_pass.clips.settings import AXES, FLAG, LIMIT, ORDER, setting
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.found import Gradient
 from onnx_clip_pass.selection import NeedClip
@@ -69,55 +62,38 @@ class GradientClipByNorm(ScalingClip):
         https://arxiv.org/abs/1211.5063
     """
 
-    def __init__(
-        self,
-        clip_norm: float,
-        need_clip: NeedClip = None,
-        ord: float = 2.0,
-        axes: Sequence[int] | int | None = None,
-        per_sample: bool = False,
-    ) -> None:
-        super().__init__(need_clip)
-        self.clip_norm = positive("clip_norm", clip_norm, why=", or inf for no clipping")
-        self.ord = check_ord(ord)
-        self.axes = check_axes(axes)
-        check_flags(per_sample=per_sample)
-        self.per_sample = bool(per_sample)
+    summary = "each gradient by its own norm"
+
+    clip_norm: float = setting(LIMIT, "the largest norm.", is_limit=True, option_default=1.0)
+    need_clip: NeedClip = None
+    ord: float = setting(ORDER, "1, 2, inf or any other.", default=2.0)
+    axes: Sequence[int] | int | None = setting(AXES, "one norm over these axes: 0,2", default=None)
+    per_sample: bool = setting(
+        FLAG, "the first axis is that of samples, each clipped on its own.", default=False
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.axes is not None and self.per_sample:
             raise OnnxClipError(
                 "axes and per_sample exclude each other: per_sample is all axes but the first"
             )
 
     @property
+    def order(self) -> float:
+        return self.ord
+
+    @property
     def label(self) -> str:
         norm = "norm" if self.ord == 2 else norm_word(self.ord)
-        over = "" if self.axes is None else f" over axes {list(self.axes)}"
+        over = "" if self.axes is None else f" over axes {self.settings()['axes']}"
         return f"{norm}{over}{' per sample' if self.per_sample else ''} <= {self.clip_norm:g}"
 
     @property
     def bounds(self) -> str:
         what = "each sample of each gradient" if self.per_sample else "each gradient"
-        over = "" if self.axes is None else f" over axes {list(self.axes)}"
+        over = "" if self.axes is None else f" over axes {self.settings()['axes']}"
         return f"{what} by its own {norm_word(self.ord)}{over}"
-
-    @property
-    def threshold(self) -> float:
-        return self.clip_norm
-
-    def scaled(self, factor: float) -> GradientClipByNorm:
-        return GradientClipByNorm(
-            self.clip_norm * factor, self.need_clip, self.ord, self.axes, self.per_sample
-        )
-
-    def settings(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"clip_norm": plain(self.clip_norm)}
-        if self.ord != 2:
-            found["ord"] = plain(self.ord)
-        if self.axes is not None:
-            found["axes"] = list(self.axes)
-        if self.per_sample:
-            found["per_sample"] = True
-        return found
 
     def fault(self, gradient: Gradient, opset: int, numerics: Numerics) -> str | None:
         is_split = self.axes is not None or self.per_sample
@@ -138,11 +114,9 @@ class GradientClipByNorm(ScalingClip):
         keepdims = axes is not None or to.keeps_rank
         return emit_norm(to, x, work, self.ord, axes, shape=shape, keepdims=keepdims)
 
-    def norms_and_limits(
-        self, case: Case, wide: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        axes = self._axes(wide.ndim, has_seeds=case.has_seeds)
-        return norm_of(wide, self.ord, axes), np.asarray(self.clip_norm)
+    def norms(self, case: Case) -> NDArray[np.float64]:
+        wide = case.gradient.astype(np.float64)
+        return norm_of(wide, self.ord, self._axes(wide.ndim, has_seeds=case.has_seeds))
 
     @property
     def _is_whole(self) -> bool:

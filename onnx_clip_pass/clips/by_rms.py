@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnx_clip_pass.clips.base import Case, plain, positive
+from onnx_clip_pass.clips.base import Case
 from onnx_clip_pass.clips.emitter import Emitter
 from onnx_clip_pass.clips.norms import Norm, emit_norm, norm_of
 from onnx_clip_pass.clips.scaling import ScalingClip, own_axes
+from onnx_clip_pass.clips.settings import LIMIT, setting
 from onnx_clip_pass.selection import NeedClip
 
 __all__ = ["GradientClipByRMS"]
@@ -46,27 +46,18 @@ class GradientClipByRMS(ScalingClip):
         Shazeer, Stern: Adafactor, 2018, section 6, https://arxiv.org/abs/1804.04235
     """
 
-    def __init__(self, threshold: float, need_clip: NeedClip = None) -> None:
-        super().__init__(need_clip)
-        self._threshold = positive("threshold", threshold, why=", or inf for no clipping")
+    summary = "each gradient by its root mean square"
+
+    threshold: float = setting(LIMIT, "the largest root mean square.", is_limit=True)
+    need_clip: NeedClip = None
 
     @property
     def label(self) -> str:
-        return f"RMS <= {self._threshold:g}"
+        return f"RMS <= {self.threshold:g}"
 
     @property
     def bounds(self) -> str:
         return "each gradient by its own root mean square"
-
-    @property
-    def threshold(self) -> float:
-        return self._threshold
-
-    def scaled(self, factor: float) -> GradientClipByRMS:
-        return GradientClipByRMS(self._threshold * factor, self.need_clip)
-
-    def settings(self) -> dict[str, Any]:
-        return {"threshold": plain(self._threshold)}
 
     def emit_norm(self, to: Emitter, x: str, work: int) -> Norm:
         shape = to.gradient.shape
@@ -81,7 +72,7 @@ class GradientClipByRMS(ScalingClip):
         sizes = [d for d in summed if isinstance(d, int)]
         if to.gradient.shape is not None and len(sizes) == len(summed):
             # of no elements too, the limit is not zero: 0 / 0 would be their scale
-            return to.limit(self._threshold, norm.dtype, math.sqrt(max(1, math.prod(sizes))))
+            return to.limit(self.threshold, norm.dtype, math.sqrt(max(1, math.prod(sizes))))
         dtype = norm.dtype
         size = to.node("Size", [x], result="size", dtype=_INT64, takes=work)
         count = to.cast(size, _INT64, dtype, result="elements", shape=())
@@ -92,15 +83,16 @@ class GradientClipByRMS(ScalingClip):
         sides = [count, to.constant(1.0, dtype)]
         count = to.node("Max", sides, result="one or more", dtype=dtype)
         root = to.node("Sqrt", [count], result="root of elements", dtype=dtype)
-        limit = to.limit(self._threshold, dtype)
+        limit = to.limit(self.threshold, dtype)
         return to.node("Mul", [limit, root], result="limit", dtype=dtype)
 
-    def norms_and_limits(
-        self, case: Case, wide: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        norms = norm_of(wide, 2.0, _axes(wide.ndim, has_seeds=case.has_seeds))
-        count = max(1, wide.size // max(1, norms.size))
-        return norms, np.asarray(self._threshold * math.sqrt(count))
+    def norms(self, case: Case) -> NDArray[np.float64]:
+        wide = case.gradient.astype(np.float64)
+        return norm_of(wide, 2.0, _axes(wide.ndim, has_seeds=case.has_seeds))
+
+    def limits(self, case: Case) -> NDArray[np.float64]:
+        elements = case.gradient.shape[:-1] if case.has_seeds else case.gradient.shape
+        return np.asarray(self.threshold * math.sqrt(max(1, math.prod(elements))))
 
 
 def _axes(rank: int, *, has_seeds: bool) -> tuple[int, ...] | None:

@@ -9,20 +9,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_clip_pass.arguments import as_number
-from onnx_clip_pass.clips.base import Case, Formula, plain, positive
+from onnx_clip_pass.clips.base import Case, Formula
 from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter, Measured, Quantity
 from onnx_clip_pass.clips.extremes import emit_maximum
-from onnx_clip_pass.clips.norms import Norm, emit_norm
+from onnx_clip_pass.clips.norms import Norm, emit_norm, norm_of
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
 from onnx_clip_pass.clips.scaling import shared_fault, widened
+from onnx_clip_pass.clips.settings import Number, setting
 from onnx_clip_pass.clips.verdicts import emit_verdict
-from onnx_clip_pass.errors import OnnxClipError, shown
+from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.found import Gradient
 from onnx_clip_pass.selection import NeedClip
 
 __all__ = ["GradientClipByValue"]
 
+_BOUND = Number(is_positive=False)
+_POSITIVE = Number(", or inf for no clipping, where min is not given")
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -54,23 +56,38 @@ class GradientClipByValue(Formula):
         TensorFlow, `tf.clip_by_value`; Keras, `clipvalue`; optax, `clip`.
     """
 
-    def __init__(self, max: float, min: float | None = None, need_clip: NeedClip = None) -> None:
-        super().__init__(need_clip)
-        if min is None:
-            max = positive("max", max, why=", or inf for no clipping, where min is not given")
-        self.max = _number("max", max)
-        self.min = -self.max if min is None else _number("min", min)
-        self._is_symmetric = min is None
-        is_single = self.min == self.max and abs(self.max) in (0, math.inf)
-        if not self.min <= self.max or is_single:
+    summary = "each element"
+    is_elementwise = True
+
+    max: float = setting(_BOUND, "the largest element.", is_limit=True)
+    min: float | None = setting(
+        _BOUND, "the smallest element. [default: -max]", default=None, is_limit=True
+    )
+    need_clip: NeedClip = None
+
+    def __post_init__(self) -> None:
+        if self.min is None:
+            _POSITIVE.check("max", self.max)
+        super().__post_init__()
+        is_single = self.lowest == self.max and abs(self.max) in (0, math.inf)
+        if not self.lowest <= self.max or is_single:
             raise OnnxClipError(
                 f"expected min below max, and not both of them zero or the same infinity, not "
-                f"min={min!r} and max={max!r}"
+                f"min={self.min!r} and max={self.max!r}"
             )
 
     @property
+    def order(self) -> float:
+        return math.inf
+
+    @property
+    def lowest(self) -> float:
+        """The smallest value that an element may have."""
+        return -self.max if self.min is None else self.min
+
+    @property
     def label(self) -> str:
-        if self._is_symmetric:
+        if self.min is None:
             return f"|element| <= {self.max:g}"
         return f"{self.min:g} <= element <= {self.max:g}"
 
@@ -79,25 +96,15 @@ class GradientClipByValue(Formula):
         return "each element by its value"
 
     @property
-    def threshold(self) -> float | None:
-        return self.max if self._is_symmetric else None
-
-    @property
     def scales(self) -> bool:
-        return self.min <= 0 <= self.max
+        return self.lowest <= 0 <= self.max
 
-    @property
-    def is_identity(self) -> bool:
-        return self.max == math.inf and self.min == -math.inf
+    def norms(self, case: Case) -> NDArray[np.float64]:
+        return norm_of(case.gradient.astype(np.float64), math.inf)
 
-    def scaled(self, factor: float) -> GradientClipByValue:
-        low = None if self._is_symmetric else self.min * factor
-        return GradientClipByValue(self.max * factor, low, self.need_clip)
-
-    def settings(self) -> dict[str, Any]:
-        if self._is_symmetric:
-            return {"max": plain(self.max)}
-        return {"max": plain(self.max), "min": plain(self.min)}
+    def acts(self, before: NDArray[Any], after: NDArray[Any]) -> list[bool]:
+        sides = (self.max, after < before), (-self.lowest, after > before)
+        return [bool(np.any(beyond)) for bound, beyond in sides if bound != math.inf]
 
     def reference(
         self, cases: Sequence[Case], nonfinite: NonFinite = "propagate"
@@ -107,8 +114,8 @@ class GradientClipByValue(Formula):
     def _reference_of(self, case: Case, nonfinite: NonFinite) -> NDArray[Any]:
         x = case.gradient
         wide = x.astype(np.float64)
-        clipped = np.minimum(np.maximum(wide, self.min), self.max).astype(x.dtype)
-        result = np.where((wide < self.min) | (wide > self.max), clipped, x)
+        clipped = np.minimum(np.maximum(wide, self.lowest), self.max).astype(x.dtype)
+        result = np.where((wide < self.lowest) | (wide > self.max), clipped, x)
         if nonfinite == "propagate":
             return np.asarray(result)
         axes = tuple(range(wide.ndim - int(case.has_seeds)))
@@ -129,7 +136,7 @@ class GradientClipByValue(Formula):
     def _emit(self, to: Emitter) -> None:
         x, work = widened(to, self)
         shape = to.gradient.shape
-        low, high = self._limits(to, work)
+        low, high = self._bounds(to, work)
         is_asked = to.watches or to.numerics.nonfinite != "propagate"
         largest = self._largest(to, x, work) if is_asked else None
         if largest is not None and to.watches:
@@ -157,9 +164,9 @@ class GradientClipByValue(Formula):
         choices = [odd.name, to.constant(other, dtype), bound]
         return to.node("Where", choices, result="bound", dtype=dtype, shape=odd.shape)
 
-    def _limits(self, to: Emitter, dtype: int) -> tuple[str, str]:
+    def _bounds(self, to: Emitter, dtype: int) -> tuple[str, str]:
         """The bounds in the graph; each of them in its own right where there are two."""
-        low = to.limit(self.max, dtype, -1.0) if self._is_symmetric else to.limit(self.min, dtype)
+        low = to.limit(self.max, dtype, -1.0) if self.min is None else to.limit(self.min, dtype)
         return low, to.limit(self.max, dtype)
 
     def _largest(self, to: Emitter, x: str, work: int) -> Norm:
@@ -183,7 +190,7 @@ class GradientClipByValue(Formula):
         factors = [one, guard]
         for reduction, bound, further, value, tiny in (
             ("ReduceMax", high, "Max", self.max, _TINY),
-            ("ReduceMin", low, "Min", self.min, -_TINY),
+            ("ReduceMin", low, "Min", self.lowest, -_TINY),
         ):
             least = to.constant(tiny, dtype)
             end = x
@@ -200,10 +207,3 @@ class GradientClipByValue(Formula):
             factors.append(to.node("Div", sides, result="side", dtype=dtype, shape=shape))
         scale = to.node("Min", factors, result="scale", dtype=dtype, shape=shape)
         return Measured(Quantity(norm.name, dtype, shape), Quantity(scale, dtype, shape))
-
-
-def _number(name: str, value: object) -> float:
-    number = as_number(value)
-    if math.isnan(number):
-        raise OnnxClipError(f"{name} must be a number, not {shown(value)}")
-    return number

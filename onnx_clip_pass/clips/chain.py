@@ -39,7 +39,6 @@ class Chain(Clip):
     """
 
     def __init__(self, *clips: Clip) -> None:
-        super().__init__()
         for clip in clips:
             if not isinstance(clip, Clip):
                 raise OnnxClipError(
@@ -48,6 +47,8 @@ class Chain(Clip):
         if not clips:
             raise OnnxClipError("Chain needs at least one clip")
         self._formulas = tuple(formula for clip in clips for formula in clip.formulas)
+        self.need_clip = None
+        self.threshold = self._formulas[0].threshold if len(self._formulas) == 1 else None
         self.reads_parameter = any(formula.reads_parameter for formula in self._formulas)
 
     @property
@@ -63,22 +64,18 @@ class Chain(Clip):
         return ", then ".join(formula.bounds for formula in self._formulas)
 
     @property
-    def threshold(self) -> float | None:
-        return self._formulas[0].threshold if len(self._formulas) == 1 else None
-
-    @property
     def is_identity(self) -> bool:
         return all(formula.is_identity for formula in self._formulas)
 
     def scaled(self, factor: float) -> Chain:
         return Chain(*(formula.scaled(factor) for formula in self._formulas))
 
+    def with_threshold(self, value: float) -> Chain:
+        (formula,) = self._formulas
+        return Chain(formula.with_threshold(value))
+
     def settings(self) -> dict[str, Any]:
-        return {
-            "clips": [
-                {"clip": type(formula).__name__, **formula.settings()} for formula in self._formulas
-            ]
-        }
+        return {"clips": [formula.to_dict() for formula in self._formulas]}
 
     def fault(self, gradient: Gradient, opset: int, numerics: Numerics) -> str | None:
         faults = (formula.fault(gradient, opset, numerics) for formula in self._formulas)

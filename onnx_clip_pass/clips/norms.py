@@ -17,16 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnx_clip_pass.arguments import as_number
 from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter
 from onnx_clip_pass.clips.extremes import emit_largest
 from onnx_clip_pass.clips.numerics import Reduction
-from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.graph import Shape
 
 __all__ = [
     "Norm",
-    "check_ord",
     "emit_norm",
     "emit_root",
     "emit_together",
@@ -56,16 +53,6 @@ class Norm(NamedTuple):
     is_finite: bool
     axes: tuple[int, ...] | None
     keepdims: bool
-
-
-def check_ord(ord: object) -> float:
-    """A norm's order as a number, or a refusal."""
-    number = as_number(ord)
-    if not number > 0:
-        raise OnnxClipError(
-            f"ord must be a positive number or inf, as 1, 2 or inf, not {shown(ord)}"
-        )
-    return number
 
 
 def norm_word(ord: float) -> str:

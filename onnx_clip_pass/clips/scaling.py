@@ -15,12 +15,11 @@ from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter, Measur
 from onnx_clip_pass.clips.norms import Norm
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
 from onnx_clip_pass.clips.verdicts import emit_verdict
-from onnx_clip_pass.errors import OnnxClipError, shown
+from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.found import Gradient
 
 __all__ = [
     "ScalingClip",
-    "check_axes",
     "emit_product",
     "emit_scale",
     "normal_axes",
@@ -33,7 +32,6 @@ __all__ = [
 _DOUBLE = int(TensorProto.DOUBLE)
 _FIRST_OPSET = 7  # Div and Mul broadcast from here on
 _FIRST_WHERE = 9
-_HIGHEST_AXIS = 1 << 31
 _FIRST_BFLOAT16 = 13
 
 
@@ -67,15 +65,8 @@ class ScalingClip(Formula):
         assert self.threshold is not None
         return to.limit(self.threshold, norm.dtype)
 
-    @abstractmethod
-    def norms_and_limits(
-        self, case: Case, wide: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Norms and their limits in float64, both to be broadcast with the gradient."""
-
     def _reference_of(self, case: Case, nonfinite: NonFinite) -> NDArray[Any]:
-        norms, limits = self.norms_and_limits(case, case.gradient.astype(np.float64))
-        return scaled_down(case.gradient, norms, limits, nonfinite)
+        return scaled_down(case.gradient, self.norms(case), self.limits(case), nonfinite)
 
     def fault(self, gradient: Gradient, opset: int, numerics: Numerics) -> str | None:
         return shared_fault(gradient, opset, numerics, self.work_dtype(gradient.dtype, numerics))
@@ -200,28 +191,13 @@ def emit_product(to: Emitter, x: str, work: int, scale: Quantity, odd: Quantity 
     to.cast(y, work, to.dtype, result="", shape=to.gradient.shape)
 
 
-def check_axes(axes: Sequence[int] | int | None) -> tuple[int, ...] | None:
-    """Axes as a tuple of integers, one or more; None stays None."""
-    if axes is None:
-        return None
-    found: object = [axes] if isinstance(axes, int) else axes
-    if (
-        not isinstance(found, Sequence)
-        or not found
-        or any(type(axis) is not int or abs(axis) > _HIGHEST_AXIS for axis in found)
-    ):
-        raise OnnxClipError(f"axes must be integers, one or more, not {shown(axes)}")
-    if len(set(found)) < len(found):
-        raise OnnxClipError(f"axes must be integers, each once, but one is named twice: {axes!r}")
-    return tuple(found)
-
-
-def normal_axes(axes: Sequence[int], rank: int) -> tuple[int, ...]:
+def normal_axes(axes: Sequence[int] | int, rank: int) -> tuple[int, ...]:
     """Axes counted from 0, in order.
 
     Raises:
         OnnxClipError: an axis is beyond the rank, or twice there.
     """
+    axes = [axes] if isinstance(axes, int) else axes
     found = sorted(axis + rank if axis < 0 else axis for axis in axes)
     if any(not 0 <= axis < rank for axis in found):
         raise OnnxClipError(f"axes {list(axes)} do not fit a gradient of rank {rank}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onnx_clip_pass._version import __version__
-from onnx_clip_pass.clips import Clip, facts_of
+from onnx_clip_pass.clips import Clip
 from onnx_clip_pass.errors import listed
 from onnx_clip_pass.gradients import Gradient, Survey
 from onnx_clip_pass.gradients.clipped import clip_nodes
@@ -83,7 +83,7 @@ def record_of(
             "gradient": sighting.gradient.name,
             "parameter": sighting.gradient.parameter.name,
             "graph": sighting.gradient.graph,
-            **facts_of(choice.clip),
+            **choice.clip.to_dict(),
             **({"threshold_input": choice.threshold_input} if choice.threshold_input else {}),
         }
         for sighting, choice in sightings

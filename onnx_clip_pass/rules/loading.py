@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from onnx_clip_pass.arguments import check_path, number_in
-from onnx_clip_pass.clips import KINDS, Chain, Clip
+from onnx_clip_pass.clips import CLIPS, Chain, Clip, setting_names
 from onnx_clip_pass.clips.base import DTYPES
+from onnx_clip_pass.clips.settings import Setting
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients import OptimizerOps
 from onnx_clip_pass.gradients.optimizer import NO_OPS, checked_ops
@@ -32,8 +33,6 @@ _ENDLESS_KEY = re.compile(
 )
 _LARGEST_NUMBER = 1 << 63
 _DEEPEST = 16
-_NUMBERS = {"clip_norm", "ord", "max", "min", "threshold", "clipping", "eps"}
-_SETTINGS = {setting for kind in KINDS.values() for setting in kind.settings}
 _SELECTION = {
     "parameters",
     "dtype",
@@ -44,7 +43,7 @@ _SELECTION = {
     "max_elements",
 }
 _TABLES = ["rule", "optimizer_ops"]
-_KEYS = _SELECTION | _SETTINGS | {"clip", "threshold_input"}
+_FURTHER = {"clip", "threshold_input"}
 
 
 def load_rules(path: str | os.PathLike[str]) -> Rules:
@@ -175,9 +174,10 @@ class _Reader:
 
     def rule(self) -> Rule | None:
         """The rule; None, or one not to be used, where there are faults."""
+        known = _SELECTION.union(_FURTHER, setting_names())
         for key in self._table:
-            if key not in _KEYS:
-                self._fault(f"unknown key {shown(key)}{_near(key, sorted(_KEYS))}")
+            if key not in known:
+                self._fault(f"unknown key {shown(key)}{_near(key, sorted(known))}")
         parameters, bounds, clip = self._parameters(), self._bounds(), self._clip()
         given = self._table.get("threshold_input")
         if given is not None and (not isinstance(given, str) or not given):
@@ -245,7 +245,7 @@ class _Reader:
 
     def _clip(self) -> Clip | None:
         kind = self._table.get("clip")
-        settings = {key: value for key, value in self._table.items() if key in _SETTINGS}
+        settings = {key: self._table[key] for key in setting_names() if key in self._table}
         if kind == "none":
             if settings:
                 self._fault(f'clip = "none" takes no {", ".join(sorted(settings))}')
@@ -254,7 +254,7 @@ class _Reader:
             if settings:
                 self._fault(f"say {', '.join(sorted(settings))} in the tables of the chain")
             return self._chain(kind)
-        return self._one(kind, settings, known=[*KINDS, "none"])
+        return self._one(kind, settings, known=[*CLIPS, "none"])
 
     def _chain(self, tables: list[Any]) -> Clip | None:
         clips = []
@@ -265,7 +265,7 @@ class _Reader:
                 )
                 continue
             settings = {key: value for key, value in table.items() if key != "clip"}
-            clip = self._one(table.get("clip"), settings, known=list(KINDS))
+            clip = self._one(table.get("clip"), settings, known=list(CLIPS))
             if clip is not None:
                 clips.append(clip)
         if not tables:
@@ -273,36 +273,30 @@ class _Reader:
         return Chain(*clips) if clips else None
 
     def _one(self, kind: object, settings: dict[str, Any], known: list[str]) -> Clip | None:
-        if not isinstance(kind, str) or kind not in KINDS:
+        if not isinstance(kind, str) or kind not in CLIPS:
             names = ", ".join(known)
             near = _near(kind, known) if isinstance(kind, str) else ""
             what = "there is none" if kind is None else f"not {_written(kind)}"
             self._fault(f"clip must be one of {names}; {what}{near}")
             return None
-        made, needed, own = KINDS[kind]
+        made: Any = CLIPS[kind]
+        own: dict[str, Setting] = made.described()
         before = len(self.faults)
         for key in settings:
             if key not in own:
                 self._fault(f'clip = "{kind}" takes {", ".join(own)}, not {key[:60]}')
-        if needed not in settings:
-            self._fault(f'clip = "{kind}" needs {needed}')
-        for key, value in settings.items():
-            if key in _NUMBERS and not _is_number(value):
-                self._fault(f"{key} must be a number, not {_written(value)}")
-            if key == "per_sample" and not isinstance(value, bool):
-                self._fault(f"per_sample must be true or false, not {shown(value)}")
+        for key, each in own.items():
+            if key not in settings and each.is_needed:
+                self._fault(f'clip = "{kind}" needs {key}')
+            elif key in settings and (what := each.type.toml_fault(settings[key])):
+                self._fault(f"{key} {what}, not {_written(settings[key])}")
         if len(self.faults) > before:
             return None
-        infinite = {key: math.inf for key in _NUMBERS if settings.get(key) == "inf"}
         try:
-            return made(**settings | infinite)
+            return made(**{key: own[key].type.from_json(settings[key]) for key in settings})  # type: ignore[no-any-return]
         except OnnxClipError as error:
             self._fault(str(error))
             return None
-
-
-def _is_number(value: object) -> bool:
-    return value == "inf" or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _written(value: object) -> str:

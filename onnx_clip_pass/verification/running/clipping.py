@@ -17,12 +17,7 @@ from onnx_clip_pass.verification.running.copies import Port
 from onnx_clip_pass.verification.running.runs import Outlets
 from onnx_clip_pass.verification.static.targets import Target
 from onnx_clip_pass.verification.tolerance import compare
-from onnx_clip_pass.verification.tolerance.expected import (
-    Member,
-    Outcome,
-    clip_together,
-    with_threshold,
-)
+from onnx_clip_pass.verification.tolerance.expected import Member, Outcome, clip_together
 
 __all__ = ["Clipping", "One"]
 
@@ -139,7 +134,7 @@ class Clipping:
     def _clip_of(self, target: Target, thresholds: Mapping[str, float]) -> Clip:
         clip = target.clip
         if target.threshold_input is not None and target.threshold_input in thresholds:
-            clip = with_threshold(clip, thresholds[target.threshold_input])
+            clip = clip.with_threshold(thresholds[target.threshold_input])
         return clip if self.loss_scale == 1 else clip.scaled(self.loss_scale)
 
     def _member(self, number: int, array: Array, port: int, at: tuple[int, ...]) -> Member:

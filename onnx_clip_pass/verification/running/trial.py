@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
-from onnx_clip_pass.clips import GradientClipByValue
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.runtime import Arrays
 from onnx_clip_pass.verification.running import checks
@@ -92,7 +91,7 @@ class Trials:
     def _has_sign(self, numbers: list[int], sign: int) -> bool:
         """Whether negated gradients may be clipped otherwise: those whose elements are bounded."""
         formulas = [f for number in numbers for f in self._targets[number].clip.formulas]
-        return sign > 0 or any(isinstance(formula, GradientClipByValue) for formula in formulas)
+        return sign > 0 or any(formula.is_elementwise for formula in formulas)
 
     def _factor(self, numbers: list[int], up: bool, sign: int) -> float:
         """The largest that any iteration asks for; the smallest, to let everything pass."""

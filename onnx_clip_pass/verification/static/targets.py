@@ -14,7 +14,7 @@ from typing import Any
 
 from onnx import TensorProto
 
-from onnx_clip_pass.clips import Clip, clip_of
+from onnx_clip_pass.clips import Clip, clip_from_dict
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import (
     Gradient,
@@ -190,7 +190,7 @@ class _Reading:
 
     def _target(self, number: int, name: str, part: _Part, misread: list[str]) -> Target:
         first, entry = part.group[0]
-        clip = clip_of(entry)
+        clip = clip_from_dict(entry)
         reads = [] if self._record.measures_only else part.reads
         values, outputs = reach(self._before, reads)
         numbers = self._numbers

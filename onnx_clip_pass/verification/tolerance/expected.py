@@ -12,17 +12,11 @@ from numpy.typing import NDArray
 
 from onnx_clip_pass.clips import (
     Case,
-    Clip,
     Formula,
-    GradientClipByGlobalNorm,
-    GradientClipByValue,
     NonFinite,
-    clip_of,
-    facts_of,
     turns,
 )
 from onnx_clip_pass.clips.norms import norm_of
-from onnx_clip_pass.clips.scaling import ScalingClip, own_axes
 from onnx_clip_pass.verification.tolerance import compare
 from onnx_clip_pass.verification.tolerance.ranges import is_promised
 
@@ -32,10 +26,8 @@ __all__ = [
     "clip_together",
     "enlarged",
     "pressing_factor",
-    "with_threshold",
 ]
 
-_THRESHOLDS = ("clip_norm", "threshold", "max", "clipping")
 _MOST_SUMMED_IN_FLOAT32 = 64
 _MOST_POWERS = 120
 _STRIDE = 4  # each factor that is tried takes as long as a check: by 16 first, then in between
@@ -79,14 +71,6 @@ class Outcome:
     norm_rounding: float = 0.0
     totals: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     is_promised: bool = True
-
-
-def with_threshold(clip: Clip, value: float) -> Clip:
-    """The same clip, which is one formula, with another threshold."""
-    (formula,) = clip.formulas
-    facts = facts_of(formula)
-    name = next(name for name in _THRESHOLDS if name in facts)
-    return clip_of(facts | {name: value})
 
 
 def clip_together(
@@ -158,7 +142,7 @@ def _acting(members: Sequence[Member], nonfinite: NonFinite) -> list[list[bool]]
         formula = chains[numbers[0]][turn[0][1]]
         clipped = formula.reference([cases[number] for number in numbers], nonfinite)
         for number, after in zip(numbers, clipped, strict=True):
-            acts[number] += _acts(formula, after, cases[number].gradient)
+            acts[number] += formula.acts(cases[number].gradient, after)
             cases[number] = replace(cases[number], gradient=after)
     return acts
 
@@ -189,7 +173,7 @@ def _clip_stage(
             outcome.totals[formula.group] = whole, precision + earlier, off
     norms = [each.norms for each in measured]
     promised = is_promised(formula, cases, norms, whole, norm_precision, nonfinite)
-    if not isinstance(formula, GradientClipByValue):  # rounding once more keeps to the bounds
+    if not formula.is_elementwise:  # rounding once more keeps to the bounds
         precision += max(each.part for each in measured)
     if any(member.is_steered for member in members):
         precision += _precision_of_limit(cases, norm_precision)
@@ -200,7 +184,7 @@ def _clip_stage(
             rounding = 0.0
         if outcome.scale is not None:
             outcome.scale = None if scale is None else outcome.scale * scale
-        outcome.acts += _acts(formula, clipped[number], case.gradient)
+        outcome.acts += formula.acts(case.gradient, clipped[number])
         outcome.is_promised &= promised
         # an error of the gradient comes back in its norm, hence twice
         outcome.precision = 2 * (earlier + rounding) + precision
@@ -235,20 +219,11 @@ def _measure(formula: Formula, case: Case, norm_precision: str, *, is_exact: boo
     norms = _norms(formula, case)
     roundings = np.zeros_like(norms) if is_exact else _roundings(formula, case, norms)
     precision = 0.0
-    if not isinstance(formula, GradientClipByValue):
+    if not formula.is_elementwise:
         dtype, size = str(case.gradient.dtype), case.gradient.size // max(norms.size, 1)
-        precision = compare.precision_of_norm(dtype, size, norm_precision, _ord(formula))
+        precision = compare.precision_of_norm(dtype, size, norm_precision, formula.order)
         precision *= 1 + formula.reads_parameter
     return _Measured(norms, roundings, precision)
-
-
-def _acts(formula: Formula, clipped: NDArray[Any], gradient: NDArray[Any]) -> list[bool]:
-    if formula.is_identity:
-        return []
-    if isinstance(formula, GradientClipByValue):
-        sides = (formula.max, clipped < gradient), (-formula.min, clipped > gradient)
-        return [bool(np.any(beyond)) for bound, beyond in sides if bound != math.inf]
-    return [not compare.is_identical(clipped, gradient)]
 
 
 def _scale(formula: Formula, cases: Sequence[Case]) -> float | None:
@@ -266,14 +241,8 @@ def _scale(formula: Formula, cases: Sequence[Case]) -> float | None:
 
 def _norms(formula: Formula, case: Case) -> NDArray[np.float64]:
     """What the formula limits, before it does."""
-    wide = compare.wide(case.gradient)
-    if isinstance(formula, ScalingClip):
-        with np.errstate(over="ignore"):
-            return np.asarray(formula.norms_and_limits(case, wide)[0])
-    if isinstance(formula, GradientClipByGlobalNorm):
-        axes = own_axes(wide.ndim, has_seeds=case.has_seeds, per_sample=formula.per_sample)
-        return norm_of(wide, formula.ord, axes)
-    return norm_of(wide, math.inf)
+    with np.errstate(over="ignore"):
+        return formula.norms(case)
 
 
 def _total(
@@ -285,7 +254,7 @@ def _total(
         norms = [m.norms + sign * m.roundings if sign else m.norms for m in measured]
         pairs = zip(norms, cases, strict=True)
         joined = np.stack([norm.ravel() for norm, case in pairs for _ in range(case.count)])
-        return float(norm_of(joined, _ord(formula), (0,)).max(initial=0.0))
+        return float(norm_of(joined, formula.order, (0,)).max(initial=0.0))
 
     whole = total(0)
     if not any(each.roundings.any() for each in measured):
@@ -325,18 +294,14 @@ def _farthest(
     return np.where(np.isfinite(found), found, 0.0)
 
 
-def _ord(formula: Formula) -> float:
-    return float(getattr(formula, "ord", 2.0))
-
-
 def _precision_of_sum(formula: Formula, cases: Sequence[Case], norm_precision: str) -> float:
     """Of adding up the powers of norms: in float32 no more than so many."""
-    if _ord(formula) == math.inf:
+    if formula.order == math.inf:
         return 0.0
     is_wide = _is_wide(cases, norm_precision)
     eps = 2.0**-52 if is_wide else 2.0**-23
     count = len(cases) if is_wide else min(len(cases), _MOST_SUMMED_IN_FLOAT32)
-    return eps * (count + 2) / (2 * _ord(formula))
+    return eps * (count + 2) / (2 * formula.order)
 
 
 def _precision_of_limit(cases: Sequence[Case], norm_precision: str) -> float:

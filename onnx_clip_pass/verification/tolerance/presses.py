@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_clip_pass.clips import AdaptiveGradientClip, NonFinite
+from onnx_clip_pass.clips import NonFinite
 from onnx_clip_pass.verification.tolerance import compare
 from onnx_clip_pass.verification.tolerance.expected import Member, pressing_factor
 from onnx_clip_pass.verification.tolerance.ranges import promised_range
@@ -211,7 +211,7 @@ def _beside_parameters(
                 parameter = member.case.parameter
                 if parameter is None:
                     continue
-                eps = max(f.eps for f in member.formulas if isinstance(f, AdaptiveGradientClip))
+                eps = max(formula.parameter_floor for formula in member.formulas)
                 array = _parameter(parameter, eps, high=high)
                 press.parameters[number] = array
                 changed[number] = replace(member, case=replace(member.case, parameter=array))

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_clip_pass.clips import Case, Formula, GradientClipByValue, NonFinite
-from onnx_clip_pass.clips.scaling import ScalingClip
+from onnx_clip_pass.clips import Case, Formula, NonFinite
 from onnx_clip_pass.verification.tolerance import compare
 
 __all__ = ["is_promised", "promised_range"]
@@ -44,16 +43,9 @@ def is_promised(
         if np.any(own[np.isfinite(own)] > top) or np.any(whole[np.isfinite(whole)] > most):
             return False
         is_short = (whole > 0) & (whole < low)
-        if is_short.any() and np.any(is_short & (whole > _limits(formula, case))):
+        if is_short.any() and np.any(is_short & (whole > formula.limits(case))):
             return False
     return True
-
-
-def _limits(formula: Formula, case: Case) -> NDArray[np.float64]:
-    if isinstance(formula, ScalingClip):
-        with np.errstate(over="ignore"):
-            return formula.norms_and_limits(case, np.asarray(case.gradient, np.float64))[1]
-    return np.asarray(math.inf if formula.threshold is None else formula.threshold)
 
 
 def _range(
@@ -64,12 +56,12 @@ def _range(
     Powers of a norm and of elements have to be held where they are added up: in float32, unless
     something takes elements to float64. A largest element is one that the gradient's dtype holds.
     """
-    dtype, ord = str(case.gradient.dtype), float(getattr(formula, "ord", 2.0))
+    dtype, ord = str(case.gradient.dtype), formula.order
     in_float64 = dtype == "float64" or norm_precision == "wide"
     is_widened = (
         in_float64 or nonfinite != "propagate" or (ord not in (1, 2) and norm_precision != "plain")
     )
-    if isinstance(formula, GradientClipByValue) or ord == math.inf:
+    if ord == math.inf:
         return 0.0, compare.top(case.gradient)
     held = np.finfo(np.float64 if is_widened else np.float32)
     # what is a multiple of the smallest number keeps its precision above this
