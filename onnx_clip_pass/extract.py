@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Unpack
 
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
 from onnx_clip_pass.arguments import check_flags, check_model, check_path
 from onnx_clip_pass.deciding import decider
@@ -18,6 +18,7 @@ from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import file_at
 from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.graph import Index, TensorType
+from onnx_clip_pass.graph.spec import FLOATING
 from onnx_clip_pass.record import Record, read_record
 from onnx_clip_pass.rewrite import ClipOrRules, Decide, Options, Report, clip_in_place
 from onnx_clip_pass.storage import (
@@ -34,7 +35,6 @@ __all__ = ["extract_clip", "extract_clip_file"]
 
 _Path = str | os.PathLike[str]
 _PRODUCER = "onnx_clip_pass.extract"
-_DTYPES = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def extract_clip(
@@ -218,7 +218,7 @@ def _renamed(node: NodeProto, names: dict[str, str]) -> NodeProto:
 
 
 def _kind_of(gradient: Gradient) -> TensorType:
-    dtypes = {TensorType(dtype).dtype_name: dtype for dtype in _DTYPES}
+    dtypes = {TensorType(dtype).dtype_name: dtype for dtype in FLOATING}
     if gradient.dtype not in dtypes:
         raise OnnxClipError(
             f"gradient {gradient.name!r}: expected a floating tensor, but it is {gradient.dtype}"

@@ -14,15 +14,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from onnx import NodeProto, TensorProto, TypeProto, ValueInfoProto, helper
+from onnx import NodeProto, TypeProto, ValueInfoProto, helper
 
 from onnx_clip_pass.clips import Numerics
 from onnx_clip_pass.graph import Editor
+from onnx_clip_pass.graph.spec import BOOL, DOUBLE, FLOAT, INT64
 
 __all__ = ["insert_clip_by_global_norm", "insert_clip_of_each"]
-
-_FLOAT, _DOUBLE = int(TensorProto.FLOAT), int(TensorProto.DOUBLE)
-_BOOL, _INT64 = int(TensorProto.BOOL), int(TensorProto.INT64)
 
 
 def insert_clip_of_each(editor: Editor, sequence: str, clipped: str, dtype: int) -> str:
@@ -121,9 +119,9 @@ class _Loops:
         so_far, total = self.fresh("total so far"), self.fresh("total")
         raw, wide, sizes = self.fresh("raw"), self.fresh("in float64"), self.fresh("sizes")
         powers, length = self.fresh("powers"), self.fresh("length")
-        zero = self.constant(0.0, _DOUBLE)
+        zero = self.constant(0.0, DOUBLE)
         nodes = [
-            self.node("Cast", [raw], wide, to=_DOUBLE),
+            self.node("Cast", [raw], wide, to=DOUBLE),
             self.node("Abs", [wide], sizes),
         ]
         if math.isinf(order):  # ReduceMax passes over nan, and gives -inf for nothing
@@ -138,35 +136,35 @@ class _Loops:
             if order == 2:
                 nodes.append(self.node("Mul", [sizes, sizes], powers))
             elif order != 1:
-                exponent = self.constant(order, _DOUBLE)
+                exponent = self.constant(order, DOUBLE)
                 nodes.append(self.node("Pow", [sizes, exponent], powers))
             summed = sizes if order == 1 else powers
             nodes.append(self.node("ReduceSum", [summed], length, keepdims=0))
             nodes.append(self.node("Add", [so_far, length], total))
         result = self.fresh("total of all")
-        carried = helper.make_tensor_type_proto(_DOUBLE, [])
+        carried = helper.make_tensor_type_proto(DOUBLE, [])
         known = [_tensor(raw, self._dtype)]
         self._loop(raw, nodes, known, zero, (so_far, total), carried, result)
         if order in (1, math.inf):
             return result
         if order == 2:
             return self.add("Sqrt", [result], "norm")
-        return self.add("Pow", [result, self.constant(1.0 / order, _DOUBLE)], "norm")
+        return self.add("Pow", [result, self.constant(1.0 / order, DOUBLE)], "norm")
 
     def scale(self, norm: str, clip_norm: float, numerics: Numerics) -> tuple[str, str]:
         """What all tensors are multiplied by, and whether all of them are finite.
 
         The latter is "" if it makes no difference to the product.
         """
-        one = self.constant(1.0, _DOUBLE)
+        one = self.constant(1.0, DOUBLE)
         if math.isinf(clip_norm):
             scale = one
         else:
-            ratio = self.add("Div", [self.constant(clip_norm, _DOUBLE), norm], "ratio")
+            ratio = self.add("Div", [self.constant(clip_norm, DOUBLE), norm], "ratio")
             scale = self.add("Min", [ratio, one], "scale")
         finite = ""
         if numerics.nonfinite != "propagate":
-            finite = self.add("Less", [norm, self.constant(math.inf, _DOUBLE)], "finite")
+            finite = self.add("Less", [norm, self.constant(math.inf, DOUBLE)], "finite")
         if numerics.nonfinite == "keep":
             scale, finite = self.add("Where", [finite, scale, one], "kept"), ""
         return self.add("Cast", [scale], "factor", to=self._work), finite
@@ -190,7 +188,7 @@ class _Loops:
 
     @property
     def _work(self) -> int:
-        return _DOUBLE if self._dtype == _DOUBLE else _FLOAT
+        return DOUBLE if self._dtype == DOUBLE else FLOAT
 
     def _loop(
         self,
@@ -213,11 +211,11 @@ class _Loops:
             ],
             self.fresh("body"),
             [
-                helper.make_tensor_value_info(number, _INT64, []),
-                helper.make_tensor_value_info(going, _BOOL, []),
+                helper.make_tensor_value_info(number, INT64, []),
+                helper.make_tensor_value_info(going, BOOL, []),
                 before,
             ],
-            [helper.make_tensor_value_info(goes_on, _BOOL, []), after],
+            [helper.make_tensor_value_info(goes_on, BOOL, []), after],
             value_info=known,
         )
         self._insert("Loop", [self._count, "", start], output, body=body)

@@ -9,12 +9,12 @@ from onnx_clip_pass.graph.flow import Flow, Frame, Value
 from onnx_clip_pass.graph.scopes import (
     BY_NAME,
     OUTPUT,
-    TRAINING_DOMAIN,
     Index,
     Read,
     Scope,
     attribute,
 )
+from onnx_clip_pass.graph.spec import TRAINING_DOMAIN
 from onnx_clip_pass.graph.types import Shape, TensorType
 from onnx_clip_pass.graph.versions import is_of_default_set, take_back_imports, versions_of
 

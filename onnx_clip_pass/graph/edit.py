@@ -25,6 +25,7 @@ from onnx import (
     helper,
 )
 
+from onnx_clip_pass.graph import spec
 from onnx_clip_pass.graph.ordering import in_order
 from onnx_clip_pass.graph.scopes import BY_NAME, OUTPUT, Index, Read, Scope
 from onnx_clip_pass.graph.types import TensorType
@@ -33,12 +34,9 @@ from onnx_clip_pass.graph.versions import importer_of
 __all__ = ["Added", "Editor", "rename_in_attributes"]
 
 _STORAGE: dict[int, np.dtype[Any]] = {
-    TensorProto.FLOAT: np.dtype("<f4"),
-    TensorProto.DOUBLE: np.dtype("<f8"),
+    spec.FLOAT: np.dtype("<f4"),
+    spec.DOUBLE: np.dtype("<f8"),
 }
-_FREE_INITIALIZERS = 4  # the first IR version in which an initializer need not be an input
-_FUNCTION_TYPES = 10  # the first in which a function declares the types of its values
-_FIRST_CONSTANT_INTEGERS = 9  # opset; before, Constant gives floating tensors only
 
 
 @dataclass(slots=True)
@@ -140,25 +138,23 @@ class Editor:
 
     def integers(self, scope: Scope, label: str, values: list[int]) -> str:
         """A shared constant of rank 1 and dtype int64: axes, a shape."""
-        key = (id(scope), tuple(values), int(TensorProto.INT64))
+        key = (id(scope), tuple(values), spec.INT64)
         if key not in self._constants:
             label = f"{label}:{','.join(map(str, values))}"
             array = np.array(values, "<i8")
-            self._constants[key] = self._add_constant(scope, label, array, TensorProto.INT64)
+            self._constants[key] = self._add_constant(scope, label, array, spec.INT64)
         return self._constants[key]
 
     def _add_constant(self, scope: Scope, label: str, array: NDArray[Any], dtype: int) -> str:
         """An initializer, or a Constant node where the body can have none."""
         name = self.fresh(f"clip/{label}")
         tensor = TensorProto(dims=array.shape, data_type=dtype, raw_data=array.tobytes())
-        if isinstance(scope.proto, GraphProto) and self.model.ir_version >= _FREE_INITIALIZERS:
+        if isinstance(scope.proto, GraphProto) and self.model.ir_version >= spec.FREE_INITIALIZERS:
             tensor.name = name
             scope.proto.initializer.append(tensor)
             self.added.initializers.append(tensor)
-        elif dtype == TensorProto.INT64 and (scope.opset or 0) < _FIRST_CONSTANT_INTEGERS:
-            number = self._add_constant(
-                scope, f"{label}:float32", array.astype("<f4"), TensorProto.FLOAT
-            )
+        elif dtype == spec.INT64 and (scope.opset or 0) < spec.CONSTANT_INTEGERS:
+            number = self._add_constant(scope, f"{label}:float32", array.astype("<f4"), spec.FLOAT)
             self.insert(scope, 0, "Cast", [number], name, f"{name}/Cast", to=dtype)
         else:
             self.insert(scope, 0, "Constant", [], name, f"{name}/Constant", value=tensor)
@@ -167,7 +163,7 @@ class Editor:
     def declare(self, scope: Scope, name: str, tensor: TensorType) -> None:
         """Note the type of a new value, where the body has room for it."""
         if scope.is_function and (
-            self.model.ir_version < _FUNCTION_TYPES or not hasattr(scope.proto, "value_info")
+            self.model.ir_version < spec.FUNCTION_TYPES or not hasattr(scope.proto, "value_info")
         ):
             return
         scope.proto.value_info.add(name=name).type.CopyFrom(self._type(tensor))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto
 
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph.control import (
@@ -25,12 +25,12 @@ from onnx_clip_pass.graph.ordering import in_order
 from onnx_clip_pass.graph.scopes import (
     BY_NAME,
     OUTPUT,
-    TRAINING_DOMAIN,
     Index,
     Read,
     Scope,
     names_by_attribute,
 )
+from onnx_clip_pass.graph.spec import FLOAT, INT64, TRAINING_DOMAIN
 from onnx_clip_pass.graph.types import TensorType
 
 __all__ = ["Flow", "Frame", "Value"]
@@ -405,7 +405,7 @@ class Flow:
 def _stated_dtype(node: NodeProto) -> int | None:
     """The dtype that an operator gives its result whatever it reads; None if it gives none."""
     if node.op_type in _NOT_FLOATING:
-        return TensorProto.INT64
+        return INT64
     if node.op_type == "Cast":
         return next((attr.i for attr in node.attribute if attr.name == "to"), 0)
     if node.op_type not in ("Constant", "ConstantOfShape"):
@@ -414,5 +414,5 @@ def _stated_dtype(node: NodeProto) -> int | None:
         if attr.name == "value":
             return int(attr.t.data_type)
         if attr.name in ("value_int", "value_ints", "value_string", "value_strings"):
-            return TensorProto.INT64
-    return TensorProto.FLOAT
+            return INT64
+    return FLOAT

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from onnx import GraphProto, ModelProto, NodeProto, helper, shape_inference
 
 from onnx_clip_pass.graph.bodies import graphs_in
+from onnx_clip_pass.graph.spec import FREE_INITIALIZERS
 from onnx_clip_pass.graph.types import Shape, TensorType
 
 __all__ = ["infer_types"]
@@ -98,7 +99,7 @@ def _path_in(path: str, node: NodeProto, number: int, key: str) -> str:
 
 
 def _structure_of(model: ModelProto) -> ModelProto:
-    structure = ModelProto(ir_version=max(model.ir_version, 4))
+    structure = ModelProto(ir_version=max(model.ir_version, FREE_INITIALIZERS))
     structure.opset_import.extend(model.opset_import)
     if len(model.functions) <= _MOST_FUNCTIONS:
         structure.functions.extend(model.functions)

@@ -27,13 +27,13 @@ from onnx import (
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph.bodies import attributed, graphs_in
 from onnx_clip_pass.graph.inference import infer_types
+from onnx_clip_pass.graph.spec import TRAINING_DOMAIN
 from onnx_clip_pass.graph.types import TensorType
 from onnx_clip_pass.graph.versions import assume_versions, versions_of
 
 __all__ = [
     "BY_NAME",
     "OUTPUT",
-    "TRAINING_DOMAIN",
     "Index",
     "Read",
     "Scope",
@@ -45,7 +45,6 @@ OUTPUT = -1
 """The node number of a `Read` by which a body hands a value out."""
 BY_NAME = -1
 """The slot of a `Read` by a string attribute (the Gradient operator names tensors so)."""
-TRAINING_DOMAIN = "ai.onnx.preview.training"
 
 _MAX_NESTING = 64
 _UNKNOWN = TensorType()

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from onnx import TensorProto, TypeProto
 
+from onnx_clip_pass.graph.spec import DOUBLE, FLOAT, FLOATING
+
 __all__ = ["Shape", "TensorType"]
 
 Shape = tuple[int | str | None, ...]
@@ -13,10 +15,9 @@ Shape = tuple[int | str | None, ...]
 
 _NAMES: dict[int, str] = {
     TensorProto.UNDEFINED: "unknown",
-    TensorProto.FLOAT: "float32",
-    TensorProto.DOUBLE: "float64",
+    FLOAT: "float32",
+    DOUBLE: "float64",
 }
-_FLOATING = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
 
 class TensorType(NamedTuple):
@@ -56,7 +57,7 @@ class TensorType(NamedTuple):
     @property
     def is_floating(self) -> bool:
         """Whether a gradient can have this dtype, as far as it is known."""
-        return self.dtype in _FLOATING or self.dtype == TensorProto.UNDEFINED
+        return self.dtype in FLOATING or self.dtype == TensorProto.UNDEFINED
 
     @property
     def is_single(self) -> bool:

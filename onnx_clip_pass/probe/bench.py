@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, numpy_helper
 
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.roles import Role, Roles
 from onnx_clip_pass.gradients.updates import Updates
 from onnx_clip_pass.graph import Flow, Index, Scope, Value, attribute
+from onnx_clip_pass.graph.spec import FLOATING, FREE_INITIALIZERS
 from onnx_clip_pass.probe.copies import (
     ancestors_in,
     cut_down,
@@ -28,8 +29,6 @@ from onnx_clip_pass.runtime import Provider, Session, open_session
 
 __all__ = ["Bench", "is_float"]
 
-_FREE_INITIALIZERS = 4  # the first IR version in which an initializer need not be an input
-_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _JITTER = 0.02
 _FROM_ZERO = 0.01
 _TURN = 1.37  # a factor that no constant of an optimizer is
@@ -134,13 +133,13 @@ class Bench:
         self.knobs = tuple(n for n in apart if self.feeds[n].size == 1 and is_float(self.feeds[n]))
         self.states = tuple(n for n in apart if self.feeds[n].size > 1 and is_float(self.feeds[n]))
         states = set(self.states)
-        if self.model.ir_version >= _FREE_INITIALIZERS:
+        if self.model.ir_version >= FREE_INITIALIZERS:
             states.update(n for n in main.inputs if n in main.initializers and n not in read)
         self.zeros = {
             name
             for name, tensor in main.initializers.items()
             if name not in read
-            and tensor.data_type in _FLOATS
+            and tensor.data_type in FLOATING
             and len(array := numpy_helper.to_array(tensor).reshape(-1)) > 1
             and not np.any(array)
         }

@@ -1,6 +1,13 @@
 """Models in files of any size: structure read without the weights, weights moved by the kernel."""
 
-from onnx_clip_pass.storage.external import DataFile, HowToBring, bring, data_files, locations
+from onnx_clip_pass.storage.external import (
+    DataFile,
+    HowToBring,
+    bring,
+    data_files,
+    locations,
+    tensors_of,
+)
 from onnx_clip_pass.storage.journal import files_in
 from onnx_clip_pass.storage.leftovers import recover, unfinished
 from onnx_clip_pass.storage.moving import Progress
@@ -24,6 +31,7 @@ __all__ = [
     "open_model",
     "recover",
     "replacing",
+    "tensors_of",
     "unfinished",
     "write_bytes",
     "write_structures",

@@ -32,7 +32,15 @@ from onnx_clip_pass.storage.moving import copy_range, new_file, share_blocks
 from onnx_clip_pass.storage.sets import errors_name
 from onnx_clip_pass.storage.source import Source
 
-__all__ = ["DataFile", "HowToBring", "bring", "data_files", "locations", "missing_files"]
+__all__ = [
+    "DataFile",
+    "HowToBring",
+    "bring",
+    "data_files",
+    "locations",
+    "missing_files",
+    "tensors_of",
+]
 
 HowToBring = Literal["copy", "link"]
 """`copy` shares blocks with the source where the file system can; `link` makes a hard link."""
@@ -191,7 +199,8 @@ def bring(
 # -- what a model says -------------------------------------------------------------------------
 
 
-def _external_tensors(model: ModelProto) -> Iterator[TensorProto]:
+def tensors_of(model: ModelProto) -> Iterator[TensorProto]:
+    """All tensors: initializers, dense or sparse, and those in attributes, whatever holds them."""
     graphs: list[GraphProto] = [model.graph]
     for info in model.training_info:
         graphs += [info.initialization, info.algorithm]
@@ -214,7 +223,11 @@ def _external_tensors(model: ModelProto) -> Iterator[TensorProto]:
         for each in sparse:
             tensors += [each.values, each.indices]
         nodes, attributes = [], []
-        yield from (t for t in tensors if t.data_location == TensorProto.EXTERNAL)
+        yield from tensors
+
+
+def _external_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    return (t for t in tensors_of(model) if t.data_location == TensorProto.EXTERNAL)
 
 
 def _why_not(location: str, folder: Path, *, trust: bool) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.graph import OUTPUT, Editor, Index, Read, Scope
+from onnx_clip_pass.graph import OUTPUT, Editor, Index, Read, Scope, spec
 
 __all__ = ["Copy", "Port"]
 
@@ -95,7 +95,7 @@ class Copy:
         if name in scope.input_slots or not is_made:
             return
         position = scope.producers[name][0] + 1 if name in scope.producers else 0
-        work = int(TensorProto.FLOAT) if dtype in _HALVES else dtype
+        work = spec.FLOAT if dtype in spec.HALVES else dtype
         value = self._editor.fresh(f"unchanged/{name}")
         self._editor.rename_producer(scope, name, value)
 
@@ -192,14 +192,7 @@ class Copy:
         self._editor.insert(scope, position, op_type, inputs, output, name, **attributes)
 
 
-_HALVES = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
-_SIZES: dict[int, int] = {
-    TensorProto.FLOAT: 4,
-    TensorProto.DOUBLE: 8,
-    TensorProto.FLOAT16: 2,
-    TensorProto.BFLOAT16: 2,
-    TensorProto.BOOL: 1,
-}
+_SIZES = {spec.FLOAT: 4, spec.DOUBLE: 8, spec.FLOAT16: 2, spec.BFLOAT16: 2, spec.BOOL: 1}
 
 
 def _declare(values: Any, name: str, dtype: int) -> None:

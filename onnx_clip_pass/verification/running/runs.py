@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 
-from onnx_clip_pass.graph import Read
+from onnx_clip_pass.graph import Read, spec
 from onnx_clip_pass.runtime import Arrays, Provider, Session, open_session
 from onnx_clip_pass.verification.comparison import Comparison
 from onnx_clip_pass.verification.running.alone import Alone
@@ -81,7 +81,7 @@ class Runs:
         ]
         scale = ""
         if isinstance(self.of.record.loss_scale, str):
-            scale = copy.bring_out(0, self.of.record.loss_scale, int(TensorProto.FLOAT))[0].output
+            scale = copy.bring_out(0, self.of.record.loss_scale, spec.FLOAT)[0].output
         self._change(copy, changes, is_original=True)
         session = self._open(copy.finish(), self.of.before_folder)
         return session, Outlets(ports, [], parameters, scale)
@@ -102,7 +102,7 @@ class Runs:
             for at in scope.numbers_of("If"):
                 name = scope.nodes[at].input[0]
                 if (number, name) not in ports:
-                    ports[number, name] = copy.bring_out(number, name, int(TensorProto.BOOL))
+                    ports[number, name] = copy.bring_out(number, name, spec.BOOL)
         run = self._open(copy.finish(), self.of.before_folder).run(self.given)
         return {
             key: np.concatenate([run[port.output].ravel() for port in own])

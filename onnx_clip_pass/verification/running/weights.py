@@ -14,18 +14,13 @@ from onnx import ModelProto, TensorProto
 from onnx.external_data_helper import uses_external_data
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.graph import bodies_of
+from onnx_clip_pass.graph.spec import FLOATING
+from onnx_clip_pass.storage import tensors_of
 
 __all__ = ["Weights"]
 
 _LARGE = 1 << 16
 _PAGE = 1 << 16  # of the largest pages: what is mapped starts at one
-_FLOATS = {
-    TensorProto.FLOAT,
-    TensorProto.DOUBLE,
-    TensorProto.FLOAT16,
-    TensorProto.BFLOAT16,
-}
 
 
 class Weights:
@@ -48,12 +43,12 @@ class Weights:
         Raises:
             OnnxClipError: there is no room for them.
         """
-        if any(uses_external_data(t) for t in _initializers(model)):
+        if any(uses_external_data(t) for t in tensors_of(model)):
             return model
         large = [
             tensor
             for tensor in model.graph.initializer
-            if tensor.data_type in _FLOATS and len(tensor.raw_data) >= _LARGE
+            if tensor.data_type in FLOATING and len(tensor.raw_data) >= _LARGE
         ]
         if not large:
             return model
@@ -85,7 +80,3 @@ class Weights:
             ("length", str(len(data))),
         ):
             tensor.external_data.add(key=key, value=value)
-
-
-def _initializers(model: ModelProto) -> list[TensorProto]:
-    return [tensor for body in bodies_of(model) for tensor in getattr(body, "initializer", ())]

@@ -12,10 +12,11 @@ from onnx import ModelProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_model
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.graph import Index, TensorType, bodies_of
+from onnx_clip_pass.graph import Index, TensorType
 from onnx_clip_pass.probe.copies import ancestors_in, cut_down
 from onnx_clip_pass.probe.losses import check_loss, find_loss
 from onnx_clip_pass.runtime import Arrays, Provider, open_session
+from onnx_clip_pass.storage import tensors_of
 from onnx_clip_pass.verification.running.memory import free_memory
 
 __all__ = ["Forward"]
@@ -144,10 +145,9 @@ class Forward:
         }
 
     def _refuse_large(self, *, of_any_size: bool) -> None:
-        tensors = (t for body in bodies_of(self.model) for t in getattr(body, "initializer", ()))
         size = sum(
             math.prod(t.dims) * int(helper.tensor_dtype_to_np_dtype(t.data_type).itemsize)
-            for t in tensors
+            for t in tensors_of(self.model)
         )
         size += sum(array.nbytes for array in self.feeds.values())
         if size > _MOST_WEIGHTS and not of_any_size:

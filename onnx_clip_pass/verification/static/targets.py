@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from onnx import TensorProto
-
 from onnx_clip_pass.clips import Clip, clip_from_dict
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import (
@@ -25,6 +23,7 @@ from onnx_clip_pass.gradients import (
     unit_axes,
 )
 from onnx_clip_pass.graph import BY_NAME, Index, Read, Scope
+from onnx_clip_pass.graph.spec import FLOAT
 from onnx_clip_pass.record import Record
 from onnx_clip_pass.verification.static.reach import Place, reach
 from onnx_clip_pass.verification.static.reads import Readers
@@ -201,7 +200,7 @@ class _Reading:
             parameter=_parameter(self._seen, first, clip, numbers),
             axes=_axes(self._before, first, clip),
             count=len({sighting.gradient.parameter.name for sighting, _ in part.group}),
-            dtype=first.type.dtype or int(TensorProto.FLOAT),
+            dtype=first.type.dtype or FLOAT,
             scope=number,
             name=name,
             raw=part.raw,
@@ -263,7 +262,7 @@ def _parameter(
     parameter = sighting.parameter
     if parameter is None or not clip.reads_parameter:
         return None
-    dtype = seen.flow.dtype(parameter) or sighting.type.dtype or int(TensorProto.FLOAT)
+    dtype = seen.flow.dtype(parameter) or sighting.type.dtype or FLOAT
     return numbers[id(parameter.frame.scope)], parameter.name, dtype
 
 
