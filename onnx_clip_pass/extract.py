@@ -20,7 +20,14 @@ from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.graph import Index, TensorType
 from onnx_clip_pass.graph.spec import FLOATING
 from onnx_clip_pass.record import Record, read_record
-from onnx_clip_pass.rewrite import ClipOrRules, Decide, Options, Report, clip_in_place
+from onnx_clip_pass.rewrite import (
+    ClipOrRules,
+    Decide,
+    Options,
+    Report,
+    clip_in_place,
+    takes_options,
+)
 from onnx_clip_pass.storage import (
     Structure,
     errors_name,
@@ -37,6 +44,7 @@ _Path = str | os.PathLike[str]
 _PRODUCER = "onnx_clip_pass.extract"
 
 
+@takes_options("measure_only")
 def extract_clip(
     model: ModelProto,
     clip: ClipOrRules,
@@ -71,6 +79,7 @@ def extract_clip(
         return _extract(copy, clip, options, decider(probe))[0]
 
 
+@takes_options("measure_only")
 def extract_clip_file(
     source: _Path,
     target: _Path,

@@ -24,6 +24,7 @@ from onnx_clip_pass.rewrite import (
     Uncovered,
     clip_in_place,
     nothing_found,
+    takes_options,
     uncovered_of,
 )
 from onnx_clip_pass.storage import (
@@ -67,6 +68,7 @@ class Inspection:
     carried: tuple[str, ...] = ()
 
 
+@takes_options()
 def clip_gradients_file(
     source: _Path,
     target: _Path,

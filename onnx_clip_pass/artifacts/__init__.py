@@ -26,7 +26,14 @@ from onnx_clip_pass.clips import Clip
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import Inspection, inspect_file
 from onnx_clip_pass.record import Record, read_record, undo
-from onnx_clip_pass.rewrite import ClipOrRules, Options, Report, Settings, clip_in_place
+from onnx_clip_pass.rewrite import (
+    ClipOrRules,
+    Options,
+    Report,
+    Settings,
+    clip_in_place,
+    takes_options,
+)
 from onnx_clip_pass.rewrite.selecting import as_clips
 from onnx_clip_pass.rules import Rule
 from onnx_clip_pass.storage import (
@@ -54,6 +61,8 @@ Place = Literal["step", "micro-batch"]
 """Where a folder's gradients are clipped: after micro-batches are added up, or before."""
 
 _Path = str | os.PathLike[str]
+_AT_STEP = {"norm_precision", "nonfinite", "partial", "optimizer_ops", "emit_as"}
+"""The options that can be had at the step, or make no difference there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +79,7 @@ class ArtifactsInspection:
     reason: str = ""
 
 
+@takes_options("threshold_input")
 def clip_artifacts(
     folder: _Path,
     target: _Path,
@@ -127,14 +137,8 @@ def clip_artifacts(
         recover(target.parent)
         recover(target)
     layout = find_layout(folder)
-    wishes = {
-        "skip": bool(settings.skip),
-        "gradients": settings.named is not None,
-        "loss_scale": settings.steering.loss_scale != 1,
-        "emit": bool(settings.watch),
-        "measure_only": settings.watch.measures_only,
-    }
-    uniform = _check_place(layout, clips, at, [name for name, given in wishes.items() if given])
+    wishes = [name for name in settings.said if name not in _AT_STEP]
+    uniform = _check_place(layout, clips, at, wishes)
     chosen = layout.training if uniform is None else layout.optimizer
     with _open_models(layout) as (structures, was_clipped):
         model = structures[chosen].model

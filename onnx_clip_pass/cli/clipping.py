@@ -1,6 +1,6 @@
 """The options that say what clipping means: a clip with its settings, or a file of rules.
 
-Those of the clips are made from the descriptions of their settings.
+They are made from what describes them: each clip its settings, and `Options` the rest.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
 
@@ -18,7 +18,7 @@ from onnx_clip_pass.clips import CLIPS, setting_names
 from onnx_clip_pass.clips.settings import AXES, FLAG, Number, SettingType
 from onnx_clip_pass.errors import shown
 from onnx_clip_pass.files import read_map
-from onnx_clip_pass.rewrite import ClipOrRules, GradientNames
+from onnx_clip_pass.rewrite import ClipOrRules, GradientNames, described_options
 from onnx_clip_pass.rules import load_rules
 
 __all__ = ["ClipOptions", "clip_options", "gradient_options", "named_gradients"]
@@ -29,38 +29,31 @@ _DEFAULT_CLIP = "norm"
 
 @dataclass(frozen=True, slots=True)
 class ClipOptions:
-    """What to do to which gradients: the values of the options of `clip_options`."""
+    """What to do to which gradients: the values of the options of `clip_options`.
+
+    `settings` are those of the clip that are given, `arguments` the rest for `clip_gradients_file`.
+    """
 
     kind: str | None
     settings: dict[str, Any]
     rules: Path | None
     need_clip: tuple[str, ...]
-    skip: tuple[str, ...]
-    norm_precision: Any
-    nonfinite: Any
-    threshold_input: str | None
-    loss_scale: str
-    emit: str | None
-    emit_as: Any
-    measure_only: bool
+    arguments: dict[str, Any]
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> ClipOptions:
         """Take them out of all options of a command."""
-        values = {name: options[name] for name in setting_names()}
-        given = {  # 0 is given, and refused by the clip
-            name: value
-            for name, value in values.items()
-            if value is not None and value is not False
-        }
-        return cls(
-            settings=given,
-            **{name: options[name] for name in cls.__slots__[:1] + cls.__slots__[2:]},
-        )
-
-    def __post_init__(self) -> None:
-        if self.emit is None and given_options("emit_as"):
+        if not options["emit"] and given_options("emit_as"):
             raise click.UsageError("--emit-as says how to emit: add --emit")
+        settings = {name: options[name] for name in setting_names()}
+        return cls(
+            options["kind"],
+            # 0 is given, and refused by the clip
+            {n: value for n, value in settings.items() if value is not None and value is not False},
+            options["rules"],
+            options["need_clip"],
+            {name: options[name] for name, (_, each) in described_options().items() if each.help},
+        )
 
     def clips(self) -> ClipOrRules:
         """The clip, or the rules.
@@ -89,27 +82,9 @@ class ClipOptions:
         made: Any = CLIPS[kind]
         return made(**given, need_clip=list(self.need_clip) or None)  # type: ignore[no-any-return]
 
-    def arguments(self) -> dict[str, Any]:
-        """The rest, as arguments of `clip_gradients_file`."""
-        return {
-            "skip": self.skip,
-            "norm_precision": self.norm_precision,
-            "nonfinite": self.nonfinite,
-            "threshold_input": self.threshold_input,
-            "loss_scale": _number_or_name(self.loss_scale),
-            "emit": () if self.emit is None else _measures(self.emit),
-            "emit_as": self.emit_as,
-            "measure_only": self.measure_only,
-        }
-
 
 def _spelled(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _joined(_context: click.Context, _option: click.Parameter, texts: Sequence[str]) -> str | None:
-    """A list as one text, whether commas or the option itself, again, part it; None if empty."""
-    return ",".join(texts) if texts else None
 
 
 def _axes(
@@ -152,16 +127,24 @@ def _setting_options() -> list[Callable[[_Command], _Command]]:
     return options
 
 
-def _measures(text: str) -> list[str]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(words):
-        raise click.UsageError(
-            f"--emit: expected norm, scale, clipped, or several, not {shown(text)}"
-        )
+def _words_of(known: Sequence[str]) -> Callable[..., tuple[str, ...]]:
+    """What makes words of an option's texts, whether commas or the option itself part them."""
+
+    def words(
+        _context: click.Context, option: click.Parameter, texts: Sequence[str]
+    ) -> tuple[str, ...]:
+        found = tuple(word.strip() for text in texts for word in text.split(","))
+        if not all(found):
+            raise click.UsageError(
+                f"{option.opts[0]}: expected {', '.join(known)}, or several, not "
+                f"{shown(','.join(texts))}"
+            )
+        return found
+
     return words
 
 
-def _number_or_name(text: str) -> float | str:
+def _number_or_name(_context: click.Context, _option: click.Parameter, text: str) -> float | str:
     try:
         return number_in(text)
     except ValueError:
@@ -197,77 +180,53 @@ def named_gradients(names: Sequence[str], map_file: Path | None) -> GradientName
     return read_map(map_file) if map_file is not None else list(names) or None
 
 
+def _form_of(kind: Any, default: Any) -> dict[str, Any]:
+    """How an option is declared for what is described in `Options`, by its type."""
+    if kind is bool:
+        return {"is_flag": True}
+    if get_origin(kind) is Literal:
+        return {"type": click.Choice(get_args(kind)), "default": default, "show_default": True}
+    if kind == float | str:
+        known = {"default": f"{default:g}", "show_default": True}
+        return {"callback": _number_or_name, **known}
+    if kind == str | Sequence[str]:
+        return {"multiple": True}
+    if get_origin(kind) is Sequence:
+        (word,) = get_args(kind)
+        return {"multiple": True, "callback": _words_of(get_args(word))}
+    return {}
+
+
 def clip_options(command: _Command) -> _Command:
     """Add the options that say what is clipped, and how."""
-    for option in reversed(_DECLARED):
+    declared = [
+        click.option(
+            "--clip",
+            "kind",
+            type=click.Choice(list(CLIPS)),
+            help=" ".join(f"{name}: {clip.summary}." for name, clip in CLIPS.items())
+            + f" [default: {_DEFAULT_CLIP}]",
+        ),
+        *_setting_options(),
+        click.option(
+            "--rules",
+            type=PATH,
+            metavar="FILE",
+            help="A clip.toml with rules, of which the first that matches a gradient is taken.",
+        ),
+        click.option(
+            "--need-clip",
+            multiple=True,
+            metavar="PATTERN",
+            help="Clip only these: a glob on the parameter's or gradient's name, or re:REGEX. "
+            "Repeatable.",
+        ),
+    ]
+    for name, (kind, each) in described_options().items():
+        if each.help:
+            form = _form_of(kind, each.default)
+            add = click.option(_spelled(name), help=each.help, metavar=each.metavar, **form)
+            declared.append(add)
+    for option in reversed(declared):
         command = option(command)
     return command
-
-
-_DECLARED = (
-    click.option(
-        "--clip",
-        "kind",
-        type=click.Choice(list(CLIPS)),
-        help=" ".join(f"{name}: {clip.summary}." for name, clip in CLIPS.items())
-        + f" [default: {_DEFAULT_CLIP}]",
-    ),
-    *_setting_options(),
-    click.option(
-        "--rules",
-        type=PATH,
-        metavar="FILE",
-        help="A clip.toml with rules, of which the first that matches a gradient is taken.",
-    ),
-    click.option(
-        "--need-clip",
-        multiple=True,
-        metavar="PATTERN",
-        help="Clip only these: a glob on the parameter's or gradient's name, or re:REGEX. "
-        "Repeatable.",
-    ),
-    click.option("--skip", multiple=True, metavar="PATTERN", help="Leave these out. Repeatable."),
-    click.option(
-        "--norm-precision",
-        type=click.Choice(["auto", "plain", "wide"]),
-        default="auto",
-        show_default=True,
-        help="plain: one reduction. wide: all in float64. auto: plain where its error is below "
-        "1e-5.",
-    ),
-    click.option(
-        "--nonfinite",
-        type=click.Choice(["propagate", "zero", "keep"]),
-        default="propagate",
-        show_default=True,
-        help="A gradient with nan or inf: as the formula has it, all zeros, or as it is.",
-    ),
-    click.option(
-        "--threshold-input",
-        metavar="NAME",
-        help="Make the threshold an input of this name, with the number as its default.",
-    ),
-    click.option(
-        "--loss-scale",
-        metavar="VALUE",
-        default="1",
-        show_default=True,
-        help="What the gradients are multiplied by: a number, or the name of a value. Thresholds "
-        "are for the unscaled ones.",
-    ),
-    click.option(
-        "--emit",
-        multiple=True,
-        callback=_joined,
-        metavar="WHAT",
-        help="Add outputs: norm (before clipping), scale, clipped, or several: norm,scale",
-    ),
-    click.option(
-        "--emit-as",
-        type=click.Choice(["each", "vector"]),
-        default="each",
-        show_default=True,
-        help="A scalar for each gradient, or one vector for all.",
-    ),
-    click.option("--measure-only", is_flag=True, help="Emit and clip nothing."),
-)

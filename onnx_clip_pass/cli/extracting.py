@@ -48,8 +48,7 @@ def extract(
         *(["--gradient"] if names else []), *(["--map"] if map_file is not None else [])
     )
     clipping = ClipOptions.of(options)
-    arguments = clipping.arguments()
-    if arguments.pop("measure_only"):
+    if clipping.arguments["measure_only"]:
         raise click.UsageError("--measure-only clips nothing: there is no clip to extract")
     beside = model.with_name(f"{model.name.removesuffix('.onnx')}.clip.onnx")
     target = output_path(output, model) or beside
@@ -59,7 +58,7 @@ def extract(
         clipping.clips(),
         gradients=named_gradients(names, map_file),
         force=force,
-        **arguments,
+        **clipping.arguments,
         **finding.arguments(model),
     )
     tell_rewrite(model, target, report, as_json=as_json)

@@ -26,7 +26,6 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 class FindOptions:
     """What to do about open questions: the values of the options of `find_options`."""
 
-    partial: bool
     no_run: bool
     optimizer_ops: dict[str, tuple[int, int]]
 
@@ -51,7 +50,6 @@ class FindOptions:
     def arguments(self, model: Path) -> dict[str, Any]:
         """Return the same as arguments of `clip_gradients_file`."""
         return {
-            "partial": self.partial,
             "probe": False if self.no_run else Apart(model),
             "optimizer_ops": self.optimizer_ops,
         }
@@ -104,11 +102,6 @@ def find_options(command: _Command) -> _Command:
             help="Never run the model unasked. Else, where several values may be a gradient, it is "
             "run for at most 20 s (if ONNX Runtime is there and the model below 256 MB) and the "
             "slopes of its loss decide.",
-        ),
-        click.option(
-            "--partial",
-            is_flag=True,
-            help="Accept that trained parameters whose gradients are not known stay unclipped.",
         ),
     ):
         command = option(command)

@@ -128,7 +128,7 @@ def rewrite(
         *(["--map"] if map_file is not None else []),
     )
     clipping = ClipOptions.of(options)
-    clips, arguments = clipping.clips(), clipping.arguments()
+    clips, arguments = clipping.clips(), clipping.arguments
     run = RunOptions.of(options)
     if not (probing.probes or verifies):
         run.refuse_without("--verify", "--probe")

@@ -24,7 +24,7 @@ from onnx_clip_pass.gradients.optimizer import NO_OPS, checked_ops
 from onnx_clip_pass.rules.rule import Bounds, Rule, Rules
 from onnx_clip_pass.storage.reading import read_text
 
-__all__ = ["load_rules"]
+__all__ = ["keys_of_a_rule", "load_rules"]
 
 # A parser takes a time that grows with the square of the parts of a key.
 _ENDLESS_KEY = re.compile(
@@ -43,7 +43,11 @@ _SELECTION = {
     "max_elements",
 }
 _TABLES = ["rule", "optimizer_ops"]
-_FURTHER = {"clip", "threshold_input"}
+
+
+def keys_of_a_rule() -> list[str]:
+    """All keys that a rule may have, in order."""
+    return sorted({*_SELECTION, "clip", "threshold_input", *setting_names()})
 
 
 def load_rules(path: str | os.PathLike[str]) -> Rules:
@@ -174,10 +178,10 @@ class _Reader:
 
     def rule(self) -> Rule | None:
         """The rule; None, or one not to be used, where there are faults."""
-        known = _SELECTION.union(_FURTHER, setting_names())
+        known = keys_of_a_rule()
         for key in self._table:
             if key not in known:
-                self._fault(f"unknown key {shown(key)}{_near(key, sorted(known))}")
+                self._fault(f"unknown key {shown(key)}{_near(key, known)}")
         parameters, bounds, clip = self._parameters(), self._bounds(), self._clip()
         given = self._table.get("threshold_input")
         if given is not None and (not isinstance(given, str) or not given):
