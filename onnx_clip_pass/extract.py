@@ -7,6 +7,7 @@ something else than ONNX. The nodes are those that a rewrite would put into the 
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
@@ -15,11 +16,10 @@ from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 from onnx_clip_pass.arguments import check_flags, check_model, check_path
 from onnx_clip_pass.deciding import decider
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.files import file_at
 from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.graph import Index, TensorType
 from onnx_clip_pass.graph.spec import FLOATING
-from onnx_clip_pass.record import Record, read_record
+from onnx_clip_pass.record import Record, is_clipped, read_record
 from onnx_clip_pass.rewrite import (
     ClipOrRules,
     Decide,
@@ -30,7 +30,10 @@ from onnx_clip_pass.rewrite import (
 )
 from onnx_clip_pass.storage import (
     Structure,
+    check_replaceable,
     errors_name,
+    file_at,
+    holds,
     locations,
     open_model,
     recover,
@@ -125,7 +128,7 @@ def _extract(
     """The clip's own nodes, out of the rewritten model, which is used up."""
     if options.get("measure_only"):
         raise OnnxClipError("measure_only clips nothing, so there is no clip to extract")
-    if read_record(model) is not None:
+    if is_clipped(model):
         raise OnnxClipError(
             "the model is rewritten already, and what is extracted is the clip that is asked for "
             "here, not that one: give the original, or what onnx-clip strip (in Python: strip) "
@@ -261,18 +264,12 @@ def _check_target(structure: Structure, target: Path, *, force: bool) -> None:
     if is_source or is_data:
         what = "the model itself" if is_source else "where the model's external data lies"
         raise OnnxClipError(f"the output {str(target)!r} is {what}; choose another name")
-    if force:
-        return
-    try:
-        with open_model(target) as structure:
-            is_ours = structure.model.producer_name == _PRODUCER
-    except OnnxClipError:
-        is_ours = False
-    if not is_ours:
-        raise OnnxClipError(
-            f"{str(target)!r} exists and onnx-clip did not extract it; pass --force (in Python: "
-            f"force=True) to replace it, or give another output"
-        )
+    check_replaceable(
+        target,
+        partial(holds, lambda model: model.producer_name == _PRODUCER),
+        force=force,
+        otherwise="exists and onnx-clip did not extract it",
+    )
 
 
 def _is_one(file: Path, path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
@@ -15,7 +16,7 @@ from onnx_clip_pass.gradients import Gradient, name_gradients, survey
 from onnx_clip_pass.gradients.explaining import Explanation, explain
 from onnx_clip_pass.gradients.optimizer import NO_OPS, OptimizerOps, checked_ops
 from onnx_clip_pass.graph import Index
-from onnx_clip_pass.record import Record, read_record, undo
+from onnx_clip_pass.record import Record, is_clipped, read_record, undo
 from onnx_clip_pass.rewrite import (
     ClipOrRules,
     Decide,
@@ -32,8 +33,11 @@ from onnx_clip_pass.storage import (
     HowToBring,
     Progress,
     Structure,
+    check_replaceable,
     data_files,
     errors_name,
+    file_at,
+    holds,
     open_model,
     recover,
     write_structures,
@@ -44,7 +48,6 @@ __all__ = [
     "Inspection",
     "clip_gradients_file",
     "explain_file",
-    "file_at",
     "inspect_file",
     "read_map",
     "strip_file",
@@ -224,28 +227,6 @@ def read_map(path: _Path) -> dict[str, str]:
     return found
 
 
-def file_at(target: Path, name: str) -> bool:
-    """Return whether there is a file to be replaced; `name` is for an example of a path.
-
-    Raises:
-        OnnxClipError: there is no folder for it, or something else in its place.
-    """
-    if "\0" in target.name:  # to which the system says that there is no such file
-        raise OnnxClipError(f"cannot write {str(target)!r}: no name of a file holds a NUL")
-    if not target.parent.is_dir():
-        raise OnnxClipError(
-            f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}"
-        )
-    if target.is_dir():
-        raise OnnxClipError(
-            f"cannot write {str(target)!r}: it is a folder; give a file in it, such as "
-            f"{str(target / name)!r}"
-        )
-    if target.exists() and not target.is_file():
-        raise OnnxClipError(f"cannot write {str(target)!r}: it is there and is no regular file")
-    return target.exists()
-
-
 def _resolved(target: Path, *, replace: bool) -> Path:
     """The file itself where a model is to be replaced by way of a symbolic link to it."""
     with errors_name(target):
@@ -262,20 +243,8 @@ def _check_target(source: Path, target: Path, *, replace: bool, force: bool) -> 
             f"the output {str(target)!r} is the model itself; pass --in-place (in Python: "
             f"replace=True) to replace it"
         )
-    if is_there and not is_source and not force and not _is_ours(target):
-        raise OnnxClipError(
-            f"{str(target)!r} exists and bears no record of onnx-clip; pass --force (in Python: "
-            f"force=True) to replace it, or give another output"
-        )
-
-
-def _is_ours(path: Path) -> bool:
-    """Return whether there is a model that bears our record."""
-    try:
-        with open_model(path) as structure:
-            return read_record(structure.model) is not None
-    except OnnxClipError:
-        return False
+    if is_there and not is_source:
+        check_replaceable(target, partial(holds, is_clipped), force=force)
 
 
 def _data_files(structure: Structure, target: Path, *, trust: bool) -> list[DataFile]:

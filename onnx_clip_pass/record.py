@@ -39,6 +39,7 @@ __all__ = [
     "OURS",
     "Record",
     "UncoveredEntry",
+    "is_clipped",
     "read_record",
     "strip",
     "strip_if_clipped",
@@ -174,6 +175,15 @@ def read_record(model: ModelProto) -> Record | None:
         ) from error
 
 
+def is_clipped(model: ModelProto) -> bool:
+    """Return whether a model bears a record.
+
+    Raises:
+        OnnxClipError: as `read_record` does.
+    """
+    return read_record(model) is not None
+
+
 def _parsed(text: object) -> Record:
     """The record of a text.
 
@@ -226,7 +236,7 @@ def strip(model: ModelProto) -> ModelProto:
 
 def strip_if_clipped(model: ModelProto) -> ModelProto:
     """The model before any rewrite: itself if it bears no record."""
-    return model if read_record(model) is None else strip(model)
+    return strip(model) if is_clipped(model) else model
 
 
 def undo(model: ModelProto) -> bool:

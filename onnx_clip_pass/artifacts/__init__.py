@@ -20,7 +20,7 @@ from typing import Literal, Unpack
 
 from onnx_clip_pass.arguments import check_choice, check_flags, check_path
 from onnx_clip_pass.artifacts.layout import Layout, check_training_model, find_layout
-from onnx_clip_pass.artifacts.placing import building, check_target
+from onnx_clip_pass.artifacts.placing import check_target
 from onnx_clip_pass.artifacts.sequence import clip_sequence, find_optimizer
 from onnx_clip_pass.clips import Clip
 from onnx_clip_pass.errors import OnnxClipError
@@ -40,12 +40,11 @@ from onnx_clip_pass.storage import (
     HowToBring,
     Progress,
     Structure,
-    bring,
     data_files,
     errors_name,
-    make_file,
     open_model,
     recover,
+    write_folder,
     write_structures,
 )
 
@@ -134,8 +133,7 @@ def clip_artifacts(
     options["partial"] = True  # what trains the parameters is another model of the folder
     folder, target = Path(folder), Path(target)
     if not dry_run:
-        recover(target.parent)
-        recover(target)
+        recover(target.parent, target)
     layout = find_layout(folder)
     wishes = [name for name in settings.said if name not in _AT_STEP]
     uniform = _check_place(layout, clips, at, wishes)
@@ -172,8 +170,7 @@ def strip_artifacts(
     check_flags(replace=replace, force=force)
     check_choice("external_data", external_data, HowToBring)
     folder, target = Path(folder), Path(target)
-    recover(target.parent)
-    recover(target)
+    recover(target.parent, target)
     layout = find_layout(folder)
     with _open_models(layout) as (structures, was_clipped):
         if not was_clipped:
@@ -304,23 +301,9 @@ def _write(
         models = {(root / name).resolve(): changed[name] for name in names}
         write_structures(models, root=root, progress=progress)
         return
-    total = sum(file.size for file in layout.files.values())
-    done = 0
-
-    def count(copied: int) -> None:
-        nonlocal done
-        done += copied
-        if progress is not None:
-            progress(min(done, total), total)
-
-    with building(layout, target) as temporary:
-        for name in layout.folders:
-            (temporary / name).mkdir()
-        for name, file in layout.files.items():
-            if name in changed:
-                make_file(changed[name], temporary / name, count)
-            else:
-                bring(file, temporary / name, how, count, mode=0o777)
+    write_folder(
+        target, layout.folder, layout.folders, layout.files, changed, how=how, progress=progress
+    )
 
 
 def _with_notes(report: Report, layout: Layout, chosen: str, *, replaced: bool) -> Report:

@@ -1,25 +1,18 @@
-"""Putting a whole folder in place at once.
-
-The new folder is built beside its place and takes it over, so that under that name there never is a
-folder half written; `storage/journal.py` says how. Nothing is ever removed but files whose names
-the new folder has too.
-"""
+"""Which folders may be replaced: nothing is removed but files whose names the new one has too."""
 
 from __future__ import annotations
 
 import filecmp
 import os
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from onnx_clip_pass.artifacts.layout import Layout
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.record import read_record
-from onnx_clip_pass.storage import files_in, open_model, replacing
+from onnx_clip_pass.record import is_clipped
+from onnx_clip_pass.storage import check_replaceable, files_in, holds
 
-__all__ = ["building", "check_target"]
+__all__ = ["check_target"]
 
 
 def check_target(layout: Layout, target: Path, *, force: bool) -> None:
@@ -58,24 +51,6 @@ def check_target(layout: Layout, target: Path, *, force: bool) -> None:
         raise OnnxClipError(f"cannot write {shown}: {reason}") from error
 
 
-@contextmanager
-def building(layout: Layout, target: Path) -> Iterator[Path]:
-    """An empty folder that becomes `target` when the block ends, and vanishes if it raises.
-
-    Permissions are those of what it replaces, or of the artifacts' folder as the umask allows.
-
-    Raises:
-        OnnxClipError: it cannot be written, or a file that is not ours appeared in what it
-            replaces.
-    """
-    place = target.resolve()  # a link to a folder stays
-    with replacing(place) as fresh:
-        mode = stat.S_IMODE(layout.folder.stat().st_mode)
-        fresh[place].mkdir(mode | stat.S_IRWXU)
-        yield fresh[place]
-        fresh[place].chmod(fresh[place].stat().st_mode & (mode | ~0o777))
-
-
 def _check_contents(layout: Layout, target: Path, *, force: bool) -> None:
     shown = repr(str(target))
     there = files_in(target)
@@ -90,25 +65,13 @@ def _check_contents(layout: Layout, target: Path, *, force: bool) -> None:
     if force or not there:
         return
     models = (layout.training, layout.optimizer)
-    ours = {name for name in models if name in there and _bears_record(target / name)}
-    if not ours:  # rule 3
-        raise OnnxClipError(
-            f"{shown} exists and bears no record of onnx-clip; pass --force (in Python: "
-            f"force=True) to replace it, or give another output"
-        )
+    ours = {name for name in models if name in there and holds(is_clipped, target / name)}
+    check_replaceable(target, lambda _: bool(ours), force=force)  # rule 3
     for name in there:
-        if name not in ours and not filecmp.cmp(
-            target / name, layout.files[name].path, shallow=False
-        ):
-            raise OnnxClipError(
-                f"{str(target / name)!r} is not that of the artifacts any more, as after training; "
-                f"pass --force (in Python: force=True) to replace it, or give another output"
+        if name not in ours:
+            check_replaceable(
+                target / name,
+                partial(filecmp.cmp, layout.files[name].path, shallow=False),
+                force=force,
+                otherwise="is not that of the artifacts any more, as after training",
             )
-
-
-def _bears_record(path: Path) -> bool:
-    try:
-        with open_model(path) as structure:
-            return read_record(structure.model) is not None
-    except OnnxClipError:
-        return False

@@ -3,7 +3,6 @@
 from onnx_clip_pass.storage.external import (
     DataFile,
     HowToBring,
-    bring,
     data_files,
     locations,
     tensors_of,
@@ -11,10 +10,11 @@ from onnx_clip_pass.storage.external import (
 from onnx_clip_pass.storage.journal import files_in
 from onnx_clip_pass.storage.leftovers import recover, unfinished
 from onnx_clip_pass.storage.moving import Progress
-from onnx_clip_pass.storage.sets import errors_name, replacing
+from onnx_clip_pass.storage.sets import errors_name
 from onnx_clip_pass.storage.source import Source
 from onnx_clip_pass.storage.structure import Structure, open_model
-from onnx_clip_pass.storage.writing import make_file, write_bytes, write_structures
+from onnx_clip_pass.storage.targets import check_replaceable, file_at, holds
+from onnx_clip_pass.storage.writing import write_bytes, write_folder, write_structures
 
 __all__ = [
     "DataFile",
@@ -22,17 +22,18 @@ __all__ = [
     "Progress",
     "Source",
     "Structure",
-    "bring",
+    "check_replaceable",
     "data_files",
     "errors_name",
+    "file_at",
     "files_in",
+    "holds",
     "locations",
-    "make_file",
     "open_model",
     "recover",
-    "replacing",
     "tensors_of",
     "unfinished",
     "write_bytes",
+    "write_folder",
     "write_structures",
 ]

@@ -31,6 +31,7 @@ from onnx_clip_pass.storage.journal import PREFIX
 from onnx_clip_pass.storage.moving import copy_range, new_file, share_blocks
 from onnx_clip_pass.storage.sets import errors_name
 from onnx_clip_pass.storage.source import Source
+from onnx_clip_pass.storage.targets import unforced
 
 __all__ = [
     "DataFile",
@@ -149,10 +150,8 @@ def missing_files(
             if reason:
                 faults.append(f"{str(file.path)!r} {reason}; {_TRUST}")
             if is_there and not force:
-                faults.append(
-                    f"{str(target)!r} exists with other content; pass --force (in Python: "
-                    f"force=True) to replace it, or write to another folder"
-                )
+                why = "exists with other content"
+                faults.append(unforced(target, why, "write to another folder"))
     if faults:
         raise OnnxClipError("the external data cannot be put beside the output:", faults)
     return missing

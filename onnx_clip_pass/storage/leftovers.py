@@ -13,21 +13,21 @@ from onnx_clip_pass.storage.journal import Journal, journals_in
 __all__ = ["check_alone", "recover", "unfinished"]
 
 
-def recover(folder: Path) -> None:
-    """Settle what runs that have died left in a folder.
+def recover(*folders: Path) -> None:
+    """Settle what runs that have died left in folders, one after another.
 
     Raises:
         OnnxClipError: something cannot be put in order.
     """
-    for journal in _ours(folder):
+    for journal in (journal for folder in folders for journal in _ours(folder)):
         if not journal.lock():  # its run lives
             continue
         try:
             journal.settle()
         except OSError as error:
             raise OnnxClipError(
-                f"what a run of onnx-clip left in {str(folder)!r} when it was killed cannot be put "
-                f"in order ({error.strerror}: {error.filename!r}); try again"
+                f"what a run of onnx-clip left in {str(journal.root)!r} when it was killed cannot "
+                f"be put in order ({error.strerror}: {error.filename!r}); try again"
             ) from error
 
 

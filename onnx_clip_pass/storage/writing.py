@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import stat
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from google.protobuf.message import EncodeError
@@ -14,7 +15,7 @@ from onnx_clip_pass.storage.sets import errors_name, replacing
 from onnx_clip_pass.storage.source import Source
 from onnx_clip_pass.storage.structure import Piece, Structure
 
-__all__ = ["make_file", "write_bytes", "write_structures"]
+__all__ = ["write_bytes", "write_folder", "write_structures"]
 
 
 def write_structures(
@@ -71,10 +72,58 @@ def write_structures(
                 bring(file, fresh[places[file]], how, count)
 
 
-def make_file(structure: Structure, path: Path, count: Callable[[int], None]) -> None:
-    """Write a model to a path where nothing is, in a folder that nobody looks at yet."""
-    with new_file(path, structure.source.mode & 0o777) as out:
-        _write_pieces(_pieces(structure, path), structure.source, out, count)
+def write_folder(
+    target: Path,
+    source: Path,
+    folders: Iterable[str],
+    files: Mapping[str, DataFile],
+    structures: Mapping[str, Structure],
+    *,
+    how: HowToBring = "copy",
+    progress: Progress | None = None,
+) -> None:
+    """Write a folder as one: it is built beside its place and takes it over when it is complete.
+
+    Its permissions are those of what it replaces, or of the source's as the umask allows.
+
+    Args:
+        target: the folder to write; what is in it is replaced as a whole.
+        source: the folder that it is made from.
+        folders: those in it, outer ones first, by their paths relative to it.
+        files: those in it, by their relative paths, and where each is brought from.
+        structures: models that are written in place of files of these paths.
+        how: how to bring the others.
+        progress: is told how many bytes are done, and of how many.
+
+    Raises:
+        OnnxClipError: it cannot be written, or a file that is not ours appeared in what it
+            replaces.
+    """
+    total = sum(file.size for file in files.values())
+    done = 0
+
+    def count(copied: int) -> None:
+        nonlocal done
+        done += copied
+        if progress is not None:
+            progress(min(done, total), total)
+
+    place = target.resolve()  # a link to a folder stays
+    with replacing(place) as fresh:
+        built = fresh[place]
+        mode = stat.S_IMODE(source.stat().st_mode)
+        built.mkdir(mode | stat.S_IRWXU)
+        for name in folders:
+            (built / name).mkdir()
+        for name, file in files.items():
+            if name not in structures:
+                bring(file, built / name, how, count, mode=0o777)
+                continue
+            structure = structures[name]
+            with new_file(built / name, structure.source.mode & 0o777) as out:
+                pieces = _pieces(structure, built / name)
+                _write_pieces(pieces, structure.source, out, count)
+        built.chmod(built.stat().st_mode & (mode | ~0o777))
 
 
 def write_bytes(target: Path, data: bytes) -> None:

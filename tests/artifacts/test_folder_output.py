@@ -10,9 +10,8 @@ import onnx
 import pytest
 from sequences import ARTIFACTS, SGD, folder_files
 
-from onnx_clip_pass import artifacts
 from onnx_clip_pass.cli import main
-from onnx_clip_pass.storage import sets
+from onnx_clip_pass.storage import sets, writing
 from onnx_clip_pass.storage.journal import Journal
 
 OPTIMIZER = "optimizer_model.onnx"
@@ -126,7 +125,7 @@ def _assert_nothing_happened(folder: Path, before: dict[str, bytes]) -> None:
 
 
 @pytest.mark.parametrize("is_there", [False, True], ids=["new", "replaced"])
-@pytest.mark.parametrize("what", ["bring", "make_file"])
+@pytest.mark.parametrize("what", ["bring", "_write_pieces"])
 def test_a_full_disk_leaves_everything_as_it_was(folder, out, capsys, monkeypatch, what, is_there):
     if is_there:
         assert rewrite(folder, out) == 0
@@ -135,7 +134,7 @@ def test_a_full_disk_leaves_everything_as_it_was(folder, out, capsys, monkeypatc
     def fail(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifacts, what, fail)
+    monkeypatch.setattr(writing, what, fail)
     assert rewrite(folder, out, "--clip-norm", "2") == 2
     assert "No space left on device; nothing there has changed" in capsys.readouterr().err
     _assert_nothing_happened(folder, before)
@@ -147,7 +146,7 @@ def test_an_interrupt_leaves_everything_as_it_was(folder, out, monkeypatch):
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(artifacts, "make_file", interrupt)
+    monkeypatch.setattr(writing, "_write_pieces", interrupt)
     assert rewrite(folder, out) == 130
     _assert_nothing_happened(folder, before)
 
@@ -278,14 +277,14 @@ def test_names_that_would_steer_a_terminal_come_along_and_are_shown_as_text(fold
 
 
 def test_a_checkpoint_that_changes_meanwhile_is_noticed(folder, out, capsys, monkeypatch):
-    real = artifacts.bring
+    real = writing.bring
 
     def change_then_bring(*args, **kwargs):
         with (folder / "checkpoint").open("ab") as file:
             file.write(b"more")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(artifacts, "bring", change_then_bring)
+    monkeypatch.setattr(writing, "bring", change_then_bring)
     assert rewrite(folder, out) == 2
     assert "it was changed while it was being read" in capsys.readouterr().err
     assert not out.exists()
