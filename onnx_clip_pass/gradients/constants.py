@@ -25,19 +25,35 @@ class Constants(Training):
     """Questions about numbers that are written in a run."""
 
     def _is_uniform(self, vertex: int) -> bool:
-        """Whether a value is a constant of which all elements are one number."""
-        if self.states.numbers[vertex] is not None:
-            cone = self.chains.cone(vertex)
-            return not cone.inputs and not cone.ends
-        array = array_of(self.values, vertex, _MOST_READ)
-        return array is not None and array.size > 0 and bool(np.all(array == array[0]))
+        """True for a constant of which all elements are one number."""
+        if self.states.numbers[vertex] is None:
+            return self._number(vertex) is not None
+        cone = self.chains.cone(vertex)
+        return not cone.inputs and not cone.ends
+
+    def _number(self, vertex: int) -> float | None:
+        """The number that a value is, or that a constant tensor is filled with; None for others."""
+        number = self.states.numbers[vertex]
+        if number is not None:
+            return float(number[0])
+        if vertex not in self._filled:
+            array = array_of(self.values, vertex, _MOST_READ)
+            array = np.empty(0) if array is None else array
+            is_filled = array.size > 0 and bool(np.all(array == array[0]))
+            is_weight = self.values.behind(vertex) in self.states.roots & self.states.forward
+            self._filled[vertex] = float(array[0]) if is_filled and not is_weight else None
+        return self._filled[vertex]
+
+    @cached_property
+    def _filled(self) -> dict[int, float | None]:
+        return {}
 
     def _constant(self, op: str, factor: int) -> tuple[float, float] | None:
         """Size and sign of a constant by which a value is multiplied; None if it is none."""
-        number = self.states.numbers[factor]
-        if number is None or self.chains.cone(factor).inputs or not number[0]:
+        number = self._number(factor)
+        if not number or self.chains.cone(factor).inputs:
             return None
-        times = float(number[0] if op == "Mul" else 1 / number[0])
+        times = number if op == "Mul" else 1 / number
         return abs(times), float(np.sign(times))
 
     def _multipliers(self, vertex: int) -> Iterator[float]:

@@ -106,8 +106,11 @@ def noise_of(loss: Loss, feeds: Arrays, moved: Iterable[str]) -> float:
     found = [_ROUNDINGS * 2e-16 * max(abs(here), 1e-30)]
     for _ in range(3):  # steps so small that curvature is far below what float32 would round
         # each element by a part of itself, so that no mask of -1e9 reaches what it lets through
-        sizes = {name: np.abs(feeds[name]) if np.any(feeds[name]) else 1.0 for name in names}
-        move = {name: rng.normal(size=feeds[name].shape) * sizes[name] for name in names}
+        move = {
+            name: rng.normal(size=feeds[name].shape)
+            * (np.abs(feeds[name]) if np.any(feeds[name]) else 1.0)
+            for name in names
+        }
         sides = [loss(feeds | _moved(feeds, move, step)) for step in (1e-8, -1e-8)]
         found.append(abs(sides[0] + sides[1] - 2 * here))
     return float(np.nanmax(found))
