@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import click
 
 from onnx_clip_pass.arguments import number_in, whole_in
-from onnx_clip_pass.cli.options import NUMBER, PATH, given_options
+from onnx_clip_pass.cli.options import NUMBER, PATH, OptionGroup, given_options, option
 from onnx_clip_pass.clips import CLIPS, setting_names
 from onnx_clip_pass.clips.settings import AXES, FLAG, Number, SettingType
 from onnx_clip_pass.errors import shown
@@ -21,7 +21,7 @@ from onnx_clip_pass.files import read_map
 from onnx_clip_pass.rewrite import ClipOrRules, GradientNames, described_options
 from onnx_clip_pass.rules import load_rules
 
-__all__ = ["ClipOptions", "clip_options", "gradient_options", "named_gradients"]
+__all__ = ["ClipOptions", "GradientOptions", "clip_options"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _DEFAULT_CLIP = "norm"
@@ -131,12 +131,12 @@ def _words_of(known: Sequence[str]) -> Callable[..., tuple[str, ...]]:
     """What makes words of an option's texts, whether commas or the option itself part them."""
 
     def words(
-        _context: click.Context, option: click.Parameter, texts: Sequence[str]
+        _context: click.Context, given: click.Parameter, texts: Sequence[str]
     ) -> tuple[str, ...]:
         found = tuple(word.strip() for text in texts for word in text.split(","))
         if not all(found):
             raise click.UsageError(
-                f"{option.opts[0]}: expected {', '.join(known)}, or several, not "
+                f"{given.opts[0]}: expected {', '.join(known)}, or several, not "
                 f"{shown(','.join(texts))}"
             )
         return found
@@ -151,33 +151,34 @@ def _number_or_name(_context: click.Context, _option: click.Parameter, text: str
         return text
 
 
-def gradient_options(command: _Command) -> _Command:
-    """Add the options that name gradients outright."""
-    for option in (
-        click.option(
-            "--map",
-            "map_file",
-            type=PATH,
-            metavar="FILE",
-            help="JSON object, gradient name to parameter name; nothing is searched.",
-        ),
-        click.option(
-            "--gradient",
-            "names",
-            multiple=True,
-            metavar="NAME",
-            help="This value is a gradient; nothing is searched. Repeatable.",
-        ),
-    ):
-        command = option(command)
-    return command
+class GradientOptions(OptionGroup):
+    """The gradients, named outright."""
 
+    names: tuple[str, ...] = option(
+        "--gradient",
+        multiple=True,
+        metavar="NAME",
+        help="This value is a gradient; nothing is searched. Repeatable.",
+    )
+    map_file: Path | None = option(
+        "--map",
+        type=PATH,
+        metavar="FILE",
+        help="JSON object, gradient name to parameter name; nothing is searched.",
+    )
 
-def named_gradients(names: Sequence[str], map_file: Path | None) -> GradientNames:
-    """What the options of `gradient_options` say; None if nothing."""
-    if names and map_file is not None:
-        raise click.UsageError("--gradient and --map exclude each other: put the names in the map")
-    return read_map(map_file) if map_file is not None else list(names) or None
+    @property
+    def given(self) -> list[str]:
+        """Those that are given, as they are spelled."""
+        return ["--gradient"] * bool(self.names) + ["--map"] * (self.map_file is not None)
+
+    def read(self) -> GradientNames:
+        """What they say; None if nothing."""
+        if len(self.given) > 1:
+            raise click.UsageError(
+                "--gradient and --map exclude each other: put the names in the map"
+            )
+        return read_map(self.map_file) if self.map_file is not None else list(self.names) or None
 
 
 def _form_of(kind: Any, default: Any) -> dict[str, Any]:
@@ -225,8 +226,9 @@ def clip_options(command: _Command) -> _Command:
     for name, (kind, each) in described_options().items():
         if each.help:
             form = _form_of(kind, each.default)
-            add = click.option(_spelled(name), help=each.help, metavar=each.metavar, **form)
-            declared.append(add)
-    for option in reversed(declared):
-        command = option(command)
+            declared.append(
+                click.option(_spelled(name), help=each.help, metavar=each.metavar, **form)
+            )
+    for add in reversed(declared):
+        command = add(command)
     return command

@@ -7,13 +7,8 @@ from typing import Any
 
 import click
 
-from onnx_clip_pass.cli.clipping import (
-    ClipOptions,
-    clip_options,
-    gradient_options,
-    named_gradients,
-)
-from onnx_clip_pass.cli.finding import FindOptions, find_options
+from onnx_clip_pass.cli.clipping import ClipOptions, GradientOptions, clip_options
+from onnx_clip_pass.cli.finding import FindOptions
 from onnx_clip_pass.cli.options import OUTPUT, PATH, json_option, output_path
 from onnx_clip_pass.cli.showing import report_facts, tell_rewrite
 from onnx_clip_pass.cli.words import print_json
@@ -26,15 +21,13 @@ __all__ = ["extract"]
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", type=OUTPUT, help="Where to write. [default: MODEL.clip.onnx]")
 @clip_options
-@gradient_options
-@find_options
+@GradientOptions.declare
+@FindOptions.declare
 @click.option("--force", is_flag=True, help="Replace an output that extract did not write.")
 @json_option
 def extract(
     model: Path,
     output: str | None,
-    names: tuple[str, ...],
-    map_file: Path | None,
     force: bool,
     as_json: bool,
     **options: Any,
@@ -43,10 +36,8 @@ def extract(
 
     For gradients that are averaged over workers, or kept outside of ONNX, before they are clipped.
     """
-    finding = FindOptions.of(options)
-    finding.refuse_with(
-        *(["--gradient"] if names else []), *(["--map"] if map_file is not None else [])
-    )
+    finding, named = FindOptions.take(options), GradientOptions.take(options)
+    finding.refuse_with(*named.given)
     clipping = ClipOptions.of(options)
     if clipping.arguments["measure_only"]:
         raise click.UsageError("--measure-only clips nothing: there is no clip to extract")
@@ -56,7 +47,7 @@ def extract(
         model,
         target,
         clipping.clips(),
-        gradients=named_gradients(names, map_file),
+        gradients=named.read(),
         force=force,
         **clipping.arguments,
         **finding.arguments(model),

@@ -2,57 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from onnx_clip_pass.arguments import whole_in
-from onnx_clip_pass.cli.options import given_options, say_together
+from onnx_clip_pass.cli.options import OptionGroup, given_options, option, say_together
 from onnx_clip_pass.cli.words import escape_control, say
 from onnx_clip_pass.deciding import Apart
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients.optimizer import checked_ops
 from onnx_clip_pass.rewrite import Uncovered
 
-__all__ = ["FindOptions", "find_options", "optimizer_option", "tell_uncovered"]
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True, slots=True)
-class FindOptions:
-    """What to do about open questions: the values of the options of `find_options`."""
-
-    no_run: bool
-    optimizer_ops: dict[str, tuple[int, int]]
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> FindOptions:
-        """Take them out of all options of a command."""
-        return cls(*(options[name] for name in cls.__slots__))
-
-    def refuse_with(self, *others: str) -> None:
-        """Refuse options about questions where nothing is searched and so nothing is open.
-
-        Args:
-            others: the options by which gradients are known.
-        """
-        idle = given_options("partial", "no_run")
-        if idle and others:
-            raise click.UsageError(
-                f"{say_together(idle)} what to do where the search leaves something open, and "
-                f"nothing is searched: not with {', '.join(others)}"
-            )
-
-    def arguments(self, model: Path) -> dict[str, Any]:
-        """Return the same as arguments of `clip_gradients_file`."""
-        return {
-            "probe": False if self.no_run else Apart(model),
-            "optimizer_ops": self.optimizer_ops,
-        }
+__all__ = ["FindOptions", "OptimizerOptions", "tell_uncovered"]
 
 
 def _optimizers(
@@ -79,33 +43,49 @@ def _optimizers(
     return found
 
 
-def optimizer_option(command: _Command) -> _Command:
-    """Add the option that tells of optimizers."""
-    return click.option(
+class OptimizerOptions(OptionGroup):
+    """What a graph does not tell of its optimizers."""
+
+    optimizer_ops: dict[str, tuple[int, int]] = option(
         "--optimizer-op",
-        "optimizer_ops",
         multiple=True,
         callback=_optimizers,
         metavar="OP:parameter=N,gradient=N",
         help="An optimizer that onnx-clip does not know, with the numbers of its inputs: "
         "vendor::SGD:parameter=0,gradient=1. Repeatable.",
-    )(command)
+    )
 
 
-def find_options(command: _Command) -> _Command:
-    """Add the options that say what to do about open questions."""
-    for option in (
-        optimizer_option,
-        click.option(
-            "--no-run",
-            is_flag=True,
-            help="Never run the model unasked. Else, where several values may be a gradient, it is "
-            "run for at most 20 s (if ONNX Runtime is there and the model below 256 MB) and the "
-            "slopes of its loss decide.",
-        ),
-    ):
-        command = option(command)
-    return command
+class FindOptions(OptimizerOptions):
+    """What to do about open questions."""
+
+    no_run: bool = option(
+        "--no-run",
+        is_flag=True,
+        help="Never run the model unasked. Else, where several values may be a gradient, it is "
+        "run for at most 20 s (if ONNX Runtime is there and the model below 256 MB) and the "
+        "slopes of its loss decide.",
+    )
+
+    def refuse_with(self, *others: str) -> None:
+        """Refuse options about questions where nothing is searched and so nothing is open.
+
+        Args:
+            others: the options by which gradients are known.
+        """
+        idle = given_options("partial", "no_run")
+        if idle and others:
+            raise click.UsageError(
+                f"{say_together(idle)} what to do where the search leaves something open, and "
+                f"nothing is searched: not with {', '.join(others)}"
+            )
+
+    def arguments(self, model: Path) -> dict[str, Any]:
+        """Return the same as arguments of `clip_gradients_file`."""
+        return {
+            "probe": False if self.no_run else Apart(model),
+            "optimizer_ops": self.optimizer_ops,
+        }
 
 
 def tell_uncovered(questions: Sequence[Uncovered]) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from onnx_clip_pass.cli.finding import optimizer_option, tell_uncovered
+from onnx_clip_pass.cli.finding import OptimizerOptions, tell_uncovered
 from onnx_clip_pass.cli.folders import inspect_folder, is_folder
 from onnx_clip_pass.cli.options import PATH, json_option
-from onnx_clip_pass.cli.probing import ProbeOptions, probe_options
+from onnx_clip_pass.cli.probing import ProbeOptions
 from onnx_clip_pass.cli.showing import done_by, gradient_facts, record_facts, show_inspected
-from onnx_clip_pass.cli.verifying import RunOptions, run_options
+from onnx_clip_pass.cli.verifying import RunOptions
 from onnx_clip_pass.cli.words import counted, escape_control, print_json
 from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.files import explain_file, inspect_file
@@ -30,9 +30,9 @@ __all__ = ["inspect"]
     metavar="PARAMETER",
     help="Show how this parameter's new value comes from its gradient, and why that is it.",
 )
-@optimizer_option
-@probe_options
-@run_options
+@OptimizerOptions.declare
+@ProbeOptions.declare
+@RunOptions.declare
 @json_option
 def inspect(
     model: Path,
@@ -48,7 +48,7 @@ def inspect(
 
     MODEL is a file, or a folder of ONNX Runtime's training artifacts.
     """
-    probing, run = ProbeOptions.of(options), RunOptions.of(options)
+    probing, run = ProbeOptions.take(options), RunOptions.take(options)
     if not probing.probes:
         run.refuse_without("--probe")
     if is_folder(model) and not probing.probes:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar, dataclass_transform
 
 import click
 from click.core import ParameterSource
@@ -19,9 +20,12 @@ __all__ = [
     "PATH",
     "TEXT",
     "WHOLE",
+    "OptionGroup",
     "given_options",
     "json_option",
+    "option",
     "output_path",
+    "refuse",
     "say_together",
 ]
 
@@ -85,6 +89,52 @@ PATH = _File(path_type=Path)
 
 OUTPUT = _File(path_type=str)
 """The type of an option that says where to write: text, for `output_path`."""
+
+
+def option(*names: str, **attributes: Any) -> Any:
+    """A field of an `OptionGroup`: what is given by an option, declared as for `click.option`."""
+    return field(metadata={"option": (names, attributes)})
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(option,))
+@dataclass(frozen=True, kw_only=True)
+class OptionGroup:
+    """Options that belong together, each declared by a field, and what is given by them.
+
+    Every subclass is a frozen dataclass.
+    """
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
+
+    @classmethod
+    def declare(cls, command: _Command) -> _Command:
+        """Add the options to a command."""
+        for each in reversed(fields(cls)):
+            names, attributes = each.metadata["option"]
+            command = click.option(*names, each.name, **attributes)(command)
+        return command
+
+    @classmethod
+    def take(cls, options: dict[str, Any]) -> Self:
+        """Take them out of all options of a command."""
+        return cls(**{name: options.pop(name) for name in cls.field_names()})
+
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """The names of the fields."""
+        return [each.name for each in fields(cls)]
+
+
+def refuse(*faults: tuple[object, str]) -> None:
+    """Refuse options that do not go together.
+
+    Args:
+        faults: pairs of whether something is wrong, and what; the first of them is told.
+    """
+    for is_wrong, what in faults:
+        if is_wrong:
+            raise click.UsageError(what)
 
 
 def output_path(text: str | None, model: Path) -> Path | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-from onnx_clip_pass.cli.options import given_options, say_together
+from onnx_clip_pass.cli.options import OptionGroup, given_options, option, say_together
 from onnx_clip_pass.cli.showing import ProgressBar
 from onnx_clip_pass.cli.verifying import RunOptions
 from onnx_clip_pass.cli.words import say
@@ -20,24 +20,27 @@ from onnx_clip_pass.rewrite import Report
 if TYPE_CHECKING:
     from onnx_clip_pass.probe import Probing
 
-__all__ = ["ProbeOptions", "probe_options", "with_evidence"]
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
+__all__ = ["ProbeOptions", "with_evidence"]
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeOptions:
-    """What is probed: the values of the options of `probe_options`."""
+class ProbeOptions(OptionGroup):
+    """What is probed."""
 
-    probes: bool
-    loss: str | None
-    inner: bool
-    data: tuple[str, ...]
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> ProbeOptions:
-        """Take them out of all options of a command."""
-        return cls(*(options[name] for name in cls.__slots__))
+    probes: bool = option(
+        "--probe",
+        is_flag=True,
+        help="Run the model and find gradients by the slopes of its loss, not by name.",
+    )
+    loss: str | None = option(
+        "--loss", metavar="NAME", help="With --probe: the loss. [default: the scalar output]"
+    )
+    inner: bool = option("--inner", is_flag=True, help="With --probe: not only among the outputs.")
+    data: tuple[str, ...] = option(
+        "--data",
+        multiple=True,
+        metavar="NAME",
+        help="With --probe: a parameter that looks like data. Repeatable.",
+    )
 
     def __post_init__(self) -> None:
         idle = given_options("loss", "inner", "data")
@@ -82,27 +85,3 @@ def with_evidence(report: Report, probed: Iterable[Gradient]) -> Report:
     return replace(
         report, rows=tuple(replace(row, gradient=said(row.gradient)) for row in report.rows)
     )
-
-
-def probe_options(command: _Command) -> _Command:
-    """Add the options that say what is probed."""
-    for option in (
-        click.option(
-            "--data",
-            multiple=True,
-            metavar="NAME",
-            help="With --probe: a parameter that looks like data. Repeatable.",
-        ),
-        click.option("--inner", is_flag=True, help="With --probe: not only among the outputs."),
-        click.option(
-            "--loss", metavar="NAME", help="With --probe: the loss. [default: the scalar output]"
-        ),
-        click.option(
-            "--probe",
-            "probes",
-            is_flag=True,
-            help="Run the model and find gradients by the slopes of its loss, not by name.",
-        ),
-    ):
-        command = option(command)
-    return command

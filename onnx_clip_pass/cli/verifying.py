@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,7 +12,15 @@ import click
 
 from onnx_clip_pass.arguments import whole_in
 from onnx_clip_pass.cli.folders import is_folder, refuse_to_verify
-from onnx_clip_pass.cli.options import PATH, WHOLE, given_options, json_option, say_together
+from onnx_clip_pass.cli.options import (
+    PATH,
+    WHOLE,
+    OptionGroup,
+    given_options,
+    json_option,
+    option,
+    say_together,
+)
 from onnx_clip_pass.cli.tables import MOST_ROWS, show_table
 from onnx_clip_pass.cli.words import counted, escape_control, print_json, say
 from onnx_clip_pass.errors import shown
@@ -20,33 +28,66 @@ from onnx_clip_pass.errors import shown
 if TYPE_CHECKING:
     from onnx_clip_pass.verification import Verification
 
-__all__ = ["RunOptions", "run_options", "slopes_option", "tell_verification", "verify"]
+__all__ = ["RunOptions", "slopes_option", "tell_verification", "verify"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """How the models are run: the values of the options of `run_options`."""
+def _sizes(
+    _context: click.Context, _option: click.Parameter, texts: Sequence[str]
+) -> dict[str, int]:
+    """The sizes of dimensions by their names."""
+    sizes: dict[str, int] = {}
+    for text in texts:
+        name, _, size = text.rpartition("=")
+        try:
+            number = whole_in(size)
+        except ValueError:
+            number = -1
+        if not name or number < 0:
+            raise click.BadParameter(f"expected NAME=SIZE such as batch=4, not {shown(text)}")
+        if name in sizes:
+            raise click.BadParameter(f"{name!r} is named twice")
+        sizes[name] = number
+    return sizes
 
-    feeds: tuple[Path, ...]
-    dims: dict[str, int]
-    provider: Any
-    seed: int
+
+class RunOptions(OptionGroup):
+    """How models are run."""
+
+    feeds: tuple[Path, ...] = option(
+        "--feeds",
+        type=PATH,
+        multiple=True,
+        metavar="FILE",
+        help="An .npz file with inputs by name; the others are made up. Repeatable.",
+    )
+    dims: dict[str, int] = option(
+        "--dim",
+        callback=_sizes,
+        multiple=True,
+        metavar="NAME=SIZE",
+        help="The size of a symbolic dimension of made-up inputs. [default: 2] Repeatable.",
+    )
+    provider: Any = option(
+        "--provider",
+        type=click.Choice(["cpu", "cuda"]),
+        default="cpu",
+        show_default=True,
+        help="Where ONNX Runtime runs the models; never the CPU in place of CUDA.",
+    )
+    seed: int = option(
+        "--seed", type=WHOLE, default=0, show_default=True, help="For made-up inputs."
+    )
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> RunOptions:
-        """Take them out of all options of a command."""
-        return cls(*(options[name] for name in cls.__slots__))
-
-    @staticmethod
-    def refuse_without(*runs: str) -> None:
+    def refuse_without(cls, *runs: str) -> None:
         """Refuse options that say how to run where nothing is run.
 
         Args:
             runs: the options by which something would be.
         """
-        idle = given_options(*RunOptions.__slots__)
+        idle = given_options(*cls.field_names())
         if idle:
             raise click.UsageError(
                 f"{say_together(idle)} how to run a model, and none is run: add {' or '.join(runs)}"
@@ -78,62 +119,6 @@ class RunOptions:
         }
 
 
-def _sizes(
-    _context: click.Context, _option: click.Parameter, texts: Sequence[str]
-) -> dict[str, int]:
-    """The sizes of dimensions by their names."""
-    sizes: dict[str, int] = {}
-    for text in texts:
-        name, _, size = text.rpartition("=")
-        try:
-            number = whole_in(size)
-        except ValueError:
-            number = -1
-        if not name or number < 0:
-            raise click.BadParameter(f"expected NAME=SIZE such as batch=4, not {shown(text)}")
-        if name in sizes:
-            raise click.BadParameter(f"{name!r} is named twice")
-        sizes[name] = number
-    return sizes
-
-
-def run_options(command: _Command) -> _Command:
-    """Add the options that say how models are run."""
-    for option in (
-        click.option(
-            "--seed",
-            type=WHOLE,
-            default=0,
-            show_default=True,
-            help="For made-up inputs.",
-        ),
-        click.option(
-            "--provider",
-            type=click.Choice(["cpu", "cuda"]),
-            default="cpu",
-            show_default=True,
-            help="Where ONNX Runtime runs the models; never the CPU in place of CUDA.",
-        ),
-        click.option(
-            "--dim",
-            "dims",
-            callback=_sizes,
-            multiple=True,
-            metavar="NAME=SIZE",
-            help="The size of a symbolic dimension of made-up inputs. [default: 2] Repeatable.",
-        ),
-        click.option(
-            "--feeds",
-            type=PATH,
-            multiple=True,
-            metavar="FILE",
-            help="An .npz file with inputs by name; the others are made up. Repeatable.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
 def slopes_option(command: _Command) -> _Command:
     """Add the option that says what is made of gradients that are no slopes of the loss."""
     return click.option(
@@ -155,7 +140,7 @@ def slopes_option(command: _Command) -> _Command:
     metavar="NAME",
     help="The loss whose slopes gradients are held to. [default: the scalar output]",
 )
-@run_options
+@RunOptions.declare
 @json_option
 def verify(
     original: Path,
@@ -177,7 +162,7 @@ def verify(
         refuse_to_verify(original, rewritten)
     if loss is not None and slopes == "off":
         raise click.UsageError("--loss says whose slopes to take: not with --slopes off")
-    found = RunOptions.of(options).verify(original, rewritten, slopes=slopes, loss=loss)
+    found = RunOptions.take(options).verify(original, rewritten, slopes=slopes, loss=loss)
     facts = tell_verification(rewritten, found, as_json=as_json, is_result=True)
     if as_json:
         print_json({"original": str(original), "rewritten": str(rewritten)} | facts)
