@@ -10,6 +10,8 @@ import pytest
 from graphs import MODELS
 
 from onnx_clip_pass.cli import main
+from onnx_clip_pass.cli.verifying import RunOptions
+from onnx_clip_pass.errors import OnnxClipError
 
 ort = pytest.importorskip("onnxruntime", reason="running a graph needs ONNX Runtime")
 
@@ -47,3 +49,17 @@ def test_rewrite_writes_nothing_to_verify_without_a_runtime(
     assert main(["rewrite", str(SGD), "-o", str(tmp_path / "c.onnx"), "--verify"]) == 2
     assert "pip install onnxruntime" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_what_was_written_is_told_where_verifying_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OnnxClipError("the runtime gave up")
+
+    monkeypatch.setattr(RunOptions, "verify", fail)
+    target = tmp_path / "c.onnx"
+    assert main(["rewrite", str(SGD), "-o", str(target), "--verify", "--json"]) == 2
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["output"], facts["error"]) == (str(target), "the runtime gave up")
+    assert [row["gradient"] for row in facts["gradients"]] == ["W_grad", "b_grad"]

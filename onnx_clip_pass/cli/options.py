@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self, TypeVar, dataclass_transform
@@ -126,13 +126,13 @@ class OptionGroup:
         return [each.name for each in fields(cls)]
 
 
-def refuse(*faults: tuple[object, str]) -> None:
+def refuse(faults: Mapping[str, object]) -> None:
     """Refuse options that do not go together.
 
     Args:
-        faults: pairs of whether something is wrong, and what; the first of them is told.
+        faults: by what is wrong, whether it is; the first of them is told.
     """
-    for is_wrong, what in faults:
+    for what, is_wrong in faults.items():
         if is_wrong:
             raise click.UsageError(what)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,33 +151,23 @@ class _Rewriting:
         """Take it out of the options of `rewrite`; refused if they do not go together."""
         data, target = DataOptions.take(options), TargetOptions.take(options)
         at, slopes, verifies = (options.pop(name) for name in ("at", "slopes", "verifies"))
-        refuse(
-            (target.in_place and output is not None, "--in-place and --output exclude each other"),
-            (
-                verifies and (target.in_place or dry_run),
-                "--verify needs both models: not with --in-place or --dry-run",
-            ),
-            (
-                given_options("slopes") and not verifies,
-                "--slopes says how to verify: add --verify",
-            ),
-        )
         probing, named = ProbeOptions.take(options), GradientOptions.take(options)
-        has_folder = any(map(is_folder, models))
+        is_chosen, has_folder = output is not None, any(map(is_folder, models))
         refuse(
-            (
-                probing.probes and named.given,
-                "--probe finds the gradients: not with --gradient or --map",
-            ),
-            (
-                at is not None and not has_folder,
-                "--at is for a folder of training artifacts: give that, not a file",
-            ),
-            (data.trust_data and has_folder, _NO_TRUST),
-            (
-                output is not None and len(models) > 1,
-                "--output is for one model; several are written beside themselves",
-            ),
+            {
+                "--in-place and --output exclude each other": is_chosen and target.in_place,
+                "--verify needs both models: not with --in-place or --dry-run": verifies
+                and (target.in_place or dry_run),
+                "--slopes says how to verify: add --verify": given_options("slopes")
+                and not verifies,
+                "--probe finds the gradients: not with --gradient or --map": probing.probes
+                and named.given,
+                "--at is for a folder of training artifacts: give that, not a file": at is not None
+                and not has_folder,
+                _NO_TRUST: data.trust_data and has_folder,
+                "--output is for one model; several are written beside themselves": is_chosen
+                and len(models) > 1,
+            }
         )
         finding, run = FindOptions.take(options), RunOptions.take(options)
         finding.refuse_with(*["--probe"] * probing.probes, *named.given)
@@ -207,19 +197,21 @@ class _Rewriting:
         """Rewrite a model and tell of it; the facts in the types of JSON."""
         facts: dict[str, Any] = {"model": str(model)}
         try:
-            return facts | (self._folder if is_folder(model) else self._file)(model, target)
+            for found in (self._folder if is_folder(model) else self._file)(model, target):
+                facts |= found
         except OnnxClipError as error:
             is_named = self.is_alone or repr(str(model)) in str(error)
             say(f"error: {error}" if is_named else f"error: {model}: {error}")
-            return facts | error_facts(error)
+            facts |= error_facts(error)
+        return facts
 
-    def _folder(self, model: Path, target: Path) -> dict[str, Any]:
-        return rewrite_folder(
+    def _folder(self, model: Path, target: Path) -> Iterator[dict[str, Any]]:
+        yield rewrite_folder(
             model, target, self.clip, at=self.at, probes=self.probing.probes,
             verifies=self.verifies, as_json=self.as_json, **self.written,
         )  # fmt: skip
 
-    def _file(self, model: Path, target: Path) -> dict[str, Any]:
+    def _file(self, model: Path, target: Path) -> Iterator[dict[str, Any]]:
         if self.verifies:
             self.run.rehearse(model)  # what cannot be run is not written either
         options = self.written | self.finding.arguments(model)
@@ -234,13 +226,11 @@ class _Rewriting:
             report = with_evidence(report, probed)
         written = None if options["dry_run"] else target
         tell_rewrite(model, written, report, as_json=self.as_json)
-        facts = {"output": None if written is None else str(written)} | report_facts(report)
+        yield {"output": None if written is None else str(written)} | report_facts(report)
         if self.verifies:
             found = self.run.verify(model, target, slopes=self.slopes, loss=self.probing.loss)
-            facts["verification"] = tell_verification(
-                target, found, as_json=self.as_json, is_result=False
-            )
-        return facts
+            told = tell_verification(target, found, as_json=self.as_json, is_result=False)
+            yield {"verification": told}
 
 
 @click.command(short_help="Undo a rewrite.")
@@ -258,8 +248,10 @@ def strip(
 ) -> None:
     """Undo a rewrite: write MODEL, a file or a folder, as it was before it was clipped."""
     refuse(
-        (in_place and output is not None, "--in-place and --output exclude each other"),
-        (trust_data and is_folder(model), _NO_TRUST),
+        {
+            "--in-place and --output exclude each other": in_place and output is not None,
+            _NO_TRUST: trust_data and is_folder(model),
+        }
     )
     target = _target(model, output, in_place, "stripped")
     how: dict[str, Any] = {"external_data": external_data, "replace": in_place, "force": force}
