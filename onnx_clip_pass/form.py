@@ -3,7 +3,8 @@
 A form is what type annotations say already: `list[str]`, `dict[str, float | None]`, `tuple[Count,
 Count]`, a `TypedDict`. So the annotations of a dataclass are the one description of what may stand
 in a file, for the reader, the writer and the type checker alike. `Annotated[dict[str, Any], Entry]`
-is a mapping that has what the TypedDict `Entry` asks for, and more of any kind.
+is a mapping that has what the TypedDict `Entry` asks for, and more of any kind. A class with
+`from_json` is made of what has the form that its `FORM` says.
 """
 
 from __future__ import annotations
@@ -106,6 +107,11 @@ def reader_of(form: Any) -> Reader:
         return _dict(reader_of(args[1]))
     if is_typeddict(form):
         return _keys(form, may_have_more=False)
+    if hasattr(form, "from_json"):
+        return _entry(form)
+    if hasattr(form, "_fields"):  # a NamedTuple
+        read = _tuple([reader_of(each) for each in get_type_hints(form).values()])
+        return lambda value: form(*read(value))
     return {Any: _any, str: _text}.get(form) or _single(form)
 
 
@@ -215,6 +221,11 @@ def _any(value: Any, depth: int = 0) -> Any:
     if isinstance(value, Mapping):
         return _dict(lambda each: _any(each, depth + 1))(value)
     return _list(lambda each: _any(each, depth + 1), is_text=False)(value)
+
+
+def _entry(form: Any) -> Reader:
+    read = reader_of(form.FORM)
+    return lambda value: form.from_json(read(value))
 
 
 def _single(form: Any) -> Reader:

@@ -256,7 +256,7 @@ def _twin(model: ModelProto, body: Any, value: str, types: dict[str, int]) -> st
     """A value that is to another gradient what this one is to its own, made before it is read."""
     record = read_record(model)
     assert record is not None
-    gradients = list(dict.fromkeys(entry["gradient"] for entry in record.clips))
+    gradients = list(dict.fromkeys(entry.gradient for entry in record.clips))
     of = {old: new for new, old in record.renamed.items()}
     gradients += [of[name] for name in gradients if name in of]
     own = [name for name in gradients if value == name or f"clip/{name}/" in value]

@@ -57,7 +57,7 @@ def test_each_clip_is_said_in_words_that_leave_no_doubt(options, words, settings
     assert main(["rewrite", str(seed), *options]) == 0
     assert words in capsys.readouterr().out
     written = onnx.load(seed.with_name("step.clipped.onnx"))
-    entry = read_record(written).clips[0]
+    entry = read_record(written).clips[0].clip
     assert {name: entry[name] for name in settings} == settings
     assert strip(written) == onnx.load(SEED)
 

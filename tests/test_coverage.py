@@ -38,7 +38,7 @@ ONE = GradientClipByNorm(1.0)
 def clipped_in(model: onnx.ModelProto) -> list[tuple[str, str]]:
     record = read_record(model)
     assert record is not None
-    return [(entry["gradient"], entry["parameter"]) for entry in record.clips]
+    return [(entry.gradient, entry.parameter) for entry in record.clips]
 
 
 # -- what is not refused -----------------------------------------------------------------------
@@ -137,7 +137,7 @@ def test_accepting_leaves_out_and_says_so_in_report_and_record(tmp_path: Path):
     assert any("not clipped" in text and "'W'" in text for text in report.warnings)
     record = read_record(onnx.load(target))
     assert record is not None
-    assert record.uncovered == [left_out.as_entry()]
+    assert record.uncovered == [left_out]
     assert strip(onnx.load(target)) == asking()
     assert [each.parameter for each in inspect_file(target).questions] == ["W"]
 

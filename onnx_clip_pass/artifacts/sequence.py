@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 from onnx import ModelProto, TypeProto
 
-from onnx_clip_pass._version import __version__
 from onnx_clip_pass.artifacts.loops import insert_clip_by_global_norm, insert_clip_of_each
 from onnx_clip_pass.clips import (
     Clip,
@@ -30,7 +29,7 @@ from onnx_clip_pass.clips import (
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient, Parameter
 from onnx_clip_pass.graph import OUTPUT, Editor, Index, Read, TensorType
-from onnx_clip_pass.record import KEY, Record, undo, write_record
+from onnx_clip_pass.record import KEY, ClipEntry, Record, undo, write_record
 from onnx_clip_pass.rewrite import Clipped, Report, clip_in_place
 
 __all__ = ["GRADIENTS", "Optimizer", "clip_sequence", "find_optimizer"]
@@ -96,7 +95,7 @@ def clip_sequence(model: ModelProto, clip: Clip, numerics: Numerics, name: str) 
         OnnxClipError: the clip picks by name, it is no optimizer model of a known version, or its
             opset is too old.
     """
-    replaced = undo(model)
+    replaced = undo(model) is not None
     optimizer = find_optimizer(model, name)
     index = Index(model)
     opset = index.main.opset or 0
@@ -206,15 +205,11 @@ def _write_record(editor: Editor, renamed: dict[str, str], clip: Clip, numerics:
     constants = {tensor.name for tensor in editor.added.initializers}
     nodes = [node for node in graph.node if node.name in names]  # with what their loops hold now
     initializers = [tensor for tensor in graph.initializer if tensor.name in constants]
-    entry = {"gradient": GRADIENTS, "parameter": _PARAMETERS, "graph": ""}
     record = Record(
-        version=__version__,
-        clips=[entry | clip.to_dict()],
+        clips=[ClipEntry(GRADIENTS, _PARAMETERS, "", clip.to_dict())],
         norm_precision=numerics.norm_precision,
         nonfinite=numerics.nonfinite,
         renamed=renamed,
-        nodes=[node.name for node in nodes],
-        initializers=[tensor.name for tensor in initializers],
         values=editor.added.values,
     )
-    write_record(editor.model, record, [*nodes, *initializers])
+    write_record(editor.model, record, nodes, initializers)

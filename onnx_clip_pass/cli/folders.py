@@ -168,6 +168,6 @@ def _in_words(record: Record | None) -> str:
     if record is None:
         return "not clipped"
     done = {settings_in_words(clip) for clip in record.clips}
-    names = [clip["gradient"] for clip in record.clips]
+    names = [clip.gradient for clip in record.clips]
     count = "all gradients" if names == ["gradients"] else counted(len(names))
     return f"{done_by(record)}: {count}, {escape_control('; '.join(sorted(done)))}"

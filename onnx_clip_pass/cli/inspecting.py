@@ -72,7 +72,7 @@ def inspect(
                 "model": str(model),
                 "gradients": [gradient_facts(gradient) for gradient in found.gradients],
                 "reason": found.reason or None,
-                "questions": [question.as_entry() for question in found.questions],
+                "questions": [question.to_json() for question in found.questions],
                 "carried": list(found.carried),
                 "record": record_facts(found.record),
             }
@@ -120,7 +120,7 @@ def _in_words(record: Record | None) -> list[str]:
         lines.append(f"outputs that were added: {', '.join(record.outputs[:5])}{more}")
     if record.answers:
         lines.append(f"the slopes of the loss decided for {listed(list(record.answers))}")
-    names = list(dict.fromkeys(entry["parameter"] for entry in record.uncovered))
+    names = list(dict.fromkeys(entry.parameter for entry in record.uncovered))
     if names:
         lines.append(f"not covered, as was accepted (--partial): {listed(names)}")
     return [escape_control(line) for line in lines]

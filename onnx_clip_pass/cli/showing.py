@@ -16,7 +16,7 @@ from onnx_clip_pass.clips import clip_from_dict
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import Inspection
 from onnx_clip_pass.gradients import Gradient
-from onnx_clip_pass.record import Record
+from onnx_clip_pass.record import ClipEntry, Record
 from onnx_clip_pass.rewrite import Clipped, Report
 
 __all__ = [
@@ -111,7 +111,7 @@ def tell_rewrite(
 def show_inspected(found: Inspection) -> None:
     """The gradients that were found, each with the clip that it has."""
     done = found.record.clips if found.record else []
-    clips = {(clip["gradient"], clip["parameter"]): clip for clip in done}
+    clips = {(clip.gradient, clip.parameter): clip for clip in done}
     show_gradients(
         (
             (gradient, settings_in_words(clips.get((gradient.name, gradient.parameter.name))))
@@ -164,7 +164,7 @@ def report_facts(report: Report) -> dict[str, Any]:
         "measured_only": report.measured_only,
         "threshold_inputs": list(report.threshold_inputs),
         "emitted": [asdict(emitted) for emitted in report.emitted],
-        "uncovered": [each.as_entry() for each in report.uncovered],
+        "uncovered": [each.to_json() for each in report.uncovered],
     }
 
 
@@ -186,7 +186,7 @@ def record_facts(record: Record | None) -> dict[str, Any] | None:
         return None
     return {
         "version": record.version,
-        "clips": record.clips,
+        "clips": [entry.to_json() for entry in record.clips],
         "measures_only": record.measures_only,
         "loss_scale": record.loss_scale,
         "norm_precision": record.norm_precision,
@@ -195,7 +195,7 @@ def record_facts(record: Record | None) -> dict[str, Any] | None:
         "outputs": record.outputs,
         "answers": record.answers,
         "optimizer_ops": record.optimizer_ops,
-        "uncovered": record.uncovered,
+        "uncovered": [entry.to_json() for entry in record.uncovered],
     }
 
 
@@ -205,11 +205,11 @@ def done_by(record: Record) -> str:
     return f"{verb} by onnx-clip {escape_control(record.version)}"
 
 
-def settings_in_words(entry: dict[str, Any] | None) -> str:
+def settings_in_words(entry: ClipEntry | None) -> str:
     """What a record says of one clip, in a few words."""
     if entry is None:
         return "-"
     try:
-        return clip_from_dict(entry).label
+        return clip_from_dict(entry.clip).label
     except OnnxClipError:  # written by another version: worth a look all the same
-        return str(entry["clip"])
+        return str(entry.clip["clip"])

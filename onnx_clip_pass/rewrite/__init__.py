@@ -15,7 +15,7 @@ from onnx import ModelProto
 
 from onnx_clip_pass.clips import Clip
 from onnx_clip_pass.graph import Editor, Index, bodies_of
-from onnx_clip_pass.record import read_record, undo, write_record
+from onnx_clip_pass.record import undo, write_record
 from onnx_clip_pass.rewrite.coverage import Decide, Uncovered, Verdict, accepted, uncovered_of
 from onnx_clip_pass.rewrite.emitting import emit as emit_clips
 from onnx_clip_pass.rewrite.finding import find
@@ -96,8 +96,7 @@ def _without_collecting() -> Iterator[None]:
 def _clip(
     model: ModelProto, clips: Clip | Rules, settings: Settings, decide: Decide | None
 ) -> Report:
-    before = read_record(model)
-    replaced = undo(model)
+    before = undo(model)
     index = Index(model)
     found = find(index, clips, settings, before, decide)
     seen, (sightings, warnings, _, bare) = found.seen, found.selected
@@ -118,11 +117,11 @@ def _clip(
         record = record_of(
             editor, edits, sightings, settings, made.emitted, bodies, found.answers, found.uncovered
         )
-        write_record(model, record, [*editor.added.nodes, *editor.added.initializers])
+        write_record(model, record, editor.added.nodes, editor.added.initializers)
     return Report(
         rows,
         (*warnings, *notes, *lacking_kernels(made.needs)),
-        replaced,
+        before is not None,
         made.emitted,
         tuple(editor.added.inputs),
         settings.watch.measures_only,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from onnx import ModelProto
@@ -17,7 +16,7 @@ from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.gradients import Question
 from onnx_clip_pass.gradients.explaining import formula_of
 from onnx_clip_pass.graph import Scope, Value
-from onnx_clip_pass.record import UncoveredEntry
+from onnx_clip_pass.record import Uncovered
 
 __all__ = [
     "NOT_ASKABLE",
@@ -30,8 +29,6 @@ __all__ = [
     "uncovered_of",
 ]
 
-_SHOWN = 4
-
 
 class Verdict(NamedTuple):
     """What a run makes of questions: gradients by parameter, and why the others have none."""
@@ -43,39 +40,6 @@ class Verdict(NamedTuple):
 Decide = Callable[[ModelProto, Mapping[str, Sequence[str]], str | None], Verdict]
 """Takes a model, whose large weights may be missing, candidates in graph order by parameter, and
 the output that is the loss, if structure tells it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Uncovered:
-    """A trained parameter that is not clipped, since its gradient is not known.
-
-    `new` is the name of its new value, `formula` how that is computed (`W_new = Sub(W, step)`),
-    `candidates` are values of which one may be the gradient, `why` says what stands in the way.
-    """
-
-    parameter: str
-    new: str
-    formula: str
-    candidates: tuple[str, ...]
-    why: str
-
-    def in_words(self) -> str:
-        """Return all of it as one line of a message."""
-        may_be = " or ".join(map(repr, self.candidates[:_SHOWN]))
-        if self.candidates[_SHOWN:]:
-            may_be += f" or one of {len(self.candidates) - _SHOWN} more"
-        end = f"; its gradient may be {may_be}" if may_be else "; no value may be its gradient"
-        return f"{self.parameter!r}, whose new value is {self.formula}: {self.why}{end}"
-
-    def as_entry(self) -> UncoveredEntry:
-        """Return it in the types of JSON, as the record keeps it."""
-        return UncoveredEntry(
-            parameter=self.parameter,
-            new=self.new,
-            formula=self.formula,
-            candidates=list(self.candidates),
-            why=self.why,
-        )
 
 
 def uncovered_of(questions: Iterable[Question]) -> tuple[Uncovered, ...]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnx_clip_pass._version import __version__
 from onnx_clip_pass.clips import Clip
 from onnx_clip_pass.errors import listed
 from onnx_clip_pass.gradients import Gradient, Survey
 from onnx_clip_pass.gradients.clipped import clip_nodes
 from onnx_clip_pass.graph import Body, Editor, Index
 from onnx_clip_pass.kernels import Need, missing
-from onnx_clip_pass.record import Record
-from onnx_clip_pass.rewrite.coverage import Uncovered
+from onnx_clip_pass.record import ClipEntry, Measure, Record, Uncovered
 from onnx_clip_pass.rewrite.planning import Edit
 from onnx_clip_pass.rewrite.selecting import Chosen
 from onnx_clip_pass.rewrite.settings import Settings
@@ -79,26 +77,23 @@ def record_of(
         uncovered: what is left out with the user's consent.
     """
     entries = [
-        {
-            "gradient": sighting.gradient.name,
-            "parameter": sighting.gradient.parameter.name,
-            "graph": sighting.gradient.graph,
-            **choice.clip.to_dict(),
-            **({"threshold_input": choice.threshold_input} if choice.threshold_input else {}),
-        }
+        ClipEntry(
+            sighting.gradient.name,
+            sighting.gradient.parameter.name,
+            sighting.gradient.graph,
+            choice.clip.to_dict(),
+            choice.threshold_input or None,
+        )
         for sighting, choice in sightings
         if choice is not None
     ]
     added = editor.added
     return Record(
-        version=__version__,
         clips=entries,
         named=settings.named,
         norm_precision=settings.numerics.norm_precision,
         nonfinite=settings.numerics.nonfinite,
         renamed=dict(edit.renamed for edit in edits if edit.renamed[0]),
-        nodes=[node.name for node in added.nodes],
-        initializers=[tensor.name for tensor in added.initializers],
         values=added.values,
         inputs=added.inputs,
         outputs=added.outputs,
@@ -107,11 +102,11 @@ def record_of(
             for scope, runs in added.order
         ],
         loss_scale=settings.steering.loss_scale,
-        emitted=[(e.output, e.quantity, list(e.gradients), e.group) for e in emitted],
+        emitted=[Measure(e.output, e.quantity, list(e.gradients), e.group) for e in emitted],
         measures_only=settings.watch.measures_only,
         answers=answers,
         optimizer_ops=dict(settings.optimizer_ops),
-        uncovered=[each.as_entry() for each in uncovered],
+        uncovered=list(uncovered),
         imports=[list(importer) for importer in added.imports],
     )
 

@@ -193,7 +193,7 @@ class _Options:
 
 def _check_related(before: Index, original: str, rewritten: str, record: Record) -> None:
     known = {name for scope in before.scopes for name in scope.names}
-    missing = [entry["gradient"] for entry in record.clips]
+    missing = [entry.gradient for entry in record.clips]
     missing = [name for name in missing if name not in known]
     if missing:
         raise OnnxClipError(

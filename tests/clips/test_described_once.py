@@ -83,7 +83,7 @@ def test_a_rewrite_clips_by_it_and_records_it():
     model = single("float32", [2])
     clipped = clip_gradients(model, ClipByCeiling(1, steepness=1), gradients=["g"])
     np.testing.assert_array_equal(run(clipped, {"x": np.float32([3, -1])})["g"], [0.75, -0.25])
-    entry = read_record(clipped).clips[0]
+    entry = read_record(clipped).clips[0].clip
     assert (entry["clip"], entry["ceiling"], entry["steepness"]) == ("ClipByCeiling", 1.0, 1.0)
     assert strip(clipped) == model
 
@@ -148,7 +148,7 @@ def test_the_command_line_has_its_options(tmp_path: Path):
     code, out, err = command("rewrite", str(SEED), "-o", str(target), *chosen, "--verify")
     assert code == 0, err
     assert "each gradient by a ceiling" in out
-    assert read_record(onnx.load(target)).clips[0]["ceiling"] == 0.5
+    assert read_record(onnx.load(target)).clips[0].clip["ceiling"] == 0.5
     code, _, err = command("rewrite", str(SEED), "--clip", "ceiling", "--steepness", "1")
     assert (code, "--clip ceiling needs --ceiling" in err) == (2, True)
     _, out, _ = command("rewrite", "--help")

@@ -58,19 +58,19 @@ def declared_faults(
 def recorded_faults(record: Record) -> list[str]:
     """What in a record contradicts the rest of it, so that nothing can be held against it."""
     faults = []
-    steered = {entry["threshold_input"] for entry in record.clips if "threshold_input" in entry}
+    steered = {e.threshold_input for e in record.clips if e.threshold_input is not None}
     if steered != set(record.inputs):
         faults.append(
             f"the clips are steered by {_list(sorted(steered))}, but the inputs that were added "
             f"are {_list(record.inputs)}"
         )
-    measures = [output for output, *_ in record.emitted]
+    measures = [measure.output for measure in record.emitted]
     if measures != record.outputs:
         faults.append(
             f"the outputs that were added are {_list(record.outputs)}, but the measures handed out "
             f"are {_list(measures)}"
         )
-    clipped = {entry["gradient"] for entry in record.clips}
+    clipped = {entry.gradient for entry in record.clips}
     for output, quantity, gradients, _ in record.emitted:
         if quantity not in get_args(Emit):
             faults.append(f"the output {output!r} is said to hand out {quantity!r}")

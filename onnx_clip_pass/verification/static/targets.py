@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from onnx_clip_pass.clips import Clip, clip_from_dict
 from onnx_clip_pass.errors import OnnxClipError
@@ -24,15 +23,14 @@ from onnx_clip_pass.gradients import (
 )
 from onnx_clip_pass.graph import BY_NAME, Index, Read, Scope
 from onnx_clip_pass.graph.spec import FLOAT
-from onnx_clip_pass.record import Record
+from onnx_clip_pass.record import ClipEntry, Record
 from onnx_clip_pass.verification.static.reach import Place, reach
 from onnx_clip_pass.verification.static.reads import Readers
 from onnx_clip_pass.verification.static.steps import levels
 
 __all__ = ["Target", "targets_of"]
 
-_ABOUT = ("gradient", "parameter", "graph")
-_Group = list[tuple[Sighting, dict[str, Any]]]
+_Group = list[tuple[Sighting, ClipEntry]]
 """Gradients of one value, each with its entry in the record."""
 
 
@@ -86,7 +84,7 @@ def targets_of(before: Index, after: Index, record: Record) -> list[Target]:
     }
     sightings = []
     for entry in record.clips:
-        name, parameter, graph = (entry[about] for about in _ABOUT)
+        name, parameter, graph = entry.gradient, entry.parameter, entry.graph
         if (name, parameter, graph) not in known:
             raise OnnxClipError(
                 f"the record says that {name!r} is clipped as the gradient of {parameter!r}, which "
@@ -189,14 +187,14 @@ class _Reading:
 
     def _target(self, number: int, name: str, part: _Part, misread: list[str]) -> Target:
         first, entry = part.group[0]
-        clip = clip_from_dict(entry)
+        clip = clip_from_dict(entry.clip)
         reads = [] if self._record.measures_only else part.reads
         values, outputs = reach(self._before, reads)
         numbers = self._numbers
         return Target(
             gradient=first.gradient,
             clip=clip,
-            threshold_input=entry.get("threshold_input"),
+            threshold_input=entry.threshold_input,
             parameter=_parameter(self._seen, first, clip, numbers),
             axes=_axes(self._before, first, clip),
             count=len({sighting.gradient.parameter.name for sighting, _ in part.group}),
@@ -250,10 +248,9 @@ def _place(sighting: Sighting) -> Place:
     return sighting.value.frame.scope, sighting.value.name
 
 
-def _facts(entry: Mapping[str, Any]) -> str:
+def _facts(entry: ClipEntry) -> str:
     """All that an entry of the record says of its clip."""
-    facts = {name: value for name, value in entry.items() if name not in _ABOUT}
-    return json.dumps(facts, sort_keys=True)
+    return json.dumps([entry.clip, entry.threshold_input], sort_keys=True)
 
 
 def _parameter(

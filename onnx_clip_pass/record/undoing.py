@@ -1,0 +1,207 @@
+"""The way back to the model before a rewrite; nothing that the record says is trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+from onnx_clip_pass.arguments import check_model
+from onnx_clip_pass.errors import OnnxClipError, listed
+from onnx_clip_pass.graph import (
+    Body,
+    bodies_of,
+    graphs_in,
+    outermost,
+    rename_in_attributes,
+    take_back_imports,
+)
+from onnx_clip_pass.record.entries import Record
+from onnx_clip_pass.record.note import KEY, OURS, digest_of, is_clipped, read_record
+from onnx_clip_pass.validity import blaming
+
+__all__ = ["strip", "strip_if_clipped", "undo"]
+
+_SINCE = "by another tool since, so they cannot be undone; start from the original model"
+
+
+def strip(model: ModelProto) -> ModelProto:
+    """Undo a rewrite.
+
+    Args:
+        model: a model that `clip_gradients` or `onnx-clip rewrite` has made; it stays as it is.
+
+    Returns:
+        The model as it was before, equal to it as a protobuf message.
+
+    Raises:
+        OnnxClipError: the model bears no record, or what was added has been changed since.
+    """
+    check_model(model, "onnx.load, or the command onnx-clip strip")
+    original = ModelProto()
+    original.CopyFrom(model)
+    with blaming(lambda: model, "this"):
+        record = undo(original)
+    if record is None:
+        raise OnnxClipError(
+            "expected a model that onnx-clip has rewritten, but its metadata has no entry "
+            f"{KEY!r}; there is nothing to undo"
+        )
+    return original
+
+
+def strip_if_clipped(model: ModelProto) -> ModelProto:
+    """The model before any rewrite: itself if it bears no record."""
+    return strip(model) if is_clipped(model) else model
+
+
+def undo(model: ModelProto) -> Record | None:
+    """Undo a rewrite in place; return the record of it, None if there is none."""
+    record = read_record(model)
+    if record is None:
+        return None
+    if digest_of(_added_to(model, record), record) != record.digest:
+        raise OnnxClipError(
+            "the nodes that onnx-clip added to this model, or its record of them, have been "
+            f"changed, renamed, removed or joined with others {_SINCE}"
+        )
+    made = _made_by(model, set(record.nodes))
+    if _is_read_by_others(model, record, made):
+        raise OnnxClipError(
+            f"what onnx-clip added to this model has been joined with other nodes {_SINCE}"
+        )
+    if forged := _forged(model, record, made):
+        raise OnnxClipError(
+            "the record in this model is none that onnx-clip wrote: it says that a rewrite added "
+            f"{listed(forged)}, which a rewrite never adds so; start from the original model"
+        )
+    nodes, initializers = set(record.nodes), set(record.initializers)
+    order = dict(record.order)
+    bodies: list[tuple[Body, list[NodeProto]]] = []
+    todo = outermost(model)
+    for number, body in enumerate(todo):  # grows while it is read
+        bodies.append((body, _nodes_before(body, nodes, order.get(number))))
+        todo += [graph for node in bodies[-1][1] for _, graph in graphs_in(node)]
+    # other tools declare more than we did
+    values = {*record.values, *initializers, *made} - {*record.renamed.values()}
+    for body, before in reversed(bodies):  # nested ones first: putting nodes back copies them
+        if len(before) < len(body.node):
+            del body.node[:]
+            body.node.extend(before)
+        _remove(getattr(body, "value_info", ()), values)
+        if isinstance(body, GraphProto):
+            for at in range(len(body.initializer) - 1, -1, -1):  # one by one: weights stay put
+                if body.initializer[at].name in initializers:
+                    del body.initializer[at]
+        _rename_back(body, record.renamed)
+    _remove(model.graph.input, set(record.inputs))
+    _remove(model.graph.output, set(record.outputs))
+    take_back_imports(model, {tuple(importer) for importer in record.imports})
+    for at, entry in enumerate(model.metadata_props):
+        if entry.key == KEY:
+            del model.metadata_props[at]
+            break
+    return record
+
+
+def _made_by(model: ModelProto, nodes: set[str]) -> set[str]:
+    """The values that the nodes of these names make."""
+    bodies = bodies_of(model, but_in=nodes)
+    return {name for body in bodies for n in body.node if n.name in nodes for name in n.output}
+
+
+def _forged(model: ModelProto, record: Record, made: set[str]) -> list[str]:
+    """What the record says was added and cannot have been: the model's own, or made up.
+
+    A digest proves nothing here, since whoever writes a record can write its digest as well.
+    """
+    steered = {entry.threshold_input for entry in record.clips}
+    measures = {measure.output for measure in record.emitted}
+    results = {*made, *record.renamed}
+    constants = {*record.initializers} - {*record.inputs}
+    own = [
+        *(("node", name) for name in record.nodes if not name.startswith(OURS)),
+        *(("initializer", name) for name in constants if not name.startswith(OURS)),
+        # an input has its default, and a clip that takes it
+        *(("input", n) for n in record.inputs if n not in {*record.initializers} & steered),
+        *(("output", n) for n in record.outputs if n not in made or n not in measures),
+        *(("value", name) for name in record.values if name not in results),
+        # on one side of a clip there is what it makes
+        *(
+            ("name", new)
+            for new, old in record.renamed.items()
+            if not new.startswith(OURS) or not (new in made or old in made)
+        ),
+    ]
+    numbers = {tensor.name: tensor for tensor in model.graph.initializer}
+    own += [("input", n) for n in record.inputs if n in numbers and numbers[n].dims]
+    return [f"the {what} {name!r}" for what, name in own]
+
+
+def _nodes_before(body: Body, names: set[str], runs: Any) -> list[NodeProto]:
+    """The nodes but those of these names, in the order that they had.
+
+    If another tool has added nodes or taken some away, they stay in the order in which they are.
+    """
+    kept = [node for node in body.node if node.name not in names]
+    if runs is not None and sum(count for _, count in runs) == len(kept):
+        numbers = [number for first, count in runs for number in range(first, first + count)]
+        if sorted(numbers) == list(range(len(kept))):
+            return [kept[at] for at in sorted(range(len(kept)), key=numbers.__getitem__)]
+    return kept
+
+
+def _remove(items: Any, names: set[str]) -> None:
+    """Take the messages of these names out of a repeated field, in one go: they are many."""
+    kept = [item for item in items if item.name not in names]
+    if len(kept) < len(items):
+        del items[:]
+        items.extend(kept)
+
+
+def _rename_back(body: Body, names: dict[str, str]) -> None:
+    for node in body.node:
+        for ports in (node.input, node.output):
+            for slot, name in enumerate(ports):
+                if name in names:
+                    ports[slot] = names[name]
+        if node.op_type == "Gradient":
+            for new, old in names.items():
+                rename_in_attributes(node, new, old)
+    if isinstance(body, FunctionProto):
+        for slot, name in enumerate(body.output):
+            if name in names:
+                body.output[slot] = names[name]
+        return
+    for value in body.output:
+        if value.name in names:
+            value.name = names[value.name]
+    for tensor in body.initializer:
+        if tensor.name in names:
+            tensor.name = names[tensor.name]
+
+
+def _added_to(model: ModelProto, record: Record) -> Iterator[NodeProto | TensorProto]:
+    """What the model still has of the nodes and initializers that the record names."""
+    nodes, initializers = set(record.nodes), set(record.initializers)
+    for body in bodies_of(model):
+        yield from (node for node in body.node if node.name in nodes)
+        if isinstance(body, GraphProto):
+            yield from (tensor for tensor in body.initializer if tensor.name in initializers)
+
+
+def _is_read_by_others(model: ModelProto, record: Record, made: set[str]) -> bool:
+    """Return whether a node that was not added, or an output, takes what undoing would remove."""
+    nodes, handed_out = set(record.nodes), set(record.outputs)
+    read: set[str] = set()
+    for body in bodies_of(model, but_in=nodes):  # what is in an added node goes with it
+        for node in body.node:
+            if node.name not in nodes:
+                read.update(node.input)
+        if isinstance(body, GraphProto):
+            read.update(value.name for value in body.output if value.name not in handed_out)
+        else:
+            read.update(body.output)
+    kept = {*record.renamed, *record.renamed.values()}
+    return not read.isdisjoint({*record.initializers, *made} - kept)
