@@ -3,16 +3,18 @@
 A form is what type annotations say already: `list[str]`, `dict[str, float | None]`, `tuple[Count,
 Count]`, a `TypedDict`. So the annotations of a dataclass are the one description of what may stand
 in a file, for the reader, the writer and the type checker alike. `Annotated[dict[str, Any], Entry]`
-is a mapping that has what the TypedDict `Entry` asks for, and more of any kind. A class with
-`from_json` is made of what has the form that its `FORM` says.
+is a mapping that has what the TypedDict `Entry` asks for, and more of any kind. Dataclasses
+and NamedTuples are made of what has the form of their fields; a class with `from_json` says by
+`FORM` what it is made of.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import (
@@ -23,7 +25,6 @@ from typing import (
     get_args,
     get_origin,
     get_type_hints,
-    is_typeddict,
 )
 
 from onnx_clip_pass.errors import shown
@@ -95,24 +96,35 @@ def reader_of(form: Any) -> Reader:
     origin, args = get_origin(form), get_args(form)
     if origin is Annotated and form != Count:
         return _annotated(
-            [reader_of(args[0]), *(_keys(entry, may_have_more=True) for entry in args[1:])]
+            [
+                reader_of(args[0]),
+                *(_keys(e, e.__required_keys__, may_have_more=True) for e in args[1:]),
+            ]
         )
     if origin in (Union, UnionType):
         return _union(args)
     if origin is list:
         return _list(reader_of(args[0]), is_text=args[0] is str)
+    if origin is tuple and args[1:] == (...,):
+        return _made(tuple, _list(reader_of(args[0]), is_text=args[0] is str))
     if origin is tuple:
         return _tuple([reader_of(each) for each in args])
     if origin is dict:
         return _dict(reader_of(args[1]))
-    if is_typeddict(form):
-        return _keys(form, may_have_more=False)
     if hasattr(form, "from_json"):
-        return _entry(form)
+        return _made(form.from_json, reader_of(form.FORM))
+    if is_dataclass(form):
+        required = [each.name for each in fields(form) if each.default is MISSING]
+        make: Any = form
+        return _made(lambda found: make(**found), _keys(form, required, may_have_more=False))
     if hasattr(form, "_fields"):  # a NamedTuple
         read = _tuple([reader_of(each) for each in get_type_hints(form).values()])
-        return lambda value: form(*read(value))
+        return _made(lambda found: form(*found), read)
     return {Any: _any, str: _text}.get(form) or _single(form)
+
+
+def _made(make: Callable[[Any], Any], read: Reader) -> Reader:
+    return lambda value: make(read(value))
 
 
 def _annotated(readers: list[Reader]) -> Reader:
@@ -185,11 +197,11 @@ def _dict(inner: Reader) -> Reader:
     return read
 
 
-def _keys(form: Any, *, may_have_more: bool) -> Reader:
+def _keys(form: Any, required: Iterable[str], *, may_have_more: bool) -> Reader:
     readers = {
         key: reader_of(each) for key, each in get_type_hints(form, include_extras=True).items()
     }
-    required = [key for key in readers if key in form.__required_keys__]
+    required = [key for key in readers if key in required]
 
     def read(value: Any) -> Any:
         if not isinstance(value, Mapping):
@@ -223,11 +235,6 @@ def _any(value: Any, depth: int = 0) -> Any:
     return _list(lambda each: _any(each, depth + 1), is_text=False)(value)
 
 
-def _entry(form: Any) -> Reader:
-    read = reader_of(form.FORM)
-    return lambda value: form.from_json(read(value))
-
-
 def _single(form: Any) -> Reader:
     word = _word(form)
 
@@ -253,7 +260,7 @@ def _text(value: Any) -> Any:
 def _word(form: Any) -> str:
     if form in _WORDS:
         return _WORDS[form]
-    return "an object" if get_origin(form) is dict or is_typeddict(form) else "a list"
+    return "an object" if get_origin(form) is dict else "a list"
 
 
 def _refuse(value: object, expected: str) -> NoReturn:

@@ -31,14 +31,6 @@ class _SteeredForm(TypedDict, total=False):
     threshold_input: str
 
 
-class _UncoveredForm(TypedDict):
-    parameter: str
-    new: str
-    formula: str
-    candidates: list[str]
-    why: str
-
-
 @dataclass(frozen=True, slots=True)
 class ClipEntry:
     """A gradient and its clip, which is as `Clip.to_dict` has it."""
@@ -81,17 +73,11 @@ class Uncovered:
     `candidates` are values of which one may be the gradient, `why` says what stands in the way.
     """
 
-    FORM: ClassVar[Any] = _UncoveredForm
     parameter: str
     new: str
     formula: str
     candidates: tuple[str, ...]
     why: str
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the entry of an object that has this form."""
-        return cls(**{**fields, "candidates": tuple(fields["candidates"])})
 
     def to_json(self) -> dict[str, Any]:
         """Return it as an object."""
