@@ -29,7 +29,7 @@ _DEFAULT_CLIP = "norm"
 
 @dataclass(frozen=True, slots=True)
 class ClipOptions:
-    """What to do to which gradients: the values of the options of `clip_options`.
+    """The values of the options of `clip_options`: a clip or rules, and the further options.
 
     `settings` are those of the clip that are given, `arguments` the rest for `clip_gradients_file`.
     """
@@ -100,7 +100,7 @@ def _axes(
 
 
 def _form(type: SettingType) -> dict[str, Any]:
-    """How an option is declared for a setting of this type; text if it is no other."""
+    """The declaration of an option for a setting of this type; text if it is no other."""
     if isinstance(type, Number):
         return {"type": NUMBER}
     if type == FLAG:
@@ -128,7 +128,7 @@ def _setting_options() -> list[Callable[[_Command], _Command]]:
 
 
 def _words_of(known: Sequence[str]) -> Callable[..., tuple[str, ...]]:
-    """What makes words of an option's texts, whether commas or the option itself part them."""
+    """Return a callback that takes an option's texts for words, parted by commas or the option."""
 
     def words(
         _context: click.Context, given: click.Parameter, texts: Sequence[str]
@@ -173,7 +173,7 @@ class GradientOptions(OptionGroup):
         return ["--gradient"] * bool(self.names) + ["--map"] * (self.map_file is not None)
 
     def read(self) -> GradientNames:
-        """What they say; None if nothing."""
+        """The gradients by name; None if none is given."""
         if len(self.given) > 1:
             raise click.UsageError(
                 "--gradient and --map exclude each other: put the names in the map"
@@ -182,7 +182,7 @@ class GradientOptions(OptionGroup):
 
 
 def _form_of(kind: Any, default: Any) -> dict[str, Any]:
-    """How an option is declared for what is described in `Options`, by its type."""
+    """The declaration of an option for one of `Options`, by its type."""
     if kind is bool:
         return {"is_flag": True}
     if get_origin(kind) is Literal:

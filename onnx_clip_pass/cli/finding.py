@@ -44,7 +44,7 @@ def _optimizers(
 
 
 class OptimizerOptions(OptionGroup):
-    """What a graph does not tell of its optimizers."""
+    """The optimizers that the user tells of."""
 
     optimizer_ops: dict[str, tuple[int, int]] = option(
         "--optimizer-op",
@@ -57,7 +57,7 @@ class OptimizerOptions(OptionGroup):
 
 
 class FindOptions(OptimizerOptions):
-    """What to do about open questions."""
+    """The options about open questions."""
 
     no_run: bool = option(
         "--no-run",

@@ -1,4 +1,4 @@
-"""What the commands do with a folder of ONNX Runtime's training artifacts."""
+"""The commands on a folder of ONNX Runtime's training artifacts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _WHEN = {
 
 
 def is_folder(path: Path) -> bool:
-    """Whether it is a folder; a name that no file can have is none."""
+    """Return whether it is a folder; a name that no file can have is none."""
     return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for a name that is too long
 
 

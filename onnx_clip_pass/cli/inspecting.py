@@ -102,7 +102,7 @@ def _explain(
 
 
 def _in_words(record: Record | None) -> list[str]:
-    """What a rewrite did, in a few lines."""
+    """A few lines on what a rewrite did."""
     if record is None:
         return ["not clipped by onnx-clip"]
     lines = [

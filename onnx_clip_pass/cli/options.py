@@ -1,4 +1,4 @@
-"""What the options of all commands have in common."""
+"""Types and groups of options, for all commands."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def refuse(faults: Mapping[str, object]) -> None:
 
 
 def output_path(text: str | None, model: Path) -> Path | None:
-    """Where to write what is made of a model, as far as the user says it.
+    """The path to write to, as far as the user says it.
 
     Raises:
         OnnxClipError: a file is to be written, and the text ends as that of a folder does, which a

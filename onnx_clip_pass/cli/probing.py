@@ -24,7 +24,7 @@ __all__ = ["ProbeOptions", "with_evidence"]
 
 
 class ProbeOptions(OptionGroup):
-    """What is probed."""
+    """The options of a probe."""
 
     probes: bool = option(
         "--probe",

@@ -42,7 +42,7 @@ _NO_TRUST = (
 
 
 class DataOptions(OptionGroup):
-    """How weights in files of their own come along."""
+    """The options about weights in files of their own."""
 
     external_data: HowToBring = option(
         "--external-data",
@@ -60,7 +60,7 @@ class DataOptions(OptionGroup):
 
 
 class TargetOptions(OptionGroup):
-    """What may be replaced."""
+    """The options about files that are replaced."""
 
     in_place: bool = option("--in-place", is_flag=True, help="Replace MODEL itself.")
     force: bool = option(
@@ -124,7 +124,7 @@ def rewrite(
 
 @dataclass(frozen=True)
 class _Rewriting:
-    """What is done to each model; `written` are arguments for files and folders alike."""
+    """The rewrite of each model; `written` are arguments for files and folders alike."""
 
     clip: ClipOrRules
     written: dict[str, Any]
@@ -190,7 +190,7 @@ class _Rewriting:
 
     @property
     def replaces(self) -> bool:
-        """Whether each model itself is replaced."""
+        """Return whether each model itself is replaced."""
         return bool(self.written["replace"])
 
     def on(self, model: Path, target: Path) -> dict[str, Any]:
@@ -264,7 +264,7 @@ def strip(
 
 
 def _target(model: Path, output: str | None, replaces: bool, word: str) -> Path:
-    """Where to write: beside the model unless it is said, model.onnx as model.clipped.onnx."""
+    """The path to write to: unless it is said, beside model.onnx as model.clipped.onnx."""
     if replaces:
         return model
     if chosen := output_path(output, model):

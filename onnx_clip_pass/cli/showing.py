@@ -1,4 +1,4 @@
-"""What the commands share in telling people and programs what was done."""
+"""Words, tables and JSON on what was done, for all commands."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def tell_rewrite(
     count: str | None = None,
     when: str = "",
 ) -> None:
-    """What was done: notes always, the rest unless it is told as JSON.
+    """Tell what was done: notes always, the rest unless it is told as JSON.
 
     Args:
         source: what was rewritten.
@@ -181,7 +181,7 @@ def gradient_facts(gradient: Gradient) -> dict[str, Any]:
 
 
 def record_facts(record: Record | None) -> dict[str, Any] | None:
-    """What a rewrite did, in the types of JSON."""
+    """A record of a rewrite in the types of JSON."""
     if record is None:
         return None
     return {
@@ -200,13 +200,13 @@ def record_facts(record: Record | None) -> dict[str, Any] | None:
 
 
 def done_by(record: Record) -> str:
-    """What a rewrite did, and which version: clipped by onnx-clip 1.0."""
+    """The deed and the version that did it: clipped by onnx-clip 1.0."""
     verb = "measured" if record.measures_only else "clipped"
     return f"{verb} by onnx-clip {escape_control(record.version)}"
 
 
 def settings_in_words(entry: ClipEntry | None) -> str:
-    """What a record says of one clip, in a few words."""
+    """A few words on a clip as a record holds it."""
     if entry is None:
         return "-"
     try:

@@ -53,7 +53,7 @@ def _sizes(
 
 
 class RunOptions(OptionGroup):
-    """How models are run."""
+    """The options of a run."""
 
     feeds: tuple[Path, ...] = option(
         "--feeds",

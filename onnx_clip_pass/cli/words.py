@@ -33,12 +33,12 @@ def print_json(facts: dict[str, Any]) -> None:
 
 
 def error_facts(error: Exception) -> dict[str, Any]:
-    """What went wrong, in the types of JSON; all faults, where there are several."""
+    """An error in the types of JSON; all faults, where there are several."""
     message = error.format_message() if isinstance(error, click.ClickException) else str(error)
     faults = getattr(error, "faults", ())
     return {"error": message} | ({"faults": list(faults)} if faults else {})
 
 
 def counted(number: int, noun: str = "gradient") -> str:
-    """How many of something, in words: 1 gradient, 2 gradients."""
+    """A count in words: 1 gradient, 2 gradients."""
     return f"{number} {noun}" + ("s" if number != 1 else "")

@@ -1,4 +1,4 @@
-"""What clipping means: one module for each formula, `numerics` for how exactly it is computed."""
+"""The meaning of clipping: a module for each formula, `numerics` for how exactly it is computed."""
 
 from onnx_clip_pass.clips.adaptive import AdaptiveGradientClip
 from onnx_clip_pass.clips.base import Case, Clip, Formula

@@ -1,4 +1,4 @@
-"""What every clip is: a formula on NumPy arrays and the same formula as nodes of a graph."""
+"""The base of clips: a formula on NumPy arrays and the same formula as nodes of a graph."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Clip(ABC):
 
     @abstractmethod
     def fault(self, gradient: Gradient, opset: int, numerics: Numerics) -> str | None:
-        """Why `emit` cannot serve this gradient at this opset; None if it can."""
+        """The reason why `emit` cannot serve this gradient at this opset; None if it can."""
 
     @property
     @abstractmethod
@@ -69,7 +69,7 @@ class Clip(ABC):
     @property
     @abstractmethod
     def bounds(self) -> str:
-        """What is bounded, for a sentence: "each gradient by its own L2 norm"."""
+        """The words on what is bounded, for a sentence: "each gradient by its own L2 norm"."""
 
     @abstractmethod
     def scaled(self, factor: float) -> Clip:
@@ -82,11 +82,11 @@ class Clip(ABC):
     @property
     @abstractmethod
     def is_identity(self) -> bool:
-        """Whether the settings are such that nothing is ever clipped."""
+        """Return whether the settings are such that nothing is ever clipped."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What distinguishes this clip from others of its class, in the types of JSON."""
+        """The settings that distinguish it from others of its class, in the types of JSON."""
 
     def to_dict(self) -> dict[str, Any]:
         """The name of its class, and its settings: its form in a record."""
@@ -157,8 +157,8 @@ class Formula(Clip):
         check_need_clip(self.need_clip)
         for name, described in self.described().items():
             object.__setattr__(self, name, described.check(name, getattr(self, name)))
-        limits = [value for value in self._limits().values() if value is not None]
         if "threshold" not in self.described():
+            limits = [*self._limits().values()]
             object.__setattr__(self, "threshold", limits[0] if len(limits) == 1 else None)
 
     @classmethod
@@ -166,9 +166,9 @@ class Formula(Clip):
         """The descriptions of its settings, by name."""
         return _described(cls)
 
-    def _limits(self) -> dict[str, float | None]:
-        settings = self.described().items()
-        return {name: getattr(self, name) for name, each in settings if each.is_limit}
+    def _limits(self) -> dict[str, float]:
+        limits = {n: getattr(self, n) for n, each in self.described().items() if each.is_limit}
+        return {name: limit for name, limit in limits.items() if limit is not None}
 
     def _with(self, changes: Mapping[str, Any]) -> Self:
         made: Any = type(self)
@@ -176,16 +176,15 @@ class Formula(Clip):
         return made(need_clip=self.need_clip, **{**values, **changes})  # type: ignore[no-any-return]
 
     def scaled(self, factor: float) -> Self:
-        limits = self._limits().items()
-        return self._with({name: limit * factor for name, limit in limits if limit is not None})
+        return self._with({name: limit * factor for name, limit in self._limits().items()})
 
     def with_threshold(self, value: float) -> Self:
-        (name,) = (name for name, limit in self._limits().items() if limit is not None)
+        (name,) = self._limits()
         return self._with({name: value})
 
     @property
     def is_identity(self) -> bool:
-        limits = [limit for limit in self._limits().values() if limit is not None]
+        limits = self._limits().values()
         return bool(limits) and all(map(math.isinf, limits))
 
     def settings(self) -> dict[str, Any]:
@@ -221,16 +220,16 @@ class Formula(Clip):
 
     @property
     def group(self) -> str | None:
-        """What the gradients with a norm in common share; None if each is clipped on its own."""
+        """The name shared by gradients with one norm in common; None if each is on its own."""
         return None
 
     def clash(self, one: Gradient, other: Gradient) -> str | None:
-        """Why these two cannot have their norm in common; None if they can."""
+        """The reason why these two cannot have their norm in common; None if they can."""
         return None
 
     @property
     def scales(self) -> bool:
-        """Whether what it does to an element is to multiply it by a number from 0 to 1."""
+        """Return whether what it does to an element is to multiply it by a number from 0 to 1."""
         return True
 
     @abstractmethod
@@ -238,7 +237,7 @@ class Formula(Clip):
         """The norms that it bounds, in float64, to be broadcast with the gradient."""
 
     def limits(self, case: Case) -> NDArray[np.float64]:
-        """What these norms must not exceed, to be broadcast with them."""
+        """The limits of these norms, to be broadcast with them."""
         return np.asarray(math.inf if self.threshold is None else self.threshold)
 
     def acts(self, before: NDArray[Any], after: NDArray[Any]) -> list[bool]:
@@ -255,7 +254,7 @@ class Formula(Clip):
     def cases(
         self, gradients: Mapping[str, NDArray[Any]], parameters: Mapping[str, NDArray[Any]]
     ) -> dict[str, Case]:
-        """What `need_clip` picks, to be clipped, by name.
+        """The gradients that `need_clip` picks, by name.
 
         Raises:
             OnnxClipError: what `apply` refuses of them.

@@ -38,7 +38,7 @@ class SettingType(ABC):
         """Return the value as a clip holds it; one that cannot be meant is refused by its name."""
 
     def toml_fault(self, value: object) -> str:
-        """What is wrong with a value of a TOML file that Python would take, or say in its terms."""
+        """The fault of a value in a TOML file that Python would take; "" if there is none."""
         return ""
 
     def to_json(self, value: Any) -> Any:
@@ -144,7 +144,7 @@ class Setting:
 
     @property
     def is_needed(self) -> bool:
-        """Whether it has no default."""
+        """Return whether it has no default."""
         return self.default is MISSING
 
     def check(self, name: str, value: Any) -> Any:

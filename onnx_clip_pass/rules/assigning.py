@@ -1,4 +1,4 @@
-"""Which rule takes which parameter's gradient."""
+"""The assignment of rules to parameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def assign(
     also: Sequence[Parameter] = (),
     skip: str | Sequence[str] = (),
 ) -> tuple[dict[Parameter, Choice], list[str]]:
-    """What each parameter's gradient gets by the first rule that takes it, and warnings.
+    """Assign to each parameter what the first rule that takes it says; also return warnings.
 
     Args:
         rules: one or more, in order.
@@ -63,7 +63,7 @@ def _why_idle(
     owner: dict[int, int],
     everything: Among,
 ) -> str:
-    """Why a rule takes nothing."""
+    """The reason why a rule takes nothing."""
     name = rule.where or f"rule {number}"
     if callable(rule.need_clip):
         return f"{name} takes nothing: its predicate says no to all that is left"

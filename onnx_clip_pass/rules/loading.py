@@ -152,7 +152,7 @@ def _selection(rule: Rule) -> _Selection:
 
 
 def _shadowing(rule: Rule, first: Mapping[_Selection, Rule]) -> list[str]:
-    """Why no gradient can ever get as far as this rule, whatever the model.
+    """The reasons why no gradient can ever get as far as this rule, whatever the model.
 
     Args:
         rule: the rule.

@@ -1,4 +1,4 @@
-"""What a rule is."""
+"""Rules, and the bounds and choices in them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Bounds", "Choice", "Rule", "Rules"]
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a parameter must be like, besides its name: dtypes, and bounds that are included.
+    """Conditions on a parameter besides its name: dtypes, and bounds that are included.
 
     Of a parameter whose shape is not known no rank and no number of elements is within bounds; one
     with unknown sizes has at least the elements that the known ones make.
@@ -113,7 +113,7 @@ class Rules(list[Rule]):
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What is to be done to a gradient; `rule` is the number of the rule that says so, from 1."""
+    """The clip of a gradient; `rule` is the number of the rule that says so, from 1."""
 
     clip: Clip
     threshold_input: str | None = None
