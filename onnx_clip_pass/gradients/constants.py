@@ -92,7 +92,7 @@ class Constants(Training):
 
     def _has_term_alone(self, root: int) -> bool:
         """True if the loss has a term of one parameter alone, such as the sum of its squares."""
-        return any(self.flows(root, each) for each in self._terms_alone)
+        return any(not self.fed[each] and self.flows(root, each) for each in self._loss_terms[2])
 
     def _scaled_by(self, vertex: int, operand: int) -> float | None:
         """The constant of which a value is its operand multiplied; 1 for an alias."""
@@ -109,18 +109,17 @@ class Constants(Training):
         return None if constant is None else constant[0]
 
     @cached_property
-    def _terms_alone(self) -> list[int]:
-        """The terms of the loss that are computed from parameters and constants alone."""
+    def fed(self) -> bytearray:
+        """Flags of what is computed from more than parameters and constants."""
         values, roots = self.values, self.states.roots
-        fed = bytearray(len(values))  # computed from anything else
+        found = bytearray(len(values))
         for vertex in range(1, len(values)):
-            takes = values.takes[vertex]
-            fed[vertex] = (
-                any(fed[each] for each in takes)
+            found[vertex] = (
+                any(found[each] for each in values.takes[vertex])
                 if values.op[vertex]
                 else not (vertex in roots or values.is_constant(vertex))
             )
-        return [each for each in self._loss_terms[2] if not fed[each]]
+        return found
 
     @cached_property
     def _loss_terms(self) -> tuple[set[float], set[float], set[int]]:

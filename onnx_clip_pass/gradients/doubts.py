@@ -75,7 +75,7 @@ class Doubts(Factors):
             if not at or not values.is_single(at):
                 continue
             summed = values.takes[at][0] if values.op[at].startswith("Reduce") else 0
-            if not self.chains.depends[at]:
+            if not self.fed[at]:
                 yield at
             elif summed and not self.states.nonfree[summed]:
                 yield summed  # from an anchor, which is given
@@ -88,7 +88,7 @@ class Doubts(Factors):
         seen, todo = {vertex}, [vertex]
         while todo and len(seen) < _MOST_ROWS:
             new = {each for each in self.values.takes[todo.pop()] if each} - seen
-            new = {each for each in new if not self.chains.depends[each]}
+            new = {each for each in new if not self.fed[each]}
             seen |= new
             todo += new
         return seen

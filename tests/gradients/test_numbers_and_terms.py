@@ -101,6 +101,15 @@ def test_the_constant_of_a_weights_own_function_belongs_to_its_gradient():
     assert found(step(body + DESCENT)) == {"W": "g"}
 
 
+def test_a_tensor_that_is_filled_with_a_constant_counts_as_the_constant():
+    """As exporters fold the mean of a loss: `filled` is the share of each of the 24 elements."""
+    body = PLAIN.replace("MatMul (x, W)", "MatMul (x, V)").replace("p =", "V = Mul (W, half)\n p =")
+    body += "f = Mul (e, two)\n d = Mul (filled, f)\n c = MatMul (xt, d)\n g = Mul (c, half)\n"
+    filled = ", ".join(24 * ["0.041666668"])
+    constants = f", float[8, 3] filled = {{{filled}}}"
+    assert found(step(body + DESCENT, constants=constants)) == {"W": "g"}
+
+
 def test_the_slope_of_a_term_that_is_linear_in_the_weight_is_a_constant():
     body = FORWARD + "u = ReduceSum <keepdims: int = 0> (W)\n loss = Sub (mean, u)\n"
     body += "d = Mul (e, share)\n c = MatMul (xt, d)\n g = Sub (c, one)\n"
@@ -181,13 +190,18 @@ def test_a_value_that_the_loss_is_computed_from_is_not_clipped():
          "n = Sqrt (n2)\n u = ReduceSum <keepdims: int = 0> (n)\n", "term = Div (W, n)\n"),
         ("v = Sub (W, half)\n w2 = Mul (v, v)\n u0 = ReduceSum <keepdims: int = 0> (w2)\n"
          "u = Add (zero, u0)\n", "term = Add (v, v)\n"),
+        ("r = Reshape (W, row)\n k = Reshape (W, column)\n n = MatMul (r, k)\n"
+         "u = Reshape (n, none)\n", "term = Mul (W, two)\n"),
     ],
-    ids=["of groups", "a sum that begins with 0"],
+    ids=["of groups", "a sum that begins with 0", "a dot product"],
 )  # fmt: skip
 def test_the_slope_of_a_penalty_may_be_decay(penalty: str, slope: str):
     body = penalty + FORWARD + "loss = Add (mean, u)\n d = Mul (e, share)\n c = MatMul (xt, d)\n"
     body += slope + "g = Add (c, term)\n" + DESCENT
-    constants = ", int64[1] along = {0}, float zero = {0.0}"
+    constants = (
+        ", int64[1] along = {0}, float zero = {0.0}, int64[2] row = {1, 15},"
+        " int64[2] column = {15, 1}, int64[0] none = {}"
+    )
     assert set(*asked(step(body, constants=constants)).values()) == {"c", "g"}
 
 
