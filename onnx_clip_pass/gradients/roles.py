@@ -22,12 +22,12 @@ A wrong guess is overruled by naming the parameter in `need_clip` patterns or `s
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import NamedTuple
 
 from onnx import NodeProto
 
-from onnx_clip_pass.graph import BY_NAME, OUTPUT, Flow, Frame, TensorType, Value
+from onnx_clip_pass.graph import Flow, Frame, TensorType, Use, Value, uses
 
 __all__ = ["Role", "Roles", "is_surely_data"]
 
@@ -55,14 +55,6 @@ class Role(NamedTuple):
 
     is_parameter: bool
     why: str
-
-
-class Place(NamedTuple):
-    """A node that takes a value, and the slot at which."""
-
-    frame: Frame
-    node: NodeProto
-    slot: int
 
 
 class Roles:
@@ -107,7 +99,7 @@ class Roles:
 
     def is_weight(self, value: Value) -> bool:
         """Whether an input goes into a product, a convolution or a layer first."""
-        place = None if value.node is not None else _first_place(self._flow, value)
+        place = None if value.node is not None else _first_use(self._flow, value)
         ops = _PRODUCTS | _DATA_FIRST | _WEIGHT_FIRST
         return place is not None and place.node.op_type in ops
 
@@ -121,7 +113,7 @@ class Roles:
                 undecided.append(value)
             else:
                 self._roles[value] = role
-        places = {value: _first_place(self._flow, value) for value in undecided}
+        places = {value: _first_use(self._flow, value) for value in undecided}
         for value, place in places.items():
             role = None if place is None else self._by_place(value, *place)
             if role is not None:
@@ -190,7 +182,7 @@ class Roles:
         return slot == 1
 
     def _is_applied_to_activations(self, value: Value) -> bool:
-        for frame, node, slot in _places(self._flow, value, _RESHAPERS):
+        for frame, node, slot in uses(self._flow, value, _RESHAPERS):
             if node.op_type in _PRODUCTS and len(node.input) == 2 and slot == 1:
                 other = self._flow.resolve(frame, node.input[0])
                 if other is not None and _leaves(self._flow, other) is None:
@@ -198,7 +190,7 @@ class Roles:
         return False
 
     def _by_comparison(
-        self, value: Value, place: Place | None, batches: set[int | str | None]
+        self, value: Value, place: Use | None, batches: set[int | str | None]
     ) -> Role | None:
         shape = value.type.shape if value.type else None
         if place is None or not shape or shape[0] not in batches:
@@ -226,7 +218,7 @@ def is_surely_data(flow: Flow, value: Value) -> bool:
         return False
     if _batch_symbol(known) is not None:
         return True
-    for frame, node, slot in _places(flow, value, _RESHAPERS | _ACTIVATIONS):
+    for frame, node, slot in uses(flow, value, _RESHAPERS | _ACTIVATIONS):
         if slot == 0 and len(node.input) > 1 and node.op_type in _DATA_FIRST | {"MatMul"}:
             other = flow.resolve(frame, node.input[1])
             source = None if other is None else _behind_reshapers(flow, other)
@@ -262,27 +254,8 @@ def _leaves(flow: Flow, value: Value) -> set[Value] | None:
     return leaves
 
 
-def _first_place(flow: Flow, value: Value) -> Place | None:
-    return next(_places(flow, value, _RESHAPERS), None)
-
-
-def _places(flow: Flow, value: Value, through: Collection[str]) -> Iterator[Place]:
-    """The nodes that compute with the value, and the slot at which it enters each."""
-    todo = [value]
-    for at in todo:  # grows while it is read
-        for read in flow.index.readers_of(at.frame.scope, at.name):
-            frame = flow.frame_in(at.frame, read.scope)
-            if frame is None or read.node == OUTPUT or read.slot == BY_NAME:
-                continue
-            node = frame.scope.nodes[read.node]
-            if node.op_type in through:
-                if read.slot == 0 and node.output:
-                    todo.append(Value(frame, node.output[0]))
-            elif flow.index.function_of(node) is not None:
-                (_, body), *_ = flow.bodies(frame, read.node, node)
-                todo += [Value(body, name) for name in body.scope.inputs[read.slot :][:1]]
-            else:
-                yield Place(frame, node, read.slot)
+def _first_use(flow: Flow, value: Value) -> Use | None:
+    return next(uses(flow, value, _RESHAPERS), None)
 
 
 def _behind_reshapers(flow: Flow, value: Value) -> Value:

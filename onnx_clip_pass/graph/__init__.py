@@ -16,6 +16,7 @@ from onnx_clip_pass.graph.scopes import (
 )
 from onnx_clip_pass.graph.spec import TRAINING_DOMAIN
 from onnx_clip_pass.graph.types import Shape, TensorType
+from onnx_clip_pass.graph.uses import Use, ancestors_in, descendants_in, uses
 from onnx_clip_pass.graph.versions import is_of_default_set, take_back_imports, versions_of
 
 __all__ = [
@@ -31,13 +32,17 @@ __all__ = [
     "Scope",
     "Shape",
     "TensorType",
+    "Use",
     "Value",
+    "ancestors_in",
     "attribute",
     "bodies_of",
+    "descendants_in",
     "graphs_in",
     "is_of_default_set",
     "outermost",
     "rename_in_attributes",
     "take_back_imports",
+    "uses",
     "versions_of",
 ]

@@ -12,7 +12,7 @@ from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph.bodies import graphs_in
 from onnx_clip_pass.graph.scopes import Scope, names_by_attribute
 
-__all__ = ["in_order"]
+__all__ = ["in_order", "names_read"]
 
 
 def in_order(scope: Scope, nodes: Sequence[NodeProto], *, advice: str) -> list[NodeProto]:
@@ -33,7 +33,7 @@ def in_order(scope: Scope, nodes: Sequence[NodeProto], *, advice: str) -> list[N
     waits: list[int] = []
     waited_for: dict[int, list[int]] = defaultdict(list)
     for number, node in enumerate(nodes):
-        needed = {maker[name] for name in _read_by(node) if name in maker}
+        needed = {maker[name] for name in names_read(node) if name in maker}
         waits.append(len(needed))
         for other in needed:
             waited_for[other].append(number)
@@ -55,9 +55,9 @@ def in_order(scope: Scope, nodes: Sequence[NodeProto], *, advice: str) -> list[N
     return ordered
 
 
-def _read_by(node: NodeProto) -> Iterator[str]:
+def names_read(node: NodeProto) -> Iterator[str]:
     """The values that a node takes, those that its bodies take from around them included."""
-    yield from node.input
+    yield from filter(None, node.input)
     yield from names_by_attribute(node)
     for _, graph in graphs_in(node):
         yield from _captured(graph)
@@ -69,5 +69,5 @@ def _captured(graph: GraphProto) -> Iterator[str]:
     own.update(sparse.values.name for sparse in graph.sparse_initializer)
     own.update(name for node in graph.node for name in node.output)
     for node in graph.node:
-        yield from (name for name in _read_by(node) if name not in own)
+        yield from (name for name in names_read(node) if name not in own)
     yield from (value.name for value in graph.output if value.name not in own)

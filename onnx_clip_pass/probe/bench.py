@@ -10,18 +10,24 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
 
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.roles import Role, Roles
 from onnx_clip_pass.gradients.updates import Updates
-from onnx_clip_pass.graph import Flow, Index, Scope, Value, attribute
+from onnx_clip_pass.graph import (
+    Flow,
+    Index,
+    Scope,
+    Value,
+    ancestors_in,
+    attribute,
+    descendants_in,
+)
 from onnx_clip_pass.graph.spec import FLOATING, FREE_INITIALIZERS
 from onnx_clip_pass.probe.copies import (
-    ancestors_in,
     cut_down,
     double_copy,
-    names_read,
     sloping_into,
 )
 from onnx_clip_pass.probe.slopes import Arrays, Point, noise_of
@@ -98,7 +104,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.index = Index(self.model)
-        self.ancestors = ancestors_in(self.model.graph)
+        self.ancestors = ancestors_in(self.model.graph.node)
         self._sort_inputs()
         self._loss = self._open_loss()
         self.noise = self._noise()
@@ -107,14 +113,32 @@ class Bench:
 
     def _sort_inputs(self) -> None:
         main = self.index.main
-        role_of = None if self.only else _roles(self.index)
         unknown = [name for name in self.data if name not in {*main.inputs, *main.initializers}]
         if unknown:
             raise OnnxClipError(
                 "expected inputs or initializers:", [f"{name!r} is neither" for name in unknown]
             )
         read = self.ancestors(self.loss)
+        self._sort_what_is_read()
+        fed = {n: self.feeds[n] for n in main.inputs if n not in read and n in self.feeds}
+        floats = {name: array for name, array in fed.items() if is_float(array)}
+        self.knobs = tuple(name for name, array in floats.items() if array.size == 1)
+        self.states = tuple(name for name, array in floats.items() if array.size > 1)
+        states = set(self.states)
+        if self.model.ir_version >= FREE_INITIALIZERS:
+            states.update(n for n in main.inputs if n in main.initializers and n not in read)
+        self.zeros = {
+            name
+            for name, tensor in main.initializers.items()
+            if name not in read and tensor.data_type in FLOATING and _are_zeros(tensor)
+        }
+        self.from_states = descendants_in(self.model.graph.node, states)
+
+    def _sort_what_is_read(self) -> None:
+        """Tell parameters from data among what the loss has a slope by."""
+        main = self.index.main
         sloping = sloping_into(self.model.graph, self.loss)
+        role_of = (lambda _: Role(True, "")) if self.only else _roles(self.index)
         self.parameters, self.left_out = {}, {}
         for name in dict.fromkeys([*main.inputs, *main.initializers]):
             if name not in sloping or (self.only and name not in self.data):
@@ -124,29 +148,11 @@ class Bench:
                 array = numpy_helper.to_array(main.initializers[name])
             if not is_float(array) or array.size == 0:
                 continue
-            role = Role(True, "") if role_of is None else role_of(name)
+            role = role_of(name)
             if role.is_parameter or name in self.data:
                 self.parameters[name] = array
             else:
                 self.left_out[name] = role.why
-        apart = [n for n in main.inputs if n not in read and n in self.feeds]
-        self.knobs = tuple(n for n in apart if self.feeds[n].size == 1 and is_float(self.feeds[n]))
-        self.states = tuple(n for n in apart if self.feeds[n].size > 1 and is_float(self.feeds[n]))
-        states = set(self.states)
-        if self.model.ir_version >= FREE_INITIALIZERS:
-            states.update(n for n in main.inputs if n in main.initializers and n not in read)
-        self.zeros = {
-            name
-            for name, tensor in main.initializers.items()
-            if name not in read
-            and tensor.data_type in FLOATING
-            and len(array := numpy_helper.to_array(tensor).reshape(-1)) > 1
-            and not np.any(array)
-        }
-        self.from_states = set(states)
-        for node in self.model.graph.node:  # in topological order
-            if not self.from_states.isdisjoint(names_read(node)):
-                self.from_states.update(filter(None, node.output))
 
     def _noise(self) -> float:
         """The noise of the loss; parameters with which it does not run are left out."""
@@ -249,6 +255,11 @@ class Bench:
                 fed = {name: array.astype(own[name].dtype) for name, array in fed.items()}
             found.append((point, session.run(fed)))
         return found
+
+
+def _are_zeros(tensor: TensorProto) -> bool:
+    array = numpy_helper.to_array(tensor)
+    return array.size > 1 and not np.any(array)
 
 
 def _as(array: NDArray[Any], kind: type[np.float64] | None) -> NDArray[Any]:

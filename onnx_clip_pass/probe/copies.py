@@ -7,8 +7,7 @@ be ready to do without it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,11 +24,12 @@ from onnx import (
     numpy_helper,
 )
 
-from onnx_clip_pass.graph import graphs_in, versions_of
+from onnx_clip_pass.graph import ancestors_in, graphs_in, versions_of
 from onnx_clip_pass.graph.inference import infer_types
+from onnx_clip_pass.graph.ordering import names_read
 from onnx_clip_pass.probe.erf import DOMAIN, erf_functions, is_erf
 
-__all__ = ["ancestors_in", "cut_down", "double_copy", "names_read", "sloping_into"]
+__all__ = ["cut_down", "double_copy", "sloping_into"]
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _WHOLE = {
@@ -41,39 +41,9 @@ _SINGLE_STATISTICS = ("LayerNormalization", "SimplifiedLayerNormalization")
 _RANDOM = ("Bernoulli", "RandomNormal", "RandomUniform")
 
 
-def names_read(node: NodeProto) -> Iterator[str]:
-    """What a node reads, the graphs nested in it included."""
-    yield from filter(None, node.input)
-    for _, graph in graphs_in(node):
-        yield from (output.name for output in graph.output)
-        for inner in graph.node:
-            yield from names_read(inner)
-
-
-def ancestors_in(graph: GraphProto) -> Callable[[str], frozenset[str]]:
-    """A function that tells all values that one is computed from, itself included."""
-    makers = {name: tuple(names_read(node)) for node in graph.node for name in node.output if name}
-    return cache(lambda name: _behind(name, makers))
-
-
 def sloping_into(graph: GraphProto, name: str) -> frozenset[str]:
     """The values by which a value may have a slope: integers, counts and conditions carry none."""
-    makers = {
-        name: tuple(names_read(node))
-        for node in graph.node
-        for name in node.output
-        if name and not _is_whole(node)
-    }
-    return _behind(name, makers)
-
-
-def _behind(name: str, makers: Mapping[str, tuple[str, ...]]) -> frozenset[str]:
-    seen, todo = {name}, [name]
-    while todo:
-        new = [source for source in makers.get(todo.pop(), ()) if source not in seen]
-        seen.update(new)
-        todo += new
-    return frozenset(seen)
+    return ancestors_in(graph.node, lambda node: not _is_whole(node))(name)
 
 
 def _is_whole(node: NodeProto) -> bool:

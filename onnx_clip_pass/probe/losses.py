@@ -7,8 +7,8 @@ from collections.abc import Collection
 from onnx import ModelProto
 
 from onnx_clip_pass.errors import OnnxClipError, listed
-from onnx_clip_pass.graph import Index, TensorType
-from onnx_clip_pass.probe.copies import ancestors_in, cut_down
+from onnx_clip_pass.graph import Index, TensorType, ancestors_in
+from onnx_clip_pass.probe.copies import cut_down
 from onnx_clip_pass.probe.slopes import Arrays
 from onnx_clip_pass.runtime import Provider, open_session
 
@@ -53,7 +53,7 @@ def find_loss(
         session = open_session(cut_down(model, unknown, {}), provider=provider, optimize=False)
         for name, array in session.run({name: feeds[name] for name in session.inputs}).items():
             types[name] = TensorType(types[name].dtype, array.shape)
-    behind = ancestors_in(model.graph)
+    behind = ancestors_in(model.graph.node)
     ranks = {
         name: len(kind.shape)
         for name, kind in types.items()

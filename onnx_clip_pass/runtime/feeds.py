@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from onnx_clip_pass.errors import OnnxClipError, listed, shown
-from onnx_clip_pass.graph import Index, Scope, TensorType
+from onnx_clip_pass.graph import Flow, Index, Scope, TensorType, Use, Value, uses
 from onnx_clip_pass.runtime.session import Arrays
 from onnx_clip_pass.storage.reading import open_regular
 
@@ -168,6 +168,7 @@ class _Maker:
         seed: int,
     ) -> None:
         self._index = Index(model)
+        self._flow = Flow(self._index)
         self._rng = np.random.default_rng(seed)
         self._sizes = dict(dims)
         self.initialized = set(self._index.main.initializers)
@@ -258,8 +259,8 @@ class _Maker:
     def _bound(self, name: str) -> tuple[int | None, bool]:
         """The number of things that an integer selects from; whether it counts iterations."""
         bounds: list[int] = []
-        for scope, number, slot in self._reads(name, _SHAPING):
-            node = scope.nodes[number]
+        for frame, node, slot in self._uses(name, _SHAPING):
+            scope = frame.scope
             if node.op_type == "Loop" and slot == 0:
                 return None, True
             if node.op_type in ("Gather", "GatherElements") and slot == 1:
@@ -275,26 +276,13 @@ class _Maker:
         return min((b for b in bounds if b > 0), default=None), False
 
     def _must_be_positive(self, name: str) -> bool:
-        for scope, number, slot in self._reads(name, _SCALING):
-            op_type = scope.nodes[number].op_type
-            if op_type == "Sqrt" or (op_type == "BatchNormalization" and slot == 4):
-                return True
-        return False
+        return any(
+            node.op_type == "Sqrt" or (node.op_type == "BatchNormalization" and slot == 4)
+            for _, node, slot in self._uses(name, _SCALING)
+        )
 
-    def _reads(self, name: str, through: set[str]) -> list[tuple[Scope, int, int]]:
-        """The nodes that read a value, and its image behind nodes of the ops in `through`."""
-        found: list[tuple[Scope, int, int]] = []
-        todo, seen = [(self._index.main, name)], {name}
-        for scope, at in todo:  # grows while it is read
-            for read in self._index.readers_of(scope, at):
-                if read.node < 0:
-                    continue
-                found.append(read)
-                node = read.scope.nodes[read.node]
-                if node.op_type in through and node.output[0] not in seen:
-                    seen.add(node.output[0])
-                    todo.append((read.scope, node.output[0]))
-        return found
+    def _uses(self, name: str, through: set[str]) -> Iterator[Use]:
+        return uses(self._flow, Value(self._flow.main, name), through, by_any_slot=True)
 
     def _size(self, scope: Scope, name: str, axis: int) -> list[int]:
         kind = scope.type_of(name)

@@ -12,8 +12,8 @@ from onnx import ModelProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_model
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.graph import Index, TensorType
-from onnx_clip_pass.probe.copies import ancestors_in, cut_down
+from onnx_clip_pass.graph import Index, TensorType, ancestors_in
+from onnx_clip_pass.probe.copies import cut_down
 from onnx_clip_pass.probe.losses import check_loss, find_loss
 from onnx_clip_pass.runtime import Arrays, Provider, open_session
 from onnx_clip_pass.storage import tensors_of
@@ -45,7 +45,7 @@ class Forward:
 
     def __post_init__(self) -> None:
         self.index = Index(self.model)
-        self._ancestors = ancestors_in(self.model.graph)
+        self._ancestors = ancestors_in(self.index.main.nodes)
 
     def check_loss(self) -> None:
         """Refuse a loss that is named and is none.

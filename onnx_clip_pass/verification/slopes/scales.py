@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from onnx_clip_pass.graph import Index
+from onnx_clip_pass.graph import Index, ancestors_in
 
 __all__ = ["NEAR", "is_near", "seeds_of"]
 
@@ -58,15 +58,4 @@ def seeds_of(
 
 def _is_rate(index: Index, knob: str, gradient: str) -> bool:
     """Whether an input scales a value behind the last sum or product of matrices before it."""
-    main = index.main
-    todo: list[str] = [gradient]
-    seen: set[str] = set()
-    while todo:
-        name = todo.pop()
-        if name == knob:
-            return True
-        node = main.producer(name)
-        if node is not None and node.op_type in _TAIL and name not in seen:
-            todo += [each for each in node.input if each]
-        seen.add(name)
-    return False
+    return knob in ancestors_in(index.main.nodes, lambda node: node.op_type in _TAIL)(gradient)
