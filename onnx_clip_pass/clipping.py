@@ -35,8 +35,8 @@ def clip_gradients(
 
     Returns:
         A new model. Its inputs and outputs are those of `model`, and behind them the threshold
-        inputs and what is handed out; clipping a model that is clipped
-        already gives what clipping the original would.
+        inputs and the outputs of `emit`; clipping a model that is clipped already gives what
+        clipping the original would.
 
     Raises:
         OnnxClipError: no gradient is found, or none that is sure for a parameter that the graph

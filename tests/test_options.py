@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import onnx
@@ -67,3 +69,42 @@ def test_what_is_said_is_told_from_defaults():
 def test_an_option_that_there_is_not_is_refused():
     with pytest.raises(TypeError, match="no option 'non_finite'"):
         clip_gradients(onnx.load(SEED), GradientClipByNorm(1.0), non_finite="zero")
+
+
+NEW = f"""
+import inspect, sys
+from typing import Annotated, Literal
+from onnx_clip_pass.rewrite import settings
+
+settings.Options.__annotations__["colour"] = Annotated[
+    Literal["red", "blue"], settings.Option("red", "the colour.", "The colour of it all.")
+]
+import onnx
+from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients, clip_gradients_file
+from onnx_clip_pass.cli import main
+
+assert "colour: the colour." in clip_gradients.__doc__
+assert inspect.signature(clip_gradients_file).parameters["colour"].default == "red"
+assert settings.Settings.of(colour="blue").options["colour"] == "blue"
+try:
+    clip_gradients(onnx.load({str(SEED)!r}), GradientClipByNorm(1.0), colour="green")
+except OnnxClipError as error:
+    print(error)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["rewrite", "--help"], 0, "--colour [red|blue] The colour of it all. [default: red]"),
+        (["rewrite", str(SEED), "--dry-run", "--colour", "blue"], 0, "would clip 2 of 2"),
+        (["extract", str(SEED), "--colour", "green"], 2, "'green' is not one of 'red', 'blue'"),
+    ],
+    ids=["help", "taken", "refused"],
+)
+def test_a_new_option_is_one_description(arguments: list[str], code: int, words: str):
+    command = [sys.executable, "-c", NEW, *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, "colour must be one of red, blue" in ran.stdout) == (code, True)
+    assert words in " ".join((ran.stdout + ran.stderr).split())

@@ -125,7 +125,7 @@ def clip_artifacts(
     check_choice("at", at, Place)
     check_choice("external_data", external_data, HowToBring)
     clips, settings = as_clips(clip), Settings.of(**options)
-    if settings.threshold_input is not None:
+    if settings.options["threshold_input"] is not None:
         raise OnnxClipError(
             "the training runtime feeds no input that it does not know, so a threshold input would "
             "stay at its default; rewrite the folder again for another threshold"

@@ -294,5 +294,8 @@ class Formula(Clip):
 
 @cache
 def _described(formula: type[Formula]) -> dict[str, Setting]:
-    own = fields(formula)  # type: ignore[arg-type]
-    return {each.name: each.metadata["setting"] for each in own if "setting" in each.metadata}
+    own = {each.name: each.metadata for each in fields(formula)}  # type: ignore[arg-type]
+    bare = [name for name in own if name != "need_clip" and "setting" not in own[name]]
+    if bare:
+        raise TypeError(f"{formula.__name__}: describe {', '.join(bare)} by setting(…)")
+    return {name: metadata["setting"] for name, metadata in own.items() if metadata}

@@ -64,7 +64,7 @@ def find(
     if picked.asked and decide is not None and not settings.watch.measures_only:
         found = {sighting.gradient.parameter.name for sighting in seen.found}
         questions = askable(picked.asked, found, index.main)
-        if len(questions) == len(picked.asked) or (questions and settings.partial):
+        if len(questions) == len(picked.asked) or (questions and settings.options["partial"]):
             verdict = decide(index.model, questions, seen.loss)
         closed = [each.name for each in picked.asked if each.name not in questions]
         reasons = {**verdict.reasons, **dict.fromkeys(closed, NOT_ASKABLE)}
@@ -76,7 +76,9 @@ def find(
         notes.append(f"the model was run: the slopes of the loss decided for {names}")
     uncovered = uncovered_of(picked.asked)
     is_nothing_left = not any(choice for _, choice in picked.chosen)
-    if uncovered and (is_nothing_left or not (settings.partial or settings.watch.measures_only)):
+    if uncovered and (
+        is_nothing_left or not (settings.options["partial"] or settings.watch.measures_only)
+    ):
         raise refuse(uncovered, verdict.reasons, is_all=is_nothing_left)
     still = {question.name for question in seen.questions}
     answers = {} if before is None else before.answers
@@ -90,4 +92,4 @@ def find(
 
 
 def _select(seen: Survey, clips: Clip | Rules, settings: Settings) -> Selected:
-    return selected(seen, clips, settings.skip, settings.threshold_input)
+    return selected(seen, clips, settings.options["skip"], settings.options["threshold_input"])

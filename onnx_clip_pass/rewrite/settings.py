@@ -116,8 +116,8 @@ class Options(TypedDict, total=False):
         Option(
             1.0,
             "what the loss, and so every gradient, was multiplied by: a number, or the name of a "
-            "value of the main graph. Thresholds, and norms that are handed out, are then in the "
-            "unit of the unscaled gradient; the gradients stay scaled.",
+            "value of the main graph. Thresholds, and norms that are added as outputs, are then in "
+            "the unit of the unscaled gradient; the gradients stay scaled.",
             "What the gradients are multiplied by: a number, or the name of a value. Thresholds "
             "are for the unscaled ones.",
             "VALUE",
@@ -127,10 +127,10 @@ class Options(TypedDict, total=False):
         Sequence[Emit],
         Option(
             (),
-            'what to hand out of each gradient: "norm", the norm that its clip limits, before '
+            'outputs to add for each gradient: "norm", the norm that its clip limits, before '
             'clipping; "scale", what it is multiplied by; "clipped", whether that is below 1. '
             "Where a clip has several norms, the largest, and the smallest factor. A global norm "
-            "is handed out once more for the group.",
+            "has one more output, for the group.",
             "Add outputs: norm (before clipping), scale, clipped, or several: norm,scale",
             "WHAT",
         ),
@@ -145,7 +145,7 @@ class Options(TypedDict, total=False):
         ),
     ]
     measure_only: Annotated[
-        bool, Option(False, "hand out, and clip nothing.", "Emit and clip nothing.")
+        bool, Option(False, "add these outputs, and clip nothing.", "Emit and clip nothing.")
     ]
     partial: Annotated[
         bool,
@@ -218,20 +218,16 @@ def _described(name: str, option: Option, indent: str) -> str:
 class Settings:
     """The options, checked, for one rewrite.
 
-    `named` maps the gradients that are named to their parameters, as far as those are given;
-    `partial` accepts that trained parameters whose gradients are not known are left alone; `said`
-    are the names of the options that are not at their defaults.
+    `options` are all of them, those with defaults too; the rest is what is made of some: `named`
+    maps the gradients that are named to their parameters, as far as those are given.
     """
 
+    options: Options
     named: dict[str, str | None] | None
-    skip: str | Sequence[str]
     numerics: Numerics
-    threshold_input: str | None
     steering: Steering
     watch: Watch
-    partial: bool
     optimizer_ops: OptimizerOps
-    said: tuple[str, ...]
 
     @classmethod
     def of(cls, **options: Unpack[Options]) -> Settings:
@@ -241,33 +237,32 @@ class Settings:
             TypeError: there is no such option.
             OnnxClipError: one of them cannot be meant.
         """
-        given: Any = dict(options)
-        for name in given:
-            if name not in described_options():
-                raise TypeError(f"there is no option {name!r} of clipping")
-        values: dict[str, Any] = {}
-        for name, (type_, option) in described_options().items():
-            value = given.get(name, option.default)
-            if type_ is bool:
-                check_flags(**{name: value})
-            elif get_origin(type_) is Literal:
-                check_choice(name, value, type_)
-            values[name] = value
-        check_input_name(values["threshold_input"])
-        gradients = values["gradients"]
+        described = described_options()
+        if unknown := options.keys() - described.keys():
+            raise TypeError(f"there is no option {min(unknown)!r} of clipping")
+        values: Any = {name: option.default for name, (_, option) in described.items()} | options
+        for name, (kind, _) in described.items():
+            if kind is bool:
+                check_flags(**{name: values[name]})
+            elif get_origin(kind) is Literal:
+                check_choice(name, values[name], kind)
+        given: Options = values
+        check_input_name(given["threshold_input"])
+        gradients = given["gradients"]
         return cls(
+            given,
             None if gradients is None else as_mapping(gradients),
-            values["skip"],
-            Numerics(values["norm_precision"], values["nonfinite"]),
-            values["threshold_input"],
-            Steering(values["loss_scale"]),
-            Watch(_words(values["emit"]), values["emit_as"], values["measure_only"]),
-            values["partial"],
-            checked_ops(values["optimizer_ops"]),
-            tuple(
-                name for name, (_, o) in described_options().items() if o.is_said_by(values[name])
-            ),
+            Numerics(given["norm_precision"], given["nonfinite"]),
+            Steering(given["loss_scale"]),
+            Watch(_words(given["emit"]), given["emit_as"], given["measure_only"]),
+            checked_ops(given["optimizer_ops"]),
         )
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """The names of the options that are not at their defaults."""
+        values: Any = self.options
+        return tuple(n for n, (_, o) in described_options().items() if o.is_said_by(values[n]))
 
 
 def _words(emit: object) -> tuple[Any, ...]:

@@ -15,9 +15,11 @@ from graphs import run
 from single import single
 
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients, load_rules, strip
-from onnx_clip_pass.clips import CLIPS, Case, Formula
+from onnx_clip_pass.clips import CLIPS, Case, Formula, setting_names
 from onnx_clip_pass.clips.settings import LIMIT, Number, setting
 from onnx_clip_pass.record import read_record
+from onnx_clip_pass.record.entries import ClipEntry
+from onnx_clip_pass.rewrite import described_options
 from onnx_clip_pass.selection import NeedClip
 from onnx_clip_pass.verification import verify
 
@@ -86,6 +88,19 @@ def test_a_rewrite_clips_by_it_and_records_it():
     entry = read_record(clipped).clips[0].clip
     assert (entry["clip"], entry["ceiling"], entry["steepness"]) == ("ClipByCeiling", 1.0, 1.0)
     assert strip(clipped) == model
+
+
+def test_a_field_without_a_description_is_refused():
+    class Undescribed(ClipByCeiling):
+        floor: float = 1.0
+
+    with pytest.raises(TypeError, match=r"Undescribed: describe floor by setting"):
+        Undescribed(1.0)
+
+
+def test_no_setting_is_called_like_an_option_or_like_what_a_record_says_beside_it():
+    beside = {"clip", "need_clip", *described_options(), *ClipEntry.__slots__}
+    assert not beside.intersection(setting_names())
 
 
 def rules_in(folder: Path, *lines: str) -> Path:
