@@ -7,7 +7,7 @@ from onnx_clip_pass.clips.by_norm import GradientClipByNorm
 from onnx_clip_pass.clips.by_rms import GradientClipByRMS
 from onnx_clip_pass.clips.by_value import GradientClipByValue
 from onnx_clip_pass.clips.chain import Chain
-from onnx_clip_pass.clips.emitter import Emitter, Limits, Measured, ParameterSite, Quantity
+from onnx_clip_pass.clips.emitter import Emitter, Limits, Measured, ParameterSite, Tape, Tensor
 from onnx_clip_pass.clips.numerics import NonFinite, NormPrecision, Numerics
 from onnx_clip_pass.clips.registry import CLIPS, clip_from_dict, setting_names
 from onnx_clip_pass.clips.turns import shared_norms, turns
@@ -30,7 +30,8 @@ __all__ = [
     "NormPrecision",
     "Numerics",
     "ParameterSite",
-    "Quantity",
+    "Tape",
+    "Tensor",
     "clip_from_dict",
     "setting_names",
     "shared_norms",

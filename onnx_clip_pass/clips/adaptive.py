@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_clip_pass.clips.base import Case
-from onnx_clip_pass.clips.emitter import Emitter
+from onnx_clip_pass.clips.emitter import Emitter, Over, Tensor
 from onnx_clip_pass.clips.norms import Norm, emit_norm, norm_of
 from onnx_clip_pass.clips.numerics import Numerics
 from onnx_clip_pass.clips.scaling import ScalingClip, normal_axes, shared_fault
@@ -107,28 +107,22 @@ class AdaptiveGradientClip(ScalingClip):
         kinds = [numerics.work_dtype(dtype, x) for x in (self.clipping, self.clipping * self.eps)]
         return max(kinds)  # DOUBLE is above FLOAT
 
-    def emit_norm(self, to: Emitter, x: str, work: int) -> Norm:
-        shape = to.gradient.shape or ()
-        return emit_norm(to, x, work, 2.0, self._axes_at(to), shape=shape, keepdims=True)
+    def emit_norm(self, to: Emitter, x: Tensor) -> Norm:
+        return emit_norm(to, x, 2.0, self._over(to))
 
-    def emit_limit(self, to: Emitter, norm: Norm, x: str, work: int) -> str:
+    def emit_limit(self, to: Emitter, norm: Norm, x: Tensor) -> Tensor | None:
         if self.is_identity and not to.is_steered:
-            return ""
-        site, shape = to.parameter, to.gradient.shape or ()
+            return None
+        site, shape, seeds = to.parameter, to.gradient.shape or (), int(to.gradient.has_seeds)
         assert site is not None
-        own = shape[: len(shape) - int(to.gradient.has_seeds)]
         at = to.relabelled(f"{to.gradient.name}/parameter")
-        w = at.cast(site.name, site.dtype, work, result="wide", shape=own)
-        length = emit_norm(at, w, work, 2.0, self._axes_at(to), shape=own, keepdims=True)
-        dtype, name, kept = norm.dtype, length.name, length.shape
-        name = at.cast(name, length.dtype, dtype, result="length", shape=kept)
-        sides = [name, to.constant(self.eps, dtype)]
-        name = at.node("Max", sides, result="at least", dtype=dtype, shape=kept)
-        if to.gradient.has_seeds:
-            kept = (*(kept or ()), 1)
-            name = at.unsqueeze(name, [len(own)], dtype=dtype, shape=kept)
-        sides = [name, to.limit(self.clipping, dtype)]
-        return at.node("Mul", sides, result="limit", dtype=dtype, shape=kept)
+        own = Tensor(site.name, site.dtype, shape[: len(shape) - seeds])
+        length = emit_norm(at, at.cast(own, x.dtype, result="wide"), 2.0, self._over(to)).value
+        length = at.cast(length, norm.value.dtype, result="length")
+        least = at.op("Max", length, self.eps, result="at least")
+        if seeds:
+            least = at.unsqueeze(least, (len(shape) - 1,))
+        return at.op("Mul", least, to.limit(self.clipping, least.dtype), result="limit")
 
     def norms(self, case: Case) -> NDArray[np.float64]:
         return norm_of(case.gradient.astype(np.float64), 2.0, self._axes_of(case))
@@ -153,9 +147,10 @@ class AdaptiveGradientClip(ScalingClip):
             )
         return tuple(range(rank))
 
-    def _axes_at(self, to: Emitter) -> tuple[int, ...]:
+    def _over(self, to: Emitter) -> Over:
         rank = len(to.gradient.shape or ()) - int(to.gradient.has_seeds)
         if self.axes is not None:
-            return normal_axes(self.axes, rank)
+            return Over(normal_axes(self.axes, rank), keepdims=True)
         assert to.parameter is not None
-        return tuple(range(rank)) if to.parameter.axes is None else to.parameter.axes
+        axes = to.parameter.axes
+        return Over(tuple(range(rank)) if axes is None else axes, keepdims=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnx_clip_pass.clips.base import Case, Formula
-from onnx_clip_pass.clips.emitter import Emitter, Measured, Quantity
+from onnx_clip_pass.clips.emitter import Emitter, Measured, Over, Tensor
 from onnx_clip_pass.clips.norms import (
     Norm,
     emit_norm,
@@ -173,127 +173,111 @@ class GradientClipByGlobalNorm(Formula):
         )
 
     def emit(self, members: Sequence[Emitter]) -> Measured | None:
-        tensors, norms = [], []
-        for to in members:
-            x, work = widened(to, self)
-            tensors.append((to, x, work))
-            norms.append(self._emit_norm(to, x, work))
+        parts = [self.emit_part(to) for to in members]
         position = max(to.position for to in members)
         for to in members:
             to.position = position
         at = members[0].relabelled(self.group_name)
-        is_steered = at.is_steered or not self.is_identity
-        total = self._emit_total(at, members, norms)
-        limit = at.limit(self.clip_norm, total.dtype) if is_steered else ""
-        scale = emit_scale(at, total, limit)
-        factors = _Shared(at, scale)
-        odd = self._emit_verdict(at, total, tensors, norms)
+        total = self._emit_total(at, parts)
+        is_limited = at.is_steered or not self.is_identity
+        limit = at.limit(self.clip_norm, total.value.dtype) if is_limited else None
+        scale = emit_scale(at, total.value, limit)
+        factors, odd = _Shared(at, scale), self._emit_verdict(at, total, parts)
         verdicts = None if odd is None else _Shared(at, odd)
-        for (to, x, work), norm in zip(tensors, norms, strict=True):
+        for to, x, power in parts:
             if to.watches:
-                own = emit_root(to, norm, self.ord)
-                to.measured = Measured(Quantity(own.name, own.dtype, own.shape), scale)
+                to.measured = Measured(emit_root(to, power, self.ord).value, scale)
             rank, axes = len(to.gradient.shape or ()), 0
             if self.per_sample:
                 axes = rank - 1
             elif to.keeps_rank and not to.gradient.has_seeds:  # the axis of seeds is the last
                 axes = rank
             verdict = None if verdicts is None else verdicts.behind(_BOOL, axes)
-            emit_product(to, x, work, factors.behind(work, axes), verdict)
-        return Measured(Quantity(total.name, total.dtype, total.shape), scale)
+            emit_product(to, x, factors.behind(x.dtype, axes), verdict)
+        return Measured(total.value, scale)
 
-    def _emit_norm(self, to: Emitter, x: str, work: int) -> Norm:
-        shape, axes = to.gradient.shape, None
-        if shape is not None:
-            axes = own_axes(len(shape), has_seeds=to.gradient.has_seeds, per_sample=self.per_sample)
-        return emit_norm(to, x, work, self.ord, axes, shape=shape, is_power=True)
+    def emit_part(self, to: Emitter) -> Part:
+        """What a gradient adds to the norm of all."""
+        x, axes = widened(to, self), None
+        if x.shape is not None:
+            seeds = to.gradient.has_seeds
+            axes = own_axes(len(x.shape), has_seeds=seeds, per_sample=self.per_sample)
+        return Part(to, x, emit_norm(to, x, self.ord, Over(axes), is_power=True))
 
-    def _counted(self, to: Emitter, norm: Norm) -> Norm:
-        """The sum once for each parameter that the value is the gradient of."""
-        if to.count == 1 or self.ord == math.inf:
-            return norm
-        sides = [norm.name, to.constant(float(to.count), norm.dtype)]
-        name = to.node("Mul", sides, result="counted", dtype=norm.dtype, shape=norm.shape)
-        return norm._replace(name=name)
-
-    def _emit_total(self, at: Emitter, members: Sequence[Emitter], norms: Sequence[Norm]) -> Norm:
-        """The norm of all together, from what `emit_norm` gives for each to be added up."""
-        shape, is_finite = norms[0].shape, all(norm.is_finite for norm in norms)
+    def _emit_total(self, at: Emitter, parts: Sequence[Part]) -> Norm:
+        """The norm of all together."""
+        is_finite = all(part.power.is_finite for part in parts)
         if self.ord not in (1, 2, math.inf):
-            dtype = max(norm.dtype for norm in norms)  # DOUBLE is above FLOAT
-            counts = [to.count for to in members]
-            same = [at.cast(n.name, n.dtype, dtype, result="part", shape=shape) for n in norms]
-            name = same[0]
-            if counts != [1]:
-                each = list(zip(same, counts, strict=True))
-                name = emit_together(at, each, self.ord, dtype=dtype, shape=shape)
-            return Norm(name, dtype, shape, is_finite, (), False)
-        norms = [self._counted(to, norm) for to, norm in zip(members, norms, strict=True)]
+            powers = [part.power.value for part in parts]
+            dtype = max(power.dtype for power in powers)  # DOUBLE is above FLOAT
+            same = [at.cast(power, dtype, result="part") for power in powers]
+            counts = [part.to.count for part in parts]
+            if counts == [1]:
+                return Norm(same[0], is_finite, Over(()))
+            each = list(zip(same, counts, strict=True))
+            return Norm(emit_together(at, each, self.ord), is_finite, Over(()))
+        counted = [self._counted(part) for part in parts]
         join = "Max" if self.ord == math.inf else "Sum"
-        narrow = [norm.name for norm in norms if norm.dtype == _FLOAT]
-        parts = [norm.name for norm in norms if norm.dtype == _DOUBLE]
-        dtype = _FLOAT
-        if parts or len(narrow) > _MOST_SUMMED_IN_FLOAT32:
-            dtype = _DOUBLE
+        narrow = [power for power in counted if power.dtype == _FLOAT]
+        wide = [power for power in counted if power.dtype == _DOUBLE]
+        if wide or len(narrow) > _MOST_SUMMED_IN_FLOAT32:
             for begin in range(0, len(narrow), _MOST_SUMMED_IN_FLOAT32):
-                part = _join(
-                    at, join, narrow[begin : begin + _MOST_SUMMED_IN_FLOAT32], _FLOAT, shape
-                )
-                parts.append(at.cast(part, _FLOAT, _DOUBLE, result="part", shape=shape))
-            narrow = []
-        name = _join(at, join, parts or narrow, dtype, shape)
-        return emit_root(at, Norm(name, dtype, shape, is_finite, (), False), self.ord)
+                part = _join(at, join, narrow[begin : begin + _MOST_SUMMED_IN_FLOAT32])
+                wide.append(at.cast(part, _DOUBLE, result="part"))
+        return emit_root(at, Norm(_join(at, join, wide or narrow), is_finite, Over(())), self.ord)
 
-    def _emit_verdict(
-        self,
-        at: Emitter,
-        total: Norm,
-        tensors: Sequence[tuple[Emitter, str, int]],
-        norms: Sequence[Norm],
-    ) -> Quantity | None:
+    def _counted(self, part: Part) -> Tensor:
+        """The power once for each parameter that the value is the gradient of."""
+        to, power = part.to, part.power.value
+        if to.count == 1 or self.ord == math.inf:
+            return power
+        return to.op("Mul", power, float(to.count), result="counted")
+
+    def _emit_verdict(self, at: Emitter, total: Norm, parts: Sequence[Part]) -> Tensor | None:
         """Whether not all elements of all gradients are finite; None if nobody asks.
 
         The total tells if it cannot overflow; else 0 times every part of it, which is 0 or nan.
         """
         if at.numerics.nonfinite == "propagate":
             return None
-        name, dtype, limit = total.name, total.dtype, math.inf
-        if not total.is_finite:
-            zeros = []
-            for (to, x, work), norm in zip(tensors, norms, strict=True):
-                if norm.is_finite:
-                    sides = [norm.name, to.constant(0.0, norm.dtype)]
-                    zero = to.node("Mul", sides, result="zero", dtype=norm.dtype, shape=norm.shape)
-                    zeros.append(
-                        to.cast(zero, norm.dtype, _DOUBLE, result="zero", shape=norm.shape)
-                    )
-                else:
-                    zeros.append(emit_nothing(to, norm, x, work))
-            name, dtype, limit = _join(at, "Sum", zeros, _DOUBLE, total.shape), _DOUBLE, 1.0
-        return emit_judged(at, name, limit, dtype=dtype, shape=total.shape)
+        if total.is_finite:
+            return emit_judged(at, total.value, math.inf)
+        zeros = []
+        for to, x, power in parts:
+            if power.is_finite:
+                zero = to.op("Mul", power.value, 0.0, result="zero")
+            else:
+                zero = emit_nothing(to, power, x)
+            zeros.append(to.cast(zero, _DOUBLE, result="zero"))
+        return emit_judged(at, _join(at, "Sum", zeros), 1.0)
+
+
+class Part(NamedTuple):
+    """A gradient of a group, widened, and what it adds to the norm of all."""
+
+    to: Emitter
+    x: Tensor
+    power: Norm
 
 
 class _Shared:
     """What a group has in common, once for each dtype and rank that it meets."""
 
-    def __init__(self, at: Emitter, value: Quantity) -> None:
+    def __init__(self, at: Emitter, value: Tensor) -> None:
         self._at = at
         self._value = value
-        self._made: dict[tuple[int, int], Quantity] = {}
+        self._made: dict[tuple[int, int], Tensor] = {}
 
-    def behind(self, dtype: int, axes: int) -> Quantity:
+    def behind(self, dtype: int, axes: int) -> Tensor:
         """The value in this dtype, with so many axes of size 1 behind its own."""
-        name, own, shape = self._value
         if (dtype, axes) not in self._made:
             if axes == 0:
-                name = self._at.cast(name, own, dtype, result="factor", shape=shape)
+                made = self._at.cast(self._value, dtype, result="factor")
             else:
-                name = self.behind(dtype, 0).name
-                shape = (*(shape or ()), *[1] * axes)
-                first = len(shape) - axes
-                over = list(range(first, first + axes))
-                name = self._at.unsqueeze(name, over, dtype=dtype, shape=shape)
-            self._made[dtype, axes] = Quantity(name, dtype, shape)
+                own = len(self._value.shape or ())
+                made = self.behind(dtype, 0)
+                made = self._at.unsqueeze(made, tuple(range(own, own + axes)))
+            self._made[dtype, axes] = made
         return self._made[dtype, axes]
 
 
@@ -304,13 +288,5 @@ def _uneven(sizes: set[int]) -> str | None:
     return f"they have {' and '.join(map(str, sorted(sizes)))} samples"
 
 
-def _join(
-    at: Emitter,
-    op_type: str,
-    names: list[str],
-    dtype: int,
-    shape: tuple[int | str | None, ...] | None,
-) -> str:
-    if len(names) == 1:
-        return names[0]
-    return at.node(op_type, names, result="together", dtype=dtype, shape=shape)
+def _join(at: Emitter, op_type: str, values: list[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else at.op(op_type, *values, result="together")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_clip_pass.clips.base import Case
-from onnx_clip_pass.clips.emitter import Emitter
+from onnx_clip_pass.clips.emitter import Emitter, Over, Tensor
 from onnx_clip_pass.clips.norms import Norm, emit_norm, norm_of, norm_word
 from onnx_clip_pass.clips.numerics import Numerics
 from onnx_clip_pass.clips.scaling import ScalingClip, normal_axes, own_axes, shared_fault
@@ -107,12 +107,11 @@ class GradientClipByNorm(ScalingClip):
         work = self.work_dtype(gradient.dtype, numerics)
         return shared_fault(gradient, opset, numerics, work, broadcasts=is_split)
 
-    def emit_norm(self, to: Emitter, x: str, work: int) -> Norm:
-        shape, axes = to.gradient.shape, None
-        if shape is not None and not (to.gradient.has_seeds and shape[-1] == 1 and self._is_whole):
-            axes = self._axes(len(shape), has_seeds=to.gradient.has_seeds)
-        keepdims = axes is not None or to.keeps_rank
-        return emit_norm(to, x, work, self.ord, axes, shape=shape, keepdims=keepdims)
+    def emit_norm(self, to: Emitter, x: Tensor) -> Norm:
+        has_seeds, axes = to.gradient.has_seeds, None
+        if x.shape is not None and not (has_seeds and x.shape[-1] == 1 and self._is_whole):
+            axes = self._axes(len(x.shape), has_seeds=has_seeds)
+        return emit_norm(to, x, self.ord, Over(axes, axes is not None or to.keeps_rank))
 
     def norms(self, case: Case) -> NDArray[np.float64]:
         wide = case.gradient.astype(np.float64)

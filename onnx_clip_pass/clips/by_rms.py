@@ -6,18 +6,15 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto
 
 from onnx_clip_pass.clips.base import Case
-from onnx_clip_pass.clips.emitter import Emitter
+from onnx_clip_pass.clips.emitter import Emitter, Over, Tensor
 from onnx_clip_pass.clips.norms import Norm, emit_norm, norm_of
 from onnx_clip_pass.clips.scaling import ScalingClip, own_axes
 from onnx_clip_pass.clips.settings import LIMIT, setting
 from onnx_clip_pass.selection import NeedClip
 
 __all__ = ["GradientClipByRMS"]
-
-_INT64 = int(TensorProto.INT64)
 
 
 class GradientClipByRMS(ScalingClip):
@@ -59,32 +56,25 @@ class GradientClipByRMS(ScalingClip):
     def bounds(self) -> str:
         return "each gradient by its own root mean square"
 
-    def emit_norm(self, to: Emitter, x: str, work: int) -> Norm:
-        shape = to.gradient.shape
-        axes = None if shape is None else _axes(len(shape), has_seeds=to.gradient.has_seeds)
-        keepdims = axes is not None or to.keeps_rank
-        return emit_norm(to, x, work, 2.0, axes, shape=shape, keepdims=keepdims)
+    def emit_norm(self, to: Emitter, x: Tensor) -> Norm:
+        axes = None if x.shape is None else _axes(len(x.shape), has_seeds=to.gradient.has_seeds)
+        return emit_norm(to, x, 2.0, Over(axes, axes is not None or to.keeps_rank))
 
-    def emit_limit(self, to: Emitter, norm: Norm, x: str, work: int) -> str:
+    def emit_limit(self, to: Emitter, norm: Norm, x: Tensor) -> Tensor | None:
         if self.is_identity and not to.is_steered:
-            return ""
-        summed = (to.gradient.shape or ())[: -1 if to.gradient.has_seeds else None]
+            return None
+        dtype, summed = norm.value.dtype, (x.shape or ())[: -1 if to.gradient.has_seeds else None]
         sizes = [d for d in summed if isinstance(d, int)]
-        if to.gradient.shape is not None and len(sizes) == len(summed):
+        if x.shape is not None and len(sizes) == len(summed):
             # of no elements too, the limit is not zero: 0 / 0 would be their scale
-            return to.limit(self.threshold, norm.dtype, math.sqrt(max(1, math.prod(sizes))))
-        dtype = norm.dtype
-        size = to.node("Size", [x], result="size", dtype=_INT64, takes=work)
-        count = to.cast(size, _INT64, dtype, result="elements", shape=())
+            return to.limit(self.threshold, dtype, math.sqrt(max(1, math.prod(sizes))))
+        count = to.cast(to.size(x), dtype, result="elements")
         if to.gradient.has_seeds:
-            size = to.node("Size", [norm.name], result="size", dtype=_INT64, takes=dtype)
-            seeds = to.cast(size, _INT64, dtype, result="seeds", shape=())
-            count = to.node("Div", [count, seeds], result="elements of one", dtype=dtype)
-        sides = [count, to.constant(1.0, dtype)]
-        count = to.node("Max", sides, result="one or more", dtype=dtype)
-        root = to.node("Sqrt", [count], result="root of elements", dtype=dtype)
-        limit = to.limit(self.threshold, dtype)
-        return to.node("Mul", [limit, root], result="limit", dtype=dtype)
+            seeds = to.cast(to.size(norm.value), dtype, result="seeds")
+            count = to.op("Div", count, seeds, result="elements of one")
+        count = to.op("Max", count, 1.0, result="one or more")
+        root = to.op("Sqrt", count, result="root of elements")
+        return to.op("Mul", to.limit(self.threshold, dtype), root, result="limit")
 
     def norms(self, case: Case) -> NDArray[np.float64]:
         wide = case.gradient.astype(np.float64)

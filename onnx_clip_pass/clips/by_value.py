@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_clip_pass.clips.base import Case, Formula
-from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter, Measured, Quantity
+from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter, Measured, Over, Tensor
 from onnx_clip_pass.clips.extremes import emit_maximum
 from onnx_clip_pass.clips.norms import Norm, emit_norm, norm_of
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
-from onnx_clip_pass.clips.scaling import shared_fault, widened
+from onnx_clip_pass.clips.scaling import emit_clipped, shared_fault, widened
 from onnx_clip_pass.clips.settings import Number, setting
 from onnx_clip_pass.clips.verdicts import emit_verdict
 from onnx_clip_pass.errors import OnnxClipError
@@ -134,76 +134,54 @@ class GradientClipByValue(Formula):
         return None
 
     def _emit(self, to: Emitter) -> None:
-        x, work = widened(to, self)
-        shape = to.gradient.shape
-        low, high = self._bounds(to, work)
+        x = widened(to, self)
+        low, high = self._bounds(to, x.dtype)
         is_asked = to.watches or to.numerics.nonfinite != "propagate"
-        largest = self._largest(to, x, work) if is_asked else None
+        largest = self._largest(to, x) if is_asked else None
         if largest is not None and to.watches:
             to.measured = self._measure(to, largest, x, low, high)
         if to.measures_only:
             return
-        odd = None if largest is None else emit_verdict(to, largest, x, work)
-        is_cast, is_zeroed = work != to.dtype, odd is not None and to.numerics.nonfinite == "zero"
-        if odd is not None and not is_zeroed:
-            low = self._unless(to, odd, low, -math.inf, work)
-            high = self._unless(to, odd, high, math.inf, work)
+        odd = None if largest is None else emit_verdict(to, largest, x)
+        if odd is not None and to.numerics.nonfinite == "keep":
+            low = to.op("Where", odd, -math.inf, low, result="bound")
+            high = to.op("Where", odd, math.inf, high, result="bound")
+            odd = None
         else:
-            low, high = to.spread(low, work), to.spread(high, work)
-        y = to.node("Max", [x, low], result="from below", dtype=work, shape=shape)
-        result = "clipped" if is_zeroed or is_cast else ""
-        y = to.node("Min", [y, high], result=result, dtype=work, shape=shape)
-        if odd is not None and is_zeroed:
-            choices = [odd.name, to.spread(to.constant(0.0, work), work), y]
-            result = "chosen" if is_cast else ""
-            y = to.node("Where", choices, result=result, dtype=work, shape=shape)
-        to.cast(y, work, to.dtype, result="", shape=shape)
+            low, high = to.spread(low), to.spread(high)
+        above = to.op("Max", x, low, result="from below")
+        emit_clipped(to, "Min", above, high, odd, result="clipped")
 
-    def _unless(self, to: Emitter, odd: Quantity, bound: str, other: float, dtype: int) -> str:
-        """The bound, or the other number where the elements are not finite."""
-        choices = [odd.name, to.constant(other, dtype), bound]
-        return to.node("Where", choices, result="bound", dtype=dtype, shape=odd.shape)
-
-    def _bounds(self, to: Emitter, dtype: int) -> tuple[str, str]:
+    def _bounds(self, to: Emitter, dtype: int) -> tuple[Tensor, Tensor]:
         """The bounds in the graph; each of them in its own right where there are two."""
         low = to.limit(self.max, dtype, -1.0) if self.min is None else to.limit(self.min, dtype)
         return low, to.limit(self.max, dtype)
 
-    def _largest(self, to: Emitter, x: str, work: int) -> Norm:
-        shape = to.gradient.shape
-        axes = tuple(range(len(shape) - 1)) if to.gradient.has_seeds and shape else None
-        keepdims = axes is not None or to.keeps_rank
-        return emit_norm(to, x, work, math.inf, axes, shape=shape, keepdims=keepdims)
+    def _largest(self, to: Emitter, x: Tensor) -> Norm:
+        axes = tuple(range(len(x.shape) - 1)) if to.gradient.has_seeds and x.shape else None
+        return emit_norm(to, x, math.inf, Over(axes, axes is not None or to.keeps_rank))
 
-    def _measure(self, to: Emitter, norm: Norm, x: str, low: str, high: str) -> Measured:
-        """The largest magnitude, `norm`, and the smallest factor that an element is multiplied by.
+    def _measure(
+        self, to: Emitter, largest: Norm, x: Tensor, low: Tensor, high: Tensor
+    ) -> Measured:
+        """The largest magnitude and the smallest factor that an element is multiplied by.
 
         The factor is min(1, max / largest element) on the one side, the like on the other. Where no
         element is on a side, and for a bound of zero, the smallest float stands in. ReduceMax and
         ReduceMin of ONNX Runtime's CPU provider pass over nan; the norm, taken for the 1, does not.
         """
-        dtype, shape = norm.dtype, norm.shape
-        one = to.constant(1.0, dtype)
-        guard = to.node(
-            "Max", [norm.name, one], result="one or more, or nan", dtype=dtype, shape=shape
-        )
-        factors = [one, guard]
-        for reduction, bound, further, value, tiny in (
-            ("ReduceMax", high, "Max", self.max, _TINY),
-            ("ReduceMin", low, "Min", self.lowest, -_TINY),
+        norm, over = largest.value, largest.over
+        one = to.constant(1.0, norm.dtype)
+        factors = [one, to.op("Max", norm, one, result="one or more, or nan")]
+        for op_type, bound, value, tiny in (
+            ("Max", high, self.max, _TINY),
+            ("Min", low, self.lowest, -_TINY),
         ):
-            least = to.constant(tiny, dtype)
-            end = x
-            if norm.axes != ():
-                axes = None if norm.axes is None else list(norm.axes)
-                kind: dict[str, Any] = {"dtype": dtype, "shape": shape}
-                kind |= {"result": "end", "keepdims": int(norm.keepdims)}
-                if reduction == "ReduceMax":
-                    end = emit_maximum(to, x, axes, full=to.gradient.shape, **kind)
-                else:
-                    end = to.reduce(reduction, x, axes, **kind)
-            end = to.node(further, [end, least], result="beyond", dtype=dtype, shape=shape)
-            sides = [bound if value else least, end]
-            factors.append(to.node("Div", sides, result="side", dtype=dtype, shape=shape))
-        scale = to.node("Min", factors, result="scale", dtype=dtype, shape=shape)
-        return Measured(Quantity(norm.name, dtype, shape), Quantity(scale, dtype, shape))
+            least, end = to.constant(tiny, norm.dtype), x
+            if over.axes != () and op_type == "Max":
+                end = emit_maximum(to, x, over, result="end")
+            elif over.axes != ():
+                end = to.reduce("ReduceMin", x, over, result="end")
+            end = to.op(op_type, end, least, result="beyond")
+            factors.append(to.op("Div", bound if value else least, end, result="side"))
+        return Measured(norm, to.op("Min", *factors, result="scale"))

@@ -1,9 +1,9 @@
-"""Putting the nodes of clips into a graph: one `Emitter` for one gradient at one step."""
+"""Putting the nodes of clips into a graph: operators that take tensors and give tensors."""
 
 from __future__ import annotations
 
+import copy
 import math
-from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -12,25 +12,74 @@ from onnx import TensorProto
 from onnx_clip_pass.clips.numerics import Numerics
 from onnx_clip_pass.gradients.found import Gradient
 from onnx_clip_pass.graph import Editor, Scope, Shape, TensorType
-from onnx_clip_pass.kernels import Need
 
-__all__ = ["FIRST_BROADCASTING_MIN", "Emitter", "Limits", "Measured", "ParameterSite", "Quantity"]
+__all__ = [
+    "ALL",
+    "FIRST_BROADCASTING_MIN",
+    "Emitter",
+    "Limits",
+    "Measured",
+    "Over",
+    "ParameterSite",
+    "Tape",
+    "Tensor",
+    "Used",
+]
 
 _DOUBLE, _BOOL = int(TensorProto.DOUBLE), int(TensorProto.BOOL)
+_INT64 = int(TensorProto.INT64)
 _FIRST_REDUCED_AXES_AS_INPUT = 18
 _FIRST_OTHER_AXES_AS_INPUT = 13
 FIRST_BROADCASTING_MIN = 8
 _FIRST_WITHOUT_UNSQUEEZE_ON_CUDA = 24
 
 
+class Tensor(NamedTuple):
+    """A value of the graph."""
+
+    name: str
+    dtype: int
+    shape: Shape | None
+
+
+class Over(NamedTuple):
+    """The axes that a reduction reaches over, None for all; they stay, of size 1, if `keepdims`."""
+
+    axes: tuple[int, ...] | None = None
+    keepdims: bool = False
+
+    def sizes(self, shape: Shape | None) -> Shape | None:
+        """The sizes of what becomes one number."""
+        if shape is None or self.axes is None:
+            return shape
+        return tuple(shape[axis] for axis in self.axes)
+
+    def left(self, shape: Shape | None) -> Shape | None:
+        """The shape of what the reduction gives."""
+        if self.axes is None and not self.keepdims:
+            return ()
+        if shape is None:
+            return None
+        gone = range(len(shape)) if self.axes is None else self.axes
+        if self.keepdims:
+            return tuple(1 if axis in gone else d for axis, d in enumerate(shape))
+        return tuple(d for axis, d in enumerate(shape) if axis not in gone)
+
+
+ALL = Over()
+
+Used = tuple[str, int, int, int]
+"""An operator that is used, at which opset, and the dtypes that it takes and gives."""
+
+
 class Limits(Protocol):
     """Thresholds as values of the graph."""
 
-    def product(self, threshold: float, factor: float, dtype: int) -> str:
-        """The name of the threshold times the factor times the loss scale."""
+    def product(self, threshold: float, factor: float, dtype: int) -> Tensor:
+        """The threshold times the factor times the loss scale."""
 
-    def is_infinite(self, limit: str, dtype: int) -> str | None:
-        """The name of a bool, whether such a product is inf; None if `limit` is none."""
+    def is_infinite(self, limit: Tensor) -> Tensor | None:
+        """A bool, whether such a product is inf; None if `limit` is none."""
 
 
 class ParameterSite(NamedTuple):
@@ -44,31 +93,160 @@ class ParameterSite(NamedTuple):
     axes: tuple[int, ...] | None
 
 
-class Quantity(NamedTuple):
-    """A value of the graph."""
-
-    name: str
-    dtype: int
-    shape: Shape | None
-
-
 class Measured(NamedTuple):
     """What a clip measured of a gradient: its norm before clipping and what it is multiplied by.
 
     One of each, or of each sample, unit or seed. The norm is still times the loss scale.
     """
 
-    norm: Quantity
-    scale: Quantity
+    norm: Tensor
+    scale: Tensor
 
 
-class Emitter:
-    """Adds the nodes of one clip, named `clip/<gradient>/<op>`, at one place of a scope.
+class Tape:
+    """Adds nodes, named `clip/<label>/<op>`, at one place of a scope.
 
-    The clip reads `source`, of dtype `dtype`; its last node's output is `target`, the clipped
-    gradient. `is_steered` says that the threshold is an input of the graph. With `measures_only` it
-    computes its measures and leaves the gradient alone. `measured` is set by the clip, for an
-    emitter that `watches`; `needs` collects what kernels the nodes need.
+    `used` collects what kernels they need.
+    """
+
+    def __init__(self, editor: Editor, scope: Scope, position: int, label: str) -> None:
+        self.opset = scope.opset or 0
+        self.position = position
+        self.used: set[Used] = set()
+        self._editor = editor
+        self._scope = scope
+        self._label = label
+        self._target = ""
+
+    def constant(self, value: float, dtype: int) -> Tensor:
+        """A rank-0 constant."""
+        return Tensor(self._editor.constant(self._scope, value, dtype), dtype, ())
+
+    def op(
+        self,
+        op_type: str,
+        *operands: Tensor | float,
+        result: str,
+        dtype: int = 0,
+        **attributes: Any,
+    ) -> Tensor:
+        """Add a node that goes element by element through operands that broadcast.
+
+        Args:
+            op_type: an operator of the default domain.
+            operands: what it reads; a number is a constant of the dtype of the last tensor.
+            result: its output is called `clip/<label>/<result>`; "" makes it the clip's last node,
+                whose output is the clipped gradient.
+            dtype: of the result, if that is not the last operand's.
+            attributes: of the node.
+        """
+        typed = [each for each in operands if isinstance(each, Tensor)]
+        takes, shape = typed[-1].dtype, typed[0].shape
+        for each in typed:
+            if each.shape != shape:
+                shape = _broadcast(shape, each.shape)
+        if len(typed) < len(operands):
+            typed = [x if isinstance(x, Tensor) else self.constant(x, takes) for x in operands]
+        names = [each.name for each in typed]
+        return self._node(op_type, names, takes, dtype or takes, shape, result, attributes)
+
+    def cast(self, value: Tensor, dtype: int, *, result: str) -> Tensor:
+        """The value as another dtype; itself if it has that already."""
+        if value.dtype == dtype:
+            return value
+        return self.op("Cast", value, result=result, dtype=dtype, to=dtype)
+
+    def size(self, value: Tensor) -> Tensor:
+        """How many elements it has."""
+        return self._node("Size", [value.name], value.dtype, _INT64, (), "size", {})
+
+    def reduce(self, op_type: str, value: Tensor, over: Over, *, result: str) -> Tensor:
+        """A reduction; its axes were an attribute before opset 18 (13).
+
+        In float64 a ReduceL2 is the root of a ReduceSumSquare, and a ReduceL1 the sum of Abs: ONNX
+        Runtime up to 1.19, the last with training, has them, and not all versions of the others.
+        """
+        if value.dtype == _DOUBLE and op_type == "ReduceL2":
+            squares = self.reduce("ReduceSumSquare", value, over, result="sum of squares")
+            return self.op("Sqrt", squares, result=result)
+        if value.dtype == _DOUBLE and op_type == "ReduceL1":
+            op_type, value = "ReduceSum", self.op("Abs", value, result="sizes")
+        is_sum = op_type == "ReduceSum"
+        first = _FIRST_OTHER_AXES_AS_INPUT if is_sum else _FIRST_REDUCED_AXES_AS_INPUT
+        attributes = {"keepdims": int(over.keepdims)}
+        shape = over.left(value.shape)
+        return self._along(op_type, value, over.axes, first, attributes, shape, result)
+
+    def rows(self, value: Tensor, length: int) -> Tensor:
+        """The elements of a tensor as a matrix of rows of this length."""
+        names = [value.name, self._editor.integers(self._scope, "shape", [-1, length])]
+        return self._node("Reshape", names, value.dtype, value.dtype, (None, length), "rows", {})
+
+    def unsqueeze(self, value: Tensor, axes: tuple[int, ...]) -> Tensor:
+        """The value with axes of size 1 put in, counted in the result."""
+        rest = iter(value.shape or ())
+        rank = len(value.shape or ()) + len(axes)
+        shape = tuple(1 if axis in axes else next(rest) for axis in range(rank))
+        first = _FIRST_OTHER_AXES_AS_INPUT
+        return self._along("Unsqueeze", value, axes, first, {}, shape, "in place")
+
+    def concat(self, values: list[Tensor], *, result: str) -> Tensor:
+        """Vectors of one element as one vector."""
+        names, dtype = [value.name for value in values], values[0].dtype
+        return self._node("Concat", names, dtype, dtype, (len(values),), result, {"axis": 0})
+
+    def output(self, value: Tensor, name: str) -> None:
+        """Give a value the name of an output of the graph, which it becomes."""
+        self._editor.insert(
+            self._scope, self.position, "Identity", [value.name], name, f"clip/{name}/Identity"
+        )
+        self.used.add(("Identity", self.opset, value.dtype, value.dtype))
+        self._editor.add_output(name, TensorType(value.dtype, value.shape))
+
+    def _along(
+        self,
+        op_type: str,
+        value: Tensor,
+        axes: tuple[int, ...] | None,
+        first: int,
+        attributes: dict[str, Any],
+        shape: Shape | None,
+        result: str,
+    ) -> Tensor:
+        """An operator along axes, which from opset `first` on are an input."""
+        names, dtype = [value.name], value.dtype
+        if axes is not None and self.opset < first:
+            attributes["axes"] = list(axes)
+        elif axes is not None:
+            names.append(self._editor.integers(self._scope, "axes", list(axes)))
+        return self._node(op_type, names, dtype, dtype, shape, result, attributes)
+
+    def _node(
+        self,
+        op_type: str,
+        inputs: list[str],
+        takes: int,
+        dtype: int,
+        shape: Shape | None,
+        result: str,
+        attributes: dict[str, Any],
+    ) -> Tensor:
+        """Add a node that takes one dtype and gives another, and declare what it gives."""
+        output = self._editor.fresh(f"clip/{self._label}/{result}") if result else self._target
+        name = f"clip/{self._label}/{op_type}"
+        self._editor.insert(self._scope, self.position, op_type, inputs, output, name, **attributes)
+        if result:
+            self._editor.declare(self._scope, output, TensorType(dtype, shape))
+        self.used.add((op_type, self.opset, takes, dtype))
+        return Tensor(output, dtype, shape)
+
+
+class Emitter(Tape):
+    """Adds the nodes of one clip of one gradient at one step.
+
+    The clip reads `source`; its last node's output is `target`, the clipped gradient. `is_steered`
+    says that the threshold is an input of the graph. With `measures_only` it computes its measures
+    and leaves the gradient alone. `measured` is set by the clip, for an emitter that `watches`.
     """
 
     def __init__(
@@ -77,12 +255,10 @@ class Emitter:
         scope: Scope,
         position: int,
         gradient: Gradient,
-        source: str,
+        source: Tensor,
         target: str,
-        dtype: int,
         numerics: Numerics,
         *,
-        label: str = "",
         limits: Limits | None = None,
         is_steered: bool = False,
         parameter: ParameterSite | None = None,
@@ -90,41 +266,23 @@ class Emitter:
         watches: bool = False,
         measures_only: bool = False,
     ) -> None:
+        super().__init__(editor, scope, position, gradient.name)
         self.gradient = gradient
         self.source = source
-        self.dtype = dtype
-        self.opset = scope.opset or 0
         self.numerics = numerics
         self.parameter = parameter
         self.count = count
         self.watches = watches
         self.measures_only = measures_only
         self.measured: Measured | None = None
-        self.needs: set[Need] = set()
-        self.position = position
         self.is_steered = is_steered
         self._limits = limits
         self._target = target
-        self._editor = editor
-        self._scope = scope
-        self._label = label or gradient.name
 
     def relabelled(self, label: str) -> Emitter:
         """An emitter at the same place for nodes that belong to no gradient alone."""
-        other = Emitter(
-            self._editor,
-            self._scope,
-            self.position,
-            self.gradient,
-            self.source,
-            self._target,
-            self.dtype,
-            self.numerics,
-            label=label,
-            limits=self._limits,
-            is_steered=self.is_steered,
-        )
-        other.needs = self.needs
+        other = copy.copy(self)
+        other._label = label
         return other
 
     @property
@@ -140,18 +298,13 @@ class Emitter:
         is_possible = FIRST_BROADCASTING_MIN <= self.opset < _FIRST_WITHOUT_UNSQUEEZE_ON_CUDA
         return is_possible and shape is not None and 1 in shape[1:]
 
-    def spread(self, value: str, dtype: int) -> str:
+    def spread(self, value: Tensor) -> Tensor:
         """A rank-0 value, of the gradient's rank if that should be kept."""
         if not self.keeps_rank:
             return value
-        rank = len(self.gradient.shape or ())
-        return self.unsqueeze(value, list(range(rank)), dtype=dtype, shape=(1,) * rank)
+        return self.unsqueeze(value, tuple(range(len(self.gradient.shape or ()))))
 
-    def constant(self, value: float, dtype: int) -> str:
-        """A rank-0 constant."""
-        return self._editor.constant(self._scope, value, dtype)
-
-    def limit(self, threshold: float, dtype: int, factor: float = 1.0) -> str:
+    def limit(self, threshold: float, dtype: int, factor: float = 1.0) -> Tensor:
         """The threshold times the factor, of rank 0: a constant, or what its input makes it."""
         if self._limits is not None:
             return self._limits.product(threshold, factor, dtype)
@@ -162,125 +315,31 @@ class Emitter:
             # multiplied in `dtype`, as where the threshold is an input
             return self.constant(float(kind(threshold) * kind(factor)), dtype)
 
-    def is_infinite(self, limit: str, dtype: int) -> str | None:
+    def is_infinite(self, limit: Tensor) -> Tensor | None:
         """A bool of the graph, whether a limit is inf; None if it is a constant that is not."""
-        constant = self._editor.value_of(limit)
+        constant = self._editor.value_of(limit.name)
         if constant is not None and constant != math.inf:
             return None
-        shared = None if self._limits is None else self._limits.is_infinite(limit, dtype)
+        shared = None if self._limits is None else self._limits.is_infinite(limit)
         if shared is not None:
             return shared
-        largest = np.finfo(np.float64 if dtype == _DOUBLE else np.float32).max
-        sides = [self.constant(float(largest), dtype), limit]
-        return self.node("Less", sides, result="unlimited", dtype=_BOOL, shape=None, takes=dtype)
-
-    def node(
-        self,
-        op_type: str,
-        inputs: list[str],
-        *,
-        result: str,
-        dtype: int,
-        shape: Shape | None = (),
-        takes: int | None = None,
-        **attributes: Any,
-    ) -> str:
-        """Add a node and declare its result.
-
-        Args:
-            op_type: an operator of the default domain.
-            inputs: what it reads.
-            result: its output is called `clip/<gradient>/<result>`; "" makes it the clip's last
-                node, whose output is the clipped gradient.
-            dtype: of the result.
-            shape: of the result.
-            takes: the dtype of what it reads, if that is another.
-            attributes: of the node.
-        """
-        output = self._editor.fresh(f"clip/{self._label}/{result}") if result else self._target
-        name = f"clip/{self._label}/{op_type}"
-        self._editor.insert(self._scope, self.position, op_type, inputs, output, name, **attributes)
-        if result:
-            self._editor.declare(self._scope, output, TensorType(dtype, shape))
-        dtypes = (takes or dtype,) if takes in (None, dtype) else (takes or dtype, dtype)
-        self.needs.add(_need(op_type, self.opset, dtypes))
-        return output
-
-    def name_output(self, value: str, name: str, dtype: int) -> None:
-        """Give a value the name of an output."""
-        self._editor.insert(
-            self._scope, self.position, "Identity", [value], name, f"clip/{name}/Identity"
-        )
-        self.needs.add(_need("Identity", self.opset, (dtype,)))
-
-    def cast(self, value: str, takes: int, dtype: int, *, result: str, shape: Shape | None) -> str:
-        """The value as another dtype; itself if it has that already."""
-        if takes == dtype:
-            return value
-        return self.node(
-            "Cast", [value], result=result, dtype=dtype, shape=shape, takes=takes, to=dtype
-        )
-
-    def reduce(
-        self,
-        op_type: str,
-        value: str,
-        axes: list[int] | None,
-        *,
-        result: str,
-        dtype: int,
-        shape: Shape | None,
-        keepdims: int,
-    ) -> str:
-        """A reduction over `axes`, or all of them; axes were an attribute before opset 18 (13).
-
-        In float64 a ReduceL2 is the root of a ReduceSumSquare, and a ReduceL1 the sum of Abs: ONNX
-        Runtime up to 1.19, the last with training, has them, and not all versions of the others.
-        """
-        if dtype == _DOUBLE and op_type == "ReduceL2":
-            squares = self.reduce(
-                "ReduceSumSquare",
-                value,
-                axes,
-                result="sum of squares",
-                dtype=dtype,
-                shape=shape,
-                keepdims=keepdims,
-            )
-            return self.node("Sqrt", [squares], result=result, dtype=dtype, shape=shape)
-        if dtype == _DOUBLE and op_type == "ReduceL1":
-            op_type = "ReduceSum"
-            value = self.node("Abs", [value], result="sizes", dtype=dtype, shape=None)
-        inputs = [value]
-        attributes: dict[str, Any] = {"keepdims": keepdims}
-        is_sum = op_type == "ReduceSum"
-        first = _FIRST_OTHER_AXES_AS_INPUT if is_sum else _FIRST_REDUCED_AXES_AS_INPUT
-        if axes is not None and self.opset < first:
-            attributes["axes"] = axes
-        elif axes is not None:
-            inputs.append(self._editor.integers(self._scope, "axes", axes))
-        return self.node(op_type, inputs, result=result, dtype=dtype, shape=shape, **attributes)
-
-    def rows(self, value: str, length: int, *, dtype: int) -> str:
-        """The elements of a tensor as a matrix of rows of this length."""
-        shape = self._editor.integers(self._scope, "shape", [-1, length])
-        return self.node(
-            "Reshape", [value, shape], result="rows", dtype=dtype, shape=(None, length)
-        )
-
-    def unsqueeze(self, value: str, axes: list[int], *, dtype: int, shape: Shape | None) -> str:
-        """The value with axes of size 1 put in; axes were an attribute before opset 13."""
-        inputs: list[str] = [value]
-        attributes: dict[str, Any] = {}
-        if self.opset < _FIRST_OTHER_AXES_AS_INPUT:
-            attributes["axes"] = axes
-        else:
-            inputs.append(self._editor.integers(self._scope, "axes", axes))
-        return self.node(
-            "Unsqueeze", inputs, result="in place", dtype=dtype, shape=shape, **attributes
-        )
+        largest = np.finfo(np.float64 if limit.dtype == _DOUBLE else np.float32).max
+        return self.op("Less", float(largest), limit, result="unlimited", dtype=_BOOL)
 
 
-@cache
-def _need(op_type: str, opset: int, dtypes: tuple[int, ...]) -> Need:
-    return Need(op_type, opset, tuple(TensorType(dtype).dtype_name for dtype in dtypes))
+def _broadcast(one: Shape | None, other: Shape | None) -> Shape | None:
+    """The shape of what an operator gives that broadcasts two."""
+    if one is None or other is None:
+        return None
+    longer, shorter = (one, other) if len(one) >= len(other) else (other, one)
+    if not shorter:
+        return longer
+    padded = (1,) * (len(longer) - len(shorter)) + shorter
+    return tuple(map(_one_size, longer, padded))
+
+
+def _one_size(one: int | str | None, other: int | str | None) -> int | str | None:
+    """The size of an axis: of sizes that are not 1 both are equal, and a number is the surest."""
+    if one == 1 or (isinstance(other, int) and other != 1):
+        return other
+    return one

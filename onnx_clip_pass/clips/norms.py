@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter
+from onnx_clip_pass.clips.emitter import ALL, FIRST_BROADCASTING_MIN, Emitter, Over, Tensor
 from onnx_clip_pass.clips.extremes import emit_largest
 from onnx_clip_pass.clips.numerics import Reduction
 from onnx_clip_pass.graph import Shape
@@ -41,18 +41,14 @@ _LIMITS: dict[int, np.finfo[Any]] = {
 
 
 class Norm(NamedTuple):
-    """A norm in the graph, or its p-th power.
+    """A norm in the graph, or its p-th power, and what it was taken over.
 
-    `is_finite` if it cannot overflow where all elements are finite. `axes` were reduced (None for
-    all), and kept with size 1 if `keepdims`.
+    `is_finite` if it cannot overflow where all elements are finite.
     """
 
-    name: str
-    dtype: int
-    shape: Shape | None
+    value: Tensor
     is_finite: bool
-    axes: tuple[int, ...] | None
-    keepdims: bool
+    over: Over = ALL
 
 
 def norm_word(ord: float) -> str:
@@ -61,20 +57,12 @@ def norm_word(ord: float) -> str:
 
 
 def emit_norm(
-    to: Emitter,
-    x: str,
-    work: int,
-    ord: float,
-    axes: tuple[int, ...] | None = None,
-    *,
-    shape: Shape | None,
-    keepdims: bool = False,
-    is_power: bool = False,
+    to: Emitter, x: Tensor, ord: float, over: Over = ALL, *, is_power: bool = False
 ) -> Norm:
-    """The norm of `x`, of dtype `work` and this shape, over `axes` or all of it.
+    """The norm of `x`.
 
     With `is_power` it is what is to be added up with that of other gradients: the square for L2,
-    else the norm itself; it then always has the rank that `axes` and `keepdims` say.
+    else the norm itself; it then always has the rank that `over` says.
 
     1. One element: Abs, since some CUDA kernels of ReduceL2 copy it, sign included. Where nobody
        knows whether it is one, Abs comes behind, and at opset 7, whose Min wants rank 0; a sum of
@@ -86,63 +74,41 @@ def emit_norm(
     5. At opset 7, whose Min knows no float64, the norm comes back from there.
     6. A power that may leave float64's range is one of the elements' shares in the largest.
     """
-    summed, left = _over(shape, axes), _left(shape, axes, keepdims=keepdims)
-    broadcasts = to.opset >= FIRST_BROADCASTING_MIN or shape == ()
-    keeps_rank = axes is None or (keepdims and shape is not None)
+    summed, broadcasts = over.sizes(x.shape), to.opset >= FIRST_BROADCASTING_MIN or x.shape == ()
+    keeps_rank = over.axes is None or (over.keepdims and x.shape is not None)
     if _is_single(summed) and broadcasts and keeps_rank and not is_power:
-        norm = to.node("Abs", [x], result="norm", dtype=work, shape=shape)  # rule 1
-        return Norm(norm, work, shape, True, axes=(), keepdims=True)
-    if axes == () and not (is_power and ord == 2):
-        norm = to.node("Abs", [x], result="norm", dtype=work, shape=shape)
-        return Norm(norm, work, shape, True, axes, keepdims)
-    choice = to.numerics.reduction(
-        summed,
-        in_float64=work == _DOUBLE,
-        must_widen=to.numerics.nonfinite != "propagate",
-        ord=ord,
-    )
-    if axes is not None and choice.rows is not None:  # rule 2
-        choice = Reduction(widens=work != _DOUBLE)
-    dtype = _DOUBLE if choice.widens else work
-    x = to.cast(x, work, dtype, result="in float64", shape=shape)
-    is_ordinary = ord in (1, 2, math.inf)
-    is_widened = dtype == _DOUBLE and to.dtype != _DOUBLE
+        over = Over((), keepdims=True)
+    if over.axes == () and not (is_power and ord == 2):  # rule 1
+        return Norm(to.op("Abs", x, result="norm"), True, over)
+    work, must_widen = x.dtype, to.numerics.nonfinite != "propagate"  # rule 4
+    in_float64 = work == _DOUBLE
+    way = to.numerics.reduction(summed, in_float64=in_float64, must_widen=must_widen, ord=ord)
+    if over.axes is not None and way.rows is not None:  # rule 2
+        way = Reduction(widens=not in_float64)
+    if way.widens:
+        x = to.cast(x, _DOUBLE, result="in float64")
+    is_widened = x.dtype == _DOUBLE and to.source.dtype != _DOUBLE
     is_held = is_widened and ord <= _HIGHEST_HELD_POWER
-    has_shares = dtype == _DOUBLE and broadcasts and not is_ordinary and not is_held  # rule 6
-    is_bounded = is_widened and ord >= _LEAST_HELD_POWER and (is_held or has_shares)
-    cannot_overflow = ord == math.inf or is_bounded
-    if axes == ():
-        norm = to.node("Mul", [x, x], result="squares", dtype=dtype, shape=shape)
-        return Norm(norm, dtype, shape, cannot_overflow, axes, keepdims)
-    over = None if axes is None else list(axes)
+    is_bounded = is_widened and ord >= _LEAST_HELD_POWER and (is_held or broadcasts)
     may_be_single = ord in (1, 2) and _may_be_single(summed)
-    is_squared = may_be_single and ord == 2 and (is_power or dtype == _DOUBLE)  # rule 1
-    if choice.rows is not None or is_squared:  # rule 3
-        norm, dtype = _add_up(to, x, ord, over, choice, dtype, shape, left, keepdims=int(keepdims))
+    is_squared = may_be_single and ord == 2 and (is_power or x.dtype == _DOUBLE)  # rule 1
+    if over.axes == ():
+        norm = to.op("Mul", x, x, result="squares")
+    elif way.rows is not None or is_squared:  # rule 3
+        norm = _add_up(to, x, ord, over, way)
         if ord == 2 and not is_power:
-            norm = to.node("Sqrt", [norm], result="norm", dtype=dtype, shape=left)
-    elif is_ordinary:
-        norm = _reduce(
-            to,
-            x,
-            ord,
-            over,
-            dtype=dtype,
-            full=shape,
-            shape=left,
-            keepdims=int(keepdims),
-            is_power=is_power,
-        )
+            norm = to.op("Sqrt", norm, result="norm")
+    elif ord in _BY_ONE:
+        norm = _BY_ONE[ord](to, x, over, is_power)
         if may_be_single:
-            norm = to.node("Abs", [norm], result="length", dtype=dtype, shape=left)
+            norm = to.op("Abs", norm, result="length")  # rule 1
+    elif x.dtype == _DOUBLE and broadcasts and not is_held:
+        norm = _from_shares(to, x, ord, over)  # rule 6
     else:
-        norm = _from_powers(
-            to, x, ord, axes, has_shares=has_shares, dtype=dtype, shape=shape, keepdims=keepdims
-        )
+        norm = _from_powers(to, x, ord, over)
     if to.opset < FIRST_BROADCASTING_MIN:  # rule 5
-        norm = to.cast(norm, dtype, work, result="norm in float32", shape=left)
-        dtype = work
-    return Norm(norm, dtype, left, cannot_overflow, axes, keepdims)
+        norm = to.cast(norm, work, result="norm in float32")
+    return Norm(norm, ord == math.inf or is_bounded, over)
 
 
 def emit_root(to: Emitter, power: Norm, ord: float) -> Norm:
@@ -153,40 +119,25 @@ def emit_root(to: Emitter, power: Norm, ord: float) -> Norm:
     """
     if ord != 2:
         return power
-    name, dtype, shape, *_ = power
-    if _is_single(shape):
-        name = to.node("Sqrt", [name], result="norm", dtype=dtype, shape=shape)
-    else:
-        name = _raised(to, name, 1 / 2, result="norm", dtype=dtype, shape=shape)
-    return power._replace(name=name)
+    if _is_single(power.value.shape):
+        return power._replace(value=to.op("Sqrt", power.value, result="norm"))
+    return power._replace(value=to.op("Pow", power.value, 1 / 2, result="norm"))
 
 
-def emit_together(
-    to: Emitter,
-    norms: Sequence[tuple[str, int]],
-    ord: float,
-    *,
-    dtype: int,
-    shape: Shape | None,
-) -> str:
+def emit_together(to: Emitter, norms: Sequence[tuple[Tensor, int]], ord: float) -> Tensor:
     """The norm of norms, each of which counts so many times; for any power that is no square.
 
-    They are taken as shares in the largest, so that no power is beyond the range of `dtype`.
+    They are taken as shares in the largest, so that no power is beyond the range of their dtype.
     """
-    kind: dict[str, Any] = {"dtype": dtype, "shape": shape}
-    largest = to.node("Max", [name for name, _ in norms], result="largest", **kind)
-    unit = _unit(to, largest, **kind)
+    unit = _unit(to, to.op("Max", *(norm for norm, _ in norms), result="largest"))
     powers = []
-    for name, count in norms:
-        share = to.node("Div", [name, unit], result="share", **kind)
-        power = _raised(to, share, ord, result="power", **kind)
+    for norm, count in norms:
+        power = to.op("Pow", to.op("Div", norm, unit, result="share"), ord, result="power")
         if count > 1:
-            sides = [power, to.constant(float(count), dtype)]
-            power = to.node("Mul", sides, result="counted", **kind)
+            power = to.op("Mul", power, float(count), result="counted")
         powers.append(power)
-    total = to.node("Sum", powers, result="together", **kind)
-    root = _raised(to, total, 1.0 / ord, result="root", **kind)
-    return to.node("Mul", [root, unit], result="norm", **kind)
+    total = to.op("Sum", *powers, result="together")
+    return to.op("Mul", to.op("Pow", total, 1.0 / ord, result="root"), unit, result="norm")
 
 
 def norm_of(
@@ -204,150 +155,66 @@ def norm_of(
         return np.asarray(unit * powers ** (1.0 / ord))
 
 
-def _add_up(
-    to: Emitter,
-    x: str,
-    ord: float,
-    axes: list[int] | None,
-    choice: Reduction,
-    dtype: int,
-    shape: Shape | None,
-    left: Shape | None,
-    *,
-    keepdims: int,
-) -> tuple[str, int]:
-    """The sum of |x| ** ord, for L1 and L2, by rows if the reduction has them; and its dtype.
+def _add_up(to: Emitter, x: Tensor, ord: float, over: Over, way: Reduction) -> Tensor:
+    """The sum of |x| ** ord, for L1 and L2, by rows if the reduction has them.
 
     ReduceL2 and ReduceL1 would not need the powers as a tensor, but ONNX Runtime's CPU provider
     adds up their rows element by element, and those of ReduceSum by vector instructions.
     """
-    if ord == 1:
-        powers = to.node("Abs", [x], result="sizes", dtype=dtype, shape=shape)
-    else:
-        powers = to.node("Mul", [x, x], result="squares", dtype=dtype, shape=shape)
-    rows, is_cut = choice.rows, isinstance(choice.rows, int)
-    if isinstance(rows, int):
-        powers, rows = to.rows(powers, rows, dtype=dtype), (1,)
-    if rows is not None:
-        kept = 0 if is_cut else keepdims
-        rest = (None,) if is_cut else _left(shape, rows, keepdims=bool(kept))
-        powers = to.reduce(
-            "ReduceSum", powers, list(rows), result="sums", dtype=dtype, shape=rest, keepdims=kept
-        )
-        if choice.joins_in_float64:
-            powers = to.cast(powers, dtype, _DOUBLE, result="sums in float64", shape=rest)
-            dtype = _DOUBLE
-    is_flat = is_cut and keepdims == 1
-    total = to.reduce(
-        "ReduceSum",
-        powers,
-        axes,
-        result="total",
-        dtype=dtype,
-        shape=() if is_flat else left,
-        keepdims=0 if is_flat else keepdims,
-    )
-    if is_flat:
-        total = to.spread(total, dtype)
-    return total, dtype
+    sums = to.op("Abs", x, result="sizes") if ord == 1 else to.op("Mul", x, x, result="squares")
+    if isinstance(way.rows, int):
+        sums = to.reduce("ReduceSum", to.rows(sums, way.rows), Over((1,)), result="sums")
+    elif way.rows is not None:
+        sums = to.reduce("ReduceSum", sums, Over(way.rows, over.keepdims), result="sums")
+    if way.joins_in_float64:
+        sums = to.cast(sums, _DOUBLE, result="sums in float64")
+    if isinstance(way.rows, int) and over.keepdims:
+        return to.spread(to.reduce("ReduceSum", sums, ALL, result="total"))
+    return to.reduce("ReduceSum", sums, over, result="total")
 
 
-def _reduce(
-    to: Emitter,
-    x: str,
-    ord: float,
-    axes: list[int] | None,
-    *,
-    dtype: int,
-    full: Shape | None,
-    shape: Shape | None,
-    keepdims: int,
-    is_power: bool,
-) -> str:
-    """The L1, L2 or L-infinity norm, or the square of the L2 norm, by one operator."""
-    kind: dict[str, Any] = {"dtype": dtype, "shape": shape, "keepdims": keepdims}
-    if ord == 2:
-        op_type = "ReduceSumSquare" if is_power else "ReduceL2"
-        return to.reduce(op_type, x, axes, result="norm", **kind)
-    if ord == 1:
-        return to.reduce("ReduceL1", x, axes, result="norm", **kind)
-    sizes = to.node("Abs", [x], result="sizes", dtype=dtype, shape=None)
-    return emit_largest(to, sizes, axes, signed=x, result="norm", full=full, **kind)
+def _emit_l1(to: Emitter, x: Tensor, over: Over, is_power: bool) -> Tensor:
+    return to.reduce("ReduceL1", x, over, result="norm")
 
 
-def _from_powers(
-    to: Emitter,
-    x: str,
-    ord: float,
-    axes: tuple[int, ...] | None,
-    *,
-    has_shares: bool,
-    dtype: int,
-    shape: Shape | None,
-    keepdims: bool,
-) -> str:
-    """The norm of a power other than 1, 2 and inf.
+def _emit_l2(to: Emitter, x: Tensor, over: Over, is_power: bool) -> Tensor:
+    return to.reduce("ReduceSumSquare" if is_power else "ReduceL2", x, over, result="norm")
 
-    With `has_shares` of shares in the largest element, where powers may leave the range of `dtype`.
-    """
-    over, left = None if axes is None else list(axes), _left(shape, axes, keepdims=keepdims)
-    sizes, unit = to.node("Abs", [x], result="sizes", dtype=dtype, shape=shape), ""
+
+def _emit_largest(to: Emitter, x: Tensor, over: Over, is_power: bool) -> Tensor:
+    return emit_largest(to, to.op("Abs", x, result="sizes"), over, signed=x, result="norm")
+
+
+_BY_ONE = {1: _emit_l1, 2: _emit_l2, math.inf: _emit_largest}
+"""The orders whose norm, or the square of it, one operator gives."""
+
+
+def _from_powers(to: Emitter, x: Tensor, ord: float, over: Over) -> Tensor:
+    """The norm of a power other than 1, 2 and inf, where all powers are within the dtype."""
+    powers = to.op("Pow", to.op("Abs", x, result="sizes"), ord, result="powers")
+    total = to.reduce("ReduceSum", powers, over, result="sum of powers")
+    return to.op("Pow", total, 1.0 / ord, result="norm")
+
+
+def _from_shares(to: Emitter, x: Tensor, ord: float, over: Over) -> Tensor:
+    """The same, of shares in the largest element, whose powers leave the range of no dtype."""
     # what is combined with the elements again keeps the axes that were reduced
-    is_kept = keepdims or (has_shares and axes is not None)
-    kept = _left(shape, axes, keepdims=is_kept)
-    kind: dict[str, Any] = {"dtype": dtype, "shape": kept}
-    if has_shares:
-        largest = emit_largest(
-            to, sizes, over, result="largest one", full=shape, keepdims=int(is_kept), **kind
-        )
-        unit = _unit(to, largest, **kind)
-        sizes = to.node("Div", [sizes, unit], result="shares", dtype=dtype, shape=shape)
-    powers = _raised(to, sizes, ord, result="powers", dtype=dtype, shape=shape)
-    total = to.reduce(
-        "ReduceSum", powers, over, result="sum of powers", keepdims=int(is_kept), **kind
-    )
-    norm = _raised(to, total, 1.0 / ord, result="root" if has_shares else "norm", **kind)
-    if has_shares:
-        norm = to.node("Mul", [norm, unit], result="norm", **kind)
-    if is_kept == keepdims:
+    kept = over._replace(keepdims=over.keepdims or over.axes is not None)
+    sizes = to.op("Abs", x, result="sizes")
+    unit = _unit(to, emit_largest(to, sizes, kept, result="largest one"))
+    powers = to.op("Pow", to.op("Div", sizes, unit, result="shares"), ord, result="powers")
+    total = to.reduce("ReduceSum", powers, kept, result="sum of powers")
+    norm = to.op("Mul", to.op("Pow", total, 1.0 / ord, result="root"), unit, result="norm")
+    if kept == over:
         return norm
-    return to.reduce(  # over axes of size 1
-        "ReduceSum", norm, over, result="flat norm", dtype=dtype, shape=left, keepdims=0
-    )
+    return to.reduce("ReduceSum", norm, over, result="flat norm")  # over axes of size 1
 
 
-def _unit(to: Emitter, largest: str, *, dtype: int, shape: Shape | None) -> str:
+def _unit(to: Emitter, largest: Tensor) -> Tensor:
     """What to measure in, so that no power of it overflows: the largest one, if it is normal."""
-    kind: dict[str, Any] = {"dtype": dtype, "shape": shape}
-    sides = [largest, to.constant(float(_LIMITS[dtype].tiny), dtype)]
-    unit = to.node("Max", sides, result="normal", **kind)
-    sides = [unit, to.constant(float(_LIMITS[dtype].max), dtype)]
-    return to.node("Min", sides, result="unit", **kind)
-
-
-def _raised(
-    to: Emitter, x: str, exponent: float, *, result: str, dtype: int, shape: Shape | None
-) -> str:
-    sides = [x, to.constant(exponent, dtype)]
-    return to.node("Pow", sides, result=result, dtype=dtype, shape=shape)
-
-
-def _over(shape: Shape | None, axes: tuple[int, ...] | None) -> Shape | None:
-    """The sizes of what is summed up for one norm."""
-    if shape is None or axes is None:
-        return shape
-    return tuple(shape[axis] for axis in axes)
-
-
-def _left(shape: Shape | None, axes: tuple[int, ...] | None, *, keepdims: bool) -> Shape | None:
-    if axes is None and not keepdims:
-        return ()
-    if shape is None:
-        return None
-    over = range(len(shape)) if axes is None else axes
-    if keepdims:
-        return tuple(1 if axis in over else d for axis, d in enumerate(shape))
-    return tuple(d for axis, d in enumerate(shape) if axis not in over)
+    limits = _LIMITS[largest.dtype]
+    normal = to.op("Max", largest, float(limits.tiny), result="normal")
+    return to.op("Min", normal, float(limits.max), result="unit")
 
 
 def _is_single(shape: Shape | None) -> bool:

@@ -30,8 +30,11 @@ NonFinite = Literal["propagate", "zero", "keep"]
 """What becomes of a gradient with nan or inf in it. propagate: what the formula gives, as Paddle
 and PyTorch do. zero: zeros, all of it. keep: it stays as it is."""
 
-_ADDED_LIMIT = 8192  # in one go, or in two together
-_LONGEST_ROW, _SHORTEST_ROW = 4096, 16
+_ADDED: dict[float, int] = {1: 4096, 2: 8192}
+"""By order, how many powers are added up in float32, in one go, or in two together.
+
+An L1 sum has twice the relative error of the root of a sum of squares."""
+_SHORTEST_ROW = 16
 _LEAST_IN_FLOAT32, _MOST_IN_FLOAT32 = 2.0**-40, 2.0**40  # thresholds: about 1e-12 and 1e12
 
 
@@ -85,38 +88,43 @@ class Numerics:
     ) -> Reduction:
         """The cheapest reduction over a whole tensor that keeps the stated precision.
 
+        1. L-infinity rounds nothing. Powers other than 1 and 2 leave the range of float32 early.
+        2. In one go where it is plain, short, or float64 that need not be wide.
+        3. By rows that are axes of the tensor: the sums of rows are few.
+        4. By rows to which it is cut, whose length divides its size.
+        5. Else in one go in float64.
+
         Args:
             shape: of the tensor, as far as it is known.
             in_float64: whether its elements are float64 already; else they are float32.
             must_widen: whether the norm must not overflow for finite float32 elements.
-            ord: of the norm. L-infinity rounds nothing. An L1 sum has twice the relative error of
-                the root of a sum of squares, so half of everything. Other powers leave the range of
-                float32 early.
+            ord: of the norm.
         """
-        if ord == math.inf:
-            return Reduction()
-        is_wide = self.norm_precision == "wide"
-        if ord not in (1, 2):
-            is_needed = self.norm_precision != "plain" or must_widen
-            return Reduction(widens=not in_float64 and is_needed)
-        share = 2 if ord == 1 else 1
+        is_wide, is_plain = self.norm_precision == "wide", self.norm_precision == "plain"
+        if ord not in _ADDED:  # rule 1
+            return Reduction(
+                widens=not in_float64 and ord != math.inf and (must_widen or not is_plain)
+            )
+        widens, limit = not in_float64 and (must_widen or is_wide), _ADDED[ord]
         dims = [d for d in shape or () if isinstance(d, int)]
-        size = math.prod(dims) if shape is not None and len(dims) == len(shape) else None
-        is_short = size is not None and size <= _ADDED_LIMIT // share
-        if self.norm_precision == "plain" or is_short or (in_float64 and not is_wide):
-            return Reduction(widens=not in_float64 and (must_widen or is_wide))
-        widens = not in_float64 and (must_widen or is_wide)
-        limit = _ADDED_LIMIT // share
-        rows = None if size is None else _own_axes(dims, limit)
-        if rows is not None:
-            return Reduction(widens, rows)
         known = math.prod(dims)  # divides the size, whatever the other dimensions are
-        longest = _LONGEST_ROW // share
-        cut = next((d for d in range(longest, _SHORTEST_ROW - 1, -1) if known % d == 0), None)
-        if known == 0 or cut is None:
+        size = known if shape is not None and len(dims) == len(shape) else None
+        is_short = size is not None and size <= limit
+        if is_plain or is_short or (in_float64 and not is_wide):  # rule 2
+            return Reduction(widens)
+        if size is not None and (rows := _own_axes(dims, limit)) is not None:  # rule 3
+            return Reduction(widens, rows)
+        cut = _length_of_rows(known, limit // 2)
+        if cut is None:  # rule 5
             return Reduction(widens=not in_float64)
         are_few = size is not None and cut + size // cut <= limit
-        return Reduction(widens, cut, joins_in_float64=not are_few)
+        return Reduction(widens, cut, joins_in_float64=not are_few)  # rule 4
+
+
+def _length_of_rows(size: int, longest: int) -> int | None:
+    """The longest row to which so many elements can be cut; None if there is none."""
+    lengths = range(longest, _SHORTEST_ROW - 1, -1) if size else ()
+    return next((length for length in lengths if size % length == 0), None)
 
 
 def _own_axes(dims: list[int], limit: int) -> tuple[int, ...] | None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnx_clip_pass.clips.base import DTYPES, Case, Formula
-from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter, Measured, Quantity
+from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter, Measured, Tensor
 from onnx_clip_pass.clips.norms import Norm
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
 from onnx_clip_pass.clips.verdicts import emit_verdict
@@ -20,6 +20,7 @@ from onnx_clip_pass.gradients.found import Gradient
 
 __all__ = [
     "ScalingClip",
+    "emit_clipped",
     "emit_product",
     "emit_scale",
     "normal_axes",
@@ -40,13 +41,12 @@ class ScalingClip(Formula):
 
     def emit(self, members: Sequence[Emitter]) -> Measured | None:
         for to in members:
-            x, work = widened(to, self)
-            norm = self.emit_norm(to, x, work)
-            limit = self.emit_limit(to, norm, x, work)
-            scale = emit_scale(to, norm, limit)
+            x = widened(to, self)
+            norm = self.emit_norm(to, x)
+            scale = emit_scale(to, norm.value, self.emit_limit(to, norm, x))
             if to.watches:
-                to.measured = Measured(Quantity(norm.name, norm.dtype, norm.shape), scale)
-            emit_product(to, x, work, scale, emit_verdict(to, norm, x, work))
+                to.measured = Measured(norm.value, scale)
+            emit_product(to, x, scale, emit_verdict(to, norm, x))
         return None
 
     def reference(
@@ -55,15 +55,15 @@ class ScalingClip(Formula):
         return [self._reference_of(case, nonfinite) for case in cases]
 
     @abstractmethod
-    def emit_norm(self, to: Emitter, x: str, work: int) -> Norm:
-        """The norms of `x`, which is the gradient in dtype `work`."""
+    def emit_norm(self, to: Emitter, x: Tensor) -> Norm:
+        """The norms of `x`, which is the gradient in the dtype that it is clipped in."""
 
-    def emit_limit(self, to: Emitter, norm: Norm, x: str, work: int) -> str:
-        """What the norms of `x` must not exceed, in their dtype; "" if there is no limit."""
+    def emit_limit(self, to: Emitter, norm: Norm, x: Tensor) -> Tensor | None:
+        """What the norms of `x` must not exceed, in their dtype; None if there is no limit."""
         if self.is_identity and not to.is_steered:
-            return ""
+            return None
         assert self.threshold is not None
-        return to.limit(self.threshold, norm.dtype)
+        return to.limit(self.threshold, norm.value.dtype)
 
     def _reference_of(self, case: Case, nonfinite: NonFinite) -> NDArray[Any]:
         return scaled_down(case.gradient, self.norms(case), self.limits(case), nonfinite)
@@ -147,48 +147,46 @@ def shared_fault(
     return None
 
 
-def widened(to: Emitter, clip: Formula) -> tuple[str, int]:
-    """The gradient in the dtype in which it is clipped, and that dtype."""
-    work = clip.work_dtype(to.gradient.dtype, to.numerics)
-    return to.cast(to.source, to.dtype, work, result="wide", shape=to.gradient.shape), work
+def widened(to: Emitter, clip: Formula) -> Tensor:
+    """The gradient in the dtype in which it is clipped."""
+    return to.cast(to.source, clip.work_dtype(to.gradient.dtype, to.numerics), result="wide")
 
 
-def emit_scale(to: Emitter, norm: Norm, limit: str) -> Quantity:
+def emit_scale(to: Emitter, norm: Tensor, limit: Tensor | None) -> Tensor:
     """min(limit / norm, 1) for each norm; 1 without a limit.
 
     A limit that is computed may be inf, and so may the norm: their ratio is nan, the scale 1.
     """
-    dtype, shape = norm.dtype, norm.shape
-    one = to.constant(1.0, dtype)
-    if not limit:
-        return Quantity(one, dtype, ())
-    ratio = to.node("Div", [limit, norm.name], result="ratio", dtype=dtype, shape=shape)
-    scale = to.node("Min", [ratio, one], result="scale", dtype=dtype, shape=shape)
-    unlimited = to.is_infinite(limit, dtype) if to.opset >= _FIRST_WHERE else None
-    if unlimited is not None:
-        choices = [unlimited, one, scale]
-        scale = to.node("Where", choices, result="scale if limited", dtype=dtype, shape=shape)
-    return Quantity(scale, dtype, shape)
+    one = to.constant(1.0, norm.dtype)
+    if limit is None:
+        return one
+    scale = to.op("Min", to.op("Div", limit, norm, result="ratio"), one, result="scale")
+    unlimited = to.is_infinite(limit) if to.opset >= _FIRST_WHERE else None
+    if unlimited is None:
+        return scale
+    return to.op("Where", unlimited, one, scale, result="scale if limited")
 
 
-def emit_product(to: Emitter, x: str, work: int, scale: Quantity, odd: Quantity | None) -> None:
+def emit_product(to: Emitter, x: Tensor, scale: Tensor, odd: Tensor | None) -> None:
     """Put in x * scale, the clipped gradient, and what the policy makes of what is `odd`."""
     if to.measures_only:
         return
-    name, dtype, shape = scale
     if odd is not None and to.numerics.nonfinite == "keep":
-        choices, shape = [odd.name, to.constant(1.0, dtype), name], odd.shape
-        name = to.node("Where", choices, result="kept", dtype=dtype, shape=shape)
-    name = to.cast(name, dtype, work, result="factor", shape=shape)
-    is_zeroed = odd is not None and to.numerics.nonfinite == "zero"
-    is_cast = work != to.dtype
-    result = "product" if is_zeroed or is_cast else ""
-    y = to.node("Mul", [x, name], result=result, dtype=work, shape=to.gradient.shape)
-    if odd is not None and is_zeroed:
-        choices = [odd.name, to.spread(to.constant(0.0, work), work), y]
-        result = "chosen" if is_cast else ""
-        y = to.node("Where", choices, result=result, dtype=work, shape=to.gradient.shape)
-    to.cast(y, work, to.dtype, result="", shape=to.gradient.shape)
+        scale, odd = to.op("Where", odd, 1.0, scale, result="kept"), None
+    factor = to.cast(scale, x.dtype, result="factor")
+    emit_clipped(to, "Mul", x, factor, odd, result="product")
+
+
+def emit_clipped(
+    to: Emitter, op_type: str, x: Tensor, other: Tensor, odd: Tensor | None, *, result: str
+) -> None:
+    """Put in op(x, other), or zero where `odd`, as the clipped gradient in its own dtype."""
+    is_cast = x.dtype != to.source.dtype
+    y = to.op(op_type, x, other, result=result if is_cast or odd is not None else "")
+    if odd is not None:
+        zero = to.spread(to.constant(0.0, x.dtype))
+        y = to.op("Where", odd, zero, y, result="chosen" if is_cast else "")
+    to.cast(y, to.source.dtype, result="")
 
 
 def normal_axes(axes: Sequence[int] | int, rank: int) -> tuple[int, ...]:

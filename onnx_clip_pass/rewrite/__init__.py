@@ -120,7 +120,7 @@ def _clip(
         write_record(model, record, editor.added.nodes, editor.added.initializers)
     return Report(
         rows,
-        (*warnings, *notes, *lacking_kernels(made.needs)),
+        (*warnings, *notes, *lacking_kernels(made.used)),
         before is not None,
         made.emitted,
         tuple(editor.added.inputs),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from onnx_clip_pass.clips import Clip, Emitter, Formula, Measured, turns
+from onnx_clip_pass.clips import Clip, Emitter, Formula, Measured, Tensor, turns
+from onnx_clip_pass.clips.emitter import Used
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Editor
-from onnx_clip_pass.kernels import Need
 from onnx_clip_pass.rewrite.planning import Edit
 from onnx_clip_pass.rewrite.settings import Settings
 from onnx_clip_pass.rewrite.watching import Emitted, GroupSight, Sight
@@ -18,9 +18,9 @@ __all__ = ["Made", "emit"]
 
 @dataclass(slots=True)
 class Made:
-    """What came of it: the kernels that the nodes need, and the outputs that were added."""
+    """What came of it: the operators that are used, and the outputs that were added."""
 
-    needs: set[Need] = field(default_factory=set)
+    used: set[Used] = field(default_factory=set)
     emitted: tuple[Emitted, ...] = ()
 
 
@@ -76,7 +76,7 @@ def emit(editor: Editor, edits: Sequence[Edit], settings: Settings) -> Made:
             group.emitter.position = end
         made.emitted = watch.hand_out(editor, steering, sights, groups)
         emitters = [*(sight.emitter for sight in sights), *(group.emitter for group in groups)]
-        made.needs.update(*(emitter.needs for emitter in emitters))
+        made.used.update(*(emitter.used for emitter in emitters))
     return made
 
 
@@ -102,9 +102,8 @@ def _emit_together(
             edit.scope,
             edit.position,
             sighting.gradient,
-            stream.source,
+            Tensor(stream.source, sighting.type.dtype, sighting.gradient.shape),
             target,
-            sighting.type.dtype,
             settings.numerics,
             limits=settings.steering.limits(editor, edit.choice),
             is_steered=edit.choice.threshold_input is not None,
@@ -121,7 +120,7 @@ def _emit_together(
     if len(members) > 1:
         editor.unsettle(first.edit.scope)
     for (stream, _), emitter in zip(members, emitters, strict=True):
-        made.needs |= emitter.needs
+        made.used |= emitter.used
         if emitter.measured is not None:
             stream.measured.append(emitter.measured)
     if whole is None or formula.group is None or not watch:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from onnx_clip_pass.clips import Clip
+from onnx_clip_pass.clips.emitter import Used
 from onnx_clip_pass.errors import listed
 from onnx_clip_pass.gradients import Gradient, Survey
 from onnx_clip_pass.gradients.clipped import clip_nodes
-from onnx_clip_pass.graph import Body, Editor, Index
+from onnx_clip_pass.graph import Body, Editor, Index, TensorType
 from onnx_clip_pass.kernels import Need, missing
 from onnx_clip_pass.record import ClipEntry, Measure, Record, Uncovered
 from onnx_clip_pass.rewrite.planning import Edit
@@ -111,8 +113,12 @@ def record_of(
     )
 
 
-def lacking_kernels(needs: set[Need]) -> list[str]:
-    """A warning for each provider that has no kernel for some of the needs."""
+def lacking_kernels(used: Iterable[Used]) -> list[str]:
+    """A warning for each provider that has no kernel for some of the operators."""
+    needs = [
+        Need(op_type, opset, tuple(dict.fromkeys(TensorType(d).dtype_name for d in dtypes)))
+        for op_type, opset, *dtypes in used
+    ]
     warnings = []
     for provider in ("CPU", "CUDA"):
         lacking = [

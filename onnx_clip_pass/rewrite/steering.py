@@ -16,7 +16,8 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_clip_pass.arguments import as_number
-from onnx_clip_pass.clips import Limits, Numerics
+from onnx_clip_pass.clips import Limits, Numerics, Tape, Tensor
+from onnx_clip_pass.clips.emitter import ALL
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients import Sighting
 from onnx_clip_pass.graph import Editor, Index, Scope, TensorType
@@ -40,8 +41,8 @@ class Steering:
             loss_scale = _scale(loss_scale)
         self.loss_scale = loss_scale
         self._dtypes: dict[str, int] = {}
-        self._made: dict[tuple[object, ...], str] = {}
-        self._products: set[str] = set()
+        self._made: dict[tuple[object, ...], Tensor] = {}
+        self._products: set[Tensor] = set()
 
     @property
     def factor(self) -> float:
@@ -123,50 +124,46 @@ class Steering:
             return None
         return _Limits(self, editor, name)
 
-    def is_infinite(self, editor: Editor, limit: str, dtype: int) -> str | None:
+    def is_infinite(self, editor: Editor, limit: Tensor) -> Tensor | None:
         """A bool of the main graph, whether a product is inf; None if it is no product of ours."""
         if limit not in self._products:
             return None
         key = ("is infinite", limit)
         if key not in self._made:
-            largest = np.finfo(np.float64 if dtype == _DOUBLE else np.float32).max
-            sides = [editor.constant(editor.index.main, float(largest), dtype), limit]
-            self._made[key] = self._node(editor, "Less", sides, limit, _BOOL)
+            largest = np.finfo(np.float64 if limit.dtype == _DOUBLE else np.float32).max
+            to = self._tape(editor, limit.name)
+            self._made[key] = to.op("Less", float(largest), limit, result="less", dtype=_BOOL)
         return self._made[key]
 
-    def divisor(self, editor: Editor, dtype: int) -> str | None:
+    def divisor(self, editor: Editor, dtype: int) -> Tensor | None:
         """What takes the loss scale out of a norm; None if the loss scale is 1."""
         if isinstance(self.loss_scale, str):
             return self._scale_as(editor, dtype)
         if self.loss_scale == 1.0:
             return None
-        return editor.constant(editor.index.main, self.loss_scale, dtype)
+        return self._tape(editor, "").constant(self.loss_scale, dtype)
 
     def product(
         self, editor: Editor, name: str | None, threshold: float, factor: float, dtype: int
-    ) -> str:
+    ) -> Tensor:
         """Threshold times factor times loss scale, in the main graph."""
         key = (name or threshold, factor, dtype)
         if key in self._made:
             return self._made[key]
-        main = editor.index.main
+        to = self._tape(editor, name or "limit")
         if name is None:
-            result = editor.constant(main, threshold * factor, dtype)
+            result = to.constant(threshold * factor, dtype)
         else:
-            result = name
-            if self._dtypes[name] != dtype:
-                result = self._node(editor, "Cast", [name], name, dtype, to=dtype)
+            result = to.cast(Tensor(name, self._dtypes[name], ()), dtype, result="cast")
             if factor * self.factor != 1.0:
-                sides = [result, editor.constant(main, factor * self.factor, dtype)]
-                result = self._node(editor, "Mul", sides, name, dtype)
+                result = to.op("Mul", result, factor * self.factor, result="mul")
         if self.is_value:
-            sides = [result, self._scale_as(editor, dtype)]
-            result = self._node(editor, "Mul", sides, name or "limit", dtype)
+            result = to.op("Mul", result, self._scale_as(editor, dtype), result="mul")
         self._made[key] = result
         self._products.add(result)
         return result
 
-    def _scale_as(self, editor: Editor, dtype: int) -> str:
+    def _scale_as(self, editor: Editor, dtype: int) -> Tensor:
         """The loss scale of the graph in this dtype, and of rank 0."""
         assert isinstance(self.loss_scale, str)
         key = (self.loss_scale, dtype)
@@ -175,34 +172,20 @@ class Steering:
             declared = main.type_of(name) or TensorType()
             if not declared.dtype:
                 declared = editor.index.inferred(main, name)
-            result = name
-            if declared.dtype != dtype:
-                result = self._node(editor, "Cast", [result], name, dtype, declared.shape, to=dtype)
-            if declared.shape != ():
-                result = self._node(editor, "ReduceMax", [result], name, dtype, keepdims=0)
-            self._made[key] = result
+            to = self._tape(editor, name)
+            scale = to.cast(Tensor(name, declared.dtype, declared.shape), dtype, result="cast")
+            if scale.shape != ():
+                scale = to.reduce("ReduceMax", scale, ALL, result="reducemax")
+            self._made[key] = scale
         return self._made[key]
 
-    def _node(
-        self,
-        editor: Editor,
-        op_type: str,
-        inputs: list[str],
-        label: str,
-        dtype: int,
-        shape: tuple[int | str | None, ...] | None = (),
-        **attributes: int,
-    ) -> str:
+    def _tape(self, editor: Editor, label: str) -> Tape:
+        """Where nodes go in: at the beginning of the main graph, or behind the loss scale."""
         main = editor.index.main
-        output = editor.fresh(f"clip/{label}/{op_type.lower()}")
         position = 0
         if isinstance(self.loss_scale, str) and self.loss_scale in main.producers:
             position = main.producers[self.loss_scale][0] + 1
-        editor.insert(
-            main, position, op_type, inputs, output, f"clip/{label}/{op_type}", **attributes
-        )
-        editor.declare(main, output, TensorType(dtype, shape))
-        return output
+        return Tape(editor, main, position, label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,11 +194,11 @@ class _Limits:
     editor: Editor
     name: str | None
 
-    def product(self, threshold: float, factor: float, dtype: int) -> str:
+    def product(self, threshold: float, factor: float, dtype: int) -> Tensor:
         return self.steering.product(self.editor, self.name, threshold, factor, dtype)
 
-    def is_infinite(self, limit: str, dtype: int) -> str | None:
-        return self.steering.is_infinite(self.editor, limit, dtype)
+    def is_infinite(self, limit: Tensor) -> Tensor | None:
+        return self.steering.is_infinite(self.editor, limit)
 
 
 def _faults_of_scale(index: Index, name: str) -> list[str]:

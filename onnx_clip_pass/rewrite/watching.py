@@ -9,11 +9,12 @@ from typing import Literal, NamedTuple, get_args
 from onnx import TensorProto
 
 from onnx_clip_pass.arguments import check_choice
-from onnx_clip_pass.clips import Clip, Emitter, Measured, Quantity
+from onnx_clip_pass.clips import Clip, Emitter, Measured, Tensor
+from onnx_clip_pass.clips.emitter import ALL
 from onnx_clip_pass.clips.extremes import emit_largest, emit_least
 from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.gradients import Gradient
-from onnx_clip_pass.graph import Editor, Scope, TensorType
+from onnx_clip_pass.graph import Editor, Scope
 from onnx_clip_pass.rewrite.steering import Steering
 
 __all__ = ["Emit", "EmitAs", "Emitted", "GroupSight", "Sight", "Watch"]
@@ -108,103 +109,62 @@ class Watch:
             made = [_quantity(quantity, editor, steering, sight) for sight in sights]
             names = tuple(sight.gradient.name for sight in sights)
             if self.emit_as == "vector":
-                output = _vector(editor, sights[0].emitter, quantity, made)
+                output = editor.fresh(f"clip/{quantity}")
+                _vector(sights[0].emitter, output, made)
                 found.append(Emitted(output, quantity, names))
             else:
                 for sight, value in zip(sights, made, strict=True):
-                    output = _output(editor, sight.emitter, sight.gradient.name, quantity, value)
+                    output = editor.fresh(f"{sight.gradient.name}/{quantity}")
+                    sight.emitter.output(value, output)
                     found.append(Emitted(output, quantity, (sight.gradient.name,)))
         if "norm" in self.emit:
             for group in groups:
                 whole = group.measured.norm
                 norm = _norm(editor, steering, group.emitter, whole, whole.dtype)
-                output = _output(editor, group.emitter, group.name, "norm", norm)
+                output = editor.fresh(f"{group.name}/norm")
+                group.emitter.output(norm, output)
                 found.append(Emitted(output, "norm", group.gradients, group.name))
         return tuple(found)
 
 
-def _quantity(quantity: str, editor: Editor, steering: Steering, sight: Sight) -> Quantity:
+def _quantity(quantity: str, editor: Editor, steering: Steering, sight: Sight) -> Tensor:
     to = sight.emitter
+    wide = _DOUBLE if sight.gradient.dtype == "float64" else _FLOAT
     if quantity == "norm":
-        wide = _DOUBLE if sight.gradient.dtype == "float64" else _FLOAT
         return _norm(editor, steering, to, sight.measured[0].norm, wide)
     scale = _least(to, sight.measured[0].scale)
     for further in sight.measured[1:]:
         other = _least(to, further.scale)
         dtype = max(scale.dtype, other.dtype)  # DOUBLE is above FLOAT
-        sides = [
-            to.cast(side.name, side.dtype, dtype, result="factor", shape=())
-            for side in (scale, other)
-        ]
-        scale = Quantity(to.node("Mul", sides, result="scales", dtype=dtype), dtype, ())
+        sides = [to.cast(side, dtype, result="factor") for side in (scale, other)]
+        scale = to.op("Mul", *sides, result="scales")
     if quantity == "clipped":
-        sides = [scale.name, to.constant(1.0, scale.dtype)]
-        less = to.node("Less", sides, result="is clipped", dtype=_BOOL, takes=scale.dtype)
-        return Quantity(less, _BOOL, ())
-    wide = _DOUBLE if sight.gradient.dtype == "float64" else _FLOAT
-    name = to.cast(scale.name, scale.dtype, wide, result="scale", shape=())
-    return Quantity(name, wide, ())
+        return to.op("Less", scale, 1.0, result="is clipped", dtype=_BOOL)
+    return to.cast(scale, wide, result="scale")
 
 
-def _norm(editor: Editor, steering: Steering, to: Emitter, norm: Quantity, dtype: int) -> Quantity:
+def _norm(editor: Editor, steering: Steering, to: Emitter, norms: Tensor, dtype: int) -> Tensor:
     """The largest of the norms, nan if one of them is, in the unit of the unscaled gradient."""
-    if _is_one(norm):
-        name = _flat(to, norm)
-    else:
-        name = emit_largest(
-            to,
-            norm.name,
-            None,
-            result="largest norm",
-            dtype=norm.dtype,
-            full=norm.shape,
-            shape=(),
-            keepdims=0,
-        )
-    divisor = steering.divisor(editor, norm.dtype)
+    norm = _flat(to, norms) or emit_largest(to, norms, ALL, result="largest norm")
+    divisor = steering.divisor(editor, norms.dtype)
     if divisor is not None:
-        name = to.node("Div", [name, divisor], result="unscaled", dtype=norm.dtype)
-    name = to.cast(name, norm.dtype, dtype, result="norm", shape=())
-    return Quantity(name, dtype, ())
+        norm = to.op("Div", norm, divisor, result="unscaled")
+    return to.cast(norm, dtype, result="norm")
 
 
-def _least(to: Emitter, scale: Quantity) -> Quantity:
+def _least(to: Emitter, scales: Tensor) -> Tensor:
     """The least of the scales, nan if one of them is."""
-    if _is_one(scale):
-        return Quantity(_flat(to, scale), scale.dtype, ())
-    name = emit_least(to, scale.name, result="least scale", dtype=scale.dtype)
-    return Quantity(name, scale.dtype, ())
+    return _flat(to, scales) or emit_least(to, scales, result="least scale")
 
 
-def _is_one(value: Quantity) -> bool:
-    return value.shape is not None and all(size == 1 for size in value.shape)
+def _flat(to: Emitter, value: Tensor) -> Tensor | None:
+    """One number, of rank 0; None if there may be several."""
+    if value.shape is None or any(size != 1 for size in value.shape):
+        return None
+    return to.reduce("ReduceSum", value, ALL, result="one") if value.shape else value
 
 
-def _flat(to: Emitter, one: Quantity) -> str:
-    """One number, of rank 0."""
-    if one.shape == ():
-        return one.name
-    return to.reduce(
-        "ReduceSum", one.name, None, result="one", dtype=one.dtype, shape=(), keepdims=0
-    )
-
-
-def _output(editor: Editor, to: Emitter, label: str, what: str, value: Quantity) -> str:
-    """Hand a value out under a name of its own."""
-    output = editor.fresh(f"{label}/{what}")
-    to.name_output(value.name, output, value.dtype)
-    editor.add_output(output, TensorType(value.dtype, ()))
-    return output
-
-
-def _vector(editor: Editor, to: Emitter, what: str, values: Sequence[Quantity]) -> str:
+def _vector(to: Emitter, output: str, values: Sequence[Tensor]) -> None:
     dtype = max((value.dtype for value in values if value.dtype != _BOOL), default=_BOOL)
-    parts = []
-    for value in values:
-        name = to.cast(value.name, value.dtype, dtype, result="part", shape=())
-        parts.append(to.unsqueeze(name, [0], dtype=dtype, shape=(1,)))
-    output = editor.fresh(f"clip/{what}")
-    joined = to.node("Concat", parts, result="joined", dtype=dtype, shape=(len(parts),), axis=0)
-    to.name_output(joined, output, dtype)
-    editor.add_output(output, TensorType(dtype, (len(parts),)))
-    return output
+    parts = [to.unsqueeze(to.cast(value, dtype, result="part"), (0,)) for value in values]
+    to.output(to.concat(parts, result="joined"), output)

@@ -329,6 +329,33 @@ def test_samples_that_are_not_equally_many_are_refused():
         clip.apply(gradients)
 
 
+def test_samples_of_which_one_gradient_alone_tells_the_number_have_norms_of_their_own():
+    """The first axis of `a` is 1 by its type, that of `b` is N: one sample of each, norm 5."""
+    model = parse(
+        """s (float[1,2] x, float[N,2] y) => (float[1,2] a, float[N,2] b) {
+        a = Identity(x) b = Identity(y) }"""
+    )
+    clip = GradientClipByGlobalNorm(1.0, per_sample=True)
+    clipped = clip_gradients(model, clip, gradients=["a", "b"], nonfinite="zero")
+    onnx.checker.check_model(clipped, full_check=True)
+    out = run(clipped, {"x": np.float32([[3, 0]]), "y": np.float32([[4, 0]])})
+    np.testing.assert_allclose(out["a"], [[0.6, 0]], rtol=1e-6)  # as Div and Mul round
+    np.testing.assert_allclose(out["b"], [[0.8, 0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("nonfinite", ["zero", "keep"])
+def test_a_power_that_may_overflow_tells_what_is_not_finite_in_float64(nonfinite: str):
+    """With p = 1 / 32, the norm of n ones is n ** 32: 2 ** 32 of two of them."""
+    gradients = {"a": np.float32([1]), "b": np.float32([1, np.inf])}
+    model, clip = handed_out(gradients), GradientClipByGlobalNorm(2.0**31, ord=1 / 32)
+    out = clipped_by_graph(model, clip, gradients, nonfinite=nonfinite)
+    for name, x in gradients.items():
+        np.testing.assert_array_equal(out[name], np.zeros_like(x) if nonfinite == "zero" else x)
+    gradients["b"] = np.float32([1, 0])
+    out = clipped_by_graph(model, clip, gradients, nonfinite=nonfinite)
+    np.testing.assert_allclose(out["b"], [0.5, 0], rtol=1e-5)  # Pow to the 32nd
+
+
 def test_a_gradient_without_an_axis_for_samples_is_refused():
     gradients = {"a": np.array(3, np.float32)}
     clip = GradientClipByGlobalNorm(1.0, per_sample=True)
