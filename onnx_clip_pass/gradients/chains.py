@@ -154,6 +154,7 @@ class Chains:
             and not values.is_single(vertex)
             and bool(sources)
             and all(values.is_single(each) or self._by_number[each] for each in sources)
+            and not any(self._is_activation(each) for each in values.takes[vertex])
         )
         above = self.tree.add(sources)
         link = self.link[vertex] = self._link(vertex, above, sources)
@@ -164,6 +165,11 @@ class Chains:
         self._ends[vertex] = self._ends[above] + (Link.END in link or Link.REDUCED in link)
         self._bends[vertex] = self._bends[above] + (Link.BENT in link)
         self._factors[vertex] = self._factors[above] + (Link.FACTOR in link)
+
+    def _is_activation(self, vertex: int) -> bool:
+        """True for a tensor that the forward pass computes, which only a backward pass reads."""
+        is_of_forward = vertex in self.states.forward and not self.values.is_single(vertex)
+        return is_of_forward and bool(self.values.op[self.values.behind(vertex)])
 
     def _sources(self, vertex: int) -> tuple[int, ...]:
         values = self.values
