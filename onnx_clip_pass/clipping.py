@@ -8,13 +8,14 @@ from onnx import ModelProto
 
 from onnx_clip_pass.arguments import check_model
 from onnx_clip_pass.deciding import decider
-from onnx_clip_pass.rewrite import ClipOrRules, Decide, Options, clip_in_place, takes_options
+from onnx_clip_pass.options import takes_options
+from onnx_clip_pass.rewrite import ClipOrRules, Decide, Options, clip_in_place
 from onnx_clip_pass.validity import blaming
 
 __all__ = ["clip_gradients"]
 
 
-@takes_options()
+@takes_options(Options)
 def clip_gradients(
     model: ModelProto,
     clip: ClipOrRules,

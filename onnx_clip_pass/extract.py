@@ -19,6 +19,7 @@ from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.graph import Index, TensorType
 from onnx_clip_pass.graph.spec import FLOATING
+from onnx_clip_pass.options import takes_options
 from onnx_clip_pass.record import Record, is_clipped, read_record
 from onnx_clip_pass.rewrite import (
     ClipOrRules,
@@ -26,7 +27,6 @@ from onnx_clip_pass.rewrite import (
     Options,
     Report,
     clip_in_place,
-    takes_options,
 )
 from onnx_clip_pass.storage import (
     Structure,
@@ -47,7 +47,7 @@ _Path = str | os.PathLike[str]
 _PRODUCER = "onnx_clip_pass.extract"
 
 
-@takes_options("measure_only")
+@takes_options(Options, "measure_only")
 def extract_clip(
     model: ModelProto,
     clip: ClipOrRules,
@@ -82,7 +82,7 @@ def extract_clip(
         return _extract(copy, clip, options, decider(probe))[0]
 
 
-@takes_options("measure_only")
+@takes_options(Options, "measure_only")
 def extract_clip_file(
     source: _Path,
     target: _Path,

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import Annotated, Any, TypedDict, Unpack
 
-from onnx_clip_pass.arguments import check_choice, check_flags, check_path
+from onnx_clip_pass.arguments import check_flags, check_path
 from onnx_clip_pass.deciding import decider
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient, name_gradients, survey
 from onnx_clip_pass.gradients.explaining import Explanation, explain
 from onnx_clip_pass.gradients.optimizer import NO_OPS, OptimizerOps, checked_ops
 from onnx_clip_pass.graph import Index
+from onnx_clip_pass.options import Option, checked, described, takes_options
 from onnx_clip_pass.record import Record, is_clipped, read_record, undo
 from onnx_clip_pass.rewrite import (
     ClipOrRules,
@@ -25,7 +27,6 @@ from onnx_clip_pass.rewrite import (
     Uncovered,
     clip_in_place,
     nothing_found,
-    takes_options,
     uncovered_of,
 )
 from onnx_clip_pass.storage import (
@@ -45,7 +46,11 @@ from onnx_clip_pass.storage import (
 from onnx_clip_pass.storage.reading import read_text
 
 __all__ = [
+    "ClipFileOptions",
+    "FileOptions",
     "Inspection",
+    "WriteOptions",
+    "Writing",
     "clip_gradients_file",
     "explain_file",
     "inspect_file",
@@ -71,20 +76,82 @@ class Inspection:
     carried: tuple[str, ...] = ()
 
 
-@takes_options()
+class WriteOptions(TypedDict, total=False):
+    """How files and folders are written."""
+
+    external_data: Annotated[
+        HowToBring,
+        Option(
+            "copy",
+            'how data files get into another folder: "copy" or "link" (a hard link).',
+            "How weights in files of their own get into another folder: link makes hard links.",
+        ),
+    ]
+    replace: Annotated[
+        bool,
+        Option(
+            False, "allow `target` to be `source`.", "Replace MODEL itself.", spelled="--in-place"
+        ),
+    ]
+    force: Annotated[
+        bool,
+        Option(
+            False,
+            "replace a target, or data files of other content, that onnx-clip did not write.",
+            "Replace an output without a record of onnx-clip.",
+        ),
+    ]
+    progress: Annotated[
+        Progress | None, Option(None, "is told how many bytes are written, and of how many.")
+    ]
+
+
+class FileOptions(WriteOptions, total=False):
+    """How files are written."""
+
+    trust_data: Annotated[
+        bool,
+        Option(
+            False,
+            "use data files, too, to which symbolic links lead out of the model's folder, and take "
+            "those along that have hidden names or several names (hard links).",
+            "Use weights to which links lead out of the model's folder, and take those along that "
+            "have hidden names or several.",
+        ),
+    ]
+
+
+class ClipFileOptions(Options, FileOptions):
+    """What `clip_gradients_file` takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """The options of writing, checked."""
+
+    external_data: HowToBring
+    replace: bool
+    force: bool
+    progress: Progress | None
+    trust_data: bool = False
+
+    @classmethod
+    def split(cls, kind: type, options: Mapping[str, Any]) -> tuple[Writing, dict[str, Any]]:
+        """Take the options of a kind out of all that are given; return the others, too."""
+        own = {name: value for name, value in options.items() if name in described(kind)}
+        others = {name: value for name, value in options.items() if name not in own}
+        return cls(**checked(kind, own)), others
+
+
+@takes_options(ClipFileOptions)
 def clip_gradients_file(
     source: _Path,
     target: _Path,
     clip: ClipOrRules,
     *,
-    external_data: HowToBring = "copy",
-    trust_data: bool = False,
-    replace: bool = False,
-    force: bool = False,
     dry_run: bool = False,
-    progress: Progress | None = None,
     probe: bool | Decide = False,
-    **options: Unpack[Options],
+    **options: Unpack[ClipFileOptions],
 ) -> Report:
     """`clip_gradients` from file to file; weights stored as external data are not read.
 
@@ -93,15 +160,9 @@ def clip_gradients_file(
         target: where to write. In the same folder external data is shared; in another one it
             comes along.
         clip: what to do, see `clip_gradients`.
-        external_data: how data files get into another folder: "copy" or "link" (a hard link).
-        trust_data: use data files, too, to which symbolic links lead out of the model's folder, and
-            take those along that have hidden names or several names (hard links).
-        replace: allow `target` to be `source`.
-        force: replace a target, or data files of other content, that onnx-clip did not write.
         dry_run: write nothing.
-        progress: is told how many bytes are written, and of how many.
         probe: as `clip_gradients` takes it; the model is then loaded with its weights.
-        **options: those of `clip_gradients`.
+        **options: see `ClipFileOptions`.
 
     Returns:
         What was found and clipped.
@@ -110,53 +171,39 @@ def clip_gradients_file(
         OnnxClipError: what `clip_gradients` refuses, and files that cannot be read or written, or
             must not be replaced.
     """
-    check_path("source", source)
-    check_path("target", target)
-    check_flags(trust_data=trust_data, replace=replace, force=force, dry_run=dry_run)
-    check_choice("external_data", external_data, HowToBring)
-    source, target = Path(source), _resolved(Path(target), replace=replace)
+    check_flags(dry_run=dry_run)
+    how, others = Writing.split(FileOptions, options)
+    source, target = _paths(source, target, how)
     decide = decider(probe, source)
     if not dry_run:
         recover(target.parent)
     with open_model(source) as structure:
-        _check_target(source, target, replace=replace, force=force)
-        report = clip_in_place(structure.model, clip, decide=decide, **options)
-        files = _data_files(structure, target, trust=trust_data)
+        _check_target(source, target, how)
+        report = clip_in_place(structure.model, clip, decide=decide, **others)
+        files = _data_files(structure, target, how)
         if not dry_run:
-            _write(structure, target, files, external_data, progress, force=force, trust=trust_data)
+            _write(structure, target, files, how)
     return report
 
 
-def strip_file(
-    source: _Path,
-    target: _Path,
-    *,
-    external_data: HowToBring = "copy",
-    trust_data: bool = False,
-    replace: bool = False,
-    force: bool = False,
-    progress: Progress | None = None,
-) -> None:
+@takes_options(FileOptions)
+def strip_file(source: _Path, target: _Path, **options: Unpack[FileOptions]) -> None:
     """Undo a rewrite from file to file, see `strip`; options as for `clip_gradients_file`.
 
     Raises:
         OnnxClipError: the model is not clipped, or its record no longer fits it; files cannot be
             read or written, or must not be replaced.
     """
-    check_path("source", source)
-    check_path("target", target)
-    check_flags(trust_data=trust_data, replace=replace, force=force)
-    check_choice("external_data", external_data, HowToBring)
-    source, target = Path(source), _resolved(Path(target), replace=replace)
+    how = Writing(**checked(FileOptions, options))
+    source, target = _paths(source, target, how)
     recover(target.parent)
     with open_model(source) as structure:
-        _check_target(source, target, replace=replace, force=force)
+        _check_target(source, target, how)
         if not undo(structure.model):
             raise OnnxClipError(
                 f"{str(source)!r} is not clipped by onnx-clip: there is nothing to undo"
             )
-        files = _data_files(structure, target, trust=trust_data)
-        _write(structure, target, files, external_data, progress, force=force, trust=trust_data)
+        _write(structure, target, _data_files(structure, target, how), how)
 
 
 def inspect_file(source: _Path, optimizer_ops: OptimizerOps = NO_OPS) -> Inspection:
@@ -227,31 +274,34 @@ def read_map(path: _Path) -> dict[str, str]:
     return found
 
 
-def _resolved(target: Path, *, replace: bool) -> Path:
-    """The file itself where a model is to be replaced by way of a symbolic link to it."""
-    with errors_name(target):
-        return target.resolve() if replace and target.is_symlink() else target
+def _paths(source: _Path, target: _Path, how: Writing) -> tuple[Path, Path]:
+    """Both as paths, the target that of the file itself where a link to it is to be replaced."""
+    check_path("source", source)
+    check_path("target", target)
+    found = Path(target)
+    with errors_name(found):
+        return Path(source), found.resolve() if how.replace and found.is_symlink() else found
 
 
-def _check_target(source: Path, target: Path, *, replace: bool, force: bool) -> None:
+def _check_target(source: Path, target: Path, how: Writing) -> None:
     """Refuse a target that must not be written."""
     with errors_name(target):  # of a name that is too long
         is_there = file_at(target, source.name)
         is_source = is_there and target.samefile(source)
-    if is_source and not replace:
+    if is_source and not how.replace:
         raise OnnxClipError(
             f"the output {str(target)!r} is the model itself; pass --in-place (in Python: "
             f"replace=True) to replace it"
         )
     if is_there and not is_source:
-        check_replaceable(target, partial(holds, is_clipped), force=force)
+        check_replaceable(target, partial(holds, is_clipped), force=how.force)
 
 
-def _data_files(structure: Structure, target: Path, *, trust: bool) -> list[DataFile]:
+def _data_files(structure: Structure, target: Path, how: Writing) -> list[DataFile]:
     """The external data of a model; refused if the target would take its place."""
     if not structure.may_have_external_data:
         return []
-    files = data_files(structure.model, structure.source.path.parent, trust=trust)
+    files = data_files(structure.model, structure.source.path.parent, trust=how.trust_data)
     lying = [path for file in files for path in (file.path, target.parent / file.location)]
     if any(path.resolve() == target.resolve() for path in lying):
         raise OnnxClipError(
@@ -261,23 +311,14 @@ def _data_files(structure: Structure, target: Path, *, trust: bool) -> list[Data
     return files
 
 
-def _write(
-    structure: Structure,
-    target: Path,
-    files: list[DataFile],
-    external_data: HowToBring,
-    progress: Progress | None,
-    *,
-    force: bool,
-    trust: bool,
-) -> None:
+def _write(structure: Structure, target: Path, files: list[DataFile], how: Writing) -> None:
     with errors_name(target):
         stays = target.parent.samefile(structure.source.path.parent)
     write_structures(
         {target: structure},
         [] if stays else files,
-        how=external_data,
-        force=force,
-        trust=trust,
-        progress=progress,
+        how=how.external_data,
+        force=how.force,
+        trust=how.trust_data,
+        progress=how.progress,
     )

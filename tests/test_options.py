@@ -18,44 +18,55 @@ from onnx_clip_pass import (
     extract_clip,
     extract_clip_file,
 )
+from onnx_clip_pass.artifacts import strip_artifacts
 from onnx_clip_pass.cli.rewriting import rewrite
-from onnx_clip_pass.rewrite import Options, Settings, described_options
+from onnx_clip_pass.files import FileOptions, WriteOptions, strip_file
+from onnx_clip_pass.options import described
+from onnx_clip_pass.rewrite import Options, Settings
 
 SEED = Path(__file__).parent.parent / "models" / "seed" / "train_step.onnx"
-LACKING = {
-    clip_gradients: set(),
-    clip_gradients_file: set(),
-    extract_clip: {"measure_only"},
-    extract_clip_file: {"measure_only"},
-    clip_artifacts: {"threshold_input"},
+TAKEN = {  # the kinds of options of each function, and those that it does not take
+    clip_gradients: ([Options], set()),
+    clip_gradients_file: ([Options, FileOptions], set()),
+    strip_file: ([FileOptions], set()),
+    extract_clip: ([Options], {"measure_only"}),
+    extract_clip_file: ([Options], {"measure_only"}),
+    clip_artifacts: ([Options, WriteOptions], {"threshold_input"}),
+    strip_artifacts: ([WriteOptions], set()),
 }
 
 
-@pytest.mark.parametrize("function", LACKING, ids=lambda function: function.__name__)
-def test_a_signature_shows_each_option_with_its_default(function):
+@pytest.mark.parametrize(
+    ("function", "kinds", "lacking"),
+    [(function, *taken) for function, taken in TAKEN.items()],
+    ids=[function.__name__ for function in TAKEN],
+)
+def test_a_signature_shows_each_option_with_its_default(function, kinds, lacking):
     parameters = inspect.signature(function).parameters
-    assert "options" not in parameters
-    for name, (kind, option) in described_options().items():
-        if name in LACKING[function]:
-            assert name not in parameters
-        else:
+    assert lacking.union({"options"}).isdisjoint(parameters)
+    for name, (type_, option) in {
+        n: o for kind in kinds for n, o in described(kind).items()
+    }.items():
+        if name not in lacking:
             assert parameters[name].default == option.default
-            assert parameters[name].annotation == kind
+            assert parameters[name].annotation == type_
 
 
-def test_help_says_what_each_option_means():
-    text = inspect.getdoc(clip_gradients)
+@pytest.mark.parametrize("function", [clip_gradients, clip_gradients_file])
+def test_help_says_what_each_option_means(function):
+    text = inspect.getdoc(function)
     assert "**options" not in text
-    for name, (_, option) in described_options().items():
-        assert f"{name}: {option.doc}" in " ".join(text.split())
+    for kind in TAKEN[function][0]:
+        for name, (_, option) in described(kind).items():
+            assert f"{name}: {option.doc}" in " ".join(text.split())
 
 
 def test_the_command_line_has_each_option_that_has_words_for_it():
     shown = {option.name: option for option in rewrite.params}
-    for name, (_, option) in described_options().items():
+    for name, (_, option) in {**described(Options), **described(FileOptions)}.items():
         if option.help:
             assert shown[name].help == option.help
-            assert shown[name].opts == ["--" + name.replace("_", "-")]
+            assert shown[name].opts == [option.spelled or "--" + name.replace("_", "-")]
 
 
 def test_what_is_said_is_told_from_defaults():
@@ -74,10 +85,11 @@ def test_an_option_that_there_is_not_is_refused():
 NEW = f"""
 import inspect, sys
 from typing import Annotated, Literal
+from onnx_clip_pass.options import Option
 from onnx_clip_pass.rewrite import settings
 
 settings.Options.__annotations__["colour"] = Annotated[
-    Literal["red", "blue"], settings.Option("red", "the colour.", "The colour of it all.")
+    Literal["red", "blue"], Option("red", "the colour.", "The colour of it all.")
 ]
 import onnx
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients, clip_gradients_file

@@ -24,7 +24,8 @@ from onnx_clip_pass.artifacts.placing import check_target
 from onnx_clip_pass.artifacts.sequence import clip_sequence, find_optimizer
 from onnx_clip_pass.clips import Clip
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.files import Inspection, inspect_file
+from onnx_clip_pass.files import Inspection, WriteOptions, Writing, inspect_file
+from onnx_clip_pass.options import checked, takes_options
 from onnx_clip_pass.record import Record, read_record, undo
 from onnx_clip_pass.rewrite import (
     ClipOrRules,
@@ -32,13 +33,10 @@ from onnx_clip_pass.rewrite import (
     Report,
     Settings,
     clip_in_place,
-    takes_options,
 )
 from onnx_clip_pass.rewrite.selecting import as_clips
 from onnx_clip_pass.rules import Rule
 from onnx_clip_pass.storage import (
-    HowToBring,
-    Progress,
     Structure,
     data_files,
     errors_name,
@@ -78,19 +76,19 @@ class ArtifactsInspection:
     reason: str = ""
 
 
-@takes_options("threshold_input")
+class ClipFolderOptions(Options, WriteOptions):
+    """What `clip_artifacts` takes."""
+
+
+@takes_options(ClipFolderOptions, "threshold_input")
 def clip_artifacts(
     folder: _Path,
     target: _Path,
     clip: ClipOrRules,
     *,
     at: Place = "step",
-    external_data: HowToBring = "copy",
-    replace: bool = False,
-    force: bool = False,
     dry_run: bool = False,
-    progress: Progress | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[ClipFolderOptions],
 ) -> Report:
     """Clip the gradients of a folder of training artifacts; a clip that it has is replaced.
 
@@ -106,10 +104,10 @@ def clip_artifacts(
         force: replace a target that onnx-clip did not write, or in which has been trained since.
             Files that the artifacts have not are never removed.
         dry_run: write nothing.
-        progress: is told how many bytes are written, and of how many.
-        **options: those of `clip_gradients` but `threshold_input`, which the runtime cannot feed;
-            at the step only `norm_precision` and `nonfinite`. What is emitted the runtime returns
-            behind the loss, from every call of the module.
+        **options: `progress` is told how many bytes are written, and of how many. Those of
+            `clip_gradients` but `threshold_input`, which the runtime cannot feed; at the step only
+            `norm_precision` and `nonfinite`. What is emitted the runtime returns behind the loss,
+            from every call of the module.
 
     Returns:
         What was found and clipped. At the step it has one row for the whole sequence.
@@ -121,16 +119,16 @@ def clip_artifacts(
     """
     check_path("folder", folder)
     check_path("target", target)
-    check_flags(replace=replace, force=force, dry_run=dry_run)
+    check_flags(dry_run=dry_run)
     check_choice("at", at, Place)
-    check_choice("external_data", external_data, HowToBring)
-    clips, settings = as_clips(clip), Settings.of(**options)
+    how, others = Writing.split(WriteOptions, options)
+    clips, settings = as_clips(clip), Settings.of(**others)
     if settings.options["threshold_input"] is not None:
         raise OnnxClipError(
             "the training runtime feeds no input that it does not know, so a threshold input would "
             "stay at its default; rewrite the folder again for another threshold"
         )
-    options["partial"] = True  # what trains the parameters is another model of the folder
+    others["partial"] = True  # what trains the parameters is another model of the folder
     folder, target = Path(folder), Path(target)
     if not dry_run:
         recover(target.parent, target)
@@ -143,23 +141,16 @@ def clip_artifacts(
         if uniform is not None:
             report = clip_sequence(model, uniform, settings.numerics, layout.shown(chosen))
         else:
-            report = clip_in_place(model, clips, **options)
+            report = clip_in_place(model, clips, **others)
         changed = {name: structures[name] for name in (*was_clipped, chosen)}
-        _check_written(layout, target, changed, in_place=replace, force=force)
+        _check_written(layout, target, changed, how)
         if not dry_run:
-            _write(layout, target, changed, external_data, progress, in_place=replace)
+            _write(layout, target, changed, how)
     return _with_notes(report, layout, chosen, replaced=bool(was_clipped))
 
 
-def strip_artifacts(
-    folder: _Path,
-    target: _Path,
-    *,
-    external_data: HowToBring = "copy",
-    replace: bool = False,
-    force: bool = False,
-    progress: Progress | None = None,
-) -> None:
+@takes_options(WriteOptions)
+def strip_artifacts(folder: _Path, target: _Path, **options: Unpack[WriteOptions]) -> None:
     """Undo the rewrite of a folder; arguments and errors as for `clip_artifacts`.
 
     Raises:
@@ -167,8 +158,7 @@ def strip_artifacts(
     """
     check_path("folder", folder)
     check_path("target", target)
-    check_flags(replace=replace, force=force)
-    check_choice("external_data", external_data, HowToBring)
+    how = Writing(**checked(WriteOptions, options))
     folder, target = Path(folder), Path(target)
     recover(target.parent, target)
     layout = find_layout(folder)
@@ -179,8 +169,8 @@ def strip_artifacts(
                 f"nothing to undo"
             )
         changed = {name: structures[name] for name in was_clipped}
-        _check_written(layout, target, changed, in_place=replace, force=force)
-        _write(layout, target, changed, external_data, progress, in_place=replace)
+        _check_written(layout, target, changed, how)
+        _write(layout, target, changed, how)
 
 
 def inspect_artifacts(folder: _Path) -> ArtifactsInspection:
@@ -263,18 +253,13 @@ def _open_models(layout: Layout) -> Iterator[tuple[dict[str, Structure], list[st
 
 
 def _check_written(
-    layout: Layout,
-    target: Path,
-    changed: Mapping[str, Structure],
-    *,
-    in_place: bool,
-    force: bool,
+    layout: Layout, target: Path, changed: Mapping[str, Structure], how: Writing
 ) -> None:
     """Refuse what `_write` must not do."""
     with errors_name(target):
-        is_itself = in_place and target.exists() and target.samefile(layout.folder)
-    if not in_place:
-        check_target(layout, target, force=force)
+        is_itself = how.replace and target.exists() and target.samefile(layout.folder)
+    if not how.replace:
+        check_target(layout, target, force=how.force)
     elif not is_itself:
         raise OnnxClipError(
             f"expected {str(layout.folder)!r} as the target where it is to be replaced, not "
@@ -285,24 +270,22 @@ def _check_written(
             data_files(structure.model, layout.folder)
 
 
-def _write(
-    layout: Layout,
-    target: Path,
-    changed: Mapping[str, Structure],
-    how: HowToBring,
-    progress: Progress | None,
-    *,
-    in_place: bool,
-) -> None:
+def _write(layout: Layout, target: Path, changed: Mapping[str, Structure], how: Writing) -> None:
     """Write the folder with these models in place of its own."""
-    if in_place:  # the training model first: without it the runtime loads none of them
+    if how.replace:  # the training model first: without it the runtime loads none of them
         names = sorted(changed, key=lambda name: name != layout.training)
         root = layout.folder.resolve()
         models = {(root / name).resolve(): changed[name] for name in names}
-        write_structures(models, root=root, progress=progress)
+        write_structures(models, root=root, progress=how.progress)
         return
     write_folder(
-        target, layout.folder, layout.folders, layout.files, changed, how=how, progress=progress
+        target,
+        layout.folder,
+        layout.folders,
+        layout.files,
+        changed,
+        how=how.external_data,
+        progress=how.progress,
     )
 
 

@@ -5,20 +5,29 @@ They are made from what describes them: each clip its settings, and `Options` th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
 import click
 
-from onnx_clip_pass.arguments import number_in, whole_in
-from onnx_clip_pass.cli.options import NUMBER, PATH, OptionGroup, given_options, option
+from onnx_clip_pass.arguments import whole_in
+from onnx_clip_pass.cli.options import (
+    NUMBER,
+    PATH,
+    OptionGroup,
+    given_options,
+    option,
+    options_of,
+    spelled,
+    take_options,
+)
 from onnx_clip_pass.clips import CLIPS, setting_names
 from onnx_clip_pass.clips.settings import AXES, FLAG, Number, SettingType
 from onnx_clip_pass.errors import shown
 from onnx_clip_pass.files import read_map
-from onnx_clip_pass.rewrite import ClipOrRules, GradientNames, described_options
+from onnx_clip_pass.rewrite import ClipOrRules, GradientNames, Options
 from onnx_clip_pass.rules import load_rules
 
 __all__ = ["ClipOptions", "GradientOptions", "clip_options"]
@@ -41,7 +50,7 @@ class ClipOptions:
     arguments: dict[str, Any]
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> ClipOptions:
+    def of(cls, options: dict[str, Any]) -> ClipOptions:
         """Take them out of all options of a command."""
         if not options["emit"] and given_options("emit_as"):
             raise click.UsageError("--emit-as says how to emit: add --emit")
@@ -52,7 +61,7 @@ class ClipOptions:
             {n: value for n, value in settings.items() if value is not None and value is not False},
             options["rules"],
             options["need_clip"],
-            {name: options[name] for name, (_, each) in described_options().items() if each.help},
+            take_options(Options, options),
         )
 
     def clips(self) -> ClipOrRules:
@@ -64,7 +73,7 @@ class ClipOptions:
         """
         given = dict(self.settings)
         if self.rules is not None:
-            extra = [_spelled(name) for name in given]
+            extra = [spelled(name) for name in given]
             extra += ["--clip"] if self.kind else []
             extra += ["--need-clip"] if self.need_clip else []
             if extra:
@@ -72,19 +81,15 @@ class ClipOptions:
             return load_rules(self.rules)
         kind = self.kind or _DEFAULT_CLIP
         own = CLIPS[kind].described()
-        foreign = [_spelled(name) for name in given if name not in own]
+        foreign = [spelled(name) for name in given if name not in own]
         if foreign:
-            taken = ", ".join(map(_spelled, own))
+            taken = ", ".join(map(spelled, own))
             raise click.UsageError(f"--clip {kind} takes {taken}, not {', '.join(foreign)}")
         for name, setting in own.items():
             if setting.is_needed and given.setdefault(name, setting.option_default) is None:
-                raise click.UsageError(f"--clip {kind} needs {_spelled(name)}")
+                raise click.UsageError(f"--clip {kind} needs {spelled(name)}")
         made: Any = CLIPS[kind]
         return made(**given, need_clip=list(self.need_clip) or None)  # type: ignore[no-any-return]
-
-
-def _spelled(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _axes(
@@ -123,32 +128,8 @@ def _setting_options() -> list[Callable[[_Command], _Command]]:
                 text = f"{setting.help} [default: {shown}]" if shown else setting.help
                 takers.setdefault(text, []).append(kind)
         words = " ".join(f"{', '.join(kinds)}: {text}" for text, kinds in takers.items())
-        options.append(click.option(_spelled(name), name, help=words, **_form(setting.type)))
+        options.append(click.option(spelled(name), name, help=words, **_form(setting.type)))
     return options
-
-
-def _words_of(known: Sequence[str]) -> Callable[..., tuple[str, ...]]:
-    """Return a callback that takes an option's texts for words, parted by commas or the option."""
-
-    def words(
-        _context: click.Context, given: click.Parameter, texts: Sequence[str]
-    ) -> tuple[str, ...]:
-        found = tuple(word.strip() for text in texts for word in text.split(","))
-        if not all(found):
-            raise click.UsageError(
-                f"{given.opts[0]}: expected {', '.join(known)}, or several, not "
-                f"{shown(','.join(texts))}"
-            )
-        return found
-
-    return words
-
-
-def _number_or_name(_context: click.Context, _option: click.Parameter, text: str) -> float | str:
-    try:
-        return number_in(text)
-    except ValueError:
-        return text
 
 
 class GradientOptions(OptionGroup):
@@ -181,23 +162,6 @@ class GradientOptions(OptionGroup):
         return read_map(self.map_file) if self.map_file is not None else list(self.names) or None
 
 
-def _form_of(kind: Any, default: Any) -> dict[str, Any]:
-    """The declaration of an option for one of `Options`, by its type."""
-    if kind is bool:
-        return {"is_flag": True}
-    if get_origin(kind) is Literal:
-        return {"type": click.Choice(get_args(kind)), "default": default, "show_default": True}
-    if kind == float | str:
-        known = {"default": f"{default:g}", "show_default": True}
-        return {"callback": _number_or_name, **known}
-    if kind == str | Sequence[str]:
-        return {"multiple": True}
-    if get_origin(kind) is Sequence:
-        (word,) = get_args(kind)
-        return {"multiple": True, "callback": _words_of(get_args(word))}
-    return {}
-
-
 def clip_options(command: _Command) -> _Command:
     """Add the options that say what is clipped, and how."""
     declared = [
@@ -223,12 +187,7 @@ def clip_options(command: _Command) -> _Command:
             "Repeatable.",
         ),
     ]
-    for name, (kind, each) in described_options().items():
-        if each.help:
-            form = _form_of(kind, each.default)
-            declared.append(
-                click.option(_spelled(name), help=each.help, metavar=each.metavar, **form)
-            )
+    command = options_of(Options)(command)
     for add in reversed(declared):
         command = add(command)
     return command

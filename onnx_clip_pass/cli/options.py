@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self, TypeVar, dataclass_transform
+from typing import Any, Literal, Self, TypeVar, dataclass_transform, get_args, get_origin
 
 import click
 from click.core import ParameterSource
 
 from onnx_clip_pass.arguments import is_text, number_in, whole_in
 from onnx_clip_pass.errors import OnnxClipError, shown
+from onnx_clip_pass.options import described
 
 __all__ = [
     "NUMBER",
@@ -24,9 +25,12 @@ __all__ = [
     "given_options",
     "json_option",
     "option",
+    "options_of",
     "output_path",
     "refuse",
     "say_together",
+    "spelled",
+    "take_options",
 ]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -124,6 +128,73 @@ class OptionGroup:
     def field_names(cls) -> list[str]:
         """The names of the fields."""
         return [each.name for each in fields(cls)]
+
+
+def _words_of(known: Sequence[str]) -> Callable[..., tuple[str, ...]]:
+    """Return a callback that takes an option's texts for words, parted by commas or the option."""
+
+    def words(
+        _context: click.Context, given: click.Parameter, texts: Sequence[str]
+    ) -> tuple[str, ...]:
+        found = tuple(word.strip() for text in texts for word in text.split(","))
+        if not all(found):
+            raise click.UsageError(
+                f"{given.opts[0]}: expected {', '.join(known)}, or several, not "
+                f"{shown(','.join(texts))}"
+            )
+        return found
+
+    return words
+
+
+def _number_or_name(_context: click.Context, _option: click.Parameter, text: str) -> float | str:
+    try:
+        return number_in(text)
+    except ValueError:
+        return text
+
+
+def _form_of(kind: Any, default: Any) -> dict[str, Any]:
+    """The declaration of an option for one of `Options`, by its type."""
+    if kind is bool:
+        return {"is_flag": True}
+    if get_origin(kind) is Literal:
+        return {"type": click.Choice(get_args(kind)), "default": default, "show_default": True}
+    if kind == float | str:
+        known = {"default": f"{default:g}", "show_default": True}
+        return {"callback": _number_or_name, **known}
+    if kind == str | Sequence[str]:
+        return {"multiple": True}
+    if get_origin(kind) is Sequence:
+        (word,) = get_args(kind)
+        return {"multiple": True, "callback": _words_of(get_args(word))}
+    return {}
+
+
+def spelled(name: str) -> str:
+    """An option or setting as the command line spells it."""
+    return "--" + name.replace("_", "-")
+
+
+def options_of(kind: type) -> Callable[[_Command], _Command]:
+    """Return what adds to a command those options of a kind that have words for it."""
+
+    def add(command: _Command) -> _Command:
+        for name, (type_, each) in reversed(described(kind).items()):
+            if each.help:
+                form = _form_of(type_, each.default)
+                names = each.spelled or spelled(name), name
+                command = click.option(*names, help=each.help, metavar=each.metavar, **form)(
+                    command
+                )
+        return command
+
+    return add
+
+
+def take_options(kind: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Take what is given by the options of `options_of` out of all options of a command."""
+    return {name: options.pop(name) for name, (_, each) in described(kind).items() if each.help}
 
 
 def refuse(faults: Mapping[str, object]) -> None:

@@ -17,21 +17,20 @@ from onnx_clip_pass.cli.folders import AT, beside_folder, is_folder, rewrite_fol
 from onnx_clip_pass.cli.options import (
     OUTPUT,
     PATH,
-    OptionGroup,
     given_options,
     json_option,
-    option,
+    options_of,
     output_path,
     refuse,
+    take_options,
 )
 from onnx_clip_pass.cli.probing import ProbeOptions, with_evidence
 from onnx_clip_pass.cli.showing import ProgressBar, report_facts, tell_rewrite
 from onnx_clip_pass.cli.verifying import RunOptions, slopes_option, tell_verification
 from onnx_clip_pass.cli.words import error_facts, escape_control, print_json, say
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.files import clip_gradients_file, strip_file
+from onnx_clip_pass.files import FileOptions, clip_gradients_file, strip_file
 from onnx_clip_pass.rewrite import ClipOrRules
-from onnx_clip_pass.storage import HowToBring
 
 __all__ = ["rewrite", "strip"]
 
@@ -41,33 +40,6 @@ _NO_TRUST = (
 )
 
 
-class DataOptions(OptionGroup):
-    """The options about weights in files of their own."""
-
-    external_data: HowToBring = option(
-        "--external-data",
-        type=click.Choice(["copy", "link"]),
-        default="copy",
-        show_default=True,
-        help="How weights in files of their own get into another folder: link makes hard links.",
-    )
-    trust_data: bool = option(
-        "--trust-data",
-        is_flag=True,
-        help="Use weights to which links lead out of the model's folder, and take those along that "
-        "have hidden names or several.",
-    )
-
-
-class TargetOptions(OptionGroup):
-    """The options about files that are replaced."""
-
-    in_place: bool = option("--in-place", is_flag=True, help="Replace MODEL itself.")
-    force: bool = option(
-        "--force", is_flag=True, help="Replace an output without a record of onnx-clip."
-    )
-
-
 @click.command(short_help="Clip the gradients of models.")
 @click.argument("models", type=PATH, nargs=-1, required=True, metavar="MODEL...")
 @click.option("-o", "--output", type=OUTPUT, help="Where to write. [default: MODEL.clipped.onnx]")
@@ -75,7 +47,7 @@ class TargetOptions(OptionGroup):
 @GradientOptions.declare
 @FindOptions.declare
 @AT
-@DataOptions.declare
+@options_of(FileOptions)
 @click.option(
     "--verify", "verifies", is_flag=True, help="Then run both models and compare: see verify."
 )
@@ -83,7 +55,6 @@ class TargetOptions(OptionGroup):
 @ProbeOptions.declare
 @RunOptions.declare
 @click.option("--dry-run", is_flag=True, help="Show what would be clipped, write nothing.")
-@TargetOptions.declare
 @json_option
 def rewrite(
     models: tuple[Path, ...], output: str | None, dry_run: bool, as_json: bool, **options: Any
@@ -128,7 +99,6 @@ class _Rewriting:
 
     clip: ClipOrRules
     written: dict[str, Any]
-    trust_data: bool
     at: Place | None
     finding: FindOptions
     probing: ProbeOptions
@@ -149,22 +119,22 @@ class _Rewriting:
         options: dict[str, Any],
     ) -> _Rewriting:
         """Take it out of the options of `rewrite`; refused if they do not go together."""
-        data, target = DataOptions.take(options), TargetOptions.take(options)
+        how = take_options(FileOptions, options)
         at, slopes, verifies = (options.pop(name) for name in ("at", "slopes", "verifies"))
         probing, named = ProbeOptions.take(options), GradientOptions.take(options)
         is_chosen, has_folder = output is not None, any(map(is_folder, models))
         refuse(
             {
-                "--in-place and --output exclude each other": is_chosen and target.in_place,
+                "--in-place and --output exclude each other": is_chosen and how["replace"],
                 "--verify needs both models: not with --in-place or --dry-run": verifies
-                and (target.in_place or dry_run),
+                and (how["replace"] or dry_run),
                 "--slopes says how to verify: add --verify": given_options("slopes")
                 and not verifies,
                 "--probe finds the gradients: not with --gradient or --map": probing.probes
                 and named.given,
                 "--at is for a folder of training artifacts: give that, not a file": at is not None
                 and not has_folder,
-                _NO_TRUST: data.trust_data and has_folder,
+                _NO_TRUST: how["trust_data"] and has_folder,
                 "--output is for one model; several are written beside themselves": is_chosen
                 and len(models) > 1,
             }
@@ -177,14 +147,12 @@ class _Rewriting:
             run.refuse_without("--verify", "--probe")
         written = {
             "gradients": named.read(),
-            "external_data": data.external_data,
-            "replace": target.in_place,
-            "force": target.force,
             "dry_run": dry_run,
+            **how,
             **clipping.arguments,
         }
         return cls(
-            clip, written, data.trust_data, at, finding, probing, run, slopes, verifies, as_json,
+            clip, written, at, finding, probing, run, slopes, verifies, as_json,
             is_alone=len(models) == 1,
         )  # fmt: skip
 
@@ -206,9 +174,10 @@ class _Rewriting:
         return facts
 
     def _folder(self, model: Path, target: Path) -> Iterator[dict[str, Any]]:
+        written = {name: value for name, value in self.written.items() if name != "trust_data"}
         yield rewrite_folder(
             model, target, self.clip, at=self.at, probes=self.probing.probes,
-            verifies=self.verifies, as_json=self.as_json, **self.written,
+            verifies=self.verifies, as_json=self.as_json, **written,
         )  # fmt: skip
 
     def _file(self, model: Path, target: Path) -> Iterator[dict[str, Any]]:
@@ -219,9 +188,7 @@ class _Rewriting:
         if probed is not None:
             options["gradients"] = {each.name: each.parameter.name for each in probed}
         with ProgressBar(f"writing {target.name}") as progress:
-            report = clip_gradients_file(
-                model, target, self.clip, trust_data=self.trust_data, progress=progress, **options
-            )
+            report = clip_gradients_file(model, target, self.clip, progress=progress, **options)
         if probed is not None:
             report = with_evidence(report, probed)
         written = None if options["dry_run"] else target
@@ -236,30 +203,22 @@ class _Rewriting:
 @click.command(short_help="Undo a rewrite.")
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", type=OUTPUT, help="Where to write. [default: MODEL.stripped.onnx]")
-@DataOptions.declare
-@TargetOptions.declare
-def strip(
-    model: Path,
-    output: str | None,
-    external_data: HowToBring,
-    trust_data: bool,
-    in_place: bool,
-    force: bool,
-) -> None:
+@options_of(FileOptions)
+def strip(model: Path, output: str | None, **how: Any) -> None:
     """Undo a rewrite: write MODEL, a file or a folder, as it was before it was clipped."""
     refuse(
         {
-            "--in-place and --output exclude each other": in_place and output is not None,
-            _NO_TRUST: trust_data and is_folder(model),
+            "--in-place and --output exclude each other": how["replace"] and output is not None,
+            _NO_TRUST: how["trust_data"] and is_folder(model),
         }
     )
-    target = _target(model, output, in_place, "stripped")
-    how: dict[str, Any] = {"external_data": external_data, "replace": in_place, "force": force}
+    target = _target(model, output, how["replace"], "stripped")
     if is_folder(model):
+        del how["trust_data"]
         strip_folder(model, target, **how)
         return
     with ProgressBar(f"writing {target.name}") as progress:
-        strip_file(model, target, trust_data=trust_data, progress=progress, **how)
+        strip_file(model, target, progress=progress, **how)
     click.echo(f"wrote {escape_control(target)}")
 
 

@@ -29,7 +29,7 @@ from onnx_clip_pass.rewrite.reporting import (
     record_of,
 )
 from onnx_clip_pass.rewrite.selecting import GradientNames, as_clips, nothing_found
-from onnx_clip_pass.rewrite.settings import Options, Settings, described_options, takes_options
+from onnx_clip_pass.rewrite.settings import Options, Settings
 from onnx_clip_pass.rewrite.steering import LossScale
 from onnx_clip_pass.rewrite.watching import EmitAs, Emitted
 from onnx_clip_pass.rules import Rule, Rules
@@ -48,9 +48,7 @@ __all__ = [
     "Uncovered",
     "Verdict",
     "clip_in_place",
-    "described_options",
     "nothing_found",
-    "takes_options",
     "uncovered_of",
 ]
 

@@ -1,64 +1,21 @@
-"""How a model is to be clipped, besides the clip itself: each option described once.
-
-From its description follow the type that callers see, its default and check, its place in
-signatures and docstrings, and its option on the command line.
-"""
+"""How a model is to be clipped, besides the clip itself: as a caller says it, and checked."""
 
 from __future__ import annotations
 
-import inspect
-import re
-import textwrap
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    TypedDict,
-    TypeVar,
-    Unpack,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, TypedDict, Unpack, get_args
 
-from onnx_clip_pass.arguments import check_choice, check_flags, check_input_name
+from onnx_clip_pass.arguments import check_input_name
 from onnx_clip_pass.clips import NonFinite, NormPrecision, Numerics
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients.optimizer import NO_OPS, OptimizerOps, checked_ops
+from onnx_clip_pass.options import Option, checked, described
 from onnx_clip_pass.rewrite.selecting import GradientNames, as_mapping
 from onnx_clip_pass.rewrite.steering import LossScale, Steering
 from onnx_clip_pass.rewrite.watching import Emit, EmitAs, Watch
 
-__all__ = ["Option", "Options", "Settings", "described_options", "takes_options"]
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-_PLACE_IN_DOC = re.compile(r"^( +)\*\*options: .*\n(?:\1 +.*\n)*", re.MULTILINE)
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """The description of an option.
-
-    Args:
-        default: what it is where it is not said.
-        doc: it, in the words of a docstring.
-        help: it, in those of the command line; "" where that has other options for it.
-        metavar: what the command line calls its value.
-    """
-
-    default: Any
-    doc: str
-    help: str = ""
-    metavar: str | None = None
-
-    def is_said_by(self, value: object) -> bool:
-        """Return whether a value is another one than the default."""
-        if isinstance(self.default, Collection) and isinstance(value, Collection):
-            return len(value) != 0 if not self.default else value != self.default
-        return value is not self.default and value != self.default
+__all__ = ["Options", "Settings"]
 
 
 class Options(TypedDict, total=False):
@@ -166,54 +123,6 @@ class Options(TypedDict, total=False):
     ]
 
 
-@cache
-def described_options() -> dict[str, tuple[Any, Option]]:
-    """The type and the description of each of the `Options`, by name."""
-    hints = get_type_hints(Options, include_extras=True)
-    return {name: (hint.__origin__, hint.__metadata__[0]) for name, hint in hints.items()}
-
-
-def takes_options(*without: str) -> Callable[[_Function], _Function]:
-    """Show in the signature of a function with `**options: Unpack[Options]` what these are.
-
-    So do its docstring, at the place of `**options`, if it says no more of them than "see
-    `Options`".
-
-    Args:
-        without: those that the function does not take.
-    """
-
-    def told(function: _Function) -> _Function:
-        own = {name: each for name, each in described_options().items() if name not in without}
-        signature = inspect.signature(function)
-        parameters = [
-            each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD
-        ]
-        parameters += [
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=type
-            )
-            for name, (type, option) in own.items()
-        ]
-        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        place = _PLACE_IN_DOC.search(function.__doc__ or "")
-        if place and "see `Options`" in place[0]:
-            lines = [_described(name, option, place[1]) for name, (_, option) in own.items()]
-            function.__doc__ = place.string[: place.start()] + "".join(lines)
-            function.__doc__ += place.string[place.end() :]
-        return function
-
-    return told
-
-
-def _described(name: str, option: Option, indent: str) -> str:
-    further = f"{indent}    "
-    text = textwrap.fill(
-        f"{name}: {option.doc}", 100, initial_indent=indent, subsequent_indent=further
-    )
-    return f"{text}\n"
-
-
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The options, checked, for one rewrite.
@@ -237,15 +146,7 @@ class Settings:
             TypeError: there is no such option.
             OnnxClipError: one of them cannot be meant.
         """
-        described = described_options()
-        if unknown := options.keys() - described.keys():
-            raise TypeError(f"there is no option {min(unknown)!r} of clipping")
-        values: Any = {name: option.default for name, (_, option) in described.items()} | options
-        for name, (kind, _) in described.items():
-            if kind is bool:
-                check_flags(**{name: values[name]})
-            elif get_origin(kind) is Literal:
-                check_choice(name, values[name], kind)
+        values: Any = checked(Options, options)
         given: Options = values
         check_input_name(given["threshold_input"])
         gradients = given["gradients"]
@@ -262,7 +163,7 @@ class Settings:
     def said(self) -> tuple[str, ...]:
         """The names of the options that are not at their defaults."""
         values: Any = self.options
-        return tuple(n for n, (_, o) in described_options().items() if o.is_said_by(values[n]))
+        return tuple(n for n, (_, o) in described(Options).items() if o.is_said_by(values[n]))
 
 
 def _words(emit: object) -> tuple[Any, ...]:

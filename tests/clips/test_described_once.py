@@ -17,9 +17,11 @@ from single import single
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients, load_rules, strip
 from onnx_clip_pass.clips import CLIPS, Case, Formula, setting_names
 from onnx_clip_pass.clips.settings import LIMIT, Number, setting
+from onnx_clip_pass.files import FileOptions
+from onnx_clip_pass.options import described
 from onnx_clip_pass.record import read_record
 from onnx_clip_pass.record.entries import ClipEntry
-from onnx_clip_pass.rewrite import described_options
+from onnx_clip_pass.rewrite import Options
 from onnx_clip_pass.selection import NeedClip
 from onnx_clip_pass.verification import verify
 
@@ -99,7 +101,13 @@ def test_a_field_without_a_description_is_refused():
 
 
 def test_no_setting_is_called_like_an_option_or_like_what_a_record_says_beside_it():
-    beside = {"clip", "need_clip", *described_options(), *ClipEntry.__slots__}
+    beside = {
+        "clip",
+        "need_clip",
+        *described(Options),
+        *described(FileOptions),
+        *ClipEntry.__slots__,
+    }
     assert not beside.intersection(setting_names())
 
 

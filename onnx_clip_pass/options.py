@@ -1,0 +1,117 @@
+"""Options of functions, each described once, in the annotation of a `TypedDict`.
+
+From its description follow the type that callers see, its default and check, its place in
+signatures and docstrings, and its option on the command line.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, TypeVar, get_origin, get_type_hints
+
+from onnx_clip_pass.arguments import check_choice, check_flags
+
+__all__ = ["Option", "checked", "described", "takes_options"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_PLACE_IN_DOC = re.compile(r"^( +)\*\*options: .*\n(?:\1 +.*\n)*", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """The description of an option.
+
+    Args:
+        default: what it is where it is not said.
+        doc: it, in the words of a docstring.
+        help: it, in those of the command line; "" where that has other options for it.
+        metavar: what the command line calls its value.
+        spelled: what the command line calls it, where that is not its name.
+    """
+
+    default: Any
+    doc: str
+    help: str = ""
+    metavar: str | None = None
+    spelled: str = ""
+
+    def is_said_by(self, value: object) -> bool:
+        """Return whether a value is another one than the default."""
+        if isinstance(self.default, Collection) and isinstance(value, Collection):
+            return len(value) != 0 if not self.default else value != self.default
+        return value is not self.default and value != self.default
+
+
+@cache
+def described(kind: type) -> dict[str, tuple[Any, Option]]:
+    """The type and the description of each key of a `TypedDict` of options."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: (hint.__origin__, hint.__metadata__[0]) for name, hint in hints.items()}
+
+
+def checked(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all options of a kind, those that are not given at their defaults.
+
+    Raises:
+        TypeError: there is no such option.
+        OnnxClipError: a flag is none, or a word is not one of those to choose from.
+    """
+    known = described(kind)
+    if unknown := given.keys() - known.keys():
+        raise TypeError(f"there is no option {min(unknown)!r}; there are {', '.join(known)}")
+    values = {name: option.default for name, (_, option) in known.items()} | dict(given)
+    for name, (type_, _) in known.items():
+        if type_ is bool:
+            check_flags(**{name: values[name]})
+        elif get_origin(type_) is Literal:
+            check_choice(name, values[name], type_)
+    return values
+
+
+def takes_options(kind: type, *without: str) -> Callable[[_Function], _Function]:
+    """Show what the options are in the signature of a function with `**options: Unpack[kind]`.
+
+    So does its docstring: what it does not say itself takes the place of `**options`, unless that
+    refers to another function.
+
+    Args:
+        kind: the `TypedDict`.
+        without: those that the function does not take.
+    """
+
+    def told(function: _Function) -> _Function:
+        own = {name: each for name, each in described(kind).items() if name not in without}
+        signature = inspect.signature(function)
+        parameters = [
+            each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD
+        ]
+        parameters += [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=type_
+            )
+            for name, (type_, option) in own.items()
+        ]
+        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        text = function.__doc__ or ""
+        place = _PLACE_IN_DOC.search(text)
+        if place and f"see `{kind.__name__}`" in place[0]:
+            lines = [
+                _line(name, option, place[1])
+                for name, (_, option) in own.items()
+                if f"{place[1]}{name}: " not in text
+            ]
+            function.__doc__ = "".join([text[: place.start()], *lines, text[place.end() :]])
+        return function
+
+    return told
+
+
+def _line(name: str, option: Option, indent: str) -> str:
+    further = f"{indent}    "
+    text = f"{name}: {option.doc}"
+    return textwrap.fill(text, 100, initial_indent=indent, subsequent_indent=further) + "\n"
