@@ -76,7 +76,7 @@ _ROOMS = {
     **dict.fromkeys(("Bounds", "Rule", "load_rules"), "rules"),
     **dict.fromkeys(("extract_clip", "extract_clip_file"), "extract"),
 }
-"""Where a name comes from; the others are clips."""
+"""The module that a name comes from; the others are clips."""
 
 
 def __getattr__(name: str) -> Any:

@@ -176,7 +176,7 @@ def _extract(
 
 
 def _read_from_outside(nodes: list[NodeProto]) -> set[str]:
-    """What nodes read of what they do not compute."""
+    """The values that nodes read and do not compute."""
     made = {name for node in nodes for name in node.output}
     return {name for node in nodes for name in node.input} - made
 
@@ -209,7 +209,7 @@ def _check(report: Report, goes_in: set[str]) -> None:
 
 
 def _names(model: ModelProto, record: Record, added: set[str]) -> dict[str, str]:
-    """What the values at both ends of the clips are called in the model of its own."""
+    """The names of the values at both ends of the clips, in the model of its own."""
     results = {name for node in model.graph.node if node.name in added for name in node.output}
     names: dict[str, str] = {}
     for new, old in record.renamed.items():

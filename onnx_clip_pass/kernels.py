@@ -1,4 +1,4 @@
-"""Which operators ONNX Runtime can run where: by provider, opset and dtype.
+"""The operators that ONNX Runtime has kernels for, by provider, opset and dtype.
 
 Read from `kernels.tsv`, whose head says where it comes from. A clip must be made of nodes that both
 providers have kernels for; where one has none, the report says so.

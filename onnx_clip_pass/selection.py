@@ -110,7 +110,7 @@ def _is_empty(patterns: object) -> bool:
 def _matches(
     patterns: Sequence[str], everything: Sequence[Parameter], chooser: Chooser
 ) -> dict[str, list[Parameter]]:
-    """What each pattern matches; refused if one matches nothing."""
+    """The matches of each pattern; refused if one matches nothing."""
     among = by_id(everything)
     found = {pattern: chooser.matching(pattern, among) for pattern in patterns}
     idle = [

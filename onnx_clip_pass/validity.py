@@ -1,4 +1,4 @@
-"""Whose fault it is where something stumbles over a model: the model's, or ours.
+"""Attribution of unforeseen errors: to the model, or to this package.
 
 Checking every model before it is read costs more than most rewrites, and ONNX Runtime runs many
 that onnx does not know all of (its own operators). So onnx is asked only once an error has come up
@@ -50,7 +50,7 @@ def blaming(load: Callable[[], ModelProto], name: str) -> Iterator[None]:
 
 
 def why_invalid(model: ModelProto) -> str:
-    """Why onnx refuses a model, in one line; "" if it does not, or cannot tell.
+    """The reason why onnx refuses a model, in one line; "" if it does not, or cannot tell.
 
     Elements of tensors are not looked at, as they may lie elsewhere.
     """

@@ -1,4 +1,4 @@
-"""Which input or output of a body goes with which of the node that runs it.
+"""The correspondence of inputs and outputs of a subgraph with those of the node that runs it.
 
 As the specifications of Loop, Scan and If have it (https://onnx.ai/onnx/operators/).
 """

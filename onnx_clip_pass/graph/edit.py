@@ -41,7 +41,7 @@ _STORAGE: dict[int, np.dtype[Any]] = {
 
 @dataclass(slots=True)
 class Added:
-    """What an editor added, in the order in which it was added: messages, and names of values.
+    """The additions of an editor in their order: messages, and names of values.
 
     `order` says of bodies (by their scope) whose nodes had to move in which runs (first, count) of
     their old numbers the old nodes stand now. `imports` says what was given an import of the
@@ -217,7 +217,7 @@ class Editor:
 
     @property
     def is_unsettled(self) -> bool:
-        """Whether old nodes may have to move."""
+        """True if old nodes may have to move."""
         return bool(self._unsettled)
 
     def finish(self, advice: str = "") -> None:

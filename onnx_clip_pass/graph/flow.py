@@ -1,4 +1,4 @@
-"""What a value is computed from, followed through control flow and into local functions.
+"""The sources of a value, followed through control flow and into local functions.
 
 The same function may be called from several places, so values are told apart by `Frame`: a scope
 as entered by one call. If, Loop and Scan follow the operators' specifications
@@ -109,7 +109,7 @@ class Flow:
         return self._frames
 
     def is_run_or_iteration(self, frame: Frame) -> bool:
-        """Whether the outputs of a frame are those of a whole run, or of a turn of Loop or Scan."""
+        """True if the outputs of a frame are those of a whole run, or of a turn of Loop or Scan."""
         if frame.caller is None or frame.call == OUTPUT:
             return True
         return frame.caller.scope.nodes[frame.call].op_type in ("Loop", "Scan")
@@ -185,7 +185,7 @@ class Flow:
         return [self.canonical(operand) for operand in found if operand is not None]
 
     def inside(self, value: Value) -> list[Value]:
-        """Where a function call or an If makes `value`: the same value in each body that may."""
+        """The values from which a call or an If takes this one: one of each branch that may run."""
         frame, name = value
         made = frame.scope.producers.get(name)
         if made is None:
@@ -330,7 +330,7 @@ class Flow:
         return seen, reads
 
     def _is_first(self, value: Value, done: set[tuple[Frame, int]]) -> bool:
-        """Whether no other output of the node is among those done, where all have its sources."""
+        """True if no other output of the node is done yet, where all have the same sources."""
         frame, name = value
         made = frame.scope.producers.get(name)
         if made is None or len((node := frame.scope.nodes[made[0]]).output) < 2:
@@ -344,7 +344,7 @@ class Flow:
     def _plain_sources(
         self, value: Value, seen: set[Value], watched: Collection[Value]
     ) -> list[tuple[Value, Read]] | None:
-        """What `sources` gives that is new or watched, where all of it is of the same frame.
+        """The part of `sources` that is new or watched, where all of it is of the same frame.
 
         Large graphs consist of this, and most of what is met has been met before.
         """

@@ -188,7 +188,7 @@ class Index:
         return self._callers.get(id(function), [])
 
     def readers_of(self, scope: Scope, name: str) -> list[Read]:
-        """Where the value that `scope` defines as `name` is read, nested graphs included."""
+        """The reads of the value that `scope` defines as `name`, in nested graphs too."""
         own = scope.reads.get(name, ())
         found = [_read_at(scope, place) for place in ([own] if isinstance(own, int) else own)]
         found += self._readers.get((id(scope), name), ())

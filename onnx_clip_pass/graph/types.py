@@ -56,20 +56,20 @@ class TensorType(NamedTuple):
 
     @property
     def is_floating(self) -> bool:
-        """Whether a gradient can have this dtype, as far as it is known."""
+        """True if a gradient can have this dtype, as far as it is known."""
         return self.dtype in FLOATING or self.dtype == TensorProto.UNDEFINED
 
     @property
     def is_single(self) -> bool:
-        """Whether the shape is known and holds exactly one element."""
+        """True if the shape is known and holds exactly one element."""
         return self.shape is not None and all(d == 1 for d in self.shape)
 
     def agrees_with(self, other: TensorType) -> bool:
-        """Whether nothing known of the two shapes contradicts."""
+        """True if nothing known of the two shapes contradicts."""
         return self.shape is None or other.shape is None or _agree(self.shape, other.shape)
 
     def adds_seeds_to(self, parameter: TensorType) -> bool:
-        """Whether this is the parameter's shape and one more, last dimension (onnx-ad's seeds)."""
+        """True if this is the parameter's shape and one more, last dimension (onnx-ad's seeds)."""
         return (
             self.shape is not None
             and parameter.shape is not None

@@ -1,4 +1,4 @@
-"""Which version of the default operator set a body has: as imported, or as it is to be imported."""
+"""The version of the default operator set of a graph: as imported, or as it is to be imported."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def assume_versions(
 
 
 def importer_of(owner: ModelProto | FunctionProto) -> tuple[str, ...]:
-    """What tells a function from the others: domain, name and overload; () for the model."""
+    """The identity of a function: domain, name and overload; () for the model."""
     if isinstance(owner, ModelProto):
         return ()
     return owner.domain, owner.name, getattr(owner, "overload", "")

@@ -1,4 +1,4 @@
-"""Whether a model can be run, found out without running it."""
+"""Checks whether a model can be run, without running it."""
 
 from __future__ import annotations
 

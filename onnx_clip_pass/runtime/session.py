@@ -231,7 +231,7 @@ def _cannot_load(
 
 
 def _dtypes_at(model: ModelProto | str | os.PathLike[str], op_type: str, node: str) -> str:
-    """What the nodes of this op type and name read, in words."""
+    """The operands of the nodes of this op type and name, in words."""
     if not isinstance(model, ModelProto):
         model = onnx.load(model, load_external_data=False)
     index = Index(model)

@@ -35,7 +35,7 @@ _NAMES = {field.number: field.name for field in TensorProto.DESCRIPTOR.fields}
 
 
 def amount(source: Bytes, each: Field) -> int | None:
-    """How many elements a field of a tensor holds, or bytes if it is `raw_data`.
+    """The number of elements in a field of a tensor, or of bytes if it is `raw_data`.
 
     None if they are cut off: what follows could not be parsed.
     """
@@ -51,7 +51,7 @@ def amount(source: Bytes, each: Field) -> int | None:
 
 
 def _count_numbers(source: Bytes, start: int, end: int) -> int | None:
-    """How many numbers of variable length lie there; the last byte of each is below 128."""
+    """The number of integers of variable length there; the last byte of each is below 128."""
     found, last = 0, start - 1
     for at in range(start, end, _WINDOW):
         window = np.frombuffer(source.at(at, min(at + _WINDOW, end)), np.uint8)
@@ -64,7 +64,7 @@ def _count_numbers(source: Bytes, start: int, end: int) -> int | None:
 
 
 def fault_of(tensor: TensorProto, amounts: Mapping[int, int]) -> str:
-    """Why a tensor cannot hold so much; "" if it can.
+    """The reason why a tensor cannot hold so much; "" if it can.
 
     Args:
         tensor: the tensor, whose elements may be missing.

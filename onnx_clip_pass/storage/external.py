@@ -60,7 +60,7 @@ class DataFile:
 
 
 def locations(model: ModelProto) -> set[str]:
-    """Where a model says that its external data lies, whether it is there or not."""
+    """The locations of a model's external data, whether it is there or not."""
     return {
         entry.value
         for tensor in _external_tensors(model)
@@ -230,7 +230,7 @@ def _external_tensors(model: ModelProto) -> Iterator[TensorProto]:
 
 
 def _why_not(location: str, folder: Path, *, trust: bool) -> str | None:
-    """Why a location must not be opened; None if it may."""
+    """The reason why a location must not be opened; None if it may."""
     if not location or "\0" in location:
         return "which is no path"
     windows = PureWindowsPath(location)
@@ -286,7 +286,7 @@ def _size_of(tensor: TensorProto) -> int:
 
 
 def _why_untrusted(file: DataFile) -> str:
-    """Why a file must not come along because a model names it; "" if it may (rule 3)."""
+    """The reason why a file must not come along because a model names it; "" if it may (rule 3)."""
     if any(part.startswith(".") for part in _parts(file.location)):
         return "has a hidden name, as what steers other programs has"
     names = file.path.stat().st_nlink

@@ -46,7 +46,7 @@ from onnx_clip_pass.storage.moving import sync, write_all
 __all__ = ["PREFIX", "Entry", "Journal", "files_in", "journals_in", "walk"]
 
 PREFIX = ".onnx-clip-"
-"""How the names begin of all that is made beside an output, and removed again."""
+"""The beginning of the names of all that is made beside an output, and removed again."""
 
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 _HEAD = b'{"onnx-clip journal": 1, "paths": '
@@ -61,13 +61,13 @@ class Entry:
     fresh: Path
     old: Path
     had: bool
-    """Whether the path was there before."""
+    """True if the path was there before."""
     identity: list[int] | None = None
     """Of the new content, once the journal has begun."""
 
     @property
     def is_placed(self) -> bool:
-        """Whether the new content is in its place."""
+        """True if the new content is in its place."""
         return self.identity is not None and _identity(self.target) == self.identity
 
 
@@ -87,7 +87,7 @@ class Journal:
 
     @property
     def must_last(self) -> bool:
-        """Whether a power cut could cost something that was there."""
+        """True if a power cut could cost something that was there."""
         return any(entry.had for entry in self.entries)
 
     def create(self) -> None:
@@ -218,7 +218,7 @@ class Journal:
                 os.close(descriptor)
 
     def overlaps(self, other: Journal) -> bool:
-        """Whether both replace a path, and at least one of them several."""
+        """True if both replace a path, and at least one of them several."""
         mine = {entry.target for entry in self.entries}
         theirs = {entry.target for entry in other.entries}
         return bool(mine & theirs) and max(len(mine), len(theirs)) > 1
@@ -261,7 +261,7 @@ class Journal:
 
 
 def folder_of(root: Path) -> Path:
-    """Where the journals of this user's runs into a folder are."""
+    """The folder of the journals of this user's runs."""
     user = os.geteuid() if hasattr(os, "geteuid") else 0
     return root / f"{PREFIX}{user}.journals"
 
@@ -292,7 +292,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """What `os.walk` finds, from the innermost folders outwards.
+    """The folders and files of `os.walk`, from the innermost folders outwards.
 
     Raises:
         OSError: a folder cannot be listed, of which `os.walk` says nothing.
@@ -339,7 +339,7 @@ def _vetted(root: Path, text: Any) -> Path:
 
 
 def _identity(path: Path) -> list[int] | None:
-    """What tells content from other content, wherever it is renamed to; None if there is none."""
+    """The identity of content, wherever it is renamed to; None if there is none."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -348,7 +348,7 @@ def _identity(path: Path) -> list[int] | None:
 
 
 def _is_foreign(entry: Entry) -> bool:
-    """Whether undoing would remove what the journal does not know."""
+    """True if undoing would remove what the journal does not know."""
     if os.path.lexists(entry.old):
         return os.path.lexists(entry.target) and not entry.is_placed
     return entry.fresh.is_dir() and _identity(entry.fresh) != entry.identity

@@ -1,4 +1,4 @@
-"""What runs of onnx-clip have left: found by their journals, settled, or told of."""
+"""The leftovers of earlier runs: found by their journals, settled, or reported."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def check_alone(mine: Journal) -> None:
 
 
 def unfinished(path: Path) -> str:
-    """Why something is not there that a run of onnx-clip was replacing; "" if none was.
+    """The reason why something is not there that a run of onnx-clip was replacing; "" if none was.
 
     Args:
         path: a file or folder that is missing, or a folder from which a model is.

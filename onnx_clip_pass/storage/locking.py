@@ -45,7 +45,7 @@ def lock(descriptor: int, *, wait: bool) -> bool | None:
 
 
 def owner() -> list[str | int]:
-    """Who this process is, to be noted where there are no locks."""
+    """The identity of this process, to be noted where there are no locks."""
     return [platform.node(), os.getpid()]
 
 

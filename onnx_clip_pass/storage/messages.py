@@ -1,4 +1,4 @@
-"""How many messages bytes hold, counted before protobuf makes objects of them.
+"""The number of messages in bytes, counted before protobuf makes objects of them.
 
 An empty node takes two bytes in a file and a hundred times as many in memory, with what is known of
 it; so a model is bounded by its messages, and not by its bytes alone.

@@ -25,7 +25,7 @@ _NOT_HERE = {
     errno.EPERM,
     errno.EXDEV,
 }
-"""How a system says that it cannot copy between two files by itself."""
+"""The errors by which a system says that it cannot copy between two files by itself."""
 
 
 @contextmanager

@@ -32,7 +32,7 @@ _CANNOT_EXCHANGE = {errno.EINVAL, errno.ENOENT, errno.ENOSYS, errno.EPERM, errno
 def replacing(
     target: Path, others: Sequence[Path] = (), *, root: Path | None = None
 ) -> Iterator[dict[Path, Path]]:
-    """Where to make the new content of each path; all take their places when the block ends.
+    """The paths at which to make new content; all are moved into place when the block ends.
 
     If the block or anything after it raises, every path is as it was. What replaces a file or
     folder keeps its mode and, where the system lets us, its owner.

@@ -60,7 +60,7 @@ Piece = bytes | tuple[int, int]
 
 
 class DamagedError(Exception):
-    """What a file says of a tensor does not fit what it holds; the text says of which, and why."""
+    """A tensor that does not fit what the file says of it; the text says which, and why."""
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""What may be written where: a file to be, and one that is there already."""
+"""Checks of what may be written: a file to be, and one that is there already."""
 
 from __future__ import annotations
 

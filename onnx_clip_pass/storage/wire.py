@@ -78,7 +78,7 @@ class Field(NamedTuple):
 
 
 class Bytes(Protocol):
-    """Where bytes are read by position: from a file or from memory."""
+    """A source of bytes that are read by position: a file or memory."""
 
     def at(self, start: int, end: int) -> bytes:
         """The bytes from `start` to `end`; fewer where they are not there."""
@@ -133,7 +133,7 @@ def encode_varint(number: int) -> bytes:
 
 
 def length_delimited(number: int, length: int) -> bytes:
-    """What precedes `length` bytes of a string or submessage in field `number`."""
+    """The header of `length` bytes of a string or submessage in field `number`."""
     return encode_varint(number << 3 | _LENGTH) + encode_varint(length)
 
 
