@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any
 
-from onnx_clip_pass.clips import NonFinite
+from onnx_clip_pass.clips import Numerics
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record
 from onnx_clip_pass.verification.report import Verification
@@ -36,9 +36,10 @@ class Comparison:
         self.together = components([(t.clip, t.scope, t.name, t.level) for t in self.targets])
 
     @property
-    def nonfinite(self) -> NonFinite:
-        """The recorded policy."""
-        return cast(NonFinite, self.record.nonfinite)
+    def numerics(self) -> Numerics:
+        """The recorded precision and policy."""
+        record: Any = self.record
+        return Numerics(record.norm_precision, record.nonfinite)
 
     def note(self, note: str) -> None:
         """Tell something that is no fault, once."""

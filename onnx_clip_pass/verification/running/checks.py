@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_clip_pass.record import Measure
 from onnx_clip_pass.runtime import Arrays
 from onnx_clip_pass.verification.comparison import Comparison
 from onnx_clip_pass.verification.report import OutputCheck
@@ -42,6 +43,15 @@ class Clipped:
         """What is compared."""
         return self.clipping.of
 
+    def made(self, one: One) -> Array:
+        """What the graph makes of a gradient."""
+        port = self.rewritten.clipped[one.target][one.port]
+        return np.asarray(self.after[port.output][one.at])
+
+    def fault(self, number: int, fault: str) -> None:
+        """Tell what is wrong with a clip in this run."""
+        self.of.fault(number, self.when + fault)
+
 
 @dataclass(frozen=True, slots=True)
 class Seen(Clipped):
@@ -69,10 +79,10 @@ def check_gradients(seen: Clipped) -> list[tuple[One, Outcome]]:
             left, right = seen.after[port.output], seen.after[other.output]
             if left.shape != right.shape or left.dtype != right.dtype:
                 faulty.add(number)
-                seen.of.fault(
+                seen.fault(
                     number,
-                    f"{seen.when}the raw gradient is {left.dtype} {list(left.shape)}, the clipped "
-                    f"one {right.dtype} {list(right.shape)}",
+                    f"the raw gradient is {left.dtype} {list(left.shape)}, the clipped one "
+                    f"{right.dtype} {list(right.shape)}",
                 )
     for ones in seen.clipping.ones(seen.rewritten.raw, seen.after):
         outcomes = seen.clipping.outcomes(ones)
@@ -87,8 +97,7 @@ def check_gradients(seen: Clipped) -> list[tuple[One, Outcome]]:
             else:
                 wanted = outcome.clipped
                 allowed = compare.allowed_ulps(str(one.raw.dtype), outcome.precision)
-            end = seen.rewritten.clipped[one.target][one.port]
-            made = np.asarray(seen.after[end.output][one.at])
+            made = seen.made(one)
             is_rounded = record.norm_precision == "wide" or compare.is_half(str(made.dtype))
             if exact and is_rounded and compare.is_misrounded(made, exact[at], outcome.precision):
                 allowed = 0.0
@@ -107,8 +116,7 @@ def _within(
     """
     changed = False
     for one, outcome in zip(ones, outcomes, strict=True):
-        end = seen.rewritten.clipped[one.target][one.port]
-        made = np.asarray(seen.after[end.output][one.at])
+        made = seen.made(one)
         if made.shape == one.raw.shape:
             kept = _unchanged(outcome.clipped, one.raw)
             changed |= bool(np.any(kept & ~_unchanged(made, one.raw)))
@@ -145,24 +153,25 @@ def _check_one(
     is_within: NDArray[np.bool_],
 ) -> None:
     check, raw = seen.of.result.gradients[one.target], one.raw
-    has_seeds = one.member.case.has_seeds
+    norms = [_norm(array, one.member.case.has_seeds) for array in (clipped, wanted, raw)]
     if not seen.when:
-        check.raw_norm = _larger(check.raw_norm, _norm(raw, has_seeds))
-        check.clipped_norm = _larger(check.clipped_norm, _norm(clipped, has_seeds))
-        check.expected_norm = _larger(check.expected_norm, _norm(wanted, has_seeds))
+        check.clipped_norm, check.expected_norm, check.raw_norm = map(
+            _larger, (check.clipped_norm, check.expected_norm, check.raw_norm), norms
+        )
     error = compare.ulps_apart(clipped, wanted)
     check.allowed_ulps = max(check.allowed_ulps, allowed)
     check.error_ulps = max(check.error_ulps, error)
     check.acted |= any(outcome.acts)
     check.passed |= not any(outcome.acts)
     if error > allowed:
-        check.faults.append(
-            f"{seen.when}norm {_norm(clipped, has_seeds):.7g}, where "
-            f"{_norm(wanted, has_seeds):.7g} is right (raw: {_norm(raw, has_seeds):.7g}); "
-            f"{error:.3g} ulps off, where {allowed:.3g} are allowed"
+        is_norm, right_norm, raw_norm = norms
+        seen.fault(
+            one.target,
+            f"norm {is_norm:.7g}, where {right_norm:.7g} is right (raw: {raw_norm:.7g}); "
+            f"{error:.3g} ulps off, where {allowed:.3g} are allowed",
         )
     elif not compare.is_identical(clipped[is_within], raw[is_within]):
-        check.faults.append(f"{seen.when}within the threshold, but not the same bit for bit")
+        seen.fault(one.target, "within the threshold, but not the same bit for bit")
 
 
 def _unchanged(clipped: Array, raw: Array) -> NDArray[np.bool_]:
@@ -177,10 +186,9 @@ def _larger(left: float, right: float) -> float:
 
 def _norm(array: Array, has_seeds: bool) -> float:
     wide = compare.wide(array)
-    if has_seeds:
-        columns = wide.reshape(-1, wide.shape[-1])
+    columns = wide.reshape(-1, wide.shape[-1] if has_seeds else 1)
+    with np.errstate(over="ignore"):
         return float(np.max(np.linalg.norm(columns, axis=0), initial=0.0))
-    return float(np.linalg.norm(wide.ravel()))
 
 
 def check_raw(seen: Seen) -> None:
@@ -199,35 +207,26 @@ def check_raw(seen: Seen) -> None:
                 is_same = compare.is_identical(actual, seen.expected.arrays[name])
                 fault = "" if is_same else "it differs"
             if fault:
-                seen.of.fault(
-                    number, f"{seen.when}the gradient before its clip is not right: {fault}"
-                )
+                seen.fault(number, f"the gradient before its clip is not right: {fault}")
                 break
 
 
 def check_outputs(seen: Seen) -> None:
     """The outputs that both models have."""
     handed_out = {
-        target.name: number
+        target.name: seen.expected.outlets.raw[number][0].fed
         for number, target in enumerate(seen.of.targets)
         if target.scope == 0 and any(s == 0 and node < 0 for s, node, _ in target.reads)
     }
     for check in seen.of.result.outputs:
-        if check.quantity:
-            continue
-        name = check.name
-        if name not in seen.after:
-            check.faults.append(f"{seen.when}the rewritten model has no such output")
-            continue
-        stands_for = (
-            seen.expected.outlets.raw[handed_out[name]][0].fed if name in handed_out else name
-        )
-        fault = _output_fault(seen, check, stands_for)
-        if fault:
-            check.faults.append(seen.when + fault)
+        if not check.quantity:
+            fault = _output_fault(seen, check, handed_out.get(check.name, check.name))
+            check.faults += [seen.when + fault] * bool(fault)
 
 
 def _output_fault(seen: Seen, check: OutputCheck, stands_for: str) -> str:
+    if check.name not in seen.after:
+        return "the rewritten model has no such output"
     actual = seen.after[check.name]
     if check.name not in seen.steady:
         plain = seen.plain[check.name]
@@ -243,51 +242,50 @@ def _output_fault(seen: Seen, check: OutputCheck, stands_for: str) -> str:
 def check_emitted(seen: Clipped, found: Sequence[tuple[One, Outcome]]) -> None:
     """The measures that are handed out, with what the formulas say of the raw gradients."""
     targets = seen.of.targets
-    by_name: dict[tuple[str, str], list[Outcome]] = {}
+    known: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
     for one, outcome in sorted(found, key=lambda pair: pair[0].target):
         if targets[one.target].scope == 0:
-            for group in ("", *outcome.totals):
-                by_name.setdefault((targets[one.target].name, group), []).append(outcome)
+            for group in outcome.norms:
+                known[targets[one.target].name, group].append(outcome)
     told: Counter[tuple[str, str, str]] = Counter()
     checks = {check.name: check for check in seen.of.result.outputs if check.quantity}
-    for output, quantity, names, group in seen.of.record.emitted:
-        check = checks[output]
-        missing = [name for name in names if (name, group) not in by_name]
-        if missing or output not in seen.after:
-            what = f"no gradient {missing[0]!r}" if missing else "no such output"
-            check.faults.append(f"{seen.when}the rewritten model has {what}")
-            continue
-        if check.faults:
-            continue
-        actual = seen.after[output]
+    for measure in seen.of.record.emitted:
+        check = checks[measure.output]
         outcomes = []
-        for name in names:  # one that has several clips is named once for each, in their order
-            clips = by_name[name, group]
-            outcomes.append(clips[min(told[quantity, group, name], len(clips) - 1)])
-            told[quantity, group, name] += 1
-        if actual.size != (1 if group else len(names)) or actual.ndim > 1:
-            check.faults.append(
-                f"{seen.when}expected {len(names)} numbers, but it is {list(actual.shape)}"
-            )
-            continue
-        pairs = zip([outcomes[0]] if group else outcomes, actual.ravel(), strict=True)
-        for outcome, number in pairs:
-            if not outcome.is_promised:
-                continue
-            fault = _measure_fault(seen, quantity, group, outcome, number)
+        for name in measure.gradients:  # of several clips each is named once, in their order
+            clips = known.get((name, measure.group), [None])
+            at = told[measure.quantity, measure.group, name]
+            outcomes.append(clips[min(at, len(clips) - 1)])
+            told[measure.quantity, measure.group, name] += 1
+        if not check.faults:
+            fault = _emitted_fault(seen, measure, outcomes)
+            check.faults += [seen.when + fault] * bool(fault)
+
+
+def _emitted_fault(seen: Clipped, measure: Measure, outcomes: Sequence[Outcome | None]) -> str:
+    output, _, names, group = measure
+    if None in outcomes:
+        return f"the rewritten model has no gradient {names[outcomes.index(None)]!r}"
+    if output not in seen.after:
+        return "the rewritten model has no such output"
+    actual = seen.after[output]
+    if actual.size != (1 if group else len(names)) or actual.ndim > 1:
+        return f"expected {len(names)} numbers, but it is {list(actual.shape)}"
+    for outcome, number in zip(outcomes, actual.ravel(), strict=False):  # of a group there is one
+        if outcome is not None and outcome.is_promised:
+            fault = _measure_fault(seen, measure, outcome, number)
             if fault:
-                check.faults.append(seen.when + fault)
-                break
+                return fault
+    return ""
 
 
-def _measure_fault(seen: Clipped, quantity: str, group: str, outcome: Outcome, actual: Any) -> str:
+def _measure_fault(seen: Clipped, measure: Measure, outcome: Outcome, actual: Any) -> str:
+    quantity = measure.quantity
     is_wide = outcome.clipped.dtype == np.float64  # what is measured of it is float64 throughout
     # of the limit, the loss scale, and twice of itself
     rounding = 4 * compare.epsilon("float64" if is_wide else "float32")
     if quantity == "norm":
-        norm, precision, unrounded = outcome.norm, outcome.norm_precision, outcome.norm_rounding
-        if group:
-            norm, precision, unrounded = outcome.totals[group]
+        norm, precision, unrounded = outcome.norms[measure.group]
         wanted = norm / seen.clipping.loss_scale
         allowed = (precision + rounding) * abs(wanted) + unrounded / seen.clipping.loss_scale
     elif outcome.scale is None:

@@ -100,7 +100,7 @@ class Clipping:
 
     def outcomes_of(self, members: Sequence[Member]) -> list[Outcome]:
         """The same of members that may be scaled."""
-        return clip_together(members, self.of.nonfinite, self.of.record.norm_precision)
+        return clip_together(members, self.of.numerics)
 
     def fed(
         self,

@@ -76,7 +76,7 @@ class Pressing:
             _LEAST_PRESSES * sum(array.size for array in arrays.gradients.values()), _MOST_ELEMENTS
         )
         values = [target.raw for target in of.targets]
-        for press in presses(groups, values, of.nonfinite, of.record.norm_precision):
+        for press in presses(groups, values, of.numerics):
             most -= sum(array.size for array in press.gradients.values())
             if most < 0:
                 of.note(

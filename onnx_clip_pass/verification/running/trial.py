@@ -99,7 +99,7 @@ class Trials:
         found = []
         for key in keys:
             members = [self._members[n][key] for n in numbers if key in self._members[n]]
-            found.append(pressing_factor(members, self._of.nonfinite, up=up, sign=sign))
+            found.append(pressing_factor(members, self._of.numerics, up=up, sign=sign))
         found = [factor for factor in found if factor]
         return (max if up else min)(found, key=abs, default=0.0)
 

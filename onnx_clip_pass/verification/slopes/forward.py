@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from onnx import ModelProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_model
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.graph import Index, TensorType, ancestors_in
+from onnx_clip_pass.graph import Editor, Index, TensorType, ancestors_in
 from onnx_clip_pass.probe.copies import cut_down
 from onnx_clip_pass.probe.losses import check_loss, find_loss
 from onnx_clip_pass.runtime import Arrays, Provider, open_session
@@ -87,14 +88,11 @@ class Forward:
         main = self.index.main
         roots = dict.fromkeys([*main.inputs, *main.initializers])
         tensors = [root for root in roots if not (main.declared(root) or TensorType()).is_single]
+        find = partial(find_loss, self.model, self.index, None, self.provider, None)
         try:
-            return find_loss(
-                self.model, self.index, None, self.provider, None, set(parameters), set(gradients)
-            )
+            return find(set(parameters), set(gradients))
         except OnnxClipError:
-            return find_loss(
-                self.model, self.index, None, self.provider, None, set(tensors), set(gradients)
-            )
+            return find(set(tensors), set(gradients))
 
     def sources_of(self, name: str) -> frozenset[str]:
         """All values of the main graph that a value is computed from, itself included."""
@@ -108,15 +106,10 @@ class Forward:
         """The model with a node that hands on each of these inputs and initializers; its names."""
         if not roots:
             return self.model, {}
-        model, taken = ModelProto(), self.index.all_names()
+        model, fresh = ModelProto(), Editor(self.index).fresh
         model.CopyFrom(self.model)
-        names: dict[str, str] = {}
-        for root in roots:
-            name = f"{root}/copy"
-            while name in taken:
-                name += "_"
-            taken.add(name)
-            names[root] = name
+        names = {root: fresh(f"{root}/copy") for root in roots}
+        for root, name in names.items():
             model.graph.node.append(helper.make_node("Identity", [root], [name]))
         return model, names
 

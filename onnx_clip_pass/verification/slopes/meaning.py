@@ -16,18 +16,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from onnx import ModelProto
 
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients import accumulator
 from onnx_clip_pass.probe.deciding import SlopeCheck, check_slopes
+from onnx_clip_pass.probe.losses import type_of
 from onnx_clip_pass.runtime import Arrays
 from onnx_clip_pass.verification.comparison import Comparison
 from onnx_clip_pass.verification.slopes.forward import Forward
 from onnx_clip_pass.verification.slopes.scales import NEAR, is_near, seeds_of
-from onnx_clip_pass.verification.slopes.states import factors_of, state_in, type_in
+from onnx_clip_pass.verification.slopes.states import factors_of, state_in
 from onnx_clip_pass.verification.static.targets import Target
 
 __all__ = ["Meaning", "Slopes", "check_choice"]
@@ -49,6 +50,10 @@ _UNREAD = (
     "the loss does not read these parameters, so the meaning of their gradients was not checked"
 )
 _NOISY = "the slopes of the loss are too small or too noisy to tell the meaning of these gradients"
+_NO_SLOPES = (
+    "these are no slopes of the loss {}, as stopped gradients, straight-through estimates or "
+    "gradients of other losses are none"
+)
 _IN_PLACE = (
     "the meaning of the gradients was not checked: accumulators of the graph write to their inputs"
 )
@@ -132,17 +137,11 @@ class Meaning:
         gradients = {name for name, _ in targets if not forward.is_root(name)}
         parameters = {parameter for _, parameter in targets}
         forward.prepare(gradients, parameters, of_any_size=self.is_strict)
-        pairs: list[_Pair] = []
-        others: list[_Pair] = []
-        for (name, parameter), number in targets.items():
-            pair = self._pair(number, name, parameter)
-            if pair.parameter not in forward.sources:
-                others.append(pair)
-            else:
-                pairs.append(pair)
-        pairs = self._of_equal_size(pairs)
-        self._judge(self._measured(pairs, forward.feeds))
-        self._judge_others(others)
+        pairs = [self._pair(number, *names) for names, number in targets.items()]
+        read = self._of_equal_size([pair for pair in pairs if pair.parameter in forward.sources])
+        self._judge(self._measured(read, forward.feeds))
+        for pair in self._but_states([p for p in pairs if p.parameter not in forward.sources]):
+            self._remark(_UNREAD if pair.is_known else _UNKNOWN, pair.gradient)
 
     def _remark(self, why: str, name: str) -> None:
         self._remarks.setdefault(why, []).append(name)
@@ -168,12 +167,10 @@ class Meaning:
         is_known = parameter != name and forward.is_root(parameter)
         if is_known and parameter in forward.sources:
             return _Pair(number, name, parameter)
-        shape = type_in(forward.index, name).shape
-        fitting = []
-        for root in dict.fromkeys([*main.inputs, *main.initializers]):
-            kind = type_in(forward.index, root)
-            if root in forward.sources and kind.is_floating and kind.shape == shape:
-                fitting.append(root)
+        shape = type_of(forward.index, name).shape
+        roots = dict.fromkeys([*main.inputs, *main.initializers])
+        kinds = {root: type_of(forward.index, root) for root in roots if root in forward.sources}
+        fitting = [root for root, k in kinds.items() if k.is_floating and k.shape == shape]
         if len(fitting) == 1 and shape is not None and fitting[0] != name:
             return _Pair(number, name, fitting[0])
         return _Pair(number, name, parameter if is_known else "", is_known)
@@ -181,24 +178,14 @@ class Meaning:
     def _of_equal_size(self, pairs: Sequence[_Pair]) -> list[_Pair]:
         """Gradients with as many elements as their parameters have, unlike those of some rows."""
         names = {name for pair in pairs for name in (pair.gradient, pair.parameter)}
-        shapes = {name: type_in(self.forward.index, name).shape for name in names}
-        unknown = [
-            name
-            for name, shape in shapes.items()
-            if shape is None or not all(isinstance(n, int) for n in shape)
-        ]
+        shapes = {name: type_of(self.forward.index, name).shape for name in names}
+        unknown = [n for n, s in shapes.items() if s is None or not all(type(d) is int for d in s)]
         shapes |= {name: array.shape for name, array in self.forward.run(unknown).items()}
-        sizes = {
-            n: math.prod(d for d in shape or () if isinstance(d, int))
-            for n, shape in shapes.items()
-        }
-        found = []
-        for pair in pairs:
-            if sizes[pair.gradient] == sizes[pair.parameter]:
-                found.append(pair)
-            else:
-                self._remark(_ROWS, pair.gradient)
-        return found
+        sizes: Any = {name: math.prod(shape or ()) for name, shape in shapes.items()}
+        others = {pair: None for pair in pairs if sizes[pair.gradient] != sizes[pair.parameter]}
+        for pair in others:
+            self._remark(_ROWS, pair.gradient)
+        return [pair for pair in pairs if pair not in others]
 
     def _measured(self, pairs: Sequence[_Pair], feeds: Arrays) -> list[_Measured]:
         forward = self.forward
@@ -236,15 +223,20 @@ class Meaning:
                 self._remark(_NOISY, pair.gradient)
             else:
                 doubtful.append((pair, check))
-        states = self._states([pair for pair, _ in doubtful])
         multiples = []
+        left = set(self._but_states([pair for pair, _ in doubtful]))
         for pair, check in doubtful:
-            if states[pair]:
-                self.of.fault(pair.number, f"it is no gradient but {states[pair]}")
-            elif _is_parallel(check) and any(is_near(check.factor, f) for f in factors.values()):
+            if pair not in left:
+                continue
+            if _is_parallel(check) and any(is_near(check.factor, f) for f in factors.values()):
                 multiples.append((pair, check))
+            elif self.is_strict:
+                self.of.fault(
+                    pair.number,
+                    f"it is no slope of the loss {self.forward.loss!r} by {pair.parameter}",
+                )
             else:
-                self._not_slope(pair)
+                self._remark(_NO_SLOPES.format(repr(self.forward.loss)), pair.gradient)
         self._judge_multiples(multiples)
 
     def _judge_multiples(self, found: Sequence[_Measured]) -> None:
@@ -265,41 +257,20 @@ class Meaning:
             else:
                 self._remark(_SIZES, pair.gradient)
 
-    def _judge_others(self, found: Sequence[_Pair]) -> None:
-        """Those whose parameters are not known, or the loss does not read them."""
-        states = self._states(found)
-        for pair in found:
-            if states[pair]:
-                self.of.fault(pair.number, f"it is no gradient but {states[pair]}")
-            else:
-                self._remark(_UNREAD if pair.is_known else _UNKNOWN, pair.gradient)
-
-    def _not_slope(self, pair: _Pair) -> None:
-        if self.is_strict:
-            self.of.fault(
-                pair.number, f"it is no slope of the loss {self.forward.loss!r} by {pair.parameter}"
-            )
-        else:
-            self._remark(
-                f"these are no slopes of the loss {self.forward.loss!r}, as stopped gradients, "
-                f"straight-through estimates or gradients of other losses are none",
-                pair.gradient,
-            )
-
-    def _states(self, pairs: Sequence[_Pair]) -> dict[_Pair, str]:
-        """What gradients are that are no slopes, as far as they are parameters or states."""
-        forward = self.forward
+    def _but_states(self, pairs: Sequence[_Pair]) -> list[_Pair]:
+        """Those that are neither parameters nor states nor their new values; the rest is wrong."""
+        forward, left = self.forward, []
         numbers = forward.numbers(factors_of(forward.index, [pair.gradient for pair in pairs]))
-        return {
-            pair: state_in(
-                forward.index,
-                pair.gradient,
-                forward.sources,
-                numbers,
-                is_slope=False if pair.is_known else None,
+        for pair in pairs:
+            is_slope = False if pair.is_known else None
+            state = state_in(
+                forward.index, pair.gradient, forward.sources, numbers, is_slope=is_slope
             )
-            for pair in pairs
-        }
+            if state:
+                self.of.fault(pair.number, f"it is no gradient but {state}")
+            else:
+                left.append(pair)
+        return left
 
     def _sure_factors(self, found: Sequence[_Measured]) -> dict[str, float]:
         """Return how many times the slope gradients are, as far as that is sure.
@@ -309,7 +280,7 @@ class Meaning:
         return {
             pair.gradient: check.factor
             for pair, check in found
-            if _is_parallel(check) and not type_in(self.forward.index, pair.parameter).is_single
+            if _is_parallel(check) and not type_of(self.forward.index, pair.parameter).is_single
         }
 
     def _of_later_steps(self, pairs: Sequence[_Pair]) -> set[_Pair]:

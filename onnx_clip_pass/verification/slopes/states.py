@@ -12,9 +12,10 @@ from heapq import heappop, heappush
 
 import numpy as np
 
-from onnx_clip_pass.graph import Index, TensorType
+from onnx_clip_pass.graph import Index
+from onnx_clip_pass.probe.losses import type_of
 
-__all__ = ["factors_of", "state_in", "type_in"]
+__all__ = ["factors_of", "state_in"]
 
 _HANDING_ON = {
     "Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze",
@@ -68,17 +69,7 @@ def factors_of(index: Index, names: Collection[str]) -> list[str]:
 
 def _like(index: Index, name: str) -> list[str]:
     """The outputs of the type of a value."""
-    return [each for each in index.main.outputs if type_in(index, each) == type_in(index, name)]
-
-
-def type_in(index: Index, name: str) -> TensorType:
-    """The type of a value of the main graph, as far as it is declared or can be inferred."""
-    known = index.main.declared(name) or TensorType()
-    if known.dtype and known.shape is not None:
-        return known
-    inferred = index.inferred(index.main, name)
-    shape = inferred.shape if known.shape is None else known.shape
-    return TensorType(known.dtype or inferred.dtype, shape)
+    return [each for each in index.main.outputs if type_of(index, each) == type_of(index, name)]
 
 
 def _old_value(
@@ -88,7 +79,7 @@ def _old_value(
     terms = _terms(index, name, numbers)
     is_average = abs(sum(terms.of.values()) - 1) <= _ROUNDING and len(terms.of) > 1
     for root, share in terms.of.items():
-        if root in index.main.producers or type_in(index, root) != type_in(index, name):
+        if root in index.main.producers or type_of(index, root) != type_of(index, name):
             continue
         if is_average and 0 < share < 1:
             return root, True
@@ -135,7 +126,7 @@ def _terms(index: Index, name: str, numbers: Mapping[str, float] | None) -> _Ter
             parts = [(inputs[0], -1.0)]
         elif node.op_type in ("Mul", "Div"):
             parts = _scaled(index, node.op_type, inputs, numbers, terms.factors)
-        elif node.op_type == "Where" and type_in(index, inputs[0]).is_single:
+        elif node.op_type == "Where" and type_of(index, inputs[0]).is_single:
             terms.factors.append(inputs[0])
             branches = [(each, 1.0) for each in inputs[1:]]
             if numbers is None:
@@ -167,7 +158,7 @@ def _scaled(
 ) -> list[tuple[str, float]]:
     """What a product with a number, or a quotient by one, is made of."""
     for at in (1, 0) if op_type == "Mul" else (1,):
-        if not type_in(index, inputs[at]).is_single:
+        if not type_of(index, inputs[at]).is_single:
             continue
         factors.append(inputs[at])
         found = 1.0 if numbers is None else numbers.get(inputs[at])

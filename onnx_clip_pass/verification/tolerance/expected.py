@@ -14,6 +14,7 @@ from onnx_clip_pass.clips import (
     Case,
     Formula,
     NonFinite,
+    Numerics,
     turns,
 )
 from onnx_clip_pass.clips.norms import norm_of
@@ -52,30 +53,25 @@ class Outcome:
     """What the formulas make of a gradient.
 
     `acts` says of each of them whether it changed the gradient, of one that bounds elements for
-    each of its bounds, and nothing of those that never do. `norm` is the largest that the first
-    limits, still times the loss scale, and `scale` the least factor: nan if an element is nan, None
-    if one is infinite, or where nothing is ever clipped. Precisions are relative errors. `rounding`
-    says by which part a norm of the gradient may differ where the runtime takes it before the
-    gradient is rounded to half precision, and `norm_rounding` by how much; see `_roundings`.
-    `totals` are the norms of whole groups, their precisions and roundings. `is_promised` says
-    whether all these norms are in the range for which a precision is promised.
+    each of its bounds, and nothing of those that never do. `scale` is the least factor: nan if an
+    element is nan, None if one is infinite, or where nothing is ever clipped. `precision` is a
+    relative error; `rounding` says by which part a norm of the gradient may differ where the
+    runtime takes it before the gradient is rounded to half precision, see `_roundings`. `norms` are
+    those of whole groups, and as that of no group the largest that the first formula limits, still
+    times the loss scale, each with its relative error and its rounding. `is_promised` says whether
+    all these norms are in the range for which a precision is promised.
     """
 
     clipped: NDArray[Any]
     acts: list[bool] = field(default_factory=list)
-    norm: float = math.nan
-    norm_precision: float = 0.0
     scale: float | None = 1.0
     precision: float = 0.0
     rounding: float = 0.0
-    norm_rounding: float = 0.0
-    totals: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    norms: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     is_promised: bool = True
 
 
-def clip_together(
-    members: Sequence[Member], nonfinite: NonFinite, norm_precision: str
-) -> list[Outcome]:
+def clip_together(members: Sequence[Member], numerics: Numerics) -> list[Outcome]:
     """Clip gradients of one body and one iteration, formula after formula."""
     found = [Outcome(member.case.gradient) for member in members]
     chains = [member.formulas for member in members]
@@ -84,8 +80,7 @@ def clip_together(
             [members[number] for number, _ in turn],
             [found[number] for number, _ in turn],
             [stage for _, stage in turn],
-            nonfinite,
-            norm_precision,
+            numerics,
         )
     return found
 
@@ -99,7 +94,7 @@ def enlarged(members: Sequence[Member], factor: float) -> list[Member]:
 
 
 def pressing_factor(
-    members: Sequence[Member], nonfinite: NonFinite, *, up: bool, sign: int = 1
+    members: Sequence[Member], numerics: Numerics, *, up: bool, sign: int = 1
 ) -> float:
     """The power of two, times `sign`, that scales gradients so that all are clipped, or none.
 
@@ -120,7 +115,7 @@ def pressing_factor(
         if factor * largest >= top:
             continue
         margin = factor / 2 if up else factor * 2
-        found = _acting(enlarged(members, sign * margin), nonfinite)
+        found = _acting(enlarged(members, sign * margin), numerics.nonfinite)
         acts = [acts for acts, is_one in zip(found, taking, strict=True) if is_one]
         if not up:
             if not any(map(any, acts)):
@@ -151,37 +146,38 @@ def _clip_stage(
     members: list[Member],
     found: list[Outcome],
     stages: list[int],
-    nonfinite: NonFinite,
-    norm_precision: str,
+    numerics: Numerics,
 ) -> None:
     """Let one formula act on all that it acts on together; what comes of it goes to `found`."""
     formula = members[0].formulas[stages[0]]
     cases = [replace(m.case, gradient=f.clipped) for m, f in zip(members, found, strict=True)]
-    clipped = formula.reference(cases, nonfinite)
+    clipped = formula.reference(cases, numerics.nonfinite)
     scale = _scale(formula, cases)
     measured = [
-        _measure(formula, case, norm_precision, is_exact=stage > 0 or member.is_given)
+        _measure(formula, case, numerics, is_exact=stage > 0 or member.is_given)
         for member, case, stage in zip(members, cases, stages, strict=True)
     ]
     earlier = max(outcome.precision for outcome in found)
     precision = max(each.precision for each in measured)
     whole = None
     if formula.group is not None:
-        precision += _precision_of_sum(formula, cases, norm_precision)
+        precision += _precision_of_sum(formula, cases, numerics)
         whole, off = _total(formula, cases, measured)
         for outcome in found:
-            outcome.totals[formula.group] = whole, precision + earlier, off
+            outcome.norms[formula.group] = whole, precision + earlier, off
     norms = [each.norms for each in measured]
-    promised = is_promised(formula, cases, norms, whole, norm_precision, nonfinite)
+    promised = is_promised(formula, cases, norms, whole, numerics)
     if not formula.is_elementwise:  # rounding once more keeps to the bounds
         precision += max(each.part for each in measured)
     if any(member.is_steered for member in members):
-        precision += _precision_of_limit(cases, norm_precision)
+        precision += _precision_of_limit(cases, numerics)
     for number, (case, outcome) in enumerate(zip(cases, found, strict=True)):
         rounding = compare.epsilon(str(case.gradient.dtype))
         if stages[number] == 0:
-            measured[number].note_in(outcome)
-            rounding = 0.0
+            own = measured[number]
+            ends = (float(each.max(initial=0.0)) for each in (own.norms, own.roundings))
+            outcome.norms[""] = next(ends), own.precision, next(ends)
+            outcome.rounding, rounding = own.part, 0.0
         if outcome.scale is not None:
             outcome.scale = None if scale is None else outcome.scale * scale
         outcome.acts += formula.acts(case.gradient, clipped[number])
@@ -207,21 +203,14 @@ class _Measured:
         taken = np.isfinite(self.norms) & (self.norms > 0)
         return float(np.max(self.roundings[taken] / self.norms[taken], initial=0.0))
 
-    def note_in(self, outcome: Outcome) -> None:
-        """Tell what the first formula of a chain limits."""
-        outcome.norm = float(self.norms.max(initial=0.0))
-        outcome.norm_precision = self.precision
-        outcome.rounding = self.part
-        outcome.norm_rounding = float(self.roundings.max(initial=0.0))
 
-
-def _measure(formula: Formula, case: Case, norm_precision: str, *, is_exact: bool) -> _Measured:
+def _measure(formula: Formula, case: Case, numerics: Numerics, *, is_exact: bool) -> _Measured:
     norms = _norms(formula, case)
     roundings = np.zeros_like(norms) if is_exact else _roundings(formula, case, norms)
     precision = 0.0
     if not formula.is_elementwise:
         dtype, size = str(case.gradient.dtype), case.gradient.size // max(norms.size, 1)
-        precision = compare.precision_of_norm(dtype, size, norm_precision, formula.order)
+        precision = compare.precision_of_norm(dtype, size, numerics.norm_precision, formula.order)
         precision *= 1 + formula.reads_parameter
     return _Measured(norms, roundings, precision)
 
@@ -294,25 +283,27 @@ def _farthest(
     return np.where(np.isfinite(found), found, 0.0)
 
 
-def _precision_of_sum(formula: Formula, cases: Sequence[Case], norm_precision: str) -> float:
+def _precision_of_sum(formula: Formula, cases: Sequence[Case], numerics: Numerics) -> float:
     """Of adding up the powers of norms: in float32 no more than so many."""
     if formula.order == math.inf:
         return 0.0
-    is_wide = _is_wide(cases, norm_precision)
+    is_wide = _is_wide(cases, numerics)
     eps = 2.0**-52 if is_wide else 2.0**-23
     count = len(cases) if is_wide else min(len(cases), _MOST_SUMMED_IN_FLOAT32)
     return eps * (count + 2) / (2 * formula.order)
 
 
-def _precision_of_limit(cases: Sequence[Case], norm_precision: str) -> float:
+def _precision_of_limit(cases: Sequence[Case], numerics: Numerics) -> float:
     """Of a threshold that is an input, times a factor and a loss scale.
 
     The input, the factor, and two products are rounded by half a unit each, to float64 if that is
     what all the gradients are clipped in: an input that steers one of them is float64 then.
     """
-    return 2 * (2.0**-52 if _is_wide(cases, norm_precision) else 2.0**-23)
+    return 2 * (2.0**-52 if _is_wide(cases, numerics) else 2.0**-23)
 
 
-def _is_wide(cases: Sequence[Case], norm_precision: str) -> bool:
+def _is_wide(cases: Sequence[Case], numerics: Numerics) -> bool:
     """Whether these gradients are clipped in float64."""
-    return norm_precision == "wide" or all(case.gradient.dtype == np.float64 for case in cases)
+    return numerics.norm_precision == "wide" or all(
+        case.gradient.dtype == np.float64 for case in cases
+    )

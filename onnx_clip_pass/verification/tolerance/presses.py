@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_clip_pass.clips import NonFinite
+from onnx_clip_pass.clips import Numerics
 from onnx_clip_pass.verification.tolerance import compare
 from onnx_clip_pass.verification.tolerance.expected import Member, pressing_factor
 from onnx_clip_pass.verification.tolerance.ranges import promised_range
@@ -54,17 +54,16 @@ class Press:
 
 
 def presses(
-    groups: Sequence[Group], values: Sequence[object], nonfinite: NonFinite, norm_precision: str
+    groups: Sequence[Group], values: Sequence[object], numerics: Numerics
 ) -> Iterator[Press]:
     """All of them; the first are those that are most likely to show something.
 
     Args:
         groups: the gradients that have anything to do with each other, which are all of a body.
         values: of each target, what is the same for those that are clips of one value.
-        nonfinite: the policy.
-        norm_precision: as recorded.
+        numerics: as recorded.
     """
-    pressed = [_Pressed(group, values, nonfinite) for group in groups]
+    pressed = [_Pressed(group, values, numerics) for group in groups]
     acting = {n: a for each in pressed for n, a in each.acting.items()}
 
     def press(when: str, changed: Iterable[dict[int, Array]]) -> Press:
@@ -77,11 +76,11 @@ def presses(
     yield press("with zeros as gradients", [each.zeros() for each in pressed])
     yield press("just within the threshold", [each.within() for each in pressed])
     for high, each_own in product((True, False), (False, True)):
-        changed = [e.at_end(norm_precision, high=high, each_own=each_own) for e in pressed]
+        changed = [e.at_end(high=high, each_own=each_own) for e in pressed]
         if any(changed):
             word = "large" if high else "small"
             yield press(f"with gradients as {word} as is promised", changed)
-    yield from _beside_parameters(groups, values, nonfinite, acting)
+    yield from _beside_parameters(groups, values, numerics, acting)
     for bit in range((len(pressed) - 1).bit_length()):
         for half in (0, 1):
             some = [each for at, each in enumerate(pressed) if at >> bit & 1 == half]
@@ -97,16 +96,16 @@ def presses(
 class _Pressed:
     """The gradients of one group, scaled so that they are clipped."""
 
-    def __init__(self, group: Group, values: Sequence[object], nonfinite: NonFinite) -> None:
+    def __init__(self, group: Group, values: Sequence[object], numerics: Numerics) -> None:
         self._group = group
-        self._nonfinite = nonfinite
+        self._numerics = numerics
         self.values: list[list[int]] = []
         of_value: dict[object, list[int]] = {}
         for number in group:
             of_value.setdefault(values[number], []).append(number)
         self.values = list(of_value.values())
         members = list(group.values())
-        self._factor = pressing_factor(members, nonfinite, up=True) or 1.0
+        self._factor = pressing_factor(members, numerics, up=True) or 1.0
         largest = max(compare.largest(m.case.gradient) for m in members)
         if largest * self._factor * _WELL < min(compare.top(m.case.gradient) for m in members) / 4:
             self._factor *= _WELL
@@ -127,7 +126,7 @@ class _Pressed:
             return {}
         own = self.values[at]
         members = [self._group[number] for number in own]
-        factor = pressing_factor(members, self._nonfinite, up=True) or self._factor
+        factor = pressing_factor(members, self._numerics, up=True) or self._factor
         found = {number: _times(self._group[number].case.gradient, factor) for number in own}
         top = max(compare.largest(array) for array in found.values()) / _FAR
         for number in self.acting.keys() - found.keys():
@@ -155,19 +154,19 @@ class _Pressed:
             )
             for number, m in self._group.items()
         }
-        factor = pressing_factor(list(even.values()), self._nonfinite, up=True)
+        factor = pressing_factor(list(even.values()), self._numerics, up=True)
         if not factor:
             return {}
         factor /= 2
         if factor == 0.5:  # they are beyond it as they are
-            factor = pressing_factor(list(even.values()), self._nonfinite, up=False)
+            factor = pressing_factor(list(even.values()), self._numerics, up=False)
         return {number: _times(m.case.gradient, factor) for number, m in even.items()}
 
     def zeros(self) -> dict[int, Array]:
         """All elements zero."""
         return {number: np.zeros_like(array) for number, array in self.acting.items()}
 
-    def at_end(self, norm_precision: str, *, high: bool, each_own: bool) -> dict[int, Array]:
+    def at_end(self, *, high: bool, each_own: bool) -> dict[int, Array]:
         """Gradients whose norms are near one end of what is promised of all of them.
 
         With `each_own` each is near the end of its own range, if these differ.
@@ -177,7 +176,7 @@ class _Pressed:
         ranges = {}
         for number, m in members.items():
             pairs = [(formula, m.case) for formula in m.formulas]
-            ranges[number] = promised_range(pairs, norm_precision, self._nonfinite)
+            ranges[number] = promised_range(pairs, self._numerics)
         if each_own and len(set(ranges.values())) == 1:
             return {}
         low, most = max(low for low, _ in ranges.values()), min(top for _, top in ranges.values())
@@ -197,7 +196,7 @@ class _Pressed:
 def _beside_parameters(
     groups: Sequence[Group],
     values: Sequence[object],
-    nonfinite: NonFinite,
+    numerics: Numerics,
     acting: dict[int, Array],
 ) -> Iterator[Press]:
     """Parameters whose largest element is far below the least norm, and units far above it."""
@@ -216,7 +215,7 @@ def _beside_parameters(
                 press.parameters[number] = array
                 changed[number] = replace(member, case=replace(member.case, parameter=array))
             if changed:
-                press.gradients |= _Pressed(group | changed, values, nonfinite).acting
+                press.gradients |= _Pressed(group | changed, values, numerics).acting
         yield press
 
 

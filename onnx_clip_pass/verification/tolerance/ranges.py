@@ -8,17 +8,17 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_clip_pass.clips import Case, Formula, NonFinite
+from onnx_clip_pass.clips import Case, Formula, Numerics
 from onnx_clip_pass.verification.tolerance import compare
 
 __all__ = ["is_promised", "promised_range"]
 
 
 def promised_range(
-    pairs: Iterable[tuple[Formula, Case]], norm_precision: str, nonfinite: NonFinite
+    pairs: Iterable[tuple[Formula, Case]], numerics: Numerics
 ) -> tuple[float, float]:
     """The least and the largest norm that all these formulas promise of these gradients."""
-    found = [_range(*pair, norm_precision, nonfinite) for pair in pairs]
+    found = [_range(*pair, numerics) for pair in pairs]
     return max(low for low, _ in found), min(top for _, top in found)
 
 
@@ -27,8 +27,7 @@ def is_promised(
     cases: Sequence[Case],
     norms: Sequence[NDArray[np.float64]],
     total: float | None,
-    norm_precision: str,
-    nonfinite: NonFinite,
+    numerics: Numerics,
 ) -> bool:
     """Return whether norms of gradients are in the range, `total` being that of a whole group.
 
@@ -36,7 +35,7 @@ def is_promised(
     """
     if formula.is_identity:
         return True
-    ranges = [_range(formula, case, norm_precision, nonfinite) for case in cases]
+    ranges = [_range(formula, case, numerics) for case in cases]
     most = max(top for _, top in ranges)
     for case, own, (low, top) in zip(cases, norms, ranges, strict=True):
         whole = own if total is None else np.asarray(total)
@@ -48,18 +47,19 @@ def is_promised(
     return True
 
 
-def _range(
-    formula: Formula, case: Case, norm_precision: str, nonfinite: NonFinite
-) -> tuple[float, float]:
+def _range(formula: Formula, case: Case, numerics: Numerics) -> tuple[float, float]:
     """Of the norms of a formula, for a gradient.
 
     Powers of a norm and of elements have to be held where they are added up: in float32, unless
     something takes elements to float64. A largest element is one that the gradient's dtype holds.
     """
     dtype, ord = str(case.gradient.dtype), formula.order
-    in_float64 = dtype == "float64" or norm_precision == "wide"
+    precision = numerics.norm_precision
+    in_float64 = dtype == "float64" or precision == "wide"
     is_widened = (
-        in_float64 or nonfinite != "propagate" or (ord not in (1, 2) and norm_precision != "plain")
+        in_float64
+        or numerics.nonfinite != "propagate"
+        or (ord not in (1, 2) and precision != "plain")
     )
     if ord == math.inf:
         return 0.0, compare.top(case.gradient)
