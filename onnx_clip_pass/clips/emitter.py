@@ -7,11 +7,11 @@ import math
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from onnx import TensorProto
 
 from onnx_clip_pass.clips.numerics import Numerics
 from onnx_clip_pass.gradients.found import Gradient
 from onnx_clip_pass.graph import Editor, Scope, Shape, TensorType
+from onnx_clip_pass.graph.spec import BOOL, DOUBLE, INT64
 
 __all__ = [
     "ALL",
@@ -26,8 +26,6 @@ __all__ = [
     "Used",
 ]
 
-_DOUBLE, _BOOL = int(TensorProto.DOUBLE), int(TensorProto.BOOL)
-_INT64 = int(TensorProto.INT64)
 _FIRST_REDUCED_AXES_AS_INPUT = 18
 _FIRST_OTHER_AXES_AS_INPUT = 13
 FIRST_BROADCASTING_MIN = 8
@@ -158,7 +156,7 @@ class Tape:
 
     def size(self, value: Tensor) -> Tensor:
         """How many elements it has."""
-        return self._node("Size", [value.name], value.dtype, _INT64, (), "size", {})
+        return self._node("Size", [value.name], value.dtype, INT64, (), "size", {})
 
     def reduce(self, op_type: str, value: Tensor, over: Over, *, result: str) -> Tensor:
         """A reduction; its axes were an attribute before opset 18 (13).
@@ -166,10 +164,10 @@ class Tape:
         In float64 a ReduceL2 is the root of a ReduceSumSquare, and a ReduceL1 the sum of Abs: ONNX
         Runtime up to 1.19, the last with training, has them, and not all versions of the others.
         """
-        if value.dtype == _DOUBLE and op_type == "ReduceL2":
+        if value.dtype == DOUBLE and op_type == "ReduceL2":
             squares = self.reduce("ReduceSumSquare", value, over, result="sum of squares")
             return self.op("Sqrt", squares, result=result)
-        if value.dtype == _DOUBLE and op_type == "ReduceL1":
+        if value.dtype == DOUBLE and op_type == "ReduceL1":
             op_type, value = "ReduceSum", self.op("Abs", value, result="sizes")
         is_sum = op_type == "ReduceSum"
         first = _FIRST_OTHER_AXES_AS_INPUT if is_sum else _FIRST_REDUCED_AXES_AS_INPUT
@@ -310,7 +308,7 @@ class Emitter(Tape):
             return self._limits.product(threshold, factor, dtype)
         if factor == 1:
             return self.constant(threshold, dtype)
-        kind = np.float64 if dtype == TensorProto.DOUBLE else np.float32
+        kind = np.float64 if dtype == DOUBLE else np.float32
         with np.errstate(over="ignore"):
             # multiplied in `dtype`, as where the threshold is an input
             return self.constant(float(kind(threshold) * kind(factor)), dtype)
@@ -323,8 +321,8 @@ class Emitter(Tape):
         shared = None if self._limits is None else self._limits.is_infinite(limit)
         if shared is not None:
             return shared
-        largest = np.finfo(np.float64 if limit.dtype == _DOUBLE else np.float32).max
-        return self.op("Less", float(largest), limit, result="unlimited", dtype=_BOOL)
+        largest = np.finfo(np.float64 if limit.dtype == DOUBLE else np.float32).max
+        return self.op("Less", float(largest), limit, result="unlimited", dtype=BOOL)
 
 
 def _broadcast(one: Shape | None, other: Shape | None) -> Shape | None:

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto
 
 from onnx_clip_pass.clips.emitter import ALL, FIRST_BROADCASTING_MIN, Emitter, Over, Tensor
 from onnx_clip_pass.clips.extremes import emit_largest
 from onnx_clip_pass.clips.numerics import Reduction
 from onnx_clip_pass.graph import Shape
+from onnx_clip_pass.graph.spec import DOUBLE, FLOAT
 
 __all__ = [
     "Norm",
@@ -31,12 +31,11 @@ __all__ = [
     "norm_word",
 ]
 
-_DOUBLE = int(TensorProto.DOUBLE)
 _HIGHEST_HELD_POWER = 8  # of any float32 in float64
 _LEAST_HELD_POWER = 1 / 16  # below, the norm of 2 ** 40 numbers may be beyond float64 itself
 _LIMITS: dict[int, np.finfo[Any]] = {
-    _DOUBLE: np.finfo(np.float64),
-    int(TensorProto.FLOAT): np.finfo(np.float32),
+    DOUBLE: np.finfo(np.float64),
+    FLOAT: np.finfo(np.float32),
 }
 
 
@@ -81,17 +80,17 @@ def emit_norm(
     if over.axes == () and not (is_power and ord == 2):  # rule 1
         return Norm(to.op("Abs", x, result="norm"), True, over)
     work, must_widen = x.dtype, to.numerics.nonfinite != "propagate"  # rule 4
-    in_float64 = work == _DOUBLE
+    in_float64 = work == DOUBLE
     way = to.numerics.reduction(summed, in_float64=in_float64, must_widen=must_widen, ord=ord)
     if over.axes is not None and way.rows is not None:  # rule 2
         way = Reduction(widens=not in_float64)
     if way.widens:
-        x = to.cast(x, _DOUBLE, result="in float64")
-    is_widened = x.dtype == _DOUBLE and to.source.dtype != _DOUBLE
+        x = to.cast(x, DOUBLE, result="in float64")
+    is_widened = x.dtype == DOUBLE and to.source.dtype != DOUBLE
     is_held = is_widened and ord <= _HIGHEST_HELD_POWER
     is_bounded = is_widened and ord >= _LEAST_HELD_POWER and (is_held or broadcasts)
     may_be_single = ord in (1, 2) and _may_be_single(summed)
-    is_squared = may_be_single and ord == 2 and (is_power or x.dtype == _DOUBLE)  # rule 1
+    is_squared = may_be_single and ord == 2 and (is_power or x.dtype == DOUBLE)  # rule 1
     if over.axes == ():
         norm = to.op("Mul", x, x, result="squares")
     elif way.rows is not None or is_squared:  # rule 3
@@ -102,7 +101,7 @@ def emit_norm(
         norm = _BY_ONE[ord](to, x, over, is_power)
         if may_be_single:
             norm = to.op("Abs", norm, result="length")  # rule 1
-    elif x.dtype == _DOUBLE and broadcasts and not is_held:
+    elif x.dtype == DOUBLE and broadcasts and not is_held:
         norm = _from_shares(to, x, ord, over)  # rule 6
     else:
         norm = _from_powers(to, x, ord, over)
@@ -167,7 +166,7 @@ def _add_up(to: Emitter, x: Tensor, ord: float, over: Over, way: Reduction) -> T
     elif way.rows is not None:
         sums = to.reduce("ReduceSum", sums, Over(way.rows, over.keepdims), result="sums")
     if way.joins_in_float64:
-        sums = to.cast(sums, _DOUBLE, result="sums in float64")
+        sums = to.cast(sums, DOUBLE, result="sums in float64")
     if isinstance(way.rows, int) and over.keepdims:
         return to.spread(to.reduce("ReduceSum", sums, ALL, result="total"))
     return to.reduce("ReduceSum", sums, over, result="total")

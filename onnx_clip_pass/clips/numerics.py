@@ -14,10 +14,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from onnx import TensorProto
-
 from onnx_clip_pass.arguments import check_choice
 from onnx_clip_pass.graph import Shape
+from onnx_clip_pass.graph.spec import DOUBLE, FLOAT
 
 __all__ = ["NonFinite", "NormPrecision", "Numerics", "Reduction"]
 
@@ -72,11 +71,11 @@ class Numerics:
         threshold are normal numbers and add up to one.
         """
         if dtype == "float64" or self.norm_precision == "wide":
-            return int(TensorProto.DOUBLE)
+            return DOUBLE
         if threshold is None or threshold == math.inf:
-            return int(TensorProto.FLOAT)
+            return FLOAT
         is_held = _LEAST_IN_FLOAT32 <= threshold <= _MOST_IN_FLOAT32
-        return int(TensorProto.FLOAT if is_held else TensorProto.DOUBLE)
+        return FLOAT if is_held else DOUBLE
 
     def reduction(
         self,

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto
 
 from onnx_clip_pass.clips.base import DTYPES, Case, Formula
 from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter, Measured, Tensor
@@ -17,6 +16,7 @@ from onnx_clip_pass.clips.numerics import NonFinite, Numerics
 from onnx_clip_pass.clips.verdicts import emit_verdict
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.found import Gradient
+from onnx_clip_pass.graph.spec import DOUBLE
 
 __all__ = [
     "ScalingClip",
@@ -30,7 +30,6 @@ __all__ = [
     "widened",
 ]
 
-_DOUBLE = int(TensorProto.DOUBLE)
 _FIRST_OPSET = 7  # Div and Mul broadcast from here on
 _FIRST_WHERE = 9
 _FIRST_BFLOAT16 = 13
@@ -126,7 +125,7 @@ def shared_fault(
             f"Mul broadcast; convert the model with onnx.version_converter first"
         )
     if opset < FIRST_BROADCASTING_MIN:
-        if work == _DOUBLE:
+        if work == DOUBLE:
             is_wished = gradient.dtype != "float64" and numerics.norm_precision == "wide"
             whose = " of norm_precision='wide' (--norm-precision wide)" if is_wished else ""
             return (

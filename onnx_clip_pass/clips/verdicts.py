@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 
-from onnx import TensorProto
-
 from onnx_clip_pass.clips.emitter import Emitter, Tensor
 from onnx_clip_pass.clips.norms import Norm
+from onnx_clip_pass.graph.spec import BOOL
 
 __all__ = ["emit_judged", "emit_nothing", "emit_verdict"]
-
-_BOOL = int(TensorProto.BOOL)
 
 
 def emit_verdict(to: Emitter, norm: Norm, x: Tensor) -> Tensor | None:
@@ -33,7 +30,7 @@ def emit_judged(to: Emitter, number: Tensor, limit: float) -> Tensor:
     What is not finite is asked for, and what is not zero must stand last in a Where: of its
     choices, ONNX Runtime's CPU provider takes the last where the first is -0.0, or not chosen.
     """
-    less = to.op("Less", number, limit, result="finite", dtype=_BOOL)
+    less = to.op("Less", number, limit, result="finite", dtype=BOOL)
     return to.op("Not", less, result="not finite")
 
 

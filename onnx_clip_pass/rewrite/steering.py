@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import TensorProto
 
 from onnx_clip_pass.arguments import as_number
 from onnx_clip_pass.clips import Limits, Numerics, Tape, Tensor
@@ -21,16 +20,13 @@ from onnx_clip_pass.clips.emitter import ALL
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients import Sighting
 from onnx_clip_pass.graph import Editor, Index, Scope, TensorType
+from onnx_clip_pass.graph.spec import BOOL, DOUBLE, FREE_INITIALIZERS
 from onnx_clip_pass.rules import Choice
 
 __all__ = ["LossScale", "Steering"]
 
 LossScale = float | str
 """A number, or the name of a value of the main graph with one element."""
-
-_FLOAT, _DOUBLE = int(TensorProto.FLOAT), int(TensorProto.DOUBLE)
-_BOOL = int(TensorProto.BOOL)
-_FIRST_FREE_INITIALIZERS = 4
 
 
 class Steering:
@@ -78,9 +74,9 @@ class Steering:
             for name in defaults
             if name in taken
         ]
-        if defaults and index.model.ir_version < _FIRST_FREE_INITIALIZERS:
+        if defaults and index.model.ir_version < FREE_INITIALIZERS:
             faults.append(
-                f"a threshold input needs IR version {_FIRST_FREE_INITIALIZERS} or later, where an "
+                f"a threshold input needs IR version {FREE_INITIALIZERS} or later, where an "
                 f"input can have a default, and this model has {index.model.ir_version}"
             )
         if isinstance(self.loss_scale, str):
@@ -111,7 +107,7 @@ class Steering:
             thresholds[name] = threshold
             dtype = choice.clip.formulas[0].work_dtype(sighting.gradient.dtype, numerics)
             if self._dtypes.setdefault(name, dtype) != dtype:
-                self._dtypes[name] = _DOUBLE
+                self._dtypes[name] = DOUBLE
         for name, threshold in thresholds.items():
             editor.add_input(name, threshold, self._dtypes[name])
         if isinstance(self.loss_scale, str) and self.loss_scale in editor.index.main.producers:
@@ -130,9 +126,9 @@ class Steering:
             return None
         key = ("is infinite", limit)
         if key not in self._made:
-            largest = np.finfo(np.float64 if limit.dtype == _DOUBLE else np.float32).max
+            largest = np.finfo(np.float64 if limit.dtype == DOUBLE else np.float32).max
             to = self._tape(editor, limit.name)
-            self._made[key] = to.op("Less", float(largest), limit, result="less", dtype=_BOOL)
+            self._made[key] = to.op("Less", float(largest), limit, result="less", dtype=BOOL)
         return self._made[key]
 
     def divisor(self, editor: Editor, dtype: int) -> Tensor | None:

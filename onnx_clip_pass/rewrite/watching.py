@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-from onnx import TensorProto
-
 from onnx_clip_pass.arguments import check_choice
 from onnx_clip_pass.clips import Clip, Emitter, Measured, Tensor
 from onnx_clip_pass.clips.emitter import ALL
@@ -15,15 +13,13 @@ from onnx_clip_pass.clips.extremes import emit_largest, emit_least
 from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.graph import Editor, Scope
+from onnx_clip_pass.graph.spec import BOOL, DOUBLE, FLOAT
 from onnx_clip_pass.rewrite.steering import Steering
 
 __all__ = ["Emit", "EmitAs", "Emitted", "GroupSight", "Sight", "Watch"]
 
 EmitAs = Literal["each", "vector"]
 Emit = Literal["norm", "scale", "clipped"]
-
-_FLOAT, _DOUBLE = int(TensorProto.FLOAT), int(TensorProto.DOUBLE)
-_BOOL = int(TensorProto.BOOL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +125,7 @@ class Watch:
 
 def _quantity(quantity: str, editor: Editor, steering: Steering, sight: Sight) -> Tensor:
     to = sight.emitter
-    wide = _DOUBLE if sight.gradient.dtype == "float64" else _FLOAT
+    wide = DOUBLE if sight.gradient.dtype == "float64" else FLOAT
     if quantity == "norm":
         return _norm(editor, steering, to, sight.measured[0].norm, wide)
     scale = _least(to, sight.measured[0].scale)
@@ -139,7 +135,7 @@ def _quantity(quantity: str, editor: Editor, steering: Steering, sight: Sight) -
         sides = [to.cast(side, dtype, result="factor") for side in (scale, other)]
         scale = to.op("Mul", *sides, result="scales")
     if quantity == "clipped":
-        return to.op("Less", scale, 1.0, result="is clipped", dtype=_BOOL)
+        return to.op("Less", scale, 1.0, result="is clipped", dtype=BOOL)
     return to.cast(scale, wide, result="scale")
 
 
@@ -165,6 +161,6 @@ def _flat(to: Emitter, value: Tensor) -> Tensor | None:
 
 
 def _vector(to: Emitter, output: str, values: Sequence[Tensor]) -> None:
-    dtype = max((value.dtype for value in values if value.dtype != _BOOL), default=_BOOL)
+    dtype = max((value.dtype for value in values if value.dtype != BOOL), default=BOOL)
     parts = [to.unsqueeze(to.cast(value, dtype, result="part"), (0,)) for value in values]
     to.output(to.concat(parts, result="joined"), output)
