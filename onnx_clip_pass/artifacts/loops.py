@@ -1,230 +1,151 @@
-"""Loops over a sequence of tensors: the same for each, or one norm over all of them.
+"""Loops over a sequence of tensors: something made of each, or one number of all of them.
 
-    count   = SequenceLength(sequence)
-    clipped = Loop(count, so_far = SequenceEmpty()):
-                  each   = SequenceAt(sequence, number)
-                  so_far = SequenceInsert(so_far, f(each))
-
-A norm over all is a loop before, which carries the sum of the powers of the tensors' norms.
+count   = SequenceLength(sequence)
+clipped = Loop(count, so_far = SequenceEmpty()):
+              each   = SequenceAt(sequence, number)
+              so_far = SequenceInsert(so_far, f(each))
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-from onnx import NodeProto, TypeProto, ValueInfoProto, helper
+from onnx import GraphProto, TensorProto, TypeProto, helper
 
-from onnx_clip_pass.clips import Numerics
-from onnx_clip_pass.graph import Editor
-from onnx_clip_pass.graph.spec import BOOL, DOUBLE, FLOAT, INT64
+from onnx_clip_pass.clips import Emitter, Numerics, Tensor
+from onnx_clip_pass.clips.emitter import Used
+from onnx_clip_pass.gradients import Gradient, Parameter
+from onnx_clip_pass.graph import Editor, Scope, TensorType
 
-__all__ = ["insert_clip_by_global_norm", "insert_clip_of_each"]
+__all__ = ["Loops"]
+
+_DOUBLE = int(TensorProto.DOUBLE)
+_BOOL, _INT64 = int(TensorProto.BOOL), int(TensorProto.INT64)
 
 
-def insert_clip_of_each(editor: Editor, sequence: str, clipped: str, dtype: int) -> str:
-    """A loop that hands on each tensor as it is, for a clip to be put into.
+class _Turn(NamedTuple):
+    """A loop that is being filled: its graph, how many times it runs, and the tensor in turn."""
 
-    Args:
-        editor: of the model whose main graph has the sequence.
-        sequence: an input of the main graph.
-        clipped: the name of the new sequence.
-        dtype: of the tensors.
+    graph: GraphProto
+    scope: Scope
+    times: str
+    source: str
 
-    Returns:
-        The name of the value, in the loop's body, that is each tensor in turn.
+
+class Loops:
+    """Puts loops over sequences of tensors of one dtype at the beginning of a main graph.
+
+    `used` collects what kernels the nodes of clips need.
     """
-    loops = _Loops(editor, sequence, dtype)
-    each = editor.fresh(f"{sequence}/each")
-    loops.over_all(each, [], each, clipped)
-    return each
 
-
-def insert_clip_by_global_norm(
-    editor: Editor,
-    sequence: str,
-    clipped: str,
-    dtype: int,
-    *,
-    clip_norm: float,
-    order: float = 2.0,
-    numerics: Numerics,
-) -> None:
-    r"""Scale all tensors of a sequence by min(clip_norm / norm, 1), norm being that of them all.
-
-    .. math:: norm = \left(\sum_i \lVert x_i \rVert_p^p\right)^{1/p}
-
-    with p = `order`, or the largest magnitude for p = inf. The norm is computed in float64 whatever
-    the dtype; nothing is added to it. No ReduceL2 or ReduceL1: the training runtime has none for
-    float64 before opset 18.
-
-    Args:
-        editor: of the model whose main graph has the sequence.
-        sequence: an input of the main graph.
-        clipped: the name of the new sequence.
-        dtype: of the tensors.
-        clip_norm: the largest norm of all tensors together.
-        order: p, a positive number or inf.
-        numerics: its `nonfinite` says what becomes of the tensors if one has nan or inf in it:
-            "propagate", what the formula gives; "zero", zeros, all of them; "keep", all as they
-            are.
-    """
-    loops = _Loops(editor, sequence, dtype)
-    norm = loops.norm(order)
-    scale, finite = loops.scale(norm, clip_norm, numerics)
-    loops.scale_all(scale, finite, clipped)
-
-
-class _Loops:
-    """Puts loops over a sequence at the beginning of a main graph."""
-
-    def __init__(self, editor: Editor, sequence: str, dtype: int) -> None:
+    def __init__(self, editor: Editor, label: str, dtype: int, numerics: Numerics) -> None:
+        self.used: set[Used] = set()
         self._editor = editor
         self._main = editor.index.main
-        self._sequence = sequence
+        self._label = label
         self._dtype = dtype
-        self._count = self.add("SequenceLength", [sequence], "count")
+        self._numerics = numerics
 
     def fresh(self, word: str) -> str:
-        return self._editor.fresh(f"clip/{self._sequence}/{word}")
+        """A name for a value of the main graph, or of a loop."""
+        return self._editor.fresh(f"clip/{self._label}/{word}")
 
-    def add(self, op_type: str, inputs: Sequence[str], result: str, **attributes: Any) -> str:
-        """A node of the main graph; its output."""
-        output = self.fresh(result)
-        self._insert(op_type, inputs, output, **attributes)
-        return output
-
-    def node(
-        self, op_type: str, inputs: Sequence[str], output: str, **attributes: Any
-    ) -> NodeProto:
-        """A node for a loop's body."""
-        name = self.fresh(op_type)
-        return helper.make_node(op_type, inputs, [output], name, **attributes)
-
-    def constant(self, value: float, dtype: int) -> str:
-        return self._editor.constant(self._main, value, dtype)
-
-    def over_all(self, raw: str, nodes: list[NodeProto], result: str, clipped: str) -> None:
-        """A loop that makes a new sequence: `nodes` make `result` from each tensor `raw`."""
-        empty = self.add("SequenceEmpty", [], "empty", dtype=self._dtype)
-        so_far, more = self.fresh("so far"), self.fresh("more")
-        nodes = [*nodes, self.node("SequenceInsert", [so_far, result], more)]
-        known = [_tensor(name, self._dtype) for name in dict.fromkeys((raw, result))]
-        carried = helper.make_sequence_type_proto(_tensor("", self._dtype).type)
-        self._loop(raw, nodes, known, empty, (so_far, more), carried, clipped)
-
-    def norm(self, order: float) -> str:
-        """The norm of all tensors, in float64."""
-        so_far, total = self.fresh("total so far"), self.fresh("total")
-        raw, wide, sizes = self.fresh("raw"), self.fresh("in float64"), self.fresh("sizes")
-        powers, length = self.fresh("powers"), self.fresh("length")
-        zero = self.constant(0.0, DOUBLE)
-        nodes = [
-            self.node("Cast", [raw], wide, to=DOUBLE),
-            self.node("Abs", [wide], sizes),
-        ]
-        if math.isinf(order):  # ReduceMax passes over nan, and gives -inf for nothing
-            largest, guard = self.fresh("largest"), self.fresh("zero or nan")
-            nodes += [
-                self.node("ReduceMax", [sizes], largest, keepdims=0),
-                self.node("ReduceSum", [sizes], length, keepdims=0),
-                self.node("Min", [length, zero], guard),
-                self.node("Max", [so_far, largest, guard], total),
-            ]
-        else:
-            if order == 2:
-                nodes.append(self.node("Mul", [sizes, sizes], powers))
-            elif order != 1:
-                exponent = self.constant(order, DOUBLE)
-                nodes.append(self.node("Pow", [sizes, exponent], powers))
-            summed = sizes if order == 1 else powers
-            nodes.append(self.node("ReduceSum", [summed], length, keepdims=0))
-            nodes.append(self.node("Add", [so_far, length], total))
-        result = self.fresh("total of all")
-        carried = helper.make_tensor_type_proto(DOUBLE, [])
-        known = [_tensor(raw, self._dtype)]
-        self._loop(raw, nodes, known, zero, (so_far, total), carried, result)
-        if order in (1, math.inf):
-            return result
-        if order == 2:
-            return self.add("Sqrt", [result], "norm")
-        return self.add("Pow", [result, self.constant(1.0 / order, DOUBLE)], "norm")
-
-    def scale(self, norm: str, clip_norm: float, numerics: Numerics) -> tuple[str, str]:
-        """What all tensors are multiplied by, and whether all of them are finite.
-
-        The latter is "" if it makes no difference to the product.
-        """
-        one = self.constant(1.0, DOUBLE)
-        if math.isinf(clip_norm):
-            scale = one
-        else:
-            ratio = self.add("Div", [self.constant(clip_norm, DOUBLE), norm], "ratio")
-            scale = self.add("Min", [ratio, one], "scale")
-        finite = ""
-        if numerics.nonfinite != "propagate":
-            finite = self.add("Less", [norm, self.constant(math.inf, DOUBLE)], "finite")
-        if numerics.nonfinite == "keep":
-            scale, finite = self.add("Where", [finite, scale, one], "kept"), ""
-        return self.add("Cast", [scale], "factor", to=self._work), finite
-
-    def scale_all(self, scale: str, finite: str, clipped: str) -> None:
-        raw, last = self.fresh("raw"), self.fresh("each")
-        nodes: list[NodeProto] = []
-        x = raw
-        if self._work != self._dtype:
-            x = self.fresh("in float32")
-            nodes.append(self.node("Cast", [raw], x, to=self._work))
-        product = self.fresh("product")
-        nodes.append(self.node("Mul", [x, scale], product))
-        if finite:
-            chosen = self.fresh("chosen")
-            zero = self.constant(0.0, self._work)
-            nodes.append(self.node("Where", [finite, product, zero], chosen))
-            product = chosen
-        nodes.append(self.node("Cast", [product], last, to=self._dtype))
-        self.over_all(raw, nodes, last, clipped)
-
-    @property
-    def _work(self) -> int:
-        return DOUBLE if self._dtype == DOUBLE else FLOAT
-
-    def _loop(
-        self,
-        raw: str,
-        nodes: list[NodeProto],
-        known: list[ValueInfoProto],
-        start: str,
-        names: tuple[str, str],
-        carried: TypeProto,
-        output: str,
+    def of_each(
+        self, sequence: str, clipped: str, emits: Sequence[Callable[[Emitter], object]]
     ) -> None:
-        """A loop that carries one value, by `names` into its body and out of it, to `output`."""
-        number, going, goes_on = (self.fresh(w) for w in ("number", "going", "goes on"))
-        before, after = (helper.make_value_info(name, carried) for name in names)
-        body = helper.make_graph(
-            [
-                self.node("SequenceAt", [self._sequence, number], raw),
-                *nodes,
-                self.node("Identity", [going], goes_on),
-            ],
+        """A loop that makes the sequence `clipped` of what clips make of each tensor in turn.
+
+        Args:
+            sequence: the tensors.
+            clipped: the name of the new sequence.
+            emits: put one clip after another in.
+        """
+        each = self._editor.fresh(f"{self._label}/each")
+        turn = self._open(sequence, each, is_made=True)
+        empty = self._add("SequenceEmpty", [], "empty", dtype=self._dtype)
+        source = turn.source
+        for stage, emit in enumerate(emits, 1):
+            target = each
+            if stage < len(emits):
+                target = self._editor.fresh(f"clip/{each}/stage {stage}")
+                self._editor.declare(turn.scope, target, TensorType(self._dtype))
+            emit(self._emitter(turn.scope, each, source, target))
+            source = target
+        so_far, more = self.fresh("so far"), self.fresh("more")
+        self._insert(turn.scope, "SequenceInsert", [so_far, each], more)
+        kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(self._dtype, None))
+        self._close(turn, empty, (so_far, more), kind, clipped)
+
+    def of_all(self, sequence: str, emit: Callable[[Emitter, Tensor], Tensor]) -> Tensor:
+        """A loop that makes one float64 number of all tensors, from 0; it.
+
+        Args:
+            sequence: the tensors.
+            emit: put in what makes of each, and of the number so far, the next.
+        """
+        each = self._editor.fresh(f"{self._label}/each")
+        zero = self._editor.constant(self._main, 0.0, _DOUBLE)
+        so_far, result = self.fresh("total so far"), self.fresh("total of all")
+        turn = self._open(sequence, each)
+        to = self._emitter(turn.scope, each, turn.source, "")
+        total = emit(to, Tensor(so_far, _DOUBLE, ()))
+        kind = helper.make_tensor_type_proto(_DOUBLE, [])
+        self._close(turn, zero, (so_far, total.name), kind, result)
+        return Tensor(result, _DOUBLE, ())
+
+    def of_main(self, label: str) -> Emitter:
+        """What puts nodes of this label behind the loops that are there."""
+        return self._emitter(self._main, self._label, "", "").relabelled(label)
+
+    def _emitter(self, scope: Scope, name: str, source: str, target: str) -> Emitter:
+        dtype = TensorType(self._dtype).dtype_name
+        gradient = Gradient(name, Parameter("", None, dtype, name), None, dtype, "")
+        tensor = Tensor(source, self._dtype, None)
+        to = Emitter(self._editor, scope, 0, gradient, tensor, target, self._numerics)
+        to.used = self.used
+        return to
+
+    def _open(self, sequence: str, each: str, *, is_made: bool = False) -> _Turn:
+        """A turn in which the tensor of that turn is there.
+
+        `each` is what the clips' nodes are named after, and a value if it `is_made` there.
+        """
+        times = self._add("SequenceLength", [sequence], "count")
+        number, going, goes_on = (self.fresh(word) for word in ("number", "going", "goes on"))
+        graph = helper.make_graph(
+            [],
             self.fresh("body"),
             [
-                helper.make_tensor_value_info(number, INT64, []),
-                helper.make_tensor_value_info(going, BOOL, []),
-                before,
+                helper.make_tensor_value_info(number, _INT64, []),
+                helper.make_tensor_value_info(going, _BOOL, []),
             ],
-            [helper.make_tensor_value_info(goes_on, BOOL, []), after],
-            value_info=known,
+            [helper.make_tensor_value_info(goes_on, _BOOL, [])],
         )
-        self._insert("Loop", [self._count, "", start], output, body=body)
+        scope = self._editor.nested(graph, self._main)
+        source = self._editor.fresh(f"clip/{each}/raw")
+        for name in [each, source] if is_made else [source]:
+            self._editor.declare(scope, name, TensorType(self._dtype))
+        self._insert(scope, "SequenceAt", [sequence, number], source)
+        return _Turn(graph, scope, times, source)
 
-    def _insert(self, op_type: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
-        name = f"clip/{self._sequence}/{op_type}"
-        self._editor.insert(self._main, 0, op_type, inputs, output, name, **attributes)
+    def _close(
+        self, turn: _Turn, start: str, names: tuple[str, str], kind: TypeProto, output: str
+    ) -> None:
+        """Put in the loop, which carries one value by `names` into its graph and out of it."""
+        graph = turn.graph
+        self._insert(turn.scope, "Identity", [graph.input[1].name], graph.output[0].name)
+        graph.input.append(helper.make_value_info(names[0], kind))
+        graph.output.append(helper.make_value_info(names[1], kind))
+        self._insert(self._main, "Loop", [turn.times, "", start], output, body=graph)
 
+    def _add(self, op_type: str, inputs: Sequence[str], result: str, **attributes: Any) -> str:
+        output = self.fresh(result)
+        self._insert(self._main, op_type, inputs, output, **attributes)
+        return output
 
-def _tensor(name: str, dtype: int) -> ValueInfoProto:
-    """A tensor of which only the dtype is known."""
-    return helper.make_tensor_value_info(name, dtype, None)
+    def _insert(
+        self, scope: Scope, op_type: str, inputs: Sequence[str], output: str, **attributes: Any
+    ) -> None:
+        name = f"clip/{self._label}/{op_type}"
+        self._editor.insert(scope, 0, op_type, inputs, output, name, **attributes)

@@ -1,13 +1,17 @@
 """Clipping in an optimizer model: after accumulation, in a sequence whose tensors have no names.
 
 The gradients come as one input, a sequence in an order that the runtime does not promise. What is
-put before the optimizer node does the same to each tensor, or to all by one norm:
+put before the optimizer node are Loops, since SequenceMap begins at opset 17 and artifacts have 15.
+Their nodes are those that the clips put into any graph: of clips in a row one loop
 
-    clipped = []
     for each in gradients: clipped.append(clip(each))
 
-as a Loop, since SequenceMap begins at opset 17 and artifacts have 15. The clip's nodes in the loop
-are those of an ordinary rewrite of the value `each`.
+and of one by a global norm two, between which the norm becomes the scale:
+
+    for each in gradients: total += power(each)
+    for each in gradients: clipped.append(each * scale)
+
+A chain makes a sequence of each such part, which the next one takes.
 
 ONNX Runtime's own InplaceClipGradNorm is not used: it divides by the norm plus 1e-6, and so
 shortens gradients whose norm is just within the threshold.
@@ -15,22 +19,30 @@ shortens gradients whose norm is just within the threshold.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from onnx import ModelProto, TypeProto
 
-from onnx_clip_pass.artifacts.loops import insert_clip_by_global_norm, insert_clip_of_each
+from onnx_clip_pass.artifacts.loops import Loops
 from onnx_clip_pass.clips import (
     Clip,
+    Emitter,
     Formula,
     GradientClipByGlobalNorm,
     Numerics,
+    Tensor,
 )
+from onnx_clip_pass.clips.norms import Norm, emit_root
+from onnx_clip_pass.clips.scaling import emit_product, widened
+from onnx_clip_pass.clips.verdicts import emit_judged, emit_nothing
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient, Parameter
 from onnx_clip_pass.graph import OUTPUT, Editor, Index, Read, TensorType
-from onnx_clip_pass.record import KEY, ClipEntry, Record, undo, write_record
-from onnx_clip_pass.rewrite import Clipped, Report, clip_in_place
+from onnx_clip_pass.record import ClipEntry, Record, undo, write_record
+from onnx_clip_pass.rewrite import Clipped, Report
+from onnx_clip_pass.rewrite.reporting import lacking_kernels
 
 __all__ = ["GRADIENTS", "Optimizer", "clip_sequence", "find_optimizer"]
 
@@ -102,20 +114,6 @@ def clip_sequence(model: ModelProto, clip: Clip, numerics: Numerics, name: str) 
     reads = index.readers_of(index.main, GRADIENTS)
     _check(reads, opset, name)
     _check_clip(clip)
-    warnings: tuple[str, ...] = ()
-    editor = Editor(index)
-    renamed: dict[str, str] = {}
-    if not clip.is_identity or numerics.nonfinite == "zero":
-        clipped = editor.fresh(f"clip/{GRADIENTS}/clipped")
-        renamed = {clipped: GRADIENTS}
-        editor.redirect(reads, GRADIENTS, clipped)
-        warnings = _put(editor, clip, numerics, optimizer.dtype, clipped)
-    _write_record(editor, renamed, clip, numerics)
-    if optimizer.clips_already:
-        warnings += (
-            "the optimizer model clips by a global norm already (InplaceClipGradNorm); that stays, "
-            "and takes what is clipped here",
-        )
     dtype = TensorType(optimizer.dtype).dtype_name
     gradient = Gradient(
         name=GRADIENTS,
@@ -124,6 +122,24 @@ def clip_sequence(model: ModelProto, clip: Clip, numerics: Numerics, name: str) 
         dtype=dtype,
         evidence=f"each tensor of the sequence that {optimizer.op_type} takes",
     )
+    if fault := clip.fault(gradient, opset, numerics):
+        raise OnnxClipError(f"{name} cannot be clipped: {fault}")
+    editor = Editor(index)
+    loops = Loops(editor, GRADIENTS, optimizer.dtype, numerics)
+    renamed: dict[str, str] = {}
+    if not clip.is_identity or numerics.nonfinite == "zero":
+        clipped = editor.fresh(f"clip/{GRADIENTS}/clipped")
+        renamed = {clipped: GRADIENTS}
+        editor.redirect(reads, GRADIENTS, clipped)
+        _put(loops, clip, clipped)
+        editor.finish()
+    _write_record(editor, renamed, clip, numerics)
+    warnings = tuple(lacking_kernels(loops.used))
+    if optimizer.clips_already:
+        warnings += (
+            "the optimizer model clips by a global norm already (InplaceClipGradNorm); that stays, "
+            "and takes what is clipped here",
+        )
     return Report((Clipped(gradient, clip),), warnings, replaced)
 
 
@@ -160,48 +176,62 @@ def _check_clip(clip: Clip) -> None:
             f"axes need gradients of which the rank is known, which those of a step are not; "
             f"{way_out}"
         )
-    if not isinstance(clip, Formula) and any(
-        formula.group is not None for formula in clip.formulas
-    ):
-        raise OnnxClipError(
-            f"a global norm in a chain is not to be had at the step, alone it is; {way_out}"
-        )
 
 
-def _put(
-    editor: Editor, clip: Clip, numerics: Numerics, dtype: int, clipped: str
-) -> tuple[str, ...]:
-    """Put the clip between the sequence and its readers; what a user should know of it."""
-    if isinstance(clip, GradientClipByGlobalNorm):
-        insert_clip_by_global_norm(
-            editor, GRADIENTS, clipped, dtype,
-            clip_norm=clip.clip_norm, order=clip.ord, numerics=numerics,
-        )  # fmt: skip
-        editor.finish()
-        return ()
-    each = insert_clip_of_each(editor, GRADIENTS, clipped, dtype)
-    editor.finish()
-    report = clip_in_place(
-        editor.model,
-        clip,
-        gradients={each: _PARAMETERS},
-        norm_precision=numerics.norm_precision,
-        nonfinite=numerics.nonfinite,
-    )
-    _drop_record(editor.model)  # it is of the nodes in the loop, which go with the loop
-    return report.warnings
+def _put(loops: Loops, clip: Clip, clipped: str) -> None:
+    """Put the clip between the sequence and its readers: formulas in a row in one loop."""
+    runs: list[list[Formula]] = []
+    for formula in clip.formulas:
+        if formula.group is None and runs and runs[-1][-1].group is None:
+            runs[-1].append(formula)
+        else:
+            runs.append([formula])
+    sequence = GRADIENTS
+    for number, (first, *others) in enumerate(runs, 1):
+        result = clipped if number == len(runs) else loops.fresh(f"stage {number}")
+        if isinstance(first, GradientClipByGlobalNorm):
+            _put_global_norm(loops, first, sequence, result)
+        else:
+            loops.of_each(sequence, result, [_alone(formula) for formula in (first, *others)])
+        sequence = result
 
 
-def _drop_record(model: ModelProto) -> None:
-    kept = [entry for entry in model.metadata_props if entry.key != KEY]
-    del model.metadata_props[:]
-    model.metadata_props.extend(kept)
+def _alone(formula: Formula) -> Callable[[Emitter], object]:
+    return lambda to: formula.emit([to])
+
+
+def _put_global_norm(
+    loops: Loops, clip: GradientClipByGlobalNorm, sequence: str, result: str
+) -> None:
+    """A loop for the norm of all, perhaps one for what is not finite, and one for the products."""
+    powers: list[Norm] = []
+
+    def add(to: Emitter, so_far: Tensor) -> Tensor:
+        part = clip.emit_part(to)
+        powers.append(part.power)
+        return clip.emit_sum(to, so_far, part)
+
+    def add_nothing(to: Emitter, so_far: Tensor) -> Tensor:
+        nothing = emit_nothing(to, power, widened(to, clip))
+        return to.op("Add", so_far, to.cast(nothing, so_far.dtype, result="zero"), result="zeros")
+
+    total = loops.of_all(sequence, add)
+    (power,) = powers
+    at = loops.of_main(clip.group_name)
+    norm = emit_root(at, power._replace(value=total), clip.ord)
+    scale, odd = clip.emit_scale(at, norm.value), None
+    if at.numerics.nonfinite != "propagate" and norm.is_finite:
+        odd = emit_judged(at, norm.value, math.inf)
+    elif at.numerics.nonfinite != "propagate":
+        odd = emit_judged(at, loops.of_all(sequence, add_nothing), 1.0)
+    loops.of_each(sequence, result, [lambda to: emit_product(to, widened(to, clip), scale, odd)])
 
 
 def _write_record(editor: Editor, renamed: dict[str, str], clip: Clip, numerics: Numerics) -> None:
     """Note what was added to the main graph; what is in a loop goes with the loop."""
     graph = editor.model.graph
     names = {node.name for node in editor.added.nodes}
+    values = set(editor.added.values)
     constants = {tensor.name for tensor in editor.added.initializers}
     nodes = [node for node in graph.node if node.name in names]  # with what their loops hold now
     initializers = [tensor for tensor in graph.initializer if tensor.name in constants]
@@ -210,6 +240,6 @@ def _write_record(editor: Editor, renamed: dict[str, str], clip: Clip, numerics:
         norm_precision=numerics.norm_precision,
         nonfinite=numerics.nonfinite,
         renamed=renamed,
-        values=editor.added.values,
+        values=[value.name for value in graph.value_info if value.name in values],
     )
     write_record(editor.model, record, nodes, initializers)

@@ -179,9 +179,7 @@ class GradientClipByGlobalNorm(Formula):
             to.position = position
         at = members[0].relabelled(self.group_name)
         total = self._emit_total(at, parts)
-        is_limited = at.is_steered or not self.is_identity
-        limit = at.limit(self.clip_norm, total.value.dtype) if is_limited else None
-        scale = emit_scale(at, total.value, limit)
+        scale = self.emit_scale(at, total.value)
         factors, odd = _Shared(at, scale), self._emit_verdict(at, total, parts)
         verdicts = None if odd is None else _Shared(at, odd)
         for to, x, power in parts:
@@ -203,6 +201,19 @@ class GradientClipByGlobalNorm(Formula):
             seeds = to.gradient.has_seeds
             axes = own_axes(len(x.shape), has_seeds=seeds, per_sample=self.per_sample)
         return Part(to, x, emit_norm(to, x, self.ord, Over(axes), is_power=True))
+
+    def emit_sum(self, to: Emitter, so_far: Tensor, part: Part) -> Tensor:
+        """What gradients add up to with one more, in float64, where they come one by one."""
+        power = to.cast(part.power.value, _DOUBLE, result="part")
+        if self.ord not in (1, 2, math.inf):
+            return emit_together(to, [(so_far, 1), (power, 1)], self.ord)
+        return _join(to, "Max" if self.ord == math.inf else "Sum", [so_far, power])
+
+    def emit_scale(self, at: Emitter, total: Tensor) -> Tensor:
+        """What all gradients are multiplied by, whose norm together is `total`."""
+        is_limited = at.is_steered or not self.is_identity
+        limit = at.limit(self.clip_norm, total.dtype) if is_limited else None
+        return emit_scale(at, total, limit)
 
     def _emit_total(self, at: Emitter, parts: Sequence[Part]) -> Norm:
         """The norm of all together."""

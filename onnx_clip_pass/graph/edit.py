@@ -103,6 +103,10 @@ class Editor:
         self._pending[id(scope)].append((position, node))
         self.added.nodes.append(node)
 
+    def nested(self, graph: GraphProto, outer: Scope) -> Scope:
+        """An empty graph as one of a node of `outer`: `insert` puts in a copy of what it is."""
+        return Scope(graph, graph.name, outer, outer.opsets, set(), [], [], [])
+
     def _import_default(self, scope: Scope) -> None:
         """Import the version of the default operator set that was assumed."""
         self.index.assumed.discard(id(scope.opsets))
