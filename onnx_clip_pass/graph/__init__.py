@@ -3,7 +3,7 @@
 Knows nothing of clipping.
 """
 
-from onnx_clip_pass.graph.bodies import Body, bodies_of, graphs_in, outermost
+from onnx_clip_pass.graph.bodies import Body, attribute, bodies_of, graphs_in, outermost
 from onnx_clip_pass.graph.edit import Editor, rename_in_attributes
 from onnx_clip_pass.graph.flow import Flow, Frame, Value
 from onnx_clip_pass.graph.scopes import (
@@ -12,7 +12,6 @@ from onnx_clip_pass.graph.scopes import (
     Index,
     Read,
     Scope,
-    attribute,
 )
 from onnx_clip_pass.graph.spec import TRAINING_DOMAIN
 from onnx_clip_pass.graph.types import Shape, TensorType

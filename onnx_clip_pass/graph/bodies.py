@@ -7,7 +7,17 @@ from itertools import chain
 
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
 
-__all__ = ["Body", "attributed", "bodies_of", "graphs_in", "outermost"]
+from onnx_clip_pass.graph.spec import TRAINING_DOMAIN
+
+__all__ = [
+    "Body",
+    "attribute",
+    "attributed",
+    "bodies_of",
+    "graphs_in",
+    "names_by_attribute",
+    "outermost",
+]
 
 Body = GraphProto | FunctionProto
 
@@ -49,3 +59,21 @@ def attributed(body: Body) -> set[int]:
     held: here none is.
     """
     return {number for number, node in enumerate(body.node) if node.attribute}
+
+
+def attribute(node: NodeProto, name: str) -> AttributeProto | None:
+    """The attribute of that name, if the node has it."""
+    return next((attr for attr in node.attribute if attr.name == name), None)
+
+
+def names_by_attribute(node: NodeProto) -> list[str]:
+    """The tensors that a Gradient node names in its attributes `xs`, `zs` and `y`."""
+    if node.op_type != "Gradient" or node.domain != TRAINING_DOMAIN:
+        return []
+    found = []
+    for attr in node.attribute:
+        if attr.name in ("xs", "zs"):
+            found += [text.decode(errors="replace") for text in attr.strings]
+        elif attr.name == "y":
+            found.append(attr.s.decode(errors="replace"))
+    return found

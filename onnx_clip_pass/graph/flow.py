@@ -15,6 +15,7 @@ from typing import NamedTuple
 from onnx import NodeProto
 
 from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.graph.bodies import names_by_attribute
 from onnx_clip_pass.graph.control import (
     body_output,
     body_output_of_body_input,
@@ -28,7 +29,6 @@ from onnx_clip_pass.graph.scopes import (
     Index,
     Read,
     Scope,
-    names_by_attribute,
 )
 from onnx_clip_pass.graph.spec import FLOAT, INT64, TRAINING_DOMAIN
 from onnx_clip_pass.graph.types import TensorType

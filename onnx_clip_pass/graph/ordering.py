@@ -9,8 +9,8 @@ from heapq import heappop, heappush
 from onnx import GraphProto, NodeProto
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.graph.bodies import graphs_in
-from onnx_clip_pass.graph.scopes import Scope, names_by_attribute
+from onnx_clip_pass.graph.bodies import graphs_in, names_by_attribute
+from onnx_clip_pass.graph.scopes import Scope
 
 __all__ = ["in_order", "names_read"]
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from onnx import (
-    AttributeProto,
     FunctionProto,
     GraphProto,
     ModelProto,
@@ -25,9 +24,8 @@ from onnx import (
 )
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.graph.bodies import attributed, graphs_in
+from onnx_clip_pass.graph.bodies import attributed, graphs_in, names_by_attribute
 from onnx_clip_pass.graph.inference import infer_types
-from onnx_clip_pass.graph.spec import TRAINING_DOMAIN
 from onnx_clip_pass.graph.types import TensorType
 from onnx_clip_pass.graph.versions import assume_versions, versions_of
 
@@ -37,8 +35,6 @@ __all__ = [
     "Index",
     "Read",
     "Scope",
-    "attribute",
-    "names_by_attribute",
 ]
 
 OUTPUT = -1
@@ -62,8 +58,8 @@ class Read(NamedTuple):
 class Scope:
     """One body of nodes; `path` says where it is, and is empty for the main graph.
 
-    `number` is that of the node of `outer` in which it is, OUTPUT if it is in none; `key` is what
-    it is called there.
+    `at` is its place among the scopes of its index. `number` is that of the node of `outer` in
+    which it is, OUTPUT if it is in none; `key` is what it is called there.
 
     What is asked for of every node of a large graph is taken out of protobuf once: `takes` are the
     inputs of each node, `by_op` the numbers of the nodes of each op type, `attributed` those of the
@@ -82,6 +78,7 @@ class Scope:
     nodes: list[NodeProto]
     inputs: list[str]
     outputs: list[str]
+    at: int = 0
     number: int = OUTPUT
     key: str = ""
     producers: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -275,6 +272,7 @@ class Index:
             raise OnnxClipError(
                 f"expected graphs nested at most {_MAX_NESTING} deep, but {scope.path!r} is deeper"
             )
+        scope.at = len(self.scopes)
         self.scopes.append(scope)
         one = self._texts.setdefault
         scope.alike = self._alike
@@ -354,24 +352,6 @@ def _written_twice(scope: Scope, number: int, name: str) -> OnnxClipError:
         f"{scope.nodes[number].op_type}, and is the name of {other} as well; give one of them "
         f"another name"
     )
-
-
-def attribute(node: NodeProto, name: str) -> AttributeProto | None:
-    """The attribute of that name, if the node has it."""
-    return next((attr for attr in node.attribute if attr.name == name), None)
-
-
-def names_by_attribute(node: NodeProto) -> list[str]:
-    """The tensors that a Gradient node names in its attributes `xs`, `zs` and `y`."""
-    if node.op_type != "Gradient" or node.domain != TRAINING_DOMAIN:
-        return []
-    found = []
-    for attr in node.attribute:
-        if attr.name in ("xs", "zs"):
-            found += [text.decode(errors="replace") for text in attr.strings]
-        elif attr.name == "y":
-            found.append(attr.s.decode(errors="replace"))
-    return found
 
 
 def _place(number: int, slot: int) -> int:

@@ -36,7 +36,7 @@ class One:
     @property
     def raw(self) -> Array:
         """Before clipping."""
-        return self.member.case.gradient
+        return self.member.gradient
 
 
 class Clipping:

@@ -34,10 +34,9 @@ def not_run(before: Index, number: int, conditions: dict[tuple[int, str], Any]) 
         number: of the branch.
         conditions: what each If was given, by the number of its scope and the value's name.
     """
-    numbers = {id(scope): number for number, scope in enumerate(before.scopes)}
     for outer, node, key in _around(before.scopes[number]):
         if node.op_type == "If":
-            taken = conditions.get((numbers[id(outer)], node.input[0]))
+            taken = conditions.get((outer.at, node.input[0]))
             if taken is not None and not (taken == (key == "then_branch")).any():
                 return True
     return False

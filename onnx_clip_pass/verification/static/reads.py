@@ -31,32 +31,32 @@ class Readers:
             for scope in after.scopes
         ]
 
-    def name_at(self, number: int, read: Read) -> str | None:
-        """The name that is read there now, `number` being the read's scope; None if not found."""
+    def name_at(self, read: Read) -> str | None:
+        """The name that is read there now; None if not found."""
         if read.node == OUTPUT:
-            names = list(self._scopes[number].outputs)
+            names = list(self._scopes[read.scope.at].outputs)
         else:
-            makers = self._makers[number]
+            makers = self._makers[read.scope.at]
             made = read.scope.nodes[read.node].output
             names = next((list(makers[name].input) for name in made if name in makers), [])
         return names[read.slot] if read.slot < len(names) else None
 
     def misread(
         self,
-        reads: Iterable[tuple[int, Read]],
+        reads: Iterable[Read],
         clipped: dict[Read, set[str]],
         raw: str,
     ) -> list[str]:
         """Which of a gradient's reads do not see the clipped or the raw value as they must.
 
         Args:
-            reads: all of them, each with the number of its scope.
+            reads: all of them.
             clipped: those that must see a clipped value, with its names.
             raw: the name of the value before clipping.
         """
         faults = []
-        for number, read in reads:
-            name, wanted = self.name_at(number, read), clipped.get(read, {raw})
+        for read in reads:
+            name, wanted = self.name_at(read), clipped.get(read, {raw})
             if name is not None and name not in wanted:
                 what = "clipped" if read in clipped else "raw"
                 faults.append(

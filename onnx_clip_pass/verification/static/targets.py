@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from onnx_clip_pass.clips import Clip, clip_from_dict
 from onnx_clip_pass.errors import OnnxClipError
@@ -60,7 +60,7 @@ class Target:
     reads: list[tuple[int, int, int]]
     outputs: frozenset[int]
     behind: set[tuple[int, str]]
-    misread: list[str]
+    misread: list[str] = field(default_factory=list)
     level: int = 0
 
 
@@ -104,7 +104,6 @@ class _Reading:
         self._seen = seen
         self._readers = Readers(after, record)
         self._added = set(record.nodes)
-        self._numbers = {id(scope): number for number, scope in enumerate(before.scopes)}
         self._ends = {(value.frame.scope, value.name) for value in seen.updates}
         self._gradients: set[Place] = set()
         self._stops: set[Place] = set()
@@ -133,37 +132,34 @@ class _Reading:
             }
             found = levels(self._before, scope, reads_of, parameters)
             for target in targets:
-                if target.scope == self._numbers[id(scope)]:
+                if target.scope == scope.at:
                     target.level = found.get(target.name, 0)
         return targets
 
     def _targets_of(self, place: Place, group: _Group) -> list[tuple[Target, list[Read]]]:
         """One for each clip of a value, with the reads that lead to where its clip belongs."""
         scope, name = place
-        number = self._numbers[id(scope)]
         all_reads = [r for r in self._before.readers_of(scope, name) if r.slot != BY_NAME]
         reads = [read for read in all_reads if not self._is_backward(read, place)]
-        parts = self._parts(number, place, group, reads)
+        parts = self._parts(place, group, reads)
         raw = parts[0].raw
         clipped: dict[Read, set[str]] = {}
         for part in parts:
             for read in () if self._record.measures_only else part.reads:
                 clipped.setdefault(read, set()).add(part.clipped)
-        numbered = [(self._numbers[id(read.scope)], read) for read in all_reads]
-        misread = self._readers.misread(numbered, clipped, raw)
-        made = []
-        for part in parts:
-            made.append((self._target(number, name, part, misread), part.reads))
-            misread = []  # said once
+        made = [(self._target(place, part), part.reads) for part in parts]
+        made[0][0].misread += self._readers.misread(all_reads, clipped, raw)
         return made
 
-    def _parts(self, number: int, place: Place, group: _Group, reads: list[Read]) -> list[_Part]:
+    def _parts(self, place: Place, group: _Group, reads: list[Read]) -> list[_Part]:
         """Who shares a clip of this value.
 
         One clip serves all its reads, unless some of its parameters are to have another or none.
         """
-        name = place[1]
-        new = self._new_names(number, name)
+        scope, name = place
+        now = self._after.scopes[scope.at]
+        renamed = self._record.renamed.items()
+        new = [new for new, old in renamed if old == name and new in now.names]
         recorded = {sighting.gradient.parameter.name for sighting, _ in group}
         if (
             self._shared[place] <= recorded
@@ -171,13 +167,14 @@ class _Reading:
             and len({_facts(entry) for _, entry in group}) == 1
         ):
             raw, clipped = (new[0], name) if new else (name, name)
-            if new and self._is_result(number, new[0]):
-                raw, clipped = name, new[0]
+            made = now.producer(raw)
+            if new and made is not None and made.name in self._added:
+                raw, clipped = clipped, raw
             return [_Part(group, raw, clipped, reads)]
         parts: dict[tuple[str, str], _Part] = {}
         for sighting, entry in group:
             own = [read for read in reads if self._leads_to(read, sighting)]
-            read_now = (self._readers.name_at(self._numbers[id(r.scope)], r) for r in own)
+            read_now = map(self._readers.name_at, own)
             clipped = next((n for n in read_now if n in new), new[0] if new else name)
             part = parts.setdefault((_facts(entry), clipped), _Part([], name, clipped, []))
             part.group.append((sighting, entry))
@@ -185,38 +182,27 @@ class _Reading:
         # in the order in which a rewrite puts them in, which is that of what they hand out
         return sorted(parts.values(), key=lambda part: min(map(reads.index, part.reads), default=0))
 
-    def _target(self, number: int, name: str, part: _Part, misread: list[str]) -> Target:
+    def _target(self, place: Place, part: _Part) -> Target:
         first, entry = part.group[0]
         clip = clip_from_dict(entry.clip)
         reads = [] if self._record.measures_only else part.reads
         values, outputs = reach(self._before, reads)
-        numbers = self._numbers
         return Target(
             gradient=first.gradient,
             clip=clip,
             threshold_input=entry.threshold_input,
-            parameter=_parameter(self._seen, first, clip, numbers),
+            parameter=_parameter(self._seen, first, clip),
             axes=_axes(self._before, first, clip),
             count=len({sighting.gradient.parameter.name for sighting, _ in part.group}),
             dtype=first.type.dtype or FLOAT,
-            scope=number,
-            name=name,
+            scope=place[0].at,
+            name=place[1],
             raw=part.raw,
             clipped=part.clipped,
-            reads=[(numbers[id(r.scope)], r.node, r.slot) for r in reads],
+            reads=[(r.scope.at, r.node, r.slot) for r in reads],
             outputs=frozenset(outputs),
-            behind={(numbers[id(s)], n) for s, n in values},
-            misread=misread,
+            behind={(scope.at, name) for scope, name in values},
         )
-
-    def _new_names(self, number: int, name: str) -> list[str]:
-        """What the record says that the value is called besides, in the rewritten model."""
-        names = self._after.scopes[number].names
-        return [new for new, old in self._record.renamed.items() if old == name and new in names]
-
-    def _is_result(self, number: int, name: str) -> bool:
-        node = self._after.scopes[number].producer(name)
-        return node is not None and node.name in self._added
 
     def _is_backward(self, read: Read, own: Place) -> bool:
         """Return whether another gradient of the same step is computed through this read."""
@@ -253,14 +239,12 @@ def _facts(entry: ClipEntry) -> str:
     return json.dumps([entry.clip, entry.threshold_input], sort_keys=True)
 
 
-def _parameter(
-    seen: Survey, sighting: Sighting, clip: Clip, numbers: dict[int, int]
-) -> tuple[int, str, int] | None:
+def _parameter(seen: Survey, sighting: Sighting, clip: Clip) -> tuple[int, str, int] | None:
     parameter = sighting.parameter
     if parameter is None or not clip.reads_parameter:
         return None
     dtype = seen.flow.dtype(parameter) or sighting.type.dtype or FLOAT
-    return numbers[id(parameter.frame.scope)], parameter.name, dtype
+    return parameter.frame.scope.at, parameter.name, dtype
 
 
 def _axes(index: Index, sighting: Sighting, clip: Clip) -> tuple[int, ...] | None:

@@ -47,6 +47,15 @@ class Member:
     is_steered: bool
     is_given: bool = False
 
+    @property
+    def gradient(self) -> NDArray[Any]:
+        """Before clipping."""
+        return self.case.gradient
+
+    def on(self, **arrays: Any) -> Member:
+        """The same with another gradient, or parameter."""
+        return replace(self, case=replace(self.case, **arrays))
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -73,7 +82,7 @@ class Outcome:
 
 def clip_together(members: Sequence[Member], numerics: Numerics) -> list[Outcome]:
     """Clip gradients of one body and one iteration, formula after formula."""
-    found = [Outcome(member.case.gradient) for member in members]
+    found = [Outcome(member.gradient) for member in members]
     chains = [member.formulas for member in members]
     for turn in turns(chains, [member.level for member in members]):
         _clip_stage(
@@ -87,10 +96,7 @@ def clip_together(members: Sequence[Member], numerics: Numerics) -> list[Outcome
 
 def enlarged(members: Sequence[Member], factor: float) -> list[Member]:
     """The members with their gradients multiplied, in float64."""
-    return [
-        replace(m, case=replace(m.case, gradient=compare.wide(m.case.gradient) * factor))
-        for m in members
-    ]
+    return [member.on(gradient=compare.wide(member.gradient) * factor) for member in members]
 
 
 def pressing_factor(
@@ -103,7 +109,7 @@ def pressing_factor(
     """
     if all(formula.is_identity for member in members for formula in member.formulas):
         return 0.0
-    arrays = [member.case.gradient for member in members]
+    arrays = [member.gradient for member in members]
     taking = [bool(np.any(x)) and bool(np.isfinite(compare.wide(x)).all()) for x in arrays]
     if not any(taking) or not all(np.isfinite(compare.wide(x)).all() for x in arrays):
         return 0.0

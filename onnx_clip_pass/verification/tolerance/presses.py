@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -99,17 +99,16 @@ class _Pressed:
     def __init__(self, group: Group, values: Sequence[object], numerics: Numerics) -> None:
         self._group = group
         self._numerics = numerics
-        self.values: list[list[int]] = []
         of_value: dict[object, list[int]] = {}
         for number in group:
             of_value.setdefault(values[number], []).append(number)
         self.values = list(of_value.values())
         members = list(group.values())
         self._factor = pressing_factor(members, numerics, up=True) or 1.0
-        largest = max(compare.largest(m.case.gradient) for m in members)
-        if largest * self._factor * _WELL < min(compare.top(m.case.gradient) for m in members) / 4:
+        largest = max(compare.largest(m.gradient) for m in members)
+        if largest * self._factor * _WELL < min(compare.top(m.gradient) for m in members) / 4:
             self._factor *= _WELL
-        self.acting = {n: _times(m.case.gradient, self._factor) for n, m in group.items()}
+        self.acting = {n: _times(m.gradient, self._factor) for n, m in group.items()}
 
     def with_one(self, at: int, element: float, place: int) -> dict[int, Array]:
         """One element of one gradient is another; nothing if there is no such gradient."""
@@ -127,10 +126,10 @@ class _Pressed:
         own = self.values[at]
         members = [self._group[number] for number in own]
         factor = pressing_factor(members, self._numerics, up=True) or self._factor
-        found = {number: _times(self._group[number].case.gradient, factor) for number in own}
+        found = {number: _times(self._group[number].gradient, factor) for number in own}
         top = max(compare.largest(array) for array in found.values()) / _FAR
         for number in self.acting.keys() - found.keys():
-            array = self._group[number].case.gradient
+            array = self._group[number].gradient
             largest = compare.largest(array)
             found[number] = _times(array, _power(top / largest) if largest else 1.0)
         return found
@@ -146,13 +145,8 @@ class _Pressed:
     def within(self) -> dict[int, Array]:
         """Elements of one size that are not clipped, but would be if twice as large."""
         even = {
-            number: replace(
-                m,
-                case=replace(
-                    m.case, gradient=_even(m.case.gradient, compare.largest(m.case.gradient))
-                ),
-            )
-            for number, m in self._group.items()
+            number: member.on(gradient=_even(member.gradient, compare.largest(member.gradient)))
+            for number, member in self._group.items()
         }
         factor = pressing_factor(list(even.values()), self._numerics, up=True)
         if not factor:
@@ -160,7 +154,7 @@ class _Pressed:
         factor /= 2
         if factor == 0.5:  # they are beyond it as they are
             factor = pressing_factor(list(even.values()), self._numerics, up=False)
-        return {number: _times(m.case.gradient, factor) for number, m in even.items()}
+        return {number: _times(m.gradient, factor) for number, m in even.items()}
 
     def zeros(self) -> dict[int, Array]:
         """All elements zero."""
@@ -172,7 +166,7 @@ class _Pressed:
         With `each_own` each is near the end of its own range, if these differ.
         """
         members = self._group
-        count = sum(m.case.gradient.size * m.case.count for m in members.values())
+        count = sum(m.gradient.size * m.case.count for m in members.values())
         ranges = {}
         for number, m in members.items():
             pairs = [(formula, m.case) for formula in m.formulas]
@@ -182,7 +176,7 @@ class _Pressed:
         low, most = max(low for low, _ in ranges.values()), min(top for _, top in ranges.values())
         found = {}
         for number, m in members.items():
-            array, (own_low, own_most) = m.case.gradient, ranges[number]
+            array, (own_low, own_most) = m.gradient, ranges[number]
             norm = (own_most if each_own else most) / count
             end = min(norm, compare.top(array)) if high else own_low if each_own else low
             largest = compare.largest(array) or 1.0
@@ -213,7 +207,7 @@ def _beside_parameters(
                 eps = max(formula.parameter_floor for formula in member.formulas)
                 array = _parameter(parameter, eps, high=high)
                 press.parameters[number] = array
-                changed[number] = replace(member, case=replace(member.case, parameter=array))
+                changed[number] = member.on(parameter=array)
             if changed:
                 press.gradients |= _Pressed(group | changed, values, numerics).acting
         yield press
