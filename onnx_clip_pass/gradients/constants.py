@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from onnx_clip_pass.gradients.numbers import array_of
-from onnx_clip_pass.gradients.ops import ALIASES, ELEMENTWISE, SIDE_SLOTS
+from onnx_clip_pass.gradients.ops import ALIASES, ELEMENTWISE, LINEAR, SIDE_SLOTS
 from onnx_clip_pass.gradients.training import Training
 
 __all__ = ["Constants"]
@@ -18,6 +18,8 @@ _MOST_OPERANDS = 16
 _MOST_SEEN = 512
 _MOST_READ = 65536
 _MOST_CONSTANTS = 12
+_TIMES = {"Div", "Mul", "Where"}
+_SUMS = {"ReduceMean", "ReduceSum"}
 _MEAN_LOSSES = {"SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss"}
 
 
@@ -40,8 +42,8 @@ class Constants(Training):
             array = array_of(self.values, vertex, _MOST_READ)
             array = np.empty(0) if array is None else array
             is_filled = array.size > 0 and bool(np.all(array == array[0]))
-            is_weight = self.values.behind(vertex) in self.states.roots & self.states.forward
-            self._filled[vertex] = float(array[0]) if is_filled and not is_weight else None
+            is_filled = is_filled and self._is_fixed(vertex)
+            self._filled[vertex] = float(array[0]) if is_filled else None
         return self._filled[vertex]
 
     @cached_property
@@ -90,9 +92,27 @@ class Constants(Training):
                     todo.append((reader, times * constant))
         return found or {1.0}
 
-    def _has_term_alone(self, root: int) -> bool:
-        """True if the loss has a term of one parameter alone, such as the sum of its squares."""
-        return any(not self.fed[each] and self.flows(root, each) for each in self._loss_terms[2])
+    def _has_linear_term(self, root: int) -> bool:
+        """True if the loss has a term that is linear in a parameter alone, whose slope is fixed."""
+        values, todo, seen = self.values, [root], {root}
+        while todo and len(seen) < _MOST_SEEN:
+            at = todo.pop()
+            if at in self._loss_terms[2]:
+                return True
+            for reader in values.readers[at][:_MOST_OPERANDS]:
+                others = [each for each in values.takes[reader] if each and each != at]
+                is_linear = values.op[reader] in LINEAR | _SUMS and (
+                    values.op[reader] not in _TIMES or (others and all(map(self._is_fixed, others)))
+                )
+                if is_linear and reader in self.states.forward and reader not in seen:
+                    seen.add(reader)
+                    todo.append(reader)
+        return False
+
+    def _is_fixed(self, vertex: int) -> bool:
+        """True for a constant that is no weight."""
+        at = self.values.behind(vertex)
+        return self.values.is_constant(at) and at not in self.states.roots & self.states.forward
 
     def _scaled_by(self, vertex: int, operand: int) -> float | None:
         """The constant of which a value is its operand multiplied; 1 for an alias."""

@@ -115,11 +115,10 @@ class Factors(Constants):
         if values.op[vertex] not in ("Add", "Sub", "Sum"):
             return False
         others = [each for each in values.takes[vertex] if each and each not in sources]
-        if others and states.is_loss_sure and not self._has_term_alone(root):
+        if others and states.is_loss_sure and not self._has_linear_term(root):
             return False
-        of_loss = states.forward - states.roots
         return all(
-            self._is_uniform(each) or (each in of_loss and values.is_constant(each))
+            self._is_uniform(each) or (states.is_loss_sure and self._is_fixed(each))
             for each in others
         )
 
