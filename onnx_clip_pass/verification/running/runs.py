@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,11 @@ from onnx_clip_pass.verification.running.alone import Alone
 from onnx_clip_pass.verification.running.copies import Copy, Port
 from onnx_clip_pass.verification.static.targets import Target
 
-__all__ = ["Changes", "Outlets", "Runs"]
+__all__ = ["Factors", "Outlets", "Runs"]
 
 Ports = list[list[Port]]
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """What is done to gradients in both models alike, by the numbers of their targets.
-
-    Each is multiplied by its factor.
-    """
-
-    factors: dict[int, float] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.factors)
+Factors = Mapping[int, float]
+"""What gradients are multiplied by, in both models alike, by the numbers of their targets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +51,7 @@ class Runs:
     given: Arrays
     provider: Provider
 
-    def original(self, changes: Changes, *, fed: bool) -> tuple[Session, Outlets]:
+    def original(self, factors: Factors, *, fed: bool) -> tuple[Session, Outlets]:
         """The original; `fed` lets the reads that are to see clipped gradients take fed ones."""
         copy = Copy(self.of.before.model)
         scopes = copy.index.scopes
@@ -82,16 +71,18 @@ class Runs:
         scale = ""
         if isinstance(self.of.record.loss_scale, str):
             scale = copy.bring_out(0, self.of.record.loss_scale, spec.FLOAT)[0].output
-        self._change(copy, changes, is_original=True)
+        for target, factor in self._changed(factors):
+            copy.change(target.scope, target.name, target.dtype, factor)
         session = self._open(copy.finish(), self.of.before_folder)
         return session, Outlets(ports, [], parameters, scale)
 
-    def rewritten(self, changes: Changes) -> tuple[Session, Outlets]:
+    def rewritten(self, factors: Factors) -> tuple[Session, Outlets]:
         """The rewritten model."""
         copy = Copy(self.of.after.model)
         raw = [copy.bring_out(t.scope, t.raw, t.dtype) for t in self.of.targets]
         clipped = [copy.bring_out(t.scope, t.clipped, t.dtype) for t in self.of.targets]
-        self._change(copy, changes, is_original=False)
+        for target, factor in self._changed(factors):
+            copy.change(target.scope, target.raw, target.dtype, factor)
         return self._open(copy.finish(), self.of.after_folder), Outlets(raw, clipped, [], "")
 
     def conditions(self) -> dict[tuple[int, str], NDArray[Any]]:
@@ -116,28 +107,19 @@ class Runs:
         feeds = self.given | thresholds
         return Alone(self.of.after, own, outputs, feeds, self.provider, self.of.after_folder)
 
-    def feeds(self, changes: Changes) -> Arrays:
+    def feeds(self, factors: Factors) -> Arrays:
         """The feeds, with gradients that are inputs changed."""
         feeds = dict(self.given)
-        for target, factor in self._changed(changes):
+        for target, factor in self._changed(factors):
             if target.scope == 0 and target.name in feeds:
                 old = feeds[target.name]
                 feeds[target.name] = (old * factor).astype(old.dtype)
         return feeds
 
-    def _change(self, copy: Copy, changes: Changes, *, is_original: bool) -> None:
-        for target, factor in self._changed(changes):
-            name = target.name if is_original else target.raw
-            copy.change(target.scope, name, target.dtype, factor)
-
-    def _changed(self, changes: Changes) -> list[tuple[Target, float]]:
-        """Each gradient that is changed, once, however many clips it has, and how."""
-        numbers = {
-            (target.scope, target.name): number
-            for number, target in enumerate(self.of.targets)
-            if number in changes.factors
-        }
-        return [(self.of.targets[number], changes.factors[number]) for number in numbers.values()]
+    def _changed(self, factors: Factors) -> list[tuple[Target, float]]:
+        """Each gradient that is changed, once, however many clips it has, and by what."""
+        values = {(t.scope, t.name): (t, n) for n, t in enumerate(self.of.targets) if n in factors}
+        return [(target, factors[number]) for target, number in values.values()]
 
     def _open(self, model: ModelProto, folder: Path | None) -> Session:
         return open_session(model, provider=self.provider, optimize=False, folder=folder)

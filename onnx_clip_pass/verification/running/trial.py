@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
@@ -13,7 +14,7 @@ from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.runtime import Arrays
 from onnx_clip_pass.verification.running import checks
 from onnx_clip_pass.verification.running.pressing import Pressing
-from onnx_clip_pass.verification.running.runs import Changes, Runs
+from onnx_clip_pass.verification.running.runs import Factors, Runs
 from onnx_clip_pass.verification.running.settling import Expected
 from onnx_clip_pass.verification.static.branches import not_run, unlike_branches
 from onnx_clip_pass.verification.tolerance import compare
@@ -49,7 +50,7 @@ class Trials:
                 self._of.fault(number, "not checked: ONNX Runtime does not execute training_info")
         if any(check.faults for check in checks_):
             return
-        self._run(Changes(), "")
+        self._run({}, "")
         for up, sign in ((True, 1), (False, 1)) * _TURNS + ((True, -1),):
             self._press(up, sign, "")
         if self._inputs:
@@ -69,24 +70,20 @@ class Trials:
         self, up: bool, sign: int, when: str, thresholds: Mapping[str, float] | None = None
     ) -> None:
         """Scale those gradients that have not been seen clipped, or passing."""
-        changes = Changes()
+        factors: dict[int, float] = {}
+        acted = [bool(acts) and all(acts) for acts in self._acts]
+        seen = acted if up else [check.passed for check in self._result.gradients]
         for numbers in self._of.together:
-            seen = (
-                [bool(acts) and all(acts) for acts in self._acts]
-                if up
-                else [check.passed for check in self._result.gradients]
-            )
             if all(seen[number] for number in numbers) or not self._has_sign(numbers, sign):
                 continue
             # one factor for all that share norms, in every iteration
             if all(self._members[number] for number in numbers):
                 factor = self._factor(numbers, up, sign)
-                if factor:
-                    changes.factors.update(dict.fromkeys(numbers, factor))
-        if changes.factors:
+                factors |= dict.fromkeys(numbers, factor) if factor else {}
+        if factors:
             how = f"{'negated and ' if sign < 0 else ''}scaled {'up' if up else 'down'}"
             words = f"{when} and gradients {how}" if when else f"with gradients {how}"
-            self._run(changes, f"{words}: ", thresholds)
+            self._run(factors, f"{words}: ", thresholds)
 
     def _has_sign(self, numbers: list[int], sign: int) -> bool:
         """Whether negated gradients may be clipped otherwise: those whose elements are bounded."""
@@ -142,7 +139,7 @@ class Trials:
         """Once more with half of every threshold, and gradients that are beyond it."""
         halves = self._halves()
         when = "with half the threshold fed"
-        self._run(Changes(), f"{when}: ", halves)
+        self._run({}, f"{when}: ", halves)
         self._acts = [[] for _ in self._targets]
         for sign in (1, -1):
             self._press(True, sign, when, halves)
@@ -151,29 +148,23 @@ class Trials:
         return {name: np.array(value, self._inputs[name]) for name, value in thresholds.items()}
 
     def _run(
-        self, changes: Changes, when: str, thresholds: Mapping[str, float] | None = None
+        self, factors: Factors, when: str, thresholds: Mapping[str, float] | None = None
     ) -> None:
         """One trial: run both models and compare."""
         thresholds = thresholds or {}
-        feeds = self._runs.feeds(changes)
+        feeds = self._runs.feeds(factors)
         # one session after another, for each has weights of its own
-        session, first = self._runs.original(changes, fed=False)
+        session, first = self._runs.original(factors, fed=False)
         plain, again = session.run(feeds), session.run(feeds)
         steady = {name for name in plain if compare.is_identical(plain[name], again[name])}
         del session, again
-        expected = Expected(
-            self._of,
-            first,
-            plain,
-            lambda: self._runs.original(changes, fed=True),
-            feeds,
-            thresholds,
-        )
+        open_fed = partial(self._runs.original, factors, fed=True)
+        expected = Expected(self._of, first, plain, open_fed, feeds, thresholds)
         compared = [c for c in self._result.outputs if not (c.behind_clip and c.name in steady)]
         plain = {check.name: plain[check.name] for check in compared if not check.quantity}
         given = self._fed(thresholds)
         try:
-            session, rewritten = self._runs.rewritten(changes)
+            session, rewritten = self._runs.rewritten(factors)
             after = session.run(feeds | given)
         except OnnxClipError as error:
             self._result.faults.append(f"{when}the rewritten model does not run: {error}")
@@ -186,7 +177,7 @@ class Trials:
             self._result.gradients[one.target].has_run = True
             acts = zip_longest(self._acts[one.target], outcome.acts, fillvalue=False)
             self._acts[one.target] = [before or now for before, now in acts]
-            if not changes:
+            if not factors:
                 self._members[one.target][one.port, one.at] = one.member
         checks.check_raw(seen)
         checks.check_outputs(seen)

@@ -33,20 +33,12 @@ def levels(
         less than how many gradients of its parameter are computed before it.
     """
     behind = {name: _behind(index, scope, own) for name, own in reads.items()}
-    least: dict[str, int] = {}
+    found: dict[str, int] = {}
     earlier: Counter[str] = Counter()
     for name in sorted(reads, key=lambda name: scope.producers.get(name, (-1, 0))):
-        least[name] = max(earlier[own] for own in parameters[name])
+        clipped = [found[other] + 1 for other in found if name in behind[other]]
+        found[name] = max([*clipped, *(earlier[own] for own in parameters[name])])
         earlier.update(parameters[name])
-    found = least
-    for _ in reads:  # a path has no more gradients than there are
-        again = {
-            name: max([least[name], *(found[o] + 1 for o in reads if name in behind[o])])
-            for name in reads
-        }
-        if again == found:
-            break
-        found = again
     return found
 
 

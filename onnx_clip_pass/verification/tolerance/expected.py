@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,14 +83,8 @@ class Outcome:
 def clip_together(members: Sequence[Member], numerics: Numerics) -> list[Outcome]:
     """Clip gradients of one body and one iteration, formula after formula."""
     found = [Outcome(member.gradient) for member in members]
-    chains = [member.formulas for member in members]
-    for turn in turns(chains, [member.level for member in members]):
-        _clip_stage(
-            [members[number] for number, _ in turn],
-            [found[number] for number, _ in turn],
-            [stage for _, stage in turn],
-            numerics,
-        )
+    for stage in _stages(members, numerics.nonfinite):
+        _tell_stage(stage, [found[number] for number in stage.numbers], numerics)
     return found
 
 
@@ -135,33 +129,44 @@ def pressing_factor(
 
 def _acting(members: Sequence[Member], nonfinite: NonFinite) -> list[list[bool]]:
     """The `acts` of what `clip_together` finds, and nothing else of it: many are asked for."""
-    cases = [member.case for member in members]
     acts: list[list[bool]] = [[] for _ in members]
-    chains = [member.formulas for member in members]
-    for turn in turns(chains, [member.level for member in members]):
-        numbers = [number for number, _ in turn]
-        formula = chains[numbers[0]][turn[0][1]]
-        clipped = formula.reference([cases[number] for number in numbers], nonfinite)
-        for number, after in zip(numbers, clipped, strict=True):
-            acts[number] += formula.acts(cases[number].gradient, after)
-            cases[number] = replace(cases[number], gradient=after)
+    for stage in _stages(members, nonfinite):
+        for number, case, after in zip(stage.numbers, stage.cases, stage.clipped, strict=True):
+            acts[number] += stage.formula.acts(case.gradient, after)
     return acts
 
 
-def _clip_stage(
-    members: list[Member],
-    found: list[Outcome],
-    stages: list[int],
-    numerics: Numerics,
-) -> None:
-    """Let one formula act on all that it acts on together; what comes of it goes to `found`."""
-    formula = members[0].formulas[stages[0]]
-    cases = [replace(m.case, gradient=f.clipped) for m, f in zip(members, found, strict=True)]
-    clipped = formula.reference(cases, numerics.nonfinite)
+class _Stage(NamedTuple):
+    """One formula on all that it acts on together, by number, in the stage of each one's chain."""
+
+    formula: Formula
+    members: list[Member]
+    numbers: list[int]
+    at: list[int]
+    cases: list[Case]
+    clipped: list[NDArray[Any]]
+
+
+def _stages(members: Sequence[Member], nonfinite: NonFinite) -> Iterator[_Stage]:
+    """What the formulas make of gradients, one after another."""
+    cases = [member.case for member in members]
+    chains = [member.formulas for member in members]
+    for turn in turns(chains, [member.level for member in members]):
+        numbers, at = [number for number, _ in turn], [stage for _, stage in turn]
+        formula, taken = chains[numbers[0]][at[0]], [cases[number] for number in numbers]
+        clipped = formula.reference(taken, nonfinite)
+        yield _Stage(formula, [members[n] for n in numbers], numbers, at, taken, clipped)
+        for number, after in zip(numbers, clipped, strict=True):
+            cases[number] = replace(cases[number], gradient=after)
+
+
+def _tell_stage(stage: _Stage, found: list[Outcome], numerics: Numerics) -> None:
+    """Tell what comes of a stage, and how exactly it is known."""
+    formula, members, _, stages, cases, clipped = stage
     scale = _scale(formula, cases)
     measured = [
-        _measure(formula, case, numerics, is_exact=stage > 0 or member.is_given)
-        for member, case, stage in zip(members, cases, stages, strict=True)
+        _measure(formula, case, numerics, is_exact=at > 0 or member.is_given)
+        for member, case, at in zip(members, cases, stages, strict=True)
     ]
     earlier = max(outcome.precision for outcome in found)
     precision = max(each.precision for each in measured)
