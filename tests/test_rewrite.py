@@ -373,3 +373,28 @@ def test_nodes_that_only_stand_in_the_wrong_order_are_not_moved():
     clipped = clip_gradients(model, ONE, gradients=["g"])
     assert [node.op_type for node in clipped.graph.node][:3] == ["Sub", "Mul", "Exp"]
     assert strip(clipped) == model
+
+
+def test_a_clip_that_would_change_nothing_is_refused():
+    """Both gradients are computed from `d`: what is put behind it alone would reach no update."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        step (float[5] x, float[5] y, float[5] a, float[5] c)
+          => (float loss, float[5] a_new, float[5] c_new)
+        <float two = {2.0}, float rate = {0.1}>
+        {
+            p = Mul (a, x)
+            q = Add (p, c)
+            e = Sub (q, y)
+            loss = ReduceSumSquare <keepdims: int = 0> (e)
+            d = Identity (e)
+            f = Mul (d, two)
+            g = Mul (f, x)
+            s = Mul (g, rate)
+            a_new = Sub (a, s)
+            t = Mul (f, rate)
+            c_new = Sub (c, t)
+        }""")
+    assert len(clip_gradients(model, GradientClipByNorm(1.0)).graph.node) > len(model.graph.node)
+    with pytest.raises(OnnxClipError, match="its clip would change nothing; name the value"):
+        clip_gradients(model, GradientClipByNorm(1.0), gradients={"d": "c", "g": "a"})

@@ -105,6 +105,8 @@ def plan(
         readers = index.readers_of(first.value.frame.scope, first.value.name)
         raw = [read for read in readers if read in backward or read.slot == BY_NAME]
         others = [read for read in readers if read not in backward and read.slot != BY_NAME]
+        if not others and not settings.watch.measures_only:
+            faults.append(_clips_nothing(first))
         if len(choices) == 1:
             edits.append(_edit_for_all(group, wanted[0], raw, others, settings.watch, faults))
         else:
@@ -231,6 +233,15 @@ def _faults(sighting: Sighting, choices: Iterable[Choice], settings: Settings) -
     found += [settings.steering.fault(scope, choice) for choice in choices]
     found += [settings.watch.fault(scope, gradient, choice.clip) for choice in choices]
     return [f"{where}: {fault}" for fault in found if fault is not None]
+
+
+def _clips_nothing(sighting: Sighting) -> str:
+    gradient = sighting.gradient
+    return (
+        f"gradient {gradient.name!r}: other gradients are computed from all that reads it, so that "
+        f"its clip would change nothing; name the value of which only the update of "
+        f"{gradient.parameter.name!r} is made (--gradient or --map; gradients=…)"
+    )
 
 
 def _edit_for_all(
