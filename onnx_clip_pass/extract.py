@@ -7,26 +7,31 @@ something else than ONNX. The nodes are those that a rewrite would put into the 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Unpack
 
-from onnx import ModelProto, NodeProto, ValueInfoProto, helper
+from onnx import GraphProto, ModelProto, ValueInfoProto, helper
 
 from onnx_clip_pass.arguments import check_flags, check_model, check_path
 from onnx_clip_pass.deciding import decider
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient
-from onnx_clip_pass.graph import Index, TensorType
+from onnx_clip_pass.graph import Editor, Index, TensorType
 from onnx_clip_pass.graph.spec import FLOATING
 from onnx_clip_pass.options import takes_options
-from onnx_clip_pass.record import Record, is_clipped, read_record
+from onnx_clip_pass.record import is_clipped
 from onnx_clip_pass.rewrite import (
     ClipOrRules,
+    Clipped,
     Decide,
     Options,
+    Planned,
     Report,
-    clip_in_place,
+    emit_clips,
+    plan_clips,
 )
 from onnx_clip_pass.storage import (
     Structure,
@@ -76,10 +81,8 @@ def extract_clip(
             clipped, or whose `<name>.clipped` is the name of a value that goes in.
     """
     check_model(model, "extract_clip_file")
-    copy = ModelProto()
-    copy.CopyFrom(model)
     with blaming(lambda: model, "this"):
-        return _extract(copy, clip, options, decider(probe))[0]
+        return _extract(model, clip, options, decider(probe))[0]
 
 
 @takes_options(Options, "measure_only")
@@ -125,7 +128,7 @@ def extract_clip_file(
 def _extract(
     model: ModelProto, clip: ClipOrRules, options: Options, decide: Decide | None
 ) -> tuple[ModelProto, Report]:
-    """The clip's own nodes, out of the rewritten model, which is used up."""
+    """The clips that are planned for the model, put into one that has their inputs alone."""
     if options.get("measure_only"):
         raise OnnxClipError("measure_only clips nothing, so there is no clip to extract")
     if is_clipped(model):
@@ -134,63 +137,66 @@ def _extract(
             "here, not that one: give the original, or what onnx-clip strip (in Python: strip) "
             "makes of it"
         )
-    report = clip_in_place(model, clip, decide=decide, **options)
-    record = read_record(model)
-    if record is None:
+    planned = plan_clips(model, clip, decide=decide, **options)
+    if not any(row.clip for row in planned.rows):
         raise OnnxClipError("nothing is clipped, so there is no clip to extract")
-    gradients_of = {
-        row.gradient.name: row.gradient for row in report.rows if not row.gradient.graph
-    }
-    added = set(record.nodes)
-    own = [node for node in model.graph.node if node.name in added]
-    _check(report, _read_from_outside(own) | set(gradients_of))
-    names = _names(model, record, added)
-    nodes = [_renamed(node, names) for node in own]
-    made = {name for node in nodes for name in node.output}
-    for name in gradients_of:
-        if f"{name}.clipped" not in made:  # left alone
-            label = f"clip/{name}/Identity"
-            nodes.append(helper.make_node("Identity", [name], [f"{name}.clipped"], label))
-    kinds = {gradient.name: _kind_of(gradient) for gradient in gradients_of.values()}
-    initializers = [t for t in model.graph.initializer if t.name in set(record.initializers)]
-    known = {*made, *kinds, *({t.name for t in initializers} - set(record.inputs))}
-    read = dict.fromkeys(name for node in nodes for name in node.input)
-    further = [name for name in read if name not in known]  # parameters, loss scale, thresholds
-    index = Index(model)
-    graph = helper.make_graph(
-        nodes,
-        "clip",
-        [_port(name, kind) for name, kind in kinds.items()]
-        + [_port(name, _further_kind(index, name)) for name in further],
-        [_port(f"{name}.clipped", kind) for name, kind in kinds.items()]
-        + [port for port in model.graph.output if port.name in set(record.outputs)],
-        initializers,
+    gradients = {row.gradient.name: row.gradient for row in planned.rows if not row.gradient.graph}
+    read = _read_besides(planned)
+    thresholds = {edit.choice.threshold_input for edit in planned.edits}
+    _check(planned.rows, {*gradients, *read, *thresholds})
+    kinds = {name: _kind_of(gradient) for name, gradient in gradients.items()}
+    further = {name: _further_kind(planned.index, name) for name in read}
+    alone = helper.make_model(
+        helper.make_graph(
+            [],
+            "clip",
+            [_port(name, kind) for name, kind in {**kinds, **further}.items()],
+            [_port(f"{name}.clipped", kind) for name, kind in kinds.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", planned.index.main.opset or 1)],
+        ir_version=model.ir_version,
+        producer_name=_PRODUCER,
     )
-    values = set(record.values) - set(names)
-    graph.value_info.extend(value for value in model.graph.value_info if value.name in values)
-    opset = helper.make_opsetid("", index.main.opset or 1)
-    extracted = helper.make_model(
-        graph, opset_imports=[opset], ir_version=model.ir_version, producer_name=_PRODUCER
-    )
-    return extracted, report
+    editor = Editor(Index(alone))
+    main = editor.index.main
+    edits = [
+        replace(edit, scope=main, redirected=[], clipped=f"{edit.name}.clipped")
+        for edit in planned.edits
+    ]
+    made = emit_clips(editor, edits, planned.settings)
+    for name in gradients.keys() - {edit.name for edit in edits}:  # left alone
+        editor.insert(main, 0, "Identity", [name], f"{name}.clipped", f"clip/{name}/Identity")
+    editor.finish()
+    _order_inputs(alone.graph, kinds)
+    return alone, planned.report(made, editor)
 
 
-def _read_from_outside(nodes: list[NodeProto]) -> set[str]:
-    """The values that nodes read and do not compute."""
-    made = {name for node in nodes for name in node.output}
-    return {name for node in nodes for name in node.input} - made
+def _read_besides(planned: Planned) -> list[str]:
+    """The values besides gradients that clips may read: parameters, and a named loss scale."""
+    names = [edit.site.name for edit in planned.edits if edit.site is not None]
+    scale = planned.settings.steering.loss_scale
+    return [*names, scale] if isinstance(scale, str) else names
 
 
-def _check(report: Report, goes_in: set[str]) -> None:
+def _order_inputs(graph: GraphProto, first: Iterable[str]) -> None:
+    """Drop inputs that nothing reads but the first, and put the others in the order of reading."""
+    ports = {port.name: port for port in graph.input}
+    read = [name for node in graph.node for name in node.input if name in ports]
+    kept = [ports[name] for name in dict.fromkeys([*first, *read])]
+    del graph.input[:]
+    graph.input.extend(kept)
+
+
+def _check(rows: Sequence[Clipped], goes_in: set[str | None]) -> None:
     """Refuse a clip that cannot stand alone; `goes_in` are the names of its inputs."""
     faults = [
         f"gradient {row.gradient.name!r} is in {row.gradient.graph}: only a clip of the main graph "
         f"can stand alone"
-        for row in report.clipped
-        if row.gradient.graph
+        for row in rows
+        if row.clip and row.gradient.graph
     ]
     clips: dict[str, set[str]] = {}
-    for row in report.rows:
+    for row in rows:
         clips.setdefault(row.gradient.name, set()).add(repr(row.clip))
     faults += [
         f"gradient {name!r} belongs to several parameters that are clipped differently: it can "
@@ -206,27 +212,6 @@ def _check(report: Report, goes_in: set[str]) -> None:
     ]
     if faults:
         raise OnnxClipError("the clip cannot be extracted:", dict.fromkeys(faults))
-
-
-def _names(model: ModelProto, record: Record, added: set[str]) -> dict[str, str]:
-    """The names of the values at both ends of the clips, in the model of its own."""
-    results = {name for node in model.graph.node if node.name in added for name in node.output}
-    names: dict[str, str] = {}
-    for new, old in record.renamed.items():
-        if new in results:  # the readers were redirected to the clipped value
-            names[new] = f"{old}.clipped"
-        else:  # the gradient's maker was renamed
-            names |= {new: old, old: f"{old}.clipped"}
-    return names
-
-
-def _renamed(node: NodeProto, names: dict[str, str]) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    for ports in (copy.input, copy.output):
-        for slot, name in enumerate(ports):
-            ports[slot] = names.get(name, name)
-    return copy
 
 
 def _kind_of(gradient: Gradient) -> TensorType:

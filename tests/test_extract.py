@@ -58,6 +58,18 @@ def test_it_does_to_arrays_what_the_rewritten_graph_does_to_its_gradients(clip: 
         assert outside[f"{name}.clipped"].tobytes() == inside[name].tobytes()
 
 
+def test_the_model_stays_as_it_is():
+    model = onnx.load(SEED)
+    extract_clip(model, GradientClipByGlobalNorm(1.0), emit=("norm",))
+    assert model == onnx.load(SEED)
+
+
+def test_a_gradient_in_a_loop_is_refused_before_its_parameter_is_asked_for():
+    model = onnx.load(MODELS / "control_flow" / "loop_steps.onnx")
+    with pytest.raises(OnnxClipError, match="only a clip of the main graph can stand alone"):
+        extract_clip(model, AdaptiveGradientClip(0.1))
+
+
 @each(lambda e: bool(e.gradients) and e.found != "by meaning" and not e.expect)
 def test_the_gradients_of_every_model_go_in_and_come_out(entry: Entry, model: onnx.ModelProto):
     found = list(dict.fromkeys(g.name for g in find_gradients(model)))

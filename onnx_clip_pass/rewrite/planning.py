@@ -32,7 +32,10 @@ __all__ = ["Edit", "plan"]
 
 @dataclass(slots=True)
 class Edit:
-    """One clip to put in: behind `name` of `scope`, for all its reads or for some."""
+    """One clip to put in: behind `name` of `scope`, for all its reads or for some.
+
+    `clipped` is the name of the clipped value where that is declared already.
+    """
 
     scope: Scope
     name: str
@@ -43,6 +46,7 @@ class Edit:
     site: ParameterSite | None = None
     level: int = 0
     renamed: tuple[str, str] = ("", "")
+    clipped: str = ""
 
     @property
     def count(self) -> int:
@@ -65,9 +69,10 @@ class Edit:
             editor.declare(scope, source, self.sightings[0].type)
             self.renamed = (source, name)
         else:  # rules 3 and 4
-            source, target = name, editor.fresh(f"clip/{name}/clipped")
+            source, target = name, self.clipped or editor.fresh(f"clip/{name}/clipped")
             editor.redirect(self.redirected, name, target)
-            editor.declare(scope, target, self.sightings[0].type)
+            if target != self.clipped:
+                editor.declare(scope, target, self.sightings[0].type)
             self.renamed = (target, name)
         return source, target
 
