@@ -14,7 +14,6 @@ The weakest evidence. A value counts only if
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from onnx_clip_pass.errors import OnnxClipError
@@ -23,7 +22,7 @@ from onnx_clip_pass.gradients.found import Found, has_gradient_shape
 from onnx_clip_pass.gradients.naming import SHORT, parameter_names
 from onnx_clip_pass.gradients.roles import Roles
 from onnx_clip_pass.gradients.updates import Updates
-from onnx_clip_pass.graph import OUTPUT, Flow, Frame, TensorType, Value
+from onnx_clip_pass.graph import Flow, Frame, TensorType, Value
 
 __all__ = ["Candidates", "Named", "candidates", "find"]
 
@@ -56,7 +55,7 @@ def find(
             from the other.
     """
     named = Named([], [])
-    taken, used = set(known), _Used(flow)
+    taken, used = set(known), _used(flow) if any(candidates) else set()
     for of_frame in candidates:
         for parameter, values in of_frame.items():
             name = flow.root_name(parameter)
@@ -98,44 +97,15 @@ def _candidates(flow: Flow, frame: Frame) -> Candidates:
     return found
 
 
-class _Used:
-    """Which values anything comes of that the model hands out, or a loop in each turn."""
-
-    def __init__(self, flow: Flow) -> None:
-        self._flow = flow
-        self._known: dict[Value, bool] = {}
-
-    def __contains__(self, value: Value) -> bool:
-        """Return whether something comes of a value; what is met on the way is kept."""
-        known = self._known
-        if value in known:
-            return known[value]
-        known[value] = False  # until something comes of it
-        way = [(value, self._made_of(value))]
-        while way:
-            for at in way[-1][1]:
-                if at is None or known.get(at):
-                    known.update((each, True) for each, _ in way)
-                    return True
-                if at not in known:
-                    known[at] = False
-                    way.append((at, self._made_of(at)))
-                    break
-            else:
-                way.pop()
-        return False
-
-    def _made_of(self, value: Value) -> Iterator[Value | None]:
-        """The values that a value goes into; None for what takes it out of its graph."""
-        flow, frame, scope = self._flow, value.frame, value.frame.scope
-        for read in flow.index.readers_of(scope, value.name):
-            if read.node == OUTPUT and not flow.is_run_or_iteration(frame):
-                outer = flow.handed_out(value)
-                yield from () if outer is None else (outer,)
-            elif read.node == OUTPUT or read.scope is not scope or read.node in scope.special:
-                yield None
-            else:
-                yield from (Value(frame, name) for name in scope.nodes[read.node].output if name)
+def _used(flow: Flow) -> set[Value]:
+    """The values that go into what the model returns, or what a loop hands on in each turn."""
+    ends = (
+        flow.resolve(frame, name)
+        for frame in flow.frames()
+        if flow.is_run_or_iteration(frame)
+        for name in frame.scope.outputs
+    )
+    return flow.ancestors(end for end in ends if end is not None)[0]
 
 
 def _fits(flow: Flow, value: Value, parameter: Value) -> bool:
