@@ -21,8 +21,12 @@ def run() -> int:
     """
     try:
         ends = _set_up()
+        import gc
+
+        gc.disable()  # all that is imported lives on, and looking for garbage in it takes time
         from onnx_clip_pass.cli import main
 
+        gc.enable()
         _let_interrupt(ends)
         return main()
     except KeyboardInterrupt:

@@ -29,7 +29,6 @@ __all__ = [
 _HIGHEST_AXIS = 1 << 31
 
 
-@dataclass(frozen=True)
 class SettingType(ABC):
     """A type of settings: which values it takes, in Python, in JSON and in TOML."""
 
