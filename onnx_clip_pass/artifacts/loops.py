@@ -11,17 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from onnx import GraphProto, TensorProto, TypeProto, helper
+from onnx import GraphProto, TypeProto, helper
 
 from onnx_clip_pass.clips import Emitter, Numerics, Tensor
 from onnx_clip_pass.clips.emitter import Used
 from onnx_clip_pass.gradients import Gradient, Parameter
 from onnx_clip_pass.graph import Editor, Scope, TensorType
+from onnx_clip_pass.graph.spec import BOOL, DOUBLE, INT64
 
 __all__ = ["Loops"]
-
-_DOUBLE = int(TensorProto.DOUBLE)
-_BOOL, _INT64 = int(TensorProto.BOOL), int(TensorProto.INT64)
 
 
 class _Turn(NamedTuple):
@@ -85,14 +83,14 @@ class Loops:
             emit: put in what makes of each, and of the number so far, the next.
         """
         each = self._editor.fresh(f"{self._label}/each")
-        zero = self._editor.constant(self._main, 0.0, _DOUBLE)
+        zero = self._editor.constant(self._main, 0.0, DOUBLE)
         so_far, result = self.fresh("total so far"), self.fresh("total of all")
         turn = self._open(sequence, each)
         to = self._emitter(turn.scope, each, turn.source, "")
-        total = emit(to, Tensor(so_far, _DOUBLE, ()))
-        kind = helper.make_tensor_type_proto(_DOUBLE, [])
+        total = emit(to, Tensor(so_far, DOUBLE, ()))
+        kind = helper.make_tensor_type_proto(DOUBLE, [])
         self._close(turn, zero, (so_far, total.name), kind, result)
-        return Tensor(result, _DOUBLE, ())
+        return Tensor(result, DOUBLE, ())
 
     def of_main(self, label: str) -> Emitter:
         """What puts nodes of this label behind the loops that are there."""
@@ -117,10 +115,10 @@ class Loops:
             [],
             self.fresh("body"),
             [
-                helper.make_tensor_value_info(number, _INT64, []),
-                helper.make_tensor_value_info(going, _BOOL, []),
+                helper.make_tensor_value_info(number, INT64, []),
+                helper.make_tensor_value_info(going, BOOL, []),
             ],
-            [helper.make_tensor_value_info(goes_on, _BOOL, [])],
+            [helper.make_tensor_value_info(goes_on, BOOL, [])],
         )
         scope = self._editor.nested(graph, self._main)
         source = self._editor.fresh(f"clip/{each}/raw")

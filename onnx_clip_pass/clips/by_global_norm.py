@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto
 
 from onnx_clip_pass.clips.base import Case, Formula
 from onnx_clip_pass.clips.emitter import Emitter, Measured, Over, Tensor
@@ -33,12 +32,11 @@ from onnx_clip_pass.clips.settings import FLAG, LIMIT, NAME, ORDER, setting
 from onnx_clip_pass.clips.verdicts import emit_judged, emit_nothing
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.found import Gradient
+from onnx_clip_pass.graph.spec import BOOL, DOUBLE, FLOAT
 from onnx_clip_pass.selection import NeedClip
 
 __all__ = ["GradientClipByGlobalNorm"]
 
-_FLOAT, _DOUBLE = int(TensorProto.FLOAT), int(TensorProto.DOUBLE)
-_BOOL = int(TensorProto.BOOL)
 _DEFAULT_GROUP = "default_group"
 _NO_SAMPLES = "per_sample needs a gradient of known rank whose first axis is that of samples"
 _MOST_SUMMED_IN_FLOAT32 = 64  # so many roundings keep the root of a sum of squares below 4e-6
@@ -190,7 +188,7 @@ class GradientClipByGlobalNorm(Formula):
                 axes = rank - 1
             elif to.keeps_rank and not to.gradient.has_seeds:  # the axis of seeds is the last
                 axes = rank
-            verdict = None if verdicts is None else verdicts.behind(_BOOL, axes)
+            verdict = None if verdicts is None else verdicts.behind(BOOL, axes)
             emit_product(to, x, factors.behind(x.dtype, axes), verdict)
         return Measured(total.value, scale)
 
@@ -204,7 +202,7 @@ class GradientClipByGlobalNorm(Formula):
 
     def emit_sum(self, to: Emitter, so_far: Tensor, part: Part) -> Tensor:
         """What gradients add up to with one more, in float64, where they come one by one."""
-        power = to.cast(part.power.value, _DOUBLE, result="part")
+        power = to.cast(part.power.value, DOUBLE, result="part")
         if self.ord not in (1, 2, math.inf):
             return emit_together(to, [(so_far, 1), (power, 1)], self.ord)
         return _join(to, "Max" if self.ord == math.inf else "Sum", [so_far, power])
@@ -229,12 +227,12 @@ class GradientClipByGlobalNorm(Formula):
             return Norm(emit_together(at, each, self.ord), is_finite, Over(()))
         counted = [self._counted(part) for part in parts]
         join = "Max" if self.ord == math.inf else "Sum"
-        narrow = [power for power in counted if power.dtype == _FLOAT]
-        wide = [power for power in counted if power.dtype == _DOUBLE]
+        narrow = [power for power in counted if power.dtype == FLOAT]
+        wide = [power for power in counted if power.dtype == DOUBLE]
         if wide or len(narrow) > _MOST_SUMMED_IN_FLOAT32:
             for begin in range(0, len(narrow), _MOST_SUMMED_IN_FLOAT32):
                 part = _join(at, join, narrow[begin : begin + _MOST_SUMMED_IN_FLOAT32])
-                wide.append(at.cast(part, _DOUBLE, result="part"))
+                wide.append(at.cast(part, DOUBLE, result="part"))
         return emit_root(at, Norm(_join(at, join, wide or narrow), is_finite, Over(())), self.ord)
 
     def _counted(self, part: Part) -> Tensor:
@@ -259,7 +257,7 @@ class GradientClipByGlobalNorm(Formula):
                 zero = to.op("Mul", power.value, 0.0, result="zero")
             else:
                 zero = emit_nothing(to, power, x)
-            zeros.append(to.cast(zero, _DOUBLE, result="zero"))
+            zeros.append(to.cast(zero, DOUBLE, result="zero"))
         return emit_judged(at, _join(at, "Sum", zeros), 1.0)
 
 

@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from onnx import TensorProto
 
 from onnx_clip_pass.gradients.linear import FACTOR, REDUCED, LinearForms, Way
 from onnx_clip_pass.gradients.naming import is_named_after, parameter_names
@@ -26,12 +25,13 @@ from onnx_clip_pass.gradients.roles import is_surely_data
 from onnx_clip_pass.gradients.runs import Run
 from onnx_clip_pass.gradients.values import Values
 from onnx_clip_pass.graph import Flow
+from onnx_clip_pass.graph.spec import FLOATING
 
 __all__ = ["Pairs", "State"]
 
 _MOST_FACTORS = 16
 _MOST_LOOKED_AT = 1_000_000
-_FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16, 0}
+_FLOATS = FLOATING | {0}
 
 
 class State(NamedTuple):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 
 import numpy as np
-from onnx import TensorProto
 
 from onnx_clip_pass.gradients.linear import REDUCED, LinearForms
 from onnx_clip_pass.gradients.numbers import POINTS, Sample, is_one, sample_numbers
@@ -18,6 +17,7 @@ from onnx_clip_pass.gradients.pairs import Pairs, State
 from onnx_clip_pass.gradients.runs import Run
 from onnx_clip_pass.gradients.values import Values
 from onnx_clip_pass.graph import Flow, Frame, TensorType, Value
+from onnx_clip_pass.graph.spec import FLOATING
 
 __all__ = ["State", "States"]
 
@@ -29,7 +29,7 @@ _MOST_REPORTS = 16
 _MOST_TERMS = 512
 _WHOLE = 0.5
 """The least share of a state in what becomes of it; what is added for decay has less."""
-_FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16, 0}
+_FLOATS = FLOATING | {0}
 
 
 class States(Pairs):

@@ -27,16 +27,16 @@ from onnx import (
 from onnx_clip_pass.graph import ancestors_in, graphs_in, versions_of
 from onnx_clip_pass.graph.inference import infer_types
 from onnx_clip_pass.graph.ordering import names_read
+from onnx_clip_pass.graph.spec import DOUBLE, FLOAT, FLOATING, LOCAL_FUNCTIONS
 from onnx_clip_pass.probe.erf import DOMAIN, erf_functions, is_erf
 
 __all__ = ["cut_down", "double_copy", "sloping_into"]
 
-_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_SHORTER = FLOATING - {DOUBLE}
 _WHOLE = {
     "And", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less",
     "LessOrEqual", "NonZero", "Not", "Or", "Range", "Shape", "Size",
 }  # fmt: skip
-_FIRST_WITH_FUNCTIONS = 8  # IR version
 _SINGLE_STATISTICS = ("LayerNormalization", "SimplifiedLayerNormalization")
 _RANDOM = ("Bernoulli", "RandomNormal", "RandomUniform")
 
@@ -48,8 +48,7 @@ def sloping_into(graph: GraphProto, name: str) -> frozenset[str]:
 
 def _is_whole(node: NodeProto) -> bool:
     if node.op_type == "Cast":
-        floats = (*_FLOATS, TensorProto.DOUBLE)
-        return any(attr.name == "to" and attr.i not in floats for attr in node.attribute)
+        return any(attr.name == "to" and attr.i not in FLOATING for attr in node.attribute)
     return node.op_type in _WHOLE
 
 
@@ -110,7 +109,7 @@ def double_copy(model: ModelProto, single: Collection[str] = ()) -> ModelProto:
             del function.value_info[:]
         _widen_nodes(function, single, dtypes)
     if not {"Erf", "Gelu"}.isdisjoint(single):
-        copy.ir_version = max(copy.ir_version, _FIRST_WITH_FUNCTIONS)
+        copy.ir_version = max(copy.ir_version, LOCAL_FUNCTIONS)
         for imports in (copy.opset_import, *(each.opset_import for each in copy.functions)):
             imports.append(helper.make_opsetid(DOMAIN, 1))
         opset = versions_of(copy.opset_import)[""]
@@ -125,8 +124,8 @@ def _widen_graph(graph: GraphProto, single: Collection[str], dtypes: Mapping[str
         _widen_tensor(sparse.values)
     del graph.value_info[:]
     for value in (*graph.input, *graph.output):
-        if value.type.tensor_type.elem_type in _FLOATS:
-            value.type.tensor_type.elem_type = TensorProto.DOUBLE
+        if value.type.tensor_type.elem_type in _SHORTER:
+            value.type.tensor_type.elem_type = DOUBLE
     _widen_nodes(graph, single, dtypes)
 
 
@@ -140,7 +139,7 @@ def _widen_nodes(
             node.domain = DOMAIN
             nodes.append(node)
         elif node.op_type in single:
-            floats = [dtypes.get(name, TensorProto.FLOAT) in _FLOATS for name in node.input]
+            floats = [dtypes.get(name, FLOAT) in _SHORTER for name in node.input]
             nodes += _between_casts(node, floats, range(len(node.output)))
         elif node.op_type in _SINGLE_STATISTICS and len(node.output) > 1:
             _widen_node(node, single, dtypes)
@@ -161,13 +160,13 @@ def _between_casts(
     for slot, name in enumerate(node.input):
         if name and slot < len(inputs) and inputs[slot]:
             node.input[slot] = f"{name}/{node.output[0]}/{slot}/single"
-            yield helper.make_node("Cast", [name], [node.input[slot]], to=TensorProto.FLOAT)
+            yield helper.make_node("Cast", [name], [node.input[slot]], to=FLOAT)
     names = [(slot, node.output[slot]) for slot in outputs if node.output[slot]]
     for slot, name in names:
         node.output[slot] = f"{name}/single"
     yield node
     for slot, name in names:
-        yield helper.make_node("Cast", [node.output[slot]], [name], to=TensorProto.DOUBLE)
+        yield helper.make_node("Cast", [node.output[slot]], [name], to=DOUBLE)
 
 
 def _widen_node(node: NodeProto, single: Collection[str], dtypes: Mapping[str, int]) -> None:
@@ -175,8 +174,8 @@ def _widen_node(node: NodeProto, single: Collection[str], dtypes: Mapping[str, i
     for attr in node.attribute:
         if attr.type == AttributeProto.TENSOR:
             _widen_tensor(attr.t)
-        elif attr.name in ("to", "dtype", "output_dtype") and attr.i in _FLOATS:
-            attr.i = TensorProto.DOUBLE
+        elif attr.name in ("to", "dtype", "output_dtype") and attr.i in _SHORTER:
+            attr.i = DOUBLE
         elif node.op_type == "Constant" and attr.name in ("value_float", "value_floats"):
             numbers = attr.f if attr.name == "value_float" else list(attr.floats)
             tensor = numpy_helper.from_array(np.array(numbers, np.float64))
@@ -191,10 +190,10 @@ def _state_dtype(node: NodeProto) -> None:
         tensor = numpy_helper.from_array(np.zeros(1, np.float64))
         node.attribute.append(helper.make_attribute("value", tensor))
     elif node.op_type in _RANDOM and all(attr.name != "dtype" for attr in node.attribute):
-        node.attribute.append(helper.make_attribute("dtype", TensorProto.DOUBLE))
+        node.attribute.append(helper.make_attribute("dtype", DOUBLE))
 
 
 def _widen_tensor(tensor: TensorProto) -> None:
-    if tensor.data_type in _FLOATS:
+    if tensor.data_type in _SHORTER:
         wide = numpy_helper.to_array(tensor).astype(np.float64)
         tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))
