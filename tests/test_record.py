@@ -12,7 +12,15 @@ from onnx import helper, parser
 
 import onnx_clip_pass
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients, strip
-from onnx_clip_pass.record import KEY, Record, read_record, write_record
+from onnx_clip_pass.record import (
+    KEY,
+    ClipEntry,
+    Measure,
+    Record,
+    Uncovered,
+    read_record,
+    write_record,
+)
 
 ONE = GradientClipByNorm(1.0)
 STEP = """
@@ -307,3 +315,36 @@ def test_a_clip_that_another_tool_has_changed_is_neither_undone_nor_rewritten(
     for act in (strip, lambda model: clip_gradients(model, ONE)):
         with pytest.raises(OnnxClipError, match="by another tool since, so they cannot be undone"):
             act(clipped)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"gradient": "g", "parameter": "W", "graph": "", "clip": "Later", "warmth": [1, {"a": 2}]},
+        {"gradient": "g", "parameter": "W", "graph": "", "clip": "Later", "threshold_input": "t"},
+    ],
+    ids=["settings that this version does not know", "a threshold input"],
+)
+def test_an_entry_is_written_as_it_was_read(entry: dict[str, Any]):
+    """The digest covers it, so nothing of it may be lost."""
+    found = ClipEntry.from_json(entry)
+    assert (found.gradient, found.clip["clip"]) == ("g", "Later")
+    assert found.threshold_input == entry.get("threshold_input")
+    assert found.to_json() == entry
+
+
+def test_measures_and_uncovered_parameters_are_read_by_their_fields():
+    uncovered = {"parameter": "W", "new": "V", "formula": "V = W", "candidates": ["g"], "why": "?"}
+    note = {
+        "version": "0.1.0",
+        "clips": [],
+        "emitted": [["out", "norm", ["g"], ""]],
+        "uncovered": [uncovered],
+    }
+    model = onnx.ModelProto()
+    model.metadata_props.add(key=KEY, value=json.dumps(note))
+    record = read_record(model)
+    assert record is not None
+    assert record.emitted == [Measure("out", "norm", ["g"], "")]
+    assert record.uncovered == [Uncovered("W", "V", "V = W", ("g",), "?")]
+    assert [each.to_json() for each in record.uncovered] == [uncovered]
