@@ -67,14 +67,18 @@ class Constants(Training):
 
     def _derivatives(self, root: int, end: int) -> set[float]:
         """Constants that the derivative of the loss by a parameter may have as its factor."""
-        of_loss, of_root = self._loss_terms[0], self._of_root(root)
+        of_loss, of_root = self._loss_terms[0], self._of_root(root)[0]
         if not self.states.is_loss_sure or self._is_mean_inside:
             of_loss = of_loss | {times / size for size in self._sizes(end) for times in (1, 2)}
         return {a * b for a in of_loss for b in of_root}
 
-    def _of_root(self, root: int) -> set[float]:
-        """Constants by which functions of a parameter alone scale it before it meets the data."""
+    def _of_root(self, root: int) -> tuple[set[float], set[float]]:
+        """Constants by which functions of a parameter alone scale it before it meets the data.
+
+        Their products along the ways to the data, and each.
+        """
         values, found, todo = self.values, set[float](), [(root, 1.0)]
+        each_alone = set[float]()
         while todo and len(found) < _MOST_CONSTANTS:
             at, times = todo.pop()
             for reader in values.readers[at][:_MOST_OPERANDS]:
@@ -89,8 +93,9 @@ class Constants(Training):
                 elif constant is None and values.op[reader] in ELEMENTWISE:
                     constant = 1.0
                 if constant is not None:
+                    each_alone.add(constant)
                     todo.append((reader, times * constant))
-        return found or {1.0}
+        return found or {1.0}, each_alone
 
     def _has_linear_term(self, root: int) -> bool:
         """True if the loss has a term that is linear in a parameter alone, whose slope is fixed."""

@@ -31,12 +31,11 @@ class Doubts(Factors):
     """Questions about the candidates of a run.
 
     `penalized` are the parameters of which the loss has terms, `averaged` those of which something
-    is summed up along axes; `reach` and `backward` say which one step each value leads to.
+    is summed up along axes; `backward` says which one step each value leads to past a contraction.
     """
 
     averaged: set[int]
     penalized: set[int]
-    reach: list[int]
     backward: list[int]
     stateful: list[bool]
 

@@ -21,7 +21,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from onnx_clip_pass.gradients.chains import Link
+from onnx_clip_pass.gradients.chains import MANY, Link
 from onnx_clip_pass.gradients.constants import Constants
 from onnx_clip_pass.gradients.ops import ALIASES
 from onnx_clip_pass.gradients.training import Step
@@ -37,7 +37,12 @@ _LEFT_BY_SQUARES = (0.5, 1.0, 2.0)
 
 
 class Factors(Constants):
-    """Questions about numbers that scale values of a run."""
+    """Questions about numbers that scale values of a run.
+
+    `reach` says which one step each value leads to.
+    """
+
+    reach: list[int]
 
     def with_numbers(self, step: Step, trail: list[int]) -> int:
         """Return the place on a trail of the last value whose numbers belong to the gradient.
@@ -87,6 +92,9 @@ class Factors(Constants):
                 is_of_gradient = terms > 1 or self._has_seed(end, trail[best:])
             elif is_of_gradient is None:
                 assert constant is not None
+                if constant == (1.0, 1.0) and inner == trail[best] and self.reach[inner] == MANY:
+                    best = index  # the value behind it is of other gradients, too
+                    continue
                 pending *= constant[0]
                 is_of_gradient = self._is_of_backward_pass(
                     pending,
@@ -233,7 +241,7 @@ class Factors(Constants):
             return True
         if sign > 0 and any(abs(times * scale - 1) < _SAME for scale in self._scales):
             return True
-        between = self._constants_of_forward - self._loss_terms[1]
+        between = self._constants_of_forward - self._loss_terms[1] - self._of_root(root)[1]
         there = [*(self._constants_behind(end) - between), *spent]
         product = float(np.prod(there))
         wholes = self._derivatives(root, end)

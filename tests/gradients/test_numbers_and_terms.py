@@ -101,6 +101,63 @@ def test_the_constant_of_a_weights_own_function_belongs_to_its_gradient():
     assert found(step(body + DESCENT)) == {"W": "g"}
 
 
+def test_the_constants_inside_a_weights_own_function_belong_to_its_gradient():
+    """V = softplus(2 W) / 2, whose slope by W is sigmoid(2 W): both twos are in the backward pass."""
+    body = PLAIN.replace("MatMul (x, W)", "MatMul (x, V)")
+    body = "k = Mul (W, two)\n u = Softplus (k)\n V = Div (u, two)\n" + body
+    body += "d = Mul (e, share)\n c = MatMul (xt, d)\n b = Div (c, two)\n z = Sigmoid (k)\n"
+    body += "a = Mul (b, z)\n g = Mul (a, two)\n"
+    assert found(step(body + DESCENT)) == {"W": "g"}
+
+
+def test_the_slope_of_a_softmax_is_taken_whole():
+    """The slope of softmax of n numbers subtracts a number times what the forward pass computes."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        step (float[8, 5] x, float[8] y, float[5] a, float lr)
+          => (float loss, float[5] a_new)
+        <float quarter = {0.25}>
+        {
+            s = Softmax (a)
+            p = MatMul (x, s)
+            e = Sub (p, y)
+            q = Mul (e, e)
+            loss = ReduceMean <keepdims: int = 0> (q)
+            d = Mul (e, quarter)
+            c = MatMul (d, x)
+            m = Mul (c, s)
+            n = ReduceSum <keepdims: int = 0> (m)
+            t = Mul (s, n)
+            g = Sub (m, t)
+            u = Mul (g, lr)
+            a_new = Sub (a, u)
+        }""")
+    assert found(model) == {"a": "g"}
+
+
+def test_a_value_of_two_gradients_is_none_of_them():
+    """Exporters multiply by ones: `f` is the gradient of c, and `d` is what two are made of."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        step (float[5] x, float[5] y, float[5] a, float[5] c, float lr)
+          => (float loss, float[5] a_new, float[5] c_new)
+        <float two = {2.0}, float one = {1.0}>
+        {
+            p = Mul (a, x)
+            q = Add (p, c)
+            e = Sub (q, y)
+            loss = ReduceSumSquare <keepdims: int = 0> (e)
+            d = Mul (e, two)
+            f = Mul (d, one)
+            g = Mul (f, x)
+            s = Mul (g, lr)
+            a_new = Sub (a, s)
+            t = Mul (f, lr)
+            c_new = Sub (c, t)
+        }""")
+    assert found(model) == {"a": "g", "c": "f"}
+
+
 def test_a_tensor_that_is_filled_with_a_constant_counts_as_the_constant():
     """As exporters fold the mean of a loss: `filled` is the share of each of the 24 elements."""
     body = PLAIN.replace("MatMul (x, W)", "MatMul (x, V)").replace("p =", "V = Mul (W, half)\n p =")
