@@ -57,6 +57,18 @@ def test_the_clips_of_the_readme_take_what_it_says_in_that_order():
         assert [(p.name, p.default) for p in said] == [(p.name, p.default) for p in real], name
 
 
+def test_the_page_of_rules_names_the_settings_of_each_clip_and_which_it_needs():
+    text = (ROOT / "docs/rules.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `\"([a-z-]+)\"` \| (.*) \|$", text, re.MULTILINE))
+    assert rows.keys() == {*CLIPS, "none"}
+    for kind, clip in CLIPS.items():
+        settings = clip.described().items()
+        named = set(re.findall(r"`(\w+)`", rows[kind].partition(";")[0]))
+        assert named == {name for name, _ in settings}
+        needed = set(re.findall(r"\*\*`(\w+)`\*\*", rows[kind]))
+        assert needed == {name for name, setting in settings if setting.is_needed}
+
+
 def test_the_explanation_of_the_page_is_what_inspect_prints(capsys: pytest.CaptureFixture[str]):
     text = (ROOT / "docs/finding.md").read_text(encoding="utf-8")
     command, _, rest = text.partition("    $ onnx-clip ")[2].partition("\n")

@@ -111,6 +111,13 @@ def test_no_setting_is_called_like_an_option_or_like_what_a_record_says_beside_i
     assert not beside.intersection(setting_names())
 
 
+def test_settings_of_one_name_are_of_one_type():
+    """They share an option of the command line."""
+    for name in setting_names():
+        settings = [clip.described().get(name) for clip in CLIPS.values()]
+        assert len({type(setting.type) for setting in settings if setting is not None}) == 1, name
+
+
 def rules_in(folder: Path, *lines: str) -> Path:
     path = folder / "clip.toml"
     path.write_text("\n".join(["[[rule]]", 'clip = "ceiling"', *lines]), encoding="utf-8")
