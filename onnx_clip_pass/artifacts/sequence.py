@@ -19,24 +19,12 @@ shortens gradients whose norm is just within the threshold.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 from onnx import ModelProto, TypeProto
 
 from onnx_clip_pass.artifacts.loops import Loops
-from onnx_clip_pass.clips import (
-    Clip,
-    Emitter,
-    Formula,
-    GradientClipByGlobalNorm,
-    Numerics,
-    Tensor,
-)
-from onnx_clip_pass.clips.norms import Norm, emit_root
-from onnx_clip_pass.clips.scaling import emit_product, widened
-from onnx_clip_pass.clips.verdicts import emit_judged, emit_nothing
+from onnx_clip_pass.clips import Clip, Formula, Numerics
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient, Parameter
 from onnx_clip_pass.graph import OUTPUT, Editor, Index, Read, TensorType
@@ -187,44 +175,13 @@ def _put(loops: Loops, clip: Clip, clipped: str) -> None:
         else:
             runs.append([formula])
     sequence = GRADIENTS
-    for number, (first, *others) in enumerate(runs, 1):
+    for number, run in enumerate(runs, 1):
         result = clipped if number == len(runs) else loops.fresh(f"stage {number}")
-        if isinstance(first, GradientClipByGlobalNorm):
-            _put_global_norm(loops, first, sequence, result)
+        if len(run) == 1:
+            run[0].emit_over(loops, sequence, result)
         else:
-            loops.of_each(sequence, result, [_alone(formula) for formula in (first, *others)])
+            loops.of_each(sequence, result, [formula.emit_alone for formula in run])
         sequence = result
-
-
-def _alone(formula: Formula) -> Callable[[Emitter], object]:
-    return lambda to: formula.emit([to])
-
-
-def _put_global_norm(
-    loops: Loops, clip: GradientClipByGlobalNorm, sequence: str, result: str
-) -> None:
-    """A loop for the norm of all, perhaps one for what is not finite, and one for the products."""
-    powers: list[Norm] = []
-
-    def add(to: Emitter, so_far: Tensor) -> Tensor:
-        part = clip.emit_part(to)
-        powers.append(part.power)
-        return clip.emit_sum(to, so_far, part)
-
-    def add_nothing(to: Emitter, so_far: Tensor) -> Tensor:
-        nothing = emit_nothing(to, power, widened(to, clip))
-        return to.op("Add", so_far, to.cast(nothing, so_far.dtype, result="zero"), result="zeros")
-
-    total = loops.of_all(sequence, add)
-    (power,) = powers
-    at = loops.of_main(clip.group_name)
-    norm = emit_root(at, power._replace(value=total), clip.ord)
-    scale, odd = clip.emit_scale(at, norm.value), None
-    if at.numerics.nonfinite != "propagate" and norm.is_finite:
-        odd = emit_judged(at, norm.value, math.inf)
-    elif at.numerics.nonfinite != "propagate":
-        odd = emit_judged(at, loops.of_all(sequence, add_nothing), 1.0)
-    loops.of_each(sequence, result, [lambda to: emit_product(to, widened(to, clip), scale, odd)])
 
 
 def _write_record(editor: Editor, renamed: dict[str, str], clip: Clip, numerics: Numerics) -> None:

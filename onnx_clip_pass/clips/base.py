@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_clip_pass.arguments import check_choice
-from onnx_clip_pass.clips.emitter import Emitter, Measured
+from onnx_clip_pass.clips.emitter import Emitter, Measured, SequenceLoops
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
 from onnx_clip_pass.clips.settings import Setting, setting
 from onnx_clip_pass.errors import OnnxClipError
@@ -250,6 +250,14 @@ class Formula(Clip):
 
         Sets `measured` of those that watch; returns what was measured of all of them together.
         """
+
+    def emit_alone(self, to: Emitter) -> None:
+        """Put the formula's nodes in for one gradient."""
+        self.emit([to])
+
+    def emit_over(self, loops: SequenceLoops, sequence: str, result: str) -> None:
+        """Put in loops that make the sequence `result` of what the formula makes of all tensors."""
+        loops.of_each(sequence, result, [self.emit_alone])
 
     def cases(
         self, gradients: Mapping[str, NDArray[Any]], parameters: Mapping[str, NDArray[Any]]

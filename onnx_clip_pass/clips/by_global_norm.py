@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_clip_pass.clips.base import Case, Formula
-from onnx_clip_pass.clips.emitter import Emitter, Measured, Over, Tensor
+from onnx_clip_pass.clips.emitter import Emitter, Measured, Over, SequenceLoops, Tensor
 from onnx_clip_pass.clips.norms import (
     Norm,
     emit_norm,
@@ -171,13 +171,13 @@ class GradientClipByGlobalNorm(Formula):
         )
 
     def emit(self, members: Sequence[Emitter]) -> Measured | None:
-        parts = [self.emit_part(to) for to in members]
+        parts = [self._emit_part(to) for to in members]
         position = max(to.position for to in members)
         for to in members:
             to.position = position
         at = members[0].relabelled(self.group_name)
         total = self._emit_total(at, parts)
-        scale = self.emit_scale(at, total.value)
+        scale = self._emit_scale(at, total.value)
         factors, odd = _Shared(at, scale), self._emit_verdict(at, total, parts)
         verdicts = None if odd is None else _Shared(at, odd)
         for to, x, power in parts:
@@ -192,28 +192,48 @@ class GradientClipByGlobalNorm(Formula):
             emit_product(to, x, factors.behind(x.dtype, axes), verdict)
         return Measured(total.value, scale)
 
-    def emit_part(self, to: Emitter) -> Part:
+    def emit_over(self, loops: SequenceLoops, sequence: str, result: str) -> None:
+        """A loop for the norm of all, perhaps one for what is not finite, one for the products."""
+        powers: list[Norm] = []
+
+        def add(to: Emitter, so_far: Tensor) -> Tensor:
+            powers.append(self._emit_part(to).power)
+            power = to.cast(powers[0].value, DOUBLE, result="part")
+            if self.ord not in (1, 2, math.inf):
+                return emit_together(to, [(so_far, 1), (power, 1)], self.ord)
+            return _join(to, "Max" if self.ord == math.inf else "Sum", [so_far, power])
+
+        def add_nothing(to: Emitter, so_far: Tensor) -> Tensor:
+            nothing = emit_nothing(to, powers[0], widened(to, self))
+            return _join(to, "Sum", [so_far, to.cast(nothing, DOUBLE, result="zero")])
+
+        total = loops.of_all(sequence, add)
+        at = loops.of_main(self.group_name)
+        norm = emit_root(at, powers[0]._replace(value=total), self.ord)
+        scale, odd = self._emit_scale(at, norm.value), None
+        if at.numerics.nonfinite != "propagate" and norm.is_finite:
+            odd = emit_judged(at, norm.value, math.inf)
+        elif at.numerics.nonfinite != "propagate":
+            odd = emit_judged(at, loops.of_all(sequence, add_nothing), 1.0)
+        loops.of_each(
+            sequence, result, [lambda to: emit_product(to, widened(to, self), scale, odd)]
+        )
+
+    def _emit_part(self, to: Emitter) -> _Part:
         """What a gradient adds to the norm of all."""
         x, axes = widened(to, self), None
         if x.shape is not None:
             seeds = to.gradient.has_seeds
             axes = own_axes(len(x.shape), has_seeds=seeds, per_sample=self.per_sample)
-        return Part(to, x, emit_norm(to, x, self.ord, Over(axes), is_power=True))
+        return _Part(to, x, emit_norm(to, x, self.ord, Over(axes), is_power=True))
 
-    def emit_sum(self, to: Emitter, so_far: Tensor, part: Part) -> Tensor:
-        """What gradients add up to with one more, in float64, where they come one by one."""
-        power = to.cast(part.power.value, DOUBLE, result="part")
-        if self.ord not in (1, 2, math.inf):
-            return emit_together(to, [(so_far, 1), (power, 1)], self.ord)
-        return _join(to, "Max" if self.ord == math.inf else "Sum", [so_far, power])
-
-    def emit_scale(self, at: Emitter, total: Tensor) -> Tensor:
+    def _emit_scale(self, at: Emitter, total: Tensor) -> Tensor:
         """What all gradients are multiplied by, whose norm together is `total`."""
         is_limited = at.is_steered or not self.is_identity
         limit = at.limit(self.clip_norm, total.dtype) if is_limited else None
         return emit_scale(at, total, limit)
 
-    def _emit_total(self, at: Emitter, parts: Sequence[Part]) -> Norm:
+    def _emit_total(self, at: Emitter, parts: Sequence[_Part]) -> Norm:
         """The norm of all together."""
         is_finite = all(part.power.is_finite for part in parts)
         if self.ord not in (1, 2, math.inf):
@@ -235,14 +255,14 @@ class GradientClipByGlobalNorm(Formula):
                 wide.append(at.cast(part, DOUBLE, result="part"))
         return emit_root(at, Norm(_join(at, join, wide or narrow), is_finite, Over(())), self.ord)
 
-    def _counted(self, part: Part) -> Tensor:
+    def _counted(self, part: _Part) -> Tensor:
         """The power once for each parameter that the value is the gradient of."""
         to, power = part.to, part.power.value
         if to.count == 1 or self.ord == math.inf:
             return power
         return to.op("Mul", power, float(to.count), result="counted")
 
-    def _emit_verdict(self, at: Emitter, total: Norm, parts: Sequence[Part]) -> Tensor | None:
+    def _emit_verdict(self, at: Emitter, total: Norm, parts: Sequence[_Part]) -> Tensor | None:
         """Whether not all elements of all gradients are finite; None if nobody asks.
 
         The total tells if it cannot overflow; else 0 times every part of it, which is 0 or nan.
@@ -261,7 +281,7 @@ class GradientClipByGlobalNorm(Formula):
         return emit_judged(at, _join(at, "Sum", zeros), 1.0)
 
 
-class Part(NamedTuple):
+class _Part(NamedTuple):
     """A gradient of a group, widened, and what it adds to the norm of all."""
 
     to: Emitter

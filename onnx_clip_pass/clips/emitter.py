@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ __all__ = [
     "Measured",
     "Over",
     "ParameterSite",
+    "SequenceLoops",
     "Tape",
     "Tensor",
     "Used",
@@ -78,6 +80,21 @@ class Limits(Protocol):
 
     def is_infinite(self, limit: Tensor) -> Tensor | None:
         """A bool, whether such a product is inf; None if `limit` is none."""
+
+
+class SequenceLoops(Protocol):
+    """What puts loops over sequences of gradients in, where these have no names."""
+
+    def of_each(
+        self, sequence: str, clipped: str, emits: Sequence[Callable[[Emitter], object]]
+    ) -> None:
+        """A loop that makes the sequence `clipped` of what clips make of each tensor in turn."""
+
+    def of_all(self, sequence: str, emit: Callable[[Emitter, Tensor], Tensor]) -> Tensor:
+        """A loop that makes one float64 number of all tensors, from 0."""
+
+    def of_main(self, label: str) -> Emitter:
+        """What puts nodes of this label behind the loops that are there."""
 
 
 class ParameterSite(NamedTuple):
