@@ -28,10 +28,11 @@ from onnx_clip_pass.rewrite import (
     Clipped,
     Decide,
     Options,
-    Planned,
+    Plan,
     Report,
-    emit_clips,
+    emit,
     plan_clips,
+    report_of,
 )
 from onnx_clip_pass.storage import (
     Structure,
@@ -158,20 +159,20 @@ def _extract(
         producer_name=_PRODUCER,
     )
     editor = Editor(Index(alone))
-    main = editor.index.main
     edits = [
-        replace(edit, scope=main, redirected=[], clipped=f"{edit.name}.clipped")
+        replace(edit, scope=editor.index.main, redirected=[], clipped=f"{edit.name}.clipped")
         for edit in planned.edits
     ]
-    made = emit_clips(editor, edits, planned.settings)
-    for name in gradients.keys() - {edit.name for edit in edits}:  # left alone
-        editor.insert(main, 0, "Identity", [name], f"{name}.clipped", f"clip/{name}/Identity")
-    editor.finish()
+    made = emit(editor, replace(planned, edits=edits))
+    clipped = {edit.name for edit in edits}
+    for name in [name for name in gradients if name not in clipped]:  # left alone
+        label = f"clip/{name}/Identity"
+        alone.graph.node.append(helper.make_node("Identity", [name], [f"{name}.clipped"], label))
     _order_inputs(alone.graph, kinds)
-    return alone, planned.report(made, editor)
+    return alone, report_of(planned, made)
 
 
-def _read_besides(planned: Planned) -> list[str]:
+def _read_besides(planned: Plan) -> list[str]:
     """The values besides gradients that clips may read: parameters, and a named loss scale."""
     names = [edit.site.name for edit in planned.edits if edit.site is not None]
     scale = planned.settings.steering.loss_scale

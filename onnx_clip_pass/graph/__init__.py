@@ -4,7 +4,7 @@ Knows nothing of clipping.
 """
 
 from onnx_clip_pass.graph.bodies import Body, attribute, bodies_of, graphs_in, outermost
-from onnx_clip_pass.graph.edit import Editor, rename_in_attributes
+from onnx_clip_pass.graph.edit import Added, Editor, rename_in_attributes
 from onnx_clip_pass.graph.flow import Flow, Frame, Value
 from onnx_clip_pass.graph.scopes import (
     BY_NAME,
@@ -22,6 +22,7 @@ __all__ = [
     "BY_NAME",
     "OUTPUT",
     "TRAINING_DOMAIN",
+    "Added",
     "Body",
     "Editor",
     "Flow",

@@ -26,6 +26,7 @@ from onnx import (
 )
 
 from onnx_clip_pass.graph import spec
+from onnx_clip_pass.graph.bodies import bodies_of
 from onnx_clip_pass.graph.ordering import in_order
 from onnx_clip_pass.graph.scopes import BY_NAME, OUTPUT, Index, Read, Scope
 from onnx_clip_pass.graph.types import TensorType
@@ -43,9 +44,10 @@ _STORAGE: dict[int, np.dtype[Any]] = {
 class Added:
     """The additions of an editor in their order: messages, and names of values.
 
-    `order` says of bodies (by their scope) whose nodes had to move in which runs (first, count) of
-    their old numbers the old nodes stand now. `imports` says what was given an import of the
-    default operator set: () the model, else a function by domain, name and overload.
+    `order` says of bodies (by their number in `bodies_of` the model before) whose nodes had to move
+    in which runs (first, count) of their old numbers the old nodes stand now. `imports` says what
+    was given an import of the default operator set: () the model, else a function by domain, name
+    and overload.
     """
 
     nodes: list[NodeProto] = field(default_factory=list)
@@ -53,7 +55,7 @@ class Added:
     values: list[str] = field(default_factory=list)
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
-    order: list[tuple[Scope, list[tuple[int, int]]]] = field(default_factory=list)
+    order: list[tuple[int, list[tuple[int, int]]]] = field(default_factory=list)
     imports: list[tuple[str, ...]] = field(default_factory=list)
 
 
@@ -219,13 +221,9 @@ class Editor:
         """Say that nodes of this scope may now stand before what they read."""
         self._unsettled.add(id(scope))
 
-    @property
-    def is_unsettled(self) -> bool:
-        """True if old nodes may have to move."""
-        return bool(self._unsettled)
-
     def finish(self, advice: str = "") -> None:
         """Put the inserted nodes into place; `advice` is for those that wait for each other."""
+        bodies = list(bodies_of(self.model)) if self._unsettled else []  # as they stand now
         for scope in self.index.scopes:
             pending = self._pending.pop(id(scope), None)
             if not pending:
@@ -237,7 +235,8 @@ class Editor:
                 merged = in_order(scope, merged, advice=advice)
                 moved = [old[id(node)] for node in merged if id(node) in old]
                 if moved != sorted(moved):
-                    self.added.order.append((scope, _runs(moved)))
+                    number = next(n for n, body in enumerate(bodies) if body is scope.proto)
+                    self.added.order.append((number, _runs(moved)))
             # Nothing is copied: a node that is taken out of a message still takes room in it.
             order = {id(node): place for place, node in enumerate(merged)}
             places = iter([order[id(node)] for node in (*scope.nodes, *new)])

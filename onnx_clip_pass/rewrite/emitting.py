@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from onnx_clip_pass.clips import Clip, Emitter, Formula, Measured, Tensor, turns
+from onnx_clip_pass.clips import Clip, Emitter, Formula, Measured, Tensor
 from onnx_clip_pass.clips.emitter import Used
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.graph import Editor
-from onnx_clip_pass.rewrite.planning import Edit
+from onnx_clip_pass.graph import Added, Editor
+from onnx_clip_pass.rewrite.edits import Edit
+from onnx_clip_pass.rewrite.planning import Plan
 from onnx_clip_pass.rewrite.settings import Settings
 from onnx_clip_pass.rewrite.watching import Emitted, GroupSight, Sight
 
 __all__ = ["Made", "emit"]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Made:
-    """What came of it: the operators that are used, and the outputs that were added."""
+    """What came of it: what was added, the values renamed, new name to old, the operators used."""
 
-    used: set[Used] = field(default_factory=set)
-    emitted: tuple[Emitted, ...] = ()
+    added: Added
+    renamed: dict[str, str]
+    used: set[Used]
+    emitted: tuple[Emitted, ...]
 
 
 @dataclass(slots=True)
@@ -32,6 +35,7 @@ class _Stream:
     formulas: tuple[Formula, ...]
     source: str
     target: str = ""
+    renamed: str = ""
     measured: list[Measured] = field(default_factory=list)
     emitter: Emitter | None = None
 
@@ -46,8 +50,9 @@ def _scaled(clip: Clip, factor: float) -> Clip:
         ) from error
 
 
-def emit(editor: Editor, edits: Sequence[Edit], settings: Settings) -> Made:
-    """Put the clips of all edits in, and what is to be watched."""
+def emit(editor: Editor, plan: Plan) -> Made:
+    """Put the planned clips in, and what is to be watched; the editor is used up."""
+    settings, edits = plan.settings, plan.edits
     steering, watch = settings.steering, settings.watch
     chosen = [(sighting, edit.choice) for edit in edits for sighting in edit.sightings]
     steering.open(editor, chosen, settings.numerics)
@@ -56,40 +61,40 @@ def emit(editor: Editor, edits: Sequence[Edit], settings: Settings) -> Made:
         clip = edit.choice.clip
         scaled = clip if steering.factor == 1 else _scaled(clip, steering.factor)
         streams.append(_Stream(edit, scaled.formulas, edit.name))
-    made = Made()
+    used: set[Used] = set()
     groups: list[GroupSight] = []
-    chains = [stream.formulas for stream in streams]
-    apart = [(id(stream.edit.scope), stream.edit.level) for stream in streams]
-    for turn in turns(chains, apart):
-        members = [(streams[number], stage) for number, stage in turn]
-        together = _emit_together(editor, members, settings, made)
-        if together is not None:
-            groups.append(together)
+    for together in plan.schedule:
+        members = [(streams[number], stage) for number, stage in together]
+        whole = _emit_together(editor, members, settings, used)
+        if whole is not None:
+            groups.append(whole)
+    emitted: tuple[Emitted, ...] = ()
     if watch:
         end = len(editor.index.main.nodes)
         sights = []
         for stream in streams:
             assert stream.emitter is not None
             stream.emitter.position = end
-            sights.append(Sight(stream.edit.sightings[0].gradient, stream.emitter, stream.measured))
+            sights.append(Sight(stream.edit.gradient, stream.emitter, stream.measured))
         for group in groups:
             group.emitter.position = end
-        made.emitted = watch.hand_out(editor, steering, sights, groups)
-        emitters = [*(sight.emitter for sight in sights), *(group.emitter for group in groups)]
-        made.used.update(*(emitter.used for emitter in emitters))
-    return made
+        emitted = watch.hand_out(editor, steering, sights, groups)
+    editor.finish("a gradient of the group is computed from a clipped one; use another group")
+    renamed = {stream.renamed: stream.edit.name for stream in streams if stream.renamed}
+    return Made(editor.added, renamed, used, emitted)
 
 
 def _emit_together(
     editor: Editor,
     members: Sequence[tuple[_Stream, int]],
     settings: Settings,
-    made: Made,
+    used: set[Used],
 ) -> GroupSight | None:
     emitters, watch = [], settings.watch
     for stream, stage in members:
         if stage == 0 and not watch.measures_only:
-            stream.source, stream.target = stream.edit.open(editor)
+            stream.source, stream.target = source, target = stream.edit.open(editor)
+            stream.renamed = source if target == stream.edit.name else target
     for stream, stage in members:
         edit, sighting = stream.edit, stream.edit.sightings[0]
         is_last = stage == len(stream.formulas) - 1
@@ -112,6 +117,7 @@ def _emit_together(
             watches=bool(watch),
             measures_only=watch.measures_only and is_last,
         )
+        emitter.used = used
         emitters.append(emitter)
         stream.source, stream.emitter = target, emitter
     first, stage = members[0]
@@ -120,7 +126,6 @@ def _emit_together(
     if len(members) > 1:
         editor.unsettle(first.edit.scope)
     for (stream, _), emitter in zip(members, emitters, strict=True):
-        made.used |= emitter.used
         if emitter.measured is not None:
             stream.measured.append(emitter.measured)
     if whole is None or formula.group is None or not watch:

@@ -1,133 +1,118 @@
-"""Where a clip goes in, decided for all gradients before any of it is done.
-
-How a clip is put in, by the laws of docs/design.md:
-
-1. The value's maker gives it a new name, and the clip's last node bears the old one, so that
-   whoever reads the gradient reads the clipped one.
-2. A read through which another gradient is computed goes to the new name: the raw value. So
-   does a read by name in the attributes of a Gradient node.
-3. A gradient that is an input of its graph keeps its name as the raw value, and its other reads
-   go to the clipped one.
-4. Where two parameters share a value and only one is clipped, the value stays as it is and the
-   reads on that parameter's way to its update go to the clipped one.
-"""
+"""The clips of all gradients, planned before any of them is put in, and all that is at fault."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnx_clip_pass.clips import Formula, Numerics, ParameterSite, shared_norms, turns
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.gradients import Gradient, Sighting, Survey, unit_axes
-from onnx_clip_pass.graph import BY_NAME, OUTPUT, Editor, Index, Read, Scope, Value
-from onnx_clip_pass.rewrite.levels import assign_levels
+from onnx_clip_pass.gradients import Sighting, Survey, unit_axes
+from onnx_clip_pass.graph import BY_NAME, OUTPUT, Index, Read, Scope, Value
+from onnx_clip_pass.rewrite.coverage import accepted
+from onnx_clip_pass.rewrite.edits import Edit
+from onnx_clip_pass.rewrite.finding import Finds
+from onnx_clip_pass.rewrite.reporting import Clipped, notes_on, notes_on_coverage
 from onnx_clip_pass.rewrite.selecting import Chosen
 from onnx_clip_pass.rewrite.settings import Settings
+from onnx_clip_pass.rewrite.unrolled import unrolled_steps
 from onnx_clip_pass.rewrite.watching import Watch
 from onnx_clip_pass.rules import Choice
 
-__all__ = ["Edit", "plan"]
+__all__ = ["Plan", "plan"]
 
 
-@dataclass(slots=True)
-class Edit:
-    """One clip to put in: behind `name` of `scope`, for all its reads or for some.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A rewrite that can be done: what was found, the edits, and what a user should know of both.
 
-    `clipped` is the name of the clipped value where that is declared already.
+    `schedule` says which formulas act together, one after another: the numbers of their edits, and
+    of each its number among the formulas of that edit. `replaces` says that the model was clipped.
     """
 
-    scope: Scope
-    name: str
-    choice: Choice
-    sightings: list[Sighting]
-    raw_reads: list[Read]
-    redirected: list[Read] | None = None
-    site: ParameterSite | None = None
-    level: int = 0
-    renamed: tuple[str, str] = ("", "")
-    clipped: str = ""
+    index: Index
+    settings: Settings
+    found: Finds
+    edits: list[Edit]
+    schedule: list[list[tuple[int, int]]]
+    warnings: list[str]
+    replaces: bool
 
     @property
-    def count(self) -> int:
-        """Of how many parameters the value is the gradient."""
-        return len({sighting.gradient.parameter.name for sighting in self.sightings})
-
-    @property
-    def position(self) -> int:
-        """Before which node of the scope the gradient is there."""
-        made = self.scope.producers.get(self.name)
-        return 0 if made is None else made[0] + 1
-
-    def open(self, editor: Editor) -> tuple[str, str]:
-        """Make room for the clip: the names of the raw and of the clipped gradient."""
-        scope, name = self.scope, self.name
-        if self.redirected is None:  # rules 1 and 2
-            source, target = editor.fresh(f"clip/{name}/raw"), name
-            editor.rename_producer(scope, name, source)
-            editor.redirect(self.raw_reads, name, source)
-            editor.declare(scope, source, self.sightings[0].type)
-            self.renamed = (source, name)
-        else:  # rules 3 and 4
-            source, target = name, self.clipped or editor.fresh(f"clip/{name}/clipped")
-            editor.redirect(self.redirected, name, target)
-            if target != self.clipped:
-                editor.declare(scope, target, self.sightings[0].type)
-            self.renamed = (target, name)
-        return source, target
+    def rows(self) -> tuple[Clipped, ...]:
+        """Each gradient, and what is to be done to it."""
+        return tuple(
+            Clipped(sighting.gradient, choice.clip, choice.rule)
+            if choice is not None
+            else Clipped(sighting.gradient, None)
+            for sighting, choice in self.found.selected.chosen
+        )
 
 
-def plan(
-    index: Index,
-    seen: Survey,
-    sightings: Chosen,
-    settings: Settings,
-) -> list[Edit]:
-    """The edits that put the clips in.
+def plan(index: Index, found: Finds, settings: Settings, *, replaces: bool) -> Plan:
+    """Plan the edits that put the clips in.
 
     Raises:
         OnnxClipError: some gradient cannot be clipped; all reasons are named.
     """
-    values = [sighting.value for sighting, _ in sightings]
-    backward = _backward_reads(index, seen, values)
-    groups: dict[tuple[int, str], Chosen] = {}
-    for sighting, choice in sightings:
-        key = (id(sighting.value.frame.scope), sighting.value.name)
-        groups.setdefault(key, []).append((sighting, choice))
+    seen, chosen = found.seen, found.selected.chosen
+    faults = settings.steering.faults(index, [choice for _, choice in chosen if choice is not None])
     edits: list[Edit] = []
-    faults = settings.steering.faults(
-        index, [choice for _, choice in sightings if choice is not None]
-    )
-    for group in groups.values():
-        choices = {_meaning(choice): choice for _, choice in group}
-        wanted = [choice for choice in choices.values() if choice is not None]
-        if not wanted:
-            continue
-        first = group[0][0]
-        faults += _faults(first, wanted, settings)
-        if not settings.watch and all(_does_nothing(each, settings.numerics) for each in wanted):
-            continue
-        readers = index.readers_of(first.value.frame.scope, first.value.name)
-        raw = [read for read in readers if read in backward or read.slot == BY_NAME]
-        others = [read for read in readers if read not in backward and read.slot != BY_NAME]
-        if not others and not settings.watch.measures_only:
-            faults.append(_clips_nothing(first))
-        if len(choices) == 1:
-            edits.append(_edit_for_all(group, wanted[0], raw, others, settings.watch, faults))
-        else:
-            edits += _edits_for_some(seen, group, others, faults)
-    for edit in edits:
+    backward = _backward_reads(index, seen, [sighting.value for sighting, _ in chosen])
+    for group in _by_value(chosen):
+        own, wrong = _edits_of(index, seen, group, backward, settings)
+        edits += own
+        faults += wrong
+    for number, edit in enumerate(edits):
         if edit.choice.clip.reads_parameter:
-            edit.site = _parameter_site(index, seen, edit, faults)
-    _check_groups(edits, faults)
+            site = _parameter_site(index, seen, edit)
+            if isinstance(site, str):
+                faults.append(site)
+            else:
+                edits[number] = replace(edit, site=site)
+    faults += _faults_of_groups(edits)
     if faults:
         raise OnnxClipError("this model cannot be clipped:", dict.fromkeys(faults))
-    assign_levels(index, edits)
-    turns(
-        [edit.choice.clip.formulas for edit in edits],
-        [(id(edit.scope), edit.level) for edit in edits],
-    )  # raises where groups wait for each other
-    return edits
+    steps = unrolled_steps(index, edits)
+    apart = [(id(edit.scope), step) for edit, step in zip(edits, steps, strict=True)]
+    schedule = turns([edit.choice.clip.formulas for edit in edits], apart)
+    warnings = found.selected.warnings + notes_on(seen, chosen) + found.notes
+    warnings += accepted(found.uncovered)
+    warnings += notes_on_coverage(index, found.selected.bare, settings)
+    return Plan(index, settings, found, edits, schedule, warnings, replaces)
+
+
+def _by_value(chosen: Chosen) -> Iterable[Chosen]:
+    """The gradients of several parameters together where they are one value."""
+    groups: dict[tuple[int, str], Chosen] = {}
+    for sighting, choice in chosen:
+        key = (id(sighting.value.frame.scope), sighting.value.name)
+        groups.setdefault(key, []).append((sighting, choice))
+    return groups.values()
+
+
+def _edits_of(
+    index: Index, seen: Survey, group: Chosen, backward: set[Read], settings: Settings
+) -> tuple[list[Edit], list[str]]:
+    """The edits of one value, and its faults."""
+    choices = {_meaning(choice): choice for _, choice in group}
+    wanted = [choice for choice in choices.values() if choice is not None]
+    if not wanted:
+        return [], []
+    value = group[0][0].value
+    faults = _faults(group[0][0], wanted, settings)
+    if not settings.watch and all(_does_nothing(each, settings.numerics) for each in wanted):
+        return [], faults
+    readers = index.readers_of(value.frame.scope, value.name)
+    raw = [read for read in readers if read in backward or read.slot == BY_NAME]
+    others = [read for read in readers if read not in backward and read.slot != BY_NAME]
+    if not others and not settings.watch.measures_only:
+        faults.append(_clips_nothing(group[0][0]))
+    if len(choices) > 1:
+        edits, wrong = _edits_for_some(seen, group, others)
+    else:
+        edits, wrong = _edits_for_all(group, wanted[0], raw, others, settings.watch)
+    return edits, faults + wrong
 
 
 _Meaning = tuple[str, str | None] | None
@@ -144,8 +129,9 @@ def _does_nothing(choice: Choice, numerics: Numerics) -> bool:
     )
 
 
-def _check_groups(edits: list[Edit], faults: list[str]) -> None:
-    """What gradients with a norm in common must have in common besides."""
+def _faults_of_groups(edits: list[Edit]) -> list[str]:
+    """What gradients with a norm in common must have in common besides, and have not."""
+    faults = []
     first: dict[object, tuple[Edit, Formula]] = {}
     for edit in edits:
         formulas = edit.choice.clip.formulas
@@ -153,21 +139,22 @@ def _check_groups(edits: list[Edit], faults: list[str]) -> None:
             if key is None:
                 continue
             other, theirs = first.setdefault(key, (edit, formula))
-            what: str | None
-            if other.scope is not edit.scope:
-                what = "they are values of different graphs"
-            elif (theirs.settings(), other.choice.threshold_input) != (
-                formula.settings(),
-                edit.choice.threshold_input,
-            ):
-                what = f"they are clipped by {theirs.label} and by {formula.label}"
-            else:
-                what = formula.clash(_gradient(other), _gradient(edit))
-            if what:
+            if what := _clash(other, theirs, edit, formula):
                 faults.append(
                     f"gradients {other.name!r} and {edit.name!r} of group {formula.group!r} cannot "
                     f"have one norm: {what}; give them groups of their own"
                 )
+    return faults
+
+
+def _clash(other: Edit, theirs: Formula, edit: Edit, formula: Formula) -> str | None:
+    """Why two gradients of a group cannot have one norm; None if they can."""
+    if other.scope is not edit.scope:
+        return "they are values of different graphs"
+    inputs = (other.choice.threshold_input, edit.choice.threshold_input)
+    if theirs.settings() != formula.settings() or inputs[0] != inputs[1]:
+        return f"they are clipped by {theirs.label} and by {formula.label}"
+    return formula.clash(other.gradient, edit.gradient)
 
 
 def _run(scope: Scope) -> str:
@@ -176,42 +163,31 @@ def _run(scope: Scope) -> str:
     return first if first.startswith("training_info") else ""
 
 
-def _gradient(edit: Edit) -> Gradient:
-    return edit.sightings[0].gradient
-
-
-def _parameter_site(
-    index: Index, seen: Survey, edit: Edit, faults: list[str]
-) -> ParameterSite | None:
-    """Where the clip reads the parameter; why it cannot goes to `faults`."""
+def _parameter_site(index: Index, seen: Survey, edit: Edit) -> ParameterSite | str:
+    """Where the clip reads the parameter, or why it cannot."""
     sighting = edit.sightings[0]
     parameter, gradient = sighting.parameter, sighting.gradient
     where = f"gradient {gradient.name!r}"
     if parameter is None:
-        faults.append(
+        return (
             f"{where}: its parameter is not known, and the clip compares them; say it with a map "
             f"(--map, in Python gradients={{gradient: parameter}})"
         )
-        return None
     if edit.count > 1:
-        faults.append(f"{where}: it belongs to several parameters, and the clip compares with one")
-        return None
+        return f"{where}: it belongs to several parameters, and the clip compares with one"
     if edit.scope.lookup(parameter.name) is not parameter.frame.scope:
-        faults.append(f"{where}: its parameter {parameter.name!r} is not to be had in its graph")
-        return None
+        return f"{where}: its parameter {parameter.name!r} is not to be had in its graph"
     shape = parameter.type.shape if parameter.type is not None else None
     seeds = int(gradient.has_seeds)
     if shape is None or gradient.shape is None or len(shape) + seeds != len(gradient.shape):
-        faults.append(f"{where}: the shapes of it and of its parameter do not go together")
-        return None
+        return f"{where}: the shapes of it and of its parameter do not go together"
     axes = None
     clips = [formula for formula in edit.choice.clip.formulas if formula.reads_parameter]
     if any(getattr(formula, "axes", None) is None for formula in clips):
         found = unit_axes(index, parameter)
         if isinstance(found, str):
-            faults.append(f"{where}: {found}; say the axes that a unit reaches over (axes)")
-        else:
-            axes = found
+            return f"{where}: {found}; say the axes that a unit reaches over (axes)"
+        axes = found
     return ParameterSite(parameter.name, seen.flow.dtype(parameter) or sighting.type.dtype, axes)
 
 
@@ -249,21 +225,17 @@ def _clips_nothing(sighting: Sighting) -> str:
     )
 
 
-def _edit_for_all(
-    group: Chosen,
-    choice: Choice,
-    raw: list[Read],
-    others: list[Read],
-    watch: Watch,
-    faults: list[str],
-) -> Edit:
+def _edits_for_all(
+    group: Chosen, choice: Choice, raw: list[Read], others: list[Read], watch: Watch
+) -> tuple[list[Edit], list[str]]:
+    """One edit for all that read the value, and what is at fault with it."""
     sightings = [sighting for sighting, _ in group]
     scope, name = sightings[0].value.frame.scope, sightings[0].value.name
-    edit = Edit(scope, name, choice, sightings, raw)
+    edit, faults = Edit(scope, name, choice, sightings, raw), []
     if watch.measures_only:
-        return edit
+        return [edit], []
     if name not in scope.producers and name in scope.input_slots:
-        edit.redirected = others
+        edit = replace(edit, redirected=others)
         if any(read.node == OUTPUT and read.scope is scope for read in others):
             faults.append(
                 f"gradient {name!r} is an input and an output of the same graph: it can have "
@@ -271,36 +243,36 @@ def _edit_for_all(
             )
     elif name not in scope.producers and name not in scope.initializers:
         faults.append(f"gradient {name!r} is a sparse initializer, which cannot be clipped")
-    return edit
+    return [edit], faults
 
 
 def _edits_for_some(
-    seen: Survey,
-    group: Chosen,
-    others: list[Read],
-    faults: list[str],
-) -> list[Edit]:
+    seen: Survey, group: Chosen, others: list[Read]
+) -> tuple[list[Edit], list[str]]:
+    """Edits for the reads of some of the parameters, and what is at fault with them."""
+    faults = []
     ways = [_way_to_sinks(seen, sighting) for sighting, _ in group]
-    edits: dict[_Meaning, Edit] = {}
+    redirected: dict[_Meaning, list[Read]] = {}
+    chosen = {_meaning(choice): choice for _, choice in group}
     for read in others:
         takers = [pair for pair, way in zip(group, ways, strict=True) if read in way] or group
-        choices = {_meaning(choice): choice for _, choice in takers}
-        if len(choices) > 1:
+        meanings = list(dict.fromkeys(_meaning(choice) for _, choice in takers))
+        if len(meanings) > 1:
             names = " and ".join(repr(sighting.gradient.parameter.name) for sighting, _ in group)
             place = "an output" if read.node == OUTPUT else "a node"
             faults.append(
                 f"gradient {group[0][0].value.name!r} belongs to the parameters {names}, which "
                 f"are to be clipped differently, but {place} takes it for both; clip both or none"
             )
-            continue
-        ((key, choice),) = choices.items()
-        if choice is not None:
-            sightings = [sighting for sighting, other in group if _meaning(other) == key]
-            scope, name = sightings[0].value.frame.scope, sightings[0].value.name
-            edit = edits.setdefault(key, Edit(scope, name, choice, sightings, [], []))
-            assert edit.redirected is not None
-            edit.redirected.append(read)
-    return list(edits.values())
+        elif meanings[0] is not None:
+            redirected.setdefault(meanings[0], []).append(read)
+    edits = []
+    for meaning, reads in redirected.items():
+        sightings = [sighting for sighting, choice in group if _meaning(choice) == meaning]
+        choice, value = chosen[meaning], sightings[0].value
+        assert choice is not None
+        edits.append(Edit(value.frame.scope, value.name, choice, sightings, [], reads))
+    return edits, faults
 
 
 def _way_to_sinks(seen: Survey, sighting: Sighting) -> set[Read]:

@@ -10,15 +10,14 @@ from onnx_clip_pass.clips.emitter import Used
 from onnx_clip_pass.errors import listed
 from onnx_clip_pass.gradients import Gradient, Survey
 from onnx_clip_pass.gradients.clipped import clip_nodes
-from onnx_clip_pass.graph import Body, Editor, Index, TensorType
+from onnx_clip_pass.graph import Index, TensorType
 from onnx_clip_pass.kernels import Need, missing
-from onnx_clip_pass.record import ClipEntry, Measure, Record, Uncovered
-from onnx_clip_pass.rewrite.planning import Edit
+from onnx_clip_pass.record import Uncovered
 from onnx_clip_pass.rewrite.selecting import Chosen
 from onnx_clip_pass.rewrite.settings import Settings
 from onnx_clip_pass.rewrite.watching import Emitted
 
-__all__ = ["Clipped", "Report", "lacking_kernels", "notes_on", "notes_on_coverage", "record_of"]
+__all__ = ["Clipped", "Report", "lacking_kernels", "notes_on", "notes_on_coverage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,63 +53,6 @@ class Report:
     def clipped(self) -> tuple[Clipped, ...]:
         """The gradients that are clipped, or measured."""
         return tuple(row for row in self.rows if row.clip is not None)
-
-
-def record_of(
-    editor: Editor,
-    edits: list[Edit],
-    sightings: Chosen,
-    settings: Settings,
-    emitted: tuple[Emitted, ...],
-    bodies: list[Body],
-    answers: dict[str, str],
-    uncovered: tuple[Uncovered, ...],
-) -> Record:
-    """The note to leave in the model.
-
-    Args:
-        editor: what was added.
-        edits: what was done.
-        sightings: the gradients and their choices.
-        settings: of the rewrite.
-        emitted: what is handed out.
-        bodies: those that the model had before it was edited, if nodes had to move.
-        answers: the gradients that slopes decided for, by parameter.
-        uncovered: what is left out with the user's consent.
-    """
-    entries = [
-        ClipEntry(
-            sighting.gradient.name,
-            sighting.gradient.parameter.name,
-            sighting.gradient.graph,
-            choice.clip.to_dict(),
-            choice.threshold_input or None,
-        )
-        for sighting, choice in sightings
-        if choice is not None
-    ]
-    added = editor.added
-    return Record(
-        clips=entries,
-        named=settings.named,
-        norm_precision=settings.numerics.norm_precision,
-        nonfinite=settings.numerics.nonfinite,
-        renamed=dict(edit.renamed for edit in edits if edit.renamed[0]),
-        values=added.values,
-        inputs=added.inputs,
-        outputs=added.outputs,
-        order=[
-            (next(n for n, body in enumerate(bodies) if body is scope.proto), runs)
-            for scope, runs in added.order
-        ],
-        loss_scale=settings.steering.loss_scale,
-        emitted=[Measure(e.output, e.quantity, list(e.gradients), e.group) for e in emitted],
-        measures_only=settings.watch.measures_only,
-        answers=answers,
-        optimizer_ops=dict(settings.optimizer_ops),
-        uncovered=list(uncovered),
-        imports=[list(importer) for importer in added.imports],
-    )
 
 
 def lacking_kernels(used: Iterable[Used]) -> list[str]:

@@ -4,53 +4,54 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from onnx_clip_pass.graph import OUTPUT, Index, Read, Scope
+from onnx_clip_pass.rewrite.edits import Edit
 
-if TYPE_CHECKING:
-    from onnx_clip_pass.rewrite.planning import Edit
-
-__all__ = ["assign_levels"]
+__all__ = ["unrolled_steps"]
 
 
-def assign_levels(index: Index, edits: Sequence[Edit]) -> None:
-    """Give each gradient of a group its level: the number of its step, from 0.
+def unrolled_steps(index: Index, edits: Sequence[Edit]) -> list[int]:
+    """The number of its unrolled step, from 0, for each gradient of a group; 0 for any other.
 
     1. One that is computed from a clipped gradient, as in the second step of an unrolled loop, is a
-       level above it: a norm that holds both would wait for itself.
+       step behind it: a norm that holds both would wait for itself.
     2. The second gradient of a parameter belongs to the second step, even if nothing clipped leads
        to it, as where the loss is linear in the parameter.
     """
-    grouped = [edit for edit in edits if any(f.group for f in edit.choice.clip.formulas)]
-    scopes = {id(edit.scope): edit.scope for edit in grouped}
-    for scope in scopes.values():
-        own = [edit for edit in grouped if edit.scope is scope]
+    by_scope: dict[int, list[Edit]] = {}
+    for edit in edits:
+        if any(formula.group for formula in edit.choice.clip.formulas):
+            by_scope.setdefault(id(edit.scope), []).append(edit)
+    numbers: dict[int, int] = {}
+    for own in by_scope.values():
         if len(own) > 1:
-            _assign(index, scope, own)
+            steps = _steps_in(index, own[0].scope, own)
+            numbers |= {id(edit): steps[edit.name] for edit in own}
+    return [numbers.get(id(edit), 0) for edit in edits]
 
 
-def _assign(index: Index, scope: Scope, edits: Sequence[Edit]) -> None:
+def _steps_in(index: Index, scope: Scope, edits: Sequence[Edit]) -> dict[str, int]:
+    """The first step that each value of a scope can belong to, given the gradients of groups."""
     clipped = {read for edit in edits for read in _clipped_reads(index, edit)}
     gradients = {edit.name for edit in edits}
     least = _numbers_of_steps(edits)
-    level = {name: least.get(name, 0) for name in scope.names}
+    step = {name: least.get(name, 0) for name in scope.names}
     captured = _captured_reads(index, scope)
     for number, node in enumerate(scope.nodes):
         reads = [(name, Read(scope, number, slot)) for slot, name in enumerate(node.input)]
         reads += captured.get(number, [])
         highest = max(
             (
-                level.get(name, 0) + int(name in gradients and read in clipped)
+                step.get(name, 0) + int(name in gradients and read in clipped)
                 for name, read in reads
             ),
             default=0,
         )  # rule 1
         for name in node.output:
             if name:
-                level[name] = max(highest, level[name])
-    for edit in edits:
-        edit.level = level[edit.name]
+                step[name] = max(highest, step[name])
+    return step
 
 
 def _numbers_of_steps(edits: Sequence[Edit]) -> dict[str, int]:

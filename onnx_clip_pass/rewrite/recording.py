@@ -1,0 +1,58 @@
+"""The note that a rewrite leaves in the model, and the report to its caller."""
+
+from __future__ import annotations
+
+from onnx_clip_pass.record import ClipEntry, Measure, Record
+from onnx_clip_pass.rewrite.emitting import Made
+from onnx_clip_pass.rewrite.planning import Plan
+from onnx_clip_pass.rewrite.reporting import Report, lacking_kernels
+
+__all__ = ["record_of", "report_of"]
+
+
+def report_of(plan: Plan, made: Made) -> Report:
+    """The report on a plan that is carried out, in its model or in another."""
+    return Report(
+        plan.rows,
+        (*plan.warnings, *lacking_kernels(made.used)),
+        plan.replaces,
+        made.emitted,
+        tuple(made.added.inputs),
+        plan.settings.watch.measures_only,
+        plan.found.uncovered,
+    )
+
+
+def record_of(plan: Plan, made: Made) -> Record:
+    """The note on a plan and what was added for it."""
+    settings = plan.settings
+    entries = [
+        ClipEntry(
+            sighting.gradient.name,
+            sighting.gradient.parameter.name,
+            sighting.gradient.graph,
+            choice.clip.to_dict(),
+            choice.threshold_input or None,
+        )
+        for sighting, choice in plan.found.selected.chosen
+        if choice is not None
+    ]
+    added = made.added
+    return Record(
+        clips=entries,
+        named=settings.named,
+        norm_precision=settings.numerics.norm_precision,
+        nonfinite=settings.numerics.nonfinite,
+        renamed=made.renamed,
+        values=added.values,
+        inputs=added.inputs,
+        outputs=added.outputs,
+        order=added.order,
+        loss_scale=settings.steering.loss_scale,
+        emitted=[Measure(e.output, e.quantity, list(e.gradients), e.group) for e in made.emitted],
+        measures_only=settings.watch.measures_only,
+        answers=plan.found.answers,
+        optimizer_ops=dict(settings.optimizer_ops),
+        uncovered=list(plan.found.uncovered),
+        imports=[list(importer) for importer in added.imports],
+    )
