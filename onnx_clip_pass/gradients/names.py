@@ -14,6 +14,7 @@ The weakest evidence. A value counts only if
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import cached_property
 from typing import NamedTuple
 
 from onnx_clip_pass.errors import OnnxClipError
@@ -55,7 +56,7 @@ def find(
             from the other.
     """
     named = Named([], [])
-    taken, used = set(known), _used(flow) if any(candidates) else set()
+    taken, used = set(known), _Used(flow)
     for of_frame in candidates:
         for parameter, values in of_frame.items():
             name = flow.root_name(parameter)
@@ -97,15 +98,28 @@ def _candidates(flow: Flow, frame: Frame) -> Candidates:
     return found
 
 
-def _used(flow: Flow) -> set[Value]:
+class _Used:
     """The values that go into what the model returns, or what a loop hands on in each turn."""
-    ends = (
-        flow.resolve(frame, name)
-        for frame in flow.frames()
-        if flow.is_run_or_iteration(frame)
-        for name in frame.scope.outputs
-    )
-    return flow.ancestors(end for end in ends if end is not None)[0]
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+
+    def __contains__(self, value: Value) -> bool:
+        return self._is_end(value) or value in self._behind_ends
+
+    def _is_end(self, value: Value) -> bool:
+        frame, name = value
+        return name in frame.scope.handed_out and self._flow.is_run_or_iteration(frame)
+
+    @cached_property
+    def _behind_ends(self) -> set[Value]:
+        named = (
+            self._flow.resolve(frame, name)
+            for frame in self._flow.frames()
+            for name in frame.scope.outputs
+            if self._flow.is_run_or_iteration(frame)
+        )
+        return self._flow.ancestors(end for end in named if end is not None)[0]
 
 
 def _fits(flow: Flow, value: Value, parameter: Value) -> bool:
