@@ -63,7 +63,7 @@ _Path = str | os.PathLike[str]
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a file holds: gradients, the record of a rewrite, and why there are no gradients.
+    """The contents of a file: gradients, the record of a rewrite, and why there are no gradients.
 
     `questions` are the trained parameters whose gradients are not known, `carried` the states that
     are handed from step to step and not trained.

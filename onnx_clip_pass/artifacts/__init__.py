@@ -64,7 +64,7 @@ _AT_STEP = {"norm_precision", "nonfinite", "partial", "optimizer_ops", "emit_as"
 
 @dataclass(frozen=True, slots=True)
 class ArtifactsInspection:
-    """What a folder holds.
+    """The contents of a folder.
 
     `training` is what the training model holds. `optimizer` is the op type of the optimizer node,
     "" if there is none, for which `reason` then says why; `record` is that of the optimizer model.

@@ -1,4 +1,4 @@
-"""What lies in a folder of training artifacts, and whether it can be brought along.
+"""The files in a folder of training artifacts, and whether they can be brought along.
 
 `onnxruntime.training.artifacts.generate_artifacts(…, prefix=p)` writes `<p>training_model.onnx`,
 `<p>eval_model.onnx`, `<p>checkpoint` and, if it is given an optimizer, `<p>optimizer_model.onnx`;
@@ -147,7 +147,7 @@ def _walk(folder: Path) -> tuple[dict[str, DataFile], list[str], list[str]]:
 
 
 def _why_not(path: Path, root: Path) -> str:
-    """Why an entry cannot be brought along; "" if it can."""
+    """Return why an entry cannot be brought along; "" if it can."""
     try:
         if path.is_symlink() and not path.resolve(strict=True).is_relative_to(root):
             return (

@@ -1,4 +1,4 @@
-"""Which folders may be replaced: nothing is removed but files whose names the new one has too."""
+"""Folders that may be replaced: nothing is removed but files whose names the new one has too."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ _FIRST_CARRIED_SEQUENCE = 13  # the first Loop that hands a sequence from one tu
 
 
 class Optimizer(NamedTuple):
-    """What an optimizer model does: its optimizer node's op type, and the gradients' dtype."""
+    """An optimizer model: its optimizer node's op type, and the gradients' dtype."""
 
     op_type: str
     dtype: int

@@ -1,4 +1,4 @@
-"""Where a value goes, and what it is computed from: a walk forward and one backward.
+"""The uses of a value, and all that it is computed from: a walk forward and one backward.
 
 `Flow` follows values backward through control flow and calls, one at a time; here one graph is
 walked as a whole, in which a node with subgraphs is one node that takes what they take.

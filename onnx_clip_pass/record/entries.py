@@ -1,4 +1,4 @@
-"""What a record holds, and each kind of entry in the types of JSON."""
+"""The contents of a record, and each kind of entry in the types of JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHOWN = 4
 
 
 class _ClipForm(TypedDict):
-    """What every entry of `clips` has; its settings, which each clip names itself, stand beside."""
+    """The fields of every entry of `clips`; the settings, as each clip names them, stand beside."""
 
     gradient: str
     parameter: str
@@ -94,7 +94,7 @@ class Uncovered:
 
 @dataclass(slots=True)
 class Record:
-    """What a rewrite did; the types of the fields are the form that a record must have.
+    """All that a rewrite did; the types of the fields are the form that a record must have.
 
     `clips` has an entry for each gradient: its name, parameter, graph, clip and settings. `named`
     are the gradients that the caller named, with the parameters given for them; None if gradients

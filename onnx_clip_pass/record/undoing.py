@@ -112,7 +112,7 @@ def _made_by(model: ModelProto, nodes: set[str]) -> set[str]:
 
 
 def _forged(model: ModelProto, record: Record, made: set[str]) -> list[str]:
-    """What the record says was added and cannot have been: the model's own, or made up.
+    """Names that the record says were added and cannot have been: the model's own, or made up.
 
     A digest proves nothing here, since whoever writes a record can write its digest as well.
     """
@@ -183,7 +183,7 @@ def _rename_back(body: Body, names: dict[str, str]) -> None:
 
 
 def _added_to(model: ModelProto, record: Record) -> Iterator[NodeProto | TensorProto]:
-    """What the model still has of the nodes and initializers that the record names."""
+    """The nodes and initializers that the record names, as far as the model still has them."""
     nodes, initializers = set(record.nodes), set(record.initializers)
     for body in bodies_of(model):
         yield from (node for node in body.node if node.name in nodes)

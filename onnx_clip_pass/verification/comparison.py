@@ -1,4 +1,4 @@
-"""What a verification is about: two models, the clips in one of them, and what is found."""
+"""The subject of a verification: two models, the clips in one of them, and the findings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a verification tells."""
+"""The results of a verification."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class GradientCheck:
 
     @property
     def verdict(self) -> str:
-        """What was found, in a word or two."""
+        """The finding in a word or two."""
         if not self.has_run:
             return "not run"
         if self.faults:
@@ -56,7 +56,7 @@ class OutputCheck:
 
 @dataclass(slots=True)
 class Verification:
-    """What a verification found; `faults` are those that belong to no gradient and no output."""
+    """All findings; `faults` are those that belong to no gradient and no output."""
 
     gradients: list[GradientCheck]
     outputs: list[OutputCheck]
@@ -65,6 +65,6 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether everything agrees."""
+        """True if everything agrees."""
         found = [row.faults for row in self.gradients] + [row.faults for row in self.outputs]
         return not self.faults and not any(found)

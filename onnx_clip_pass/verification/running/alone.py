@@ -59,7 +59,7 @@ class Alone:
             self._session = open_session(model, provider=provider, optimize=False, folder=folder)
 
     def run(self, given: Mapping[str, NDArray[Any]]) -> Arrays:
-        """What is made of these gradients and parameters, by name, and they themselves."""
+        """Return these gradients and parameters, and what is made of them, by name."""
         assert self._session is not None
         known = set(self._session.inputs)
         feeds = self._feeds | {name: array for name, array in given.items() if name in known}
@@ -67,7 +67,7 @@ class Alone:
 
 
 class _Slice:
-    """What `wanted` is computed from in a body and those around it, up to what is `given`."""
+    """All that `wanted` is computed from in a body and those around it, up to what is `given`."""
 
     def __init__(
         self,

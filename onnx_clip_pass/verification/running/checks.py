@@ -1,4 +1,4 @@
-"""What one run of both models shows, gradient by gradient and output by output."""
+"""Checks of one run of both models, gradient by gradient and output by output."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Clipped:
 
     @property
     def of(self) -> Comparison:
-        """What is compared."""
+        """The models that are compared."""
         return self.clipping.of
 
     def made(self, one: One) -> Array:
-        """What the graph makes of a gradient."""
+        """A gradient as the graph clips it."""
         port = self.rewritten.clipped[one.target][one.port]
         return np.asarray(self.after[port.output][one.at])
 
@@ -110,7 +110,7 @@ def check_gradients(seen: Clipped) -> list[tuple[One, Outcome]]:
 def _within(
     seen: Clipped, ones: Sequence[One], outcomes: Sequence[Outcome]
 ) -> list[NDArray[np.bool_]]:
-    """Where gradients must be as they are, bit for bit, though their norm is not known exactly.
+    """Return where gradients must be as they are, bit for bit, though their norm is inexact.
 
     Asked of the formulas only if something that they leave as it is has other bits.
     """
@@ -130,7 +130,7 @@ def _within(
 
 
 def _unrounded(clipping: Clipping, ones: Sequence[One]) -> list[Array]:
-    """What formulas give before it is rounded to a dtype narrower than they are computed in.
+    """The result of formulas before it is rounded to a dtype narrower than they are computed in.
 
     Two units of that, which may be wrong elsewhere, hide what is computed in the dtype itself.
     """
@@ -175,7 +175,7 @@ def _check_one(
 
 
 def _unchanged(clipped: Array, raw: Array) -> NDArray[np.bool_]:
-    """Where the formula leaves an element as it is, its sign and nan too."""
+    """Return where the formula leaves an element as it is, its sign and nan too."""
     same = (clipped == raw) & (np.signbit(clipped) == np.signbit(raw))
     return np.asarray(same)
 
@@ -192,7 +192,7 @@ def _norm(array: Array, has_seeds: bool) -> float:
 
 
 def check_raw(seen: Seen) -> None:
-    """Whether the backward pass gives what it gives when it sees raw gradients."""
+    """Hold the backward pass to what it gives when it sees raw gradients."""
     behind = {place for target in seen.of.targets for place in target.behind}
     for number, target in enumerate(seen.of.targets):
         depends = (target.scope, target.name) in behind

@@ -95,7 +95,7 @@ class Clipping:
                         yield found
 
     def outcomes(self, ones: Sequence[One]) -> list[Outcome]:
-        """What the formulas make of them."""
+        """The results of the formulas."""
         return self.outcomes_of([one.member for one in ones])
 
     def outcomes_of(self, members: Sequence[Member]) -> list[Outcome]:
@@ -112,20 +112,20 @@ class Clipping:
         """The clipped gradients of a run by the inputs that they are fed to.
 
         Move 0 is none; 1 makes all of them longer by their own tolerance, as an error of a norm
-        would; each further one moves every element by it, up or down as a die of its own says.
+        would; each further one moves every element by it, up or down at random.
         """
         found = {
             into.fed: np.array(run[port.output])
             for group, into_group in zip(ports, to, strict=True)
             for port, into in zip(group, into_group, strict=True)
         }
-        die = np.random.default_rng(move)
+        rng = np.random.default_rng(move)
         for ones in self.ones(ports, run):
             for one, outcome in zip(ones, self.outcomes(ones), strict=True):
                 array = found[to[one.target][one.port].fed]
                 clipped = outcome.clipped
                 if move:
-                    signs = 1.0 if move == 1 else die.choice([-1.0, 1.0], size=clipped.shape)
+                    signs = 1.0 if move == 1 else rng.choice([-1.0, 1.0], size=clipped.shape)
                     precision = outcome.precision + compare.epsilon(str(clipped.dtype))
                     clipped = clipped.astype(np.float64) * (1 + signs * precision)
                 array[one.at] = clipped.astype(array.dtype)
@@ -157,6 +157,6 @@ class Clipping:
         return np.asarray(arrays[which][at[: self._parameter_ports[number][which].loops]])
 
     def _is_not_taken(self, number: int, array: Array) -> bool:
-        """Whether it stands for the gradient of a branch that was not taken."""
+        """Return whether it stands for the gradient of a branch that was not taken."""
         shape = self.of.targets[number].gradient.shape
         return np.ndim(array) == 0 and bool(shape)

@@ -20,7 +20,7 @@ __all__ = ["Copy", "Port"]
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """Where an inner value comes out: an output of the main graph, with `loops` axes in front.
+    """An output of the main graph by which an inner value comes out, with `loops` axes in front.
 
     `fed` is the input by which it can be given from outside, or empty.
     """

@@ -1,4 +1,4 @@
-"""How much memory a verification needs, asked before it is taken."""
+"""The memory that a verification needs, asked for before it is taken."""
 
 from __future__ import annotations
 

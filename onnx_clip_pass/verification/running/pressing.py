@@ -90,7 +90,7 @@ class Pressing:
 
     def _arrays(self, numbers: Sequence[int]) -> Press | None:
         """Gradients and parameters as in the first run, made up where there are none but zeros."""
-        die = np.random.default_rng(0)
+        rng = np.random.default_rng(0)
         found = Press("")
         made: dict[str, NDArray[Any]] = {}
         for number in numbers:
@@ -100,20 +100,20 @@ class Pressing:
             if member is not None:
                 array = member.case.gradient
                 if not np.isfinite(wide := compare.wide(array)).all() or not wide.any():
-                    array = die.standard_normal(array.shape).astype(dtype)
+                    array = rng.standard_normal(array.shape).astype(dtype)
                 parameter = member.case.parameter
             elif shape is None:
                 return None
             else:
                 sizes = [size if isinstance(size, int) else _MADE_UP for size in shape]
-                array = np.asarray(die.standard_normal(sizes)).astype(dtype)
+                array = np.asarray(rng.standard_normal(sizes)).astype(dtype)
                 parameter = None
             found.gradients[number] = made.setdefault(target.raw, np.asarray(array))
             if target.parameter is not None:
                 if parameter is None:
                     kind = helper.tensor_dtype_to_np_dtype(target.parameter[2])
                     own = array.shape[: array.ndim - int(target.gradient.has_seeds)]
-                    parameter = np.asarray(die.standard_normal(own)).astype(kind)
+                    parameter = np.asarray(rng.standard_normal(own)).astype(kind)
                 found.parameters[number] = made.setdefault(target.parameter[1], parameter)
         return found
 

@@ -27,7 +27,7 @@ Factors = Mapping[int, float]
 
 @dataclass(frozen=True, slots=True)
 class Outlets:
-    """Where in the outputs of a session the gradients are, and of the original's the rest.
+    """The places of gradients in the outputs of a session, and of the original's the rest.
 
     `clipped` is of the rewritten model, `parameters` and `loss_scale` of the original.
     """
@@ -86,7 +86,7 @@ class Runs:
         return self._open(copy.finish(), self.of.after_folder), Outlets(raw, clipped, [], "")
 
     def conditions(self) -> dict[tuple[int, str], NDArray[Any]]:
-        """What each If of the original decides by, by the number of its scope and its name."""
+        """The condition of each If of the original, by the number of its scope and its name."""
         copy = Copy(self.of.before.model)
         ports = {}
         for number, scope in enumerate(copy.index.scopes):

@@ -56,7 +56,7 @@ class Expected:
         self.arrays, self.clipping = self._settle(session, first, plain, 0)
 
     def fault(self, name: str, actual: NDArray[Any]) -> str:
-        """Why what the rewritten model gives for one of `arrays` is wrong; empty if it is not."""
+        """Return why an output of the rewritten model, one of `arrays`, is wrong; empty if it is not."""
         return compare.output_fault(actual, self.arrays[name], self._moved(name))
 
     def _moved(self, name: str) -> Iterator[NDArray[Any]]:

@@ -86,7 +86,7 @@ class Trials:
             self._run(factors, f"{words}: ", thresholds)
 
     def _has_sign(self, numbers: list[int], sign: int) -> bool:
-        """Whether negated gradients may be clipped otherwise: those whose elements are bounded."""
+        """Return whether negated gradients may be clipped otherwise, as where elements are bounded."""
         formulas = [f for number in numbers for f in self._targets[number].clip.formulas]
         return sign > 0 or any(formula.is_elementwise for formula in formulas)
 

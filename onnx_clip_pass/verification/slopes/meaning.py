@@ -1,4 +1,4 @@
-"""Whether what the record calls gradients are slopes of the loss.
+"""Recorded gradients held to the slopes of the loss.
 
 A clip can be right to the last bit on a value that is no gradient: on a step of the optimizer,
 whose norm is another, or on the new weights of another network. So the loss is run with parameters
@@ -147,7 +147,7 @@ class Meaning:
         self._remarks.setdefault(why, []).append(name)
 
     def _has_several_seeds(self, target: Target) -> bool:
-        """Whether the last dimension of a gradient counts seeds, of which several are fed."""
+        """Return whether the last dimension of a gradient counts seeds and several are fed."""
         if not target.gradient.has_seeds:
             return False
         count = (target.gradient.shape or (None,))[-1]
@@ -321,12 +321,12 @@ def _each_gradient_once(pairs: Sequence[_Pair]) -> list[list[_Pair]]:
 
 
 def _is_clear(check: SlopeCheck) -> bool:
-    """Whether anything can be said: that the loss does not move along a gradient, or how much."""
+    """Return whether it is known that the loss does not move along a gradient, or how much."""
     return check.error <= _NOISE or math.isinf(check.factor)
 
 
 def _is_right(check: SlopeCheck, scales: Sequence[float]) -> bool:
-    """Whether a gradient is the slope, or that times a scale of the loss; or both are zero."""
+    """Return whether a gradient is the slope, times a scale of the loss; or both are zero."""
     off = _MARGIN * check.error
     if not check.error <= _NOISE or check.orthogonal > max(NEAR, off):
         return False

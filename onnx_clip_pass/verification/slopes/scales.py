@@ -57,5 +57,5 @@ def seeds_of(
 
 
 def _is_rate(index: Index, knob: str, gradient: str) -> bool:
-    """Whether an input scales a value behind the last sum or product of matrices before it."""
+    """Return whether an input scales a value behind the last sum or matrix product before it."""
     return knob in ancestors_in(index.main.nodes, lambda node: node.op_type in _TAIL)(gradient)

@@ -32,7 +32,7 @@ def state_in(
     *,
     is_slope: bool | None,
 ) -> str:
-    """What a value is if it is a parameter, or the new value of one or of a state; else empty.
+    """The parameter or state that a value is, or is the new value of, in words; else empty.
 
     Args:
         index: the model.
@@ -156,7 +156,7 @@ def _scaled(
     numbers: Mapping[str, float] | None,
     factors: list[str],
 ) -> list[tuple[str, float]]:
-    """What a product with a number, or a quotient by one, is made of."""
+    """The one term of a product with a number, or of a quotient by one."""
     for at in (1, 0) if op_type == "Mul" else (1,):
         if not type_of(index, inputs[at]).is_single:
             continue

@@ -50,7 +50,7 @@ def _around(scope: Scope) -> Iterator[tuple[Scope, NodeProto, str]]:
 
 
 def _whose(scope: Scope, record: Record) -> tuple[Any, ...]:
-    """Which body a scope is: by what the nodes around it make, which a clip may put later."""
+    """The identity of a scope: by what the nodes around it make, which a clip may put later."""
     path: list[Any] = [scope.path]
     for outer, node, key in _around(scope):
         path[-1:] = [(_old(node.output, record), key), outer.path]
@@ -58,7 +58,7 @@ def _whose(scope: Scope, record: Record) -> tuple[Any, ...]:
 
 
 def _difference(scope: Scope, other: Scope, record: Record) -> str:
-    """Where a body is not what it was; who reads gradients clipped is checked elsewhere."""
+    """The first change in a subgraph; who reads gradients clipped is checked elsewhere."""
     added = set(record.nodes)
     now = {
         _old(node.output, record): _key(node, record)

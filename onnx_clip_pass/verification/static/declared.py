@@ -1,4 +1,4 @@
-"""What can be compared without running anything: inputs, outputs and weights."""
+"""Inputs, outputs and weights, which are compared without running anything."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def declared_faults(
 
 
 def recorded_faults(record: Record) -> list[str]:
-    """What in a record contradicts the rest of it, so that nothing can be held against it."""
+    """Contradictions within a record, so that nothing can be held against it."""
     faults = []
     steered = {e.threshold_input for e in record.clips if e.threshold_input is not None}
     if steered != set(record.inputs):
@@ -109,7 +109,7 @@ def _reading(tensor: TensorProto, folder: Path) -> Iterator[None]:
 
 
 def _place(tensor: TensorProto, folder: Path | None) -> tuple[Any, ...] | None:
-    """Where external data lies: the file itself, whatever its path, and the place in it."""
+    """The place of external data: the file itself, whatever its path, and the place in it."""
     if tensor.data_location != TensorProto.EXTERNAL or folder is None:
         return None
     info = ExternalDataInfo(tensor)

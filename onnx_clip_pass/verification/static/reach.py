@@ -1,4 +1,4 @@
-"""What a read of a value leads to, read by read: written apart from the search that rewrites use.
+"""All that a read of a value leads to: written apart from the search that rewrites use.
 
 A rewrite looks from gradients back to what they are computed from; this walks forward.
 """
@@ -97,7 +97,7 @@ def _handed_out(index: Index, scope: Scope, slot: int, next_iterations: bool) ->
 
 
 def _states(scope: Scope, number: int) -> int:
-    """How many values a Loop or Scan carries from one iteration to the next."""
+    """The number of values that a Loop or Scan carries from iteration to iteration."""
     node = scope.nodes[number]
     if node.op_type == "Loop":
         return max(len(node.input) - 2, 0)

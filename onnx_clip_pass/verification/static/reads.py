@@ -1,4 +1,4 @@
-"""What the reads of an original have become in the model that was made of it."""
+"""The reads of an original as they are in the model that was made of it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Readers:
         clipped: dict[Read, set[str]],
         raw: str,
     ) -> list[str]:
-        """Which of a gradient's reads do not see the clipped or the raw value as they must.
+        """The reads of a gradient that do not see the clipped or the raw value as they must.
 
         Args:
             reads: all of them.

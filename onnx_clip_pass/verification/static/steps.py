@@ -1,4 +1,4 @@
-"""Which gradients are clipped together: those of a group that belong to the same step.
+"""Gradients that are clipped together: those of a group that belong to the same step.
 
 Worked out from the original by walking forward, apart from what a rewrite does.
 """

@@ -1,4 +1,4 @@
-"""What is to be checked: each recorded clip, its gradient in both models, and who reads it clipped.
+"""The subjects of checks: recorded clips, their gradients in both models, and who reads them clipped.
 
 The record says only which gradients are clipped and how. Who is to read the clipped value is
 worked out here from the original, by walking forward.
@@ -96,7 +96,7 @@ def targets_of(before: Index, after: Index, record: Record) -> list[Target]:
 
 
 class _Reading:
-    """How the targets are read off both models."""
+    """Reads the targets off both models."""
 
     def __init__(self, before: Index, after: Index, record: Record, seen: Survey) -> None:
         self._before, self._after = before, after
@@ -152,7 +152,7 @@ class _Reading:
         return made
 
     def _parts(self, place: Place, group: _Group, reads: list[Read]) -> list[_Part]:
-        """Who shares a clip of this value.
+        """The gradients that share a clip of this value.
 
         One clip serves all its reads, unless some of its parameters are to have another or none.
         """
@@ -210,7 +210,7 @@ class _Reading:
         return any(x in self._gradients and x != own and x not in self._ends for x in values)
 
     def _leads_to(self, read: Read, sighting: Sighting) -> bool:
-        """Whether the sighting's parameter is updated through this read, in the same step."""
+        """Return whether its parameter is updated through this read, in the same step."""
         sinks = {Read(sink.frame.scope, sink.node, sink.slot) for sink in sighting.sinks}
         values, _ = reach(self._before, [read], stop=self._ends, next_iterations=False)
         return read in sinks or any(

@@ -1,1 +1,1 @@
-"""What the formulas give, in float64, and how far from it a result may be."""
+"""Results of the formulas, in float64, and how far from it a result may be."""

@@ -117,12 +117,12 @@ def allowed_ulps(dtype: str, precision: float) -> float:
 
 
 def is_half(dtype: str) -> bool:
-    """Whether numbers of this dtype have half precision."""
+    """Return whether numbers of this dtype have half precision."""
     return dtype in _HALVES
 
 
 def half_ulps(values: NDArray[np.float64], dtype: str) -> NDArray[np.float64]:
-    """How far from each of these numbers of half precision what was rounded to it may be.
+    """The distance that a number rounded to each of these, of half precision, may have had.
 
     As a part of the number it is no more than half an epsilon.
     """
@@ -153,7 +153,7 @@ def epsilon(dtype: str) -> float:
 
 
 def output_fault(actual: Array, expected: Array, moves: Iterable[Array]) -> str:
-    """Why an output behind a clip is not what it should be; empty if it is.
+    """Return why an output behind a clip is not what it should be; empty if it is.
 
     What may differ is measured: `moves` are the output when every clipped gradient is moved within
     its own tolerance. 32 units of rounding of the largest element, and four times the largest

@@ -1,4 +1,4 @@
-"""What the recorded clips make of gradients, in float64, and how far off a graph may be."""
+"""The results of recorded clips in float64, and how far off a graph may be."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Member:
 
 @dataclass(slots=True)
 class Outcome:
-    """What the formulas make of a gradient.
+    """The result of the formulas for a gradient.
 
     `acts` says of each of them whether it changed the gradient, of one that bounds elements for
     each of its bounds, and nothing of those that never do. `scale` is the least factor: nan if an
@@ -148,7 +148,7 @@ class _Stage(NamedTuple):
 
 
 def _stages(members: Sequence[Member], nonfinite: NonFinite) -> Iterator[_Stage]:
-    """What the formulas make of gradients, one after another."""
+    """Apply the formulas of gradients, one after another."""
     cases = [member.case for member in members]
     chains = [member.formulas for member in members]
     for turn in turns(chains, [member.level for member in members]):
@@ -240,7 +240,7 @@ def _scale(formula: Formula, cases: Sequence[Case]) -> float | None:
 
 
 def _norms(formula: Formula, case: Case) -> NDArray[np.float64]:
-    """What the formula limits, before it does."""
+    """The norms that the formula limits."""
     with np.errstate(over="ignore"):
         return formula.norms(case)
 
@@ -288,7 +288,7 @@ def _roundings(formula: Formula, case: Case, norms: NDArray[np.float64]) -> NDAr
 def _farthest(
     norms: NDArray[np.float64], *ends: NDArray[np.float64] | float
 ) -> NDArray[np.float64]:
-    """How far these ends are off at most; 0 where it is not finite."""
+    """The largest distance of these ends; 0 where it is not finite."""
     with np.errstate(invalid="ignore"):  # inf - inf is nan
         found = np.max([np.abs(end - norms) for end in ends], axis=0)
     return np.where(np.isfinite(found), found, 0.0)
@@ -314,7 +314,7 @@ def _precision_of_limit(cases: Sequence[Case], numerics: Numerics) -> float:
 
 
 def _is_wide(cases: Sequence[Case], numerics: Numerics) -> bool:
-    """Whether these gradients are clipped in float64."""
+    """Return whether these gradients are clipped in float64."""
     return numerics.norm_precision == "wide" or all(
         case.gradient.dtype == np.float64 for case in cases
     )

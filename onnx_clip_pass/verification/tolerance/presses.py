@@ -1,4 +1,4 @@
-"""What clips are tried on: gradients made from those of a run, each of them for a reason.
+"""Gradients on which clips are tried, made from those of a run, each of them for a reason.
 
 A wrong clip shows on a gradient on which the wrong formula gives something else. These are the
 presses, and what each is to show:
