@@ -44,7 +44,7 @@ class GradientCheck:
 class OutputCheck:
     """One output; `behind_clip` tells whether a clipped gradient leads to it.
 
-    `quantity` is what it hands out of gradients, for an output that the rewrite has added.
+    `quantity` is what it measures of gradients, for an output that the rewrite has added.
     """
 
     name: str

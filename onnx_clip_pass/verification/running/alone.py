@@ -1,4 +1,4 @@
-"""The clips of one body as a model of their own: raw gradients in, clipped ones out.
+"""The clips of one graph as a model of their own: raw gradients in, clipped ones out.
 
 What a clip does to a gradient is a function of the gradient, its parameter and what steers it. Cut
 out of the rewritten model, it can be given any gradient, many times, for what the clip costs.
@@ -21,11 +21,11 @@ __all__ = ["Alone"]
 
 
 class Alone:
-    """The nodes of a rewritten model between raw gradients of one body and what is made of them.
+    """The nodes of a rewritten model between raw gradients of one graph and what is made of them.
 
     Args:
         after: the rewritten model.
-        targets: those of one body.
+        targets: those of one graph.
         outputs: of the main graph that hand out what is measured of them.
         feeds: of the model, for what clips read besides: thresholds and loss scales.
         provider: where to run.
@@ -67,7 +67,7 @@ class Alone:
 
 
 class _Slice:
-    """All that `wanted` is computed from in a body and those around it, up to what is `given`."""
+    """All that `wanted` is computed from in a graph and those around it, up to what is `given`."""
 
     def __init__(
         self,

@@ -16,8 +16,8 @@ from onnx_clip_pass.runtime import Arrays
 from onnx_clip_pass.verification.comparison import Comparison
 from onnx_clip_pass.verification.report import OutputCheck
 from onnx_clip_pass.verification.running.clipping import Clipping, One
+from onnx_clip_pass.verification.running.fixed_point import Expected
 from onnx_clip_pass.verification.running.runs import Outlets
-from onnx_clip_pass.verification.running.settling import Expected
 from onnx_clip_pass.verification.tolerance import compare
 from onnx_clip_pass.verification.tolerance.expected import Outcome, enlarged
 
@@ -213,14 +213,14 @@ def check_raw(seen: Seen) -> None:
 
 def check_outputs(seen: Seen) -> None:
     """The outputs that both models have."""
-    handed_out = {
+    returned = {
         target.name: seen.expected.outlets.raw[number][0].fed
         for number, target in enumerate(seen.of.targets)
         if target.scope == 0 and any(s == 0 and node < 0 for s, node, _ in target.reads)
     }
     for check in seen.of.result.outputs:
         if not check.quantity:
-            fault = _output_fault(seen, check, handed_out.get(check.name, check.name))
+            fault = _output_fault(seen, check, returned.get(check.name, check.name))
             check.faults += [seen.when + fault] * bool(fault)
 
 
@@ -240,7 +240,7 @@ def _output_fault(seen: Seen, check: OutputCheck, stands_for: str) -> str:
 
 
 def check_emitted(seen: Clipped, found: Sequence[tuple[One, Outcome]]) -> None:
-    """The measures that are handed out, with what the formulas say of the raw gradients."""
+    """The measures that are outputs, with what the formulas say of the raw gradients."""
     targets = seen.of.targets
     known: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
     for one, outcome in sorted(found, key=lambda pair: pair[0].target):
@@ -302,7 +302,7 @@ def _measure_fault(seen: Clipped, measure: Measure, outcome: Outcome, actual: An
         is_near = wanted < 1 and 1 - wanted <= allowed
         is_right = is_near or bool(actual) == (wanted < 1)
         return "" if is_right else f"it is {bool(actual)}, where the scale is {wanted:.7g}"
-    if abs(wanted) > float(np.finfo(actual.dtype).max):  # of what can be handed out
+    if abs(wanted) > float(np.finfo(actual.dtype).max):  # of the dtype of the output
         wanted = math.copysign(math.inf, wanted)
     if not np.isfinite(wanted):
         is_right = np.array_equal(float(actual), wanted, equal_nan=True)

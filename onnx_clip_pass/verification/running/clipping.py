@@ -1,4 +1,4 @@
-"""The recorded clips on the arrays of one run: body by body, iteration by iteration."""
+"""The recorded clips on the arrays of one run: graph by graph, iteration by iteration."""
 
 from __future__ import annotations
 

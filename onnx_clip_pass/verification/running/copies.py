@@ -1,4 +1,4 @@
-"""Temporary copies of a model, with inner values handed out, fed from outside, or scaled.
+"""Temporary copies of a model, with inner values as outputs, fed from outside, or scaled.
 
 A value of a nested graph comes out through every If, Loop, Scan and call around it: as one more
 output of each, stacked along a new first axis by each loop. The same way an array is fed in.
@@ -33,7 +33,7 @@ class Port:
 class Copy:
     """A copy of a model, to be changed and run; `numbers` in its interface count its scopes.
 
-    Values are handed out and fed first (`bring_out`), then changed (`change`); then `finish`.
+    Values become outputs and are fed first (`bring_out`), then changed (`change`); then `finish`.
     """
 
     def __init__(self, model: ModelProto) -> None:
@@ -74,7 +74,7 @@ class Copy:
             if node != OUTPUT:
                 reader.nodes[node].input[slot] = fed
             elif reader is not self.index.main:
-                inner = self._copied(reader, fed, f"{fed}/handed out")
+                inner = self._copied(reader, fed, f"{fed}/returned")
                 if reader.is_function:
                     reader.proto.output[slot] = inner  # type: ignore[call-overload]
                 else:
@@ -114,7 +114,7 @@ class Copy:
     def _climb(self, scope: Scope, name: str, fed: str, dtype: int) -> list[Port]:
         if scope is self.index.main:
             if name not in scope.producers and name not in self._outputs:
-                # ONNX Runtime hands out the buffer of an input itself, which it may use again
+                # ONNX Runtime returns the buffer of an input itself, which it may use again
                 name = self._copied(scope, name, f"out/{name}")
             if name not in self._outputs:
                 self._outputs.add(name)
@@ -131,7 +131,7 @@ class Copy:
         for outer, number in holders:
             node = outer.nodes[number]
             outside = self._editor.fresh(f"out/{name}")
-            # a Loop's body has one output more: whether to go on
+            # the graph of a Loop has one output more: whether to go on
             _put(node.output, len(scope.proto.output) - 1 - (op_type == "Loop"), outside)
             given = fed if op_type == "If" or not fed else self._editor.fresh(f"fed/{name}")
             if op_type == "If":
@@ -165,7 +165,7 @@ class Copy:
             _declare(body.proto.output, out, dtype)
 
     def _holders(self, scope: Scope) -> list[tuple[Scope, int]]:
-        """The nodes that run a body."""
+        """The nodes that run a graph."""
         if scope.is_function:
             return self.index.callers_of(scope)
         outer, number = scope.outer, scope.number
@@ -179,7 +179,7 @@ class Copy:
         return [(outer, number)]
 
     def _copied(self, scope: Scope, name: str, wish: str) -> str:
-        """A new name at the end of a body for a value of it."""
+        """A new name at the end of a graph for a value of it."""
         out = self._editor.fresh(wish)
         self._append(scope, "Identity", [name], out)
         return out

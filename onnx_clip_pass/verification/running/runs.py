@@ -1,4 +1,4 @@
-"""The two models as sessions, with gradients handed out, fed, and scaled."""
+"""The two models as sessions, with gradients as outputs, fed, and scaled."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Runs:
         }
 
     def alone(self, number: int, outputs: Iterable[str], thresholds: Arrays) -> Alone:
-        """The clips of a body of the rewritten model without the rest of it."""
+        """The clips of a graph of the rewritten model without the rest of it."""
         own = [target for target in self.of.targets if target.scope == number]
         feeds = self.given | thresholds
         return Alone(self.of.after, own, outputs, feeds, self.provider, self.of.after_folder)

@@ -13,12 +13,12 @@ from onnx import helper
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.runtime import Arrays
 from onnx_clip_pass.verification.running import checks
-from onnx_clip_pass.verification.running.pressing import Pressing
+from onnx_clip_pass.verification.running.fixed_point import Expected
 from onnx_clip_pass.verification.running.runs import Factors, Runs
-from onnx_clip_pass.verification.running.settling import Expected
+from onnx_clip_pass.verification.running.stressing import Stressing
 from onnx_clip_pass.verification.static.branches import not_run, unlike_branches
 from onnx_clip_pass.verification.tolerance import compare
-from onnx_clip_pass.verification.tolerance.expected import Member, pressing_factor
+from onnx_clip_pass.verification.tolerance.expected import Member, activating_scale
 
 __all__ = ["Trials"]
 
@@ -52,10 +52,10 @@ class Trials:
             return
         self._run({}, "")
         for up, sign in ((True, 1), (False, 1)) * _TURNS + ((True, -1),):
-            self._press(up, sign, "")
+            self._force_clipping(up, sign, "")
         if self._inputs:
-            self._press_thresholds()
-        self._press_alone()
+            self._force_by_thresholds()
+        self._stress_alone()
         self._read_branches()
         unseen = [
             check.gradient
@@ -66,7 +66,7 @@ class Trials:
             names = ", ".join(unseen[:5]) + (" …" if len(unseen) > 5 else "")
             self._result.notes.append(f"no clip could be seen acting, as for zeros: {names}")
 
-    def _press(
+    def _force_clipping(
         self, up: bool, sign: int, when: str, thresholds: Mapping[str, float] | None = None
     ) -> None:
         """Scale those gradients that have not been seen clipped, or passing."""
@@ -86,7 +86,7 @@ class Trials:
             self._run(factors, f"{words}: ", thresholds)
 
     def _has_sign(self, numbers: list[int], sign: int) -> bool:
-        """Return whether negated gradients may be clipped otherwise, as where elements are bounded."""
+        """Return whether negated gradients may be clipped otherwise: where elements are bounded."""
         formulas = [f for number in numbers for f in self._targets[number].clip.formulas]
         return sign > 0 or any(formula.is_elementwise for formula in formulas)
 
@@ -96,16 +96,16 @@ class Trials:
         found = []
         for key in keys:
             members = [self._members[n][key] for n in numbers if key in self._members[n]]
-            found.append(pressing_factor(members, self._of.numerics, up=up, sign=sign))
+            found.append(activating_scale(members, self._of.numerics, up=up, sign=sign))
         found = [factor for factor in found if factor]
         return (max if up else min)(found, key=abs, default=0.0)
 
-    def _press_alone(self) -> None:
+    def _stress_alone(self) -> None:
         """The clips without the rest of the model, if all else is right."""
         if self._result.ok:
             halves = self._halves()
             firsts = [next(iter(members.values()), None) for members in self._members]
-            Pressing(self._runs, firsts, self._loss_scale, halves, self._fed(halves)).run_all()
+            Stressing(self._runs, firsts, self._loss_scale, halves, self._fed(halves)).run_all()
 
     def _read_branches(self) -> None:
         """Say which branches were not run, and compare the nodes of these."""
@@ -135,14 +135,14 @@ class Trials:
                 halves[name] = float(self._inputs[name].type(half))
         return halves
 
-    def _press_thresholds(self) -> None:
+    def _force_by_thresholds(self) -> None:
         """Once more with half of every threshold, and gradients that are beyond it."""
         halves = self._halves()
         when = "with half the threshold fed"
         self._run({}, f"{when}: ", halves)
         self._acts = [[] for _ in self._targets]
         for sign in (1, -1):
-            self._press(True, sign, when, halves)
+            self._force_clipping(True, sign, when, halves)
 
     def _fed(self, thresholds: Mapping[str, float]) -> Arrays:
         return {name: np.array(value, self._inputs[name]) for name, value in thresholds.items()}

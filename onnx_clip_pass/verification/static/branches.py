@@ -43,7 +43,7 @@ def not_run(before: Index, number: int, conditions: dict[tuple[int, str], Any]) 
 
 
 def _around(scope: Scope) -> Iterator[tuple[Scope, NodeProto, str]]:
-    """The nodes that hold a body, the innermost first, each with its scope and the body's key."""
+    """The nodes that hold a graph, the innermost first, each with its scope and the graph's key."""
     while scope.outer is not None and scope.number != OUTPUT:
         yield scope.outer, scope.outer.nodes[scope.number], scope.key
         scope = scope.outer
@@ -75,7 +75,7 @@ def _difference(scope: Scope, other: Scope, record: Record) -> str:
 
 
 def _key(node: NodeProto, record: Record) -> tuple[Any, ...]:
-    graphs = (AttributeProto.GRAPH, AttributeProto.GRAPHS)  # which are bodies of their own
+    graphs = (AttributeProto.GRAPH, AttributeProto.GRAPHS)  # which are scopes of their own
     attributes = sorted(
         attr.SerializeToString(deterministic=True)
         for attr in node.attribute

@@ -12,7 +12,7 @@ from onnx_clip_pass.graph import BY_NAME, OUTPUT, Index, Read, Scope
 __all__ = ["Place", "reach"]
 
 Place = tuple[Scope, str]
-"""A value: the body that defines it, and its name."""
+"""A value: the scope that defines it, and its name."""
 
 
 def reach(
@@ -57,7 +57,7 @@ def _step(index: Index, read: Read, next_iterations: bool) -> list[Place]:
     if slot == BY_NAME:
         return [(scope, name) for name in scope.nodes[number].output if name]
     if number == OUTPUT:
-        return _handed_out(index, scope, slot, next_iterations)
+        return _returned(index, scope, slot, next_iterations)
     node = scope.nodes[number]
     function = index.function_of(node)
     if function is not None:
@@ -70,11 +70,11 @@ def _step(index: Index, read: Read, next_iterations: bool) -> list[Place]:
     inner = [(body, body.inputs[slot]) for body in bodies if slot < len(body.inputs)]
     at = slot - 2 if node.op_type == "Loop" else slot
     if at < states and at < len(node.output) and node.output[at]:
-        inner.append((scope, node.output[at]))  # if the body never runs
+        inner.append((scope, node.output[at]))  # if it never runs
     return inner
 
 
-def _handed_out(index: Index, scope: Scope, slot: int, next_iterations: bool) -> list[Place]:
+def _returned(index: Index, scope: Scope, slot: int, next_iterations: bool) -> list[Place]:
     found = []
     for caller, call in index.callers_of(scope):
         outputs = caller.nodes[call].output

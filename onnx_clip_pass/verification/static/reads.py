@@ -20,7 +20,7 @@ class Readers:
     def __init__(self, after: Index, record: Record) -> None:
         added = set(record.nodes)
         self._scopes = after.scopes
-        self._makers = [
+        self._producers = [
             {
                 record.renamed.get(name, name): node
                 for node in scope.nodes
@@ -36,9 +36,9 @@ class Readers:
         if read.node == OUTPUT:
             names = list(self._scopes[read.scope.at].outputs)
         else:
-            makers = self._makers[read.scope.at]
+            producers = self._producers[read.scope.at]
             made = read.scope.nodes[read.node].output
-            names = next((list(makers[name].input) for name in made if name in makers), [])
+            names = next((list(producers[name].input) for name in made if name in producers), [])
         return names[read.slot] if read.slot < len(names) else None
 
     def misread(

@@ -1,4 +1,4 @@
-"""The subjects of checks: recorded clips, their gradients in both models, and who reads them clipped.
+"""The subjects of checks: recorded clips, their gradients in both models, and who reads those.
 
 The record says only which gradients are clipped and how. Who is to read the clipped value is
 worked out here from the original, by walking forward.
@@ -38,7 +38,7 @@ _Group = list[tuple[Sighting, ClipEntry]]
 class Target:
     """A clip of a gradient; a value that several parameters share can have several.
 
-    `scope` is the number of its body in both models; `name` is its name in the original, `raw` and
+    `scope` is the number of its graph in both models; `name` is its name in the original, `raw` and
     `clipped` are the names in the rewritten model. `reads` are the reads of the original, as
     (number of the scope, node, slot), that must see the clipped value; `misread` says which reads
     of it do not see what they must. `parameter` is the number of its parameter's scope, its name

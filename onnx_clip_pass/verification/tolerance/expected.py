@@ -24,9 +24,9 @@ from onnx_clip_pass.verification.tolerance.ranges import is_promised
 __all__ = [
     "Member",
     "Outcome",
+    "activating_scale",
     "clip_together",
     "enlarged",
-    "pressing_factor",
 ]
 
 _MOST_SUMMED_IN_FLOAT32 = 64
@@ -81,7 +81,7 @@ class Outcome:
 
 
 def clip_together(members: Sequence[Member], numerics: Numerics) -> list[Outcome]:
-    """Clip gradients of one body and one iteration, formula after formula."""
+    """Clip gradients of one graph and one iteration, formula after formula."""
     found = [Outcome(member.gradient) for member in members]
     for stage in _stages(members, numerics.nonfinite):
         _tell_stage(stage, [found[number] for number in stage.numbers], numerics)
@@ -93,7 +93,7 @@ def enlarged(members: Sequence[Member], factor: float) -> list[Member]:
     return [member.on(gradient=compare.wide(member.gradient) * factor) for member in members]
 
 
-def pressing_factor(
+def activating_scale(
     members: Sequence[Member], numerics: Numerics, *, up: bool, sign: int = 1
 ) -> float:
     """The power of two, times `sign`, that scales gradients so that all are clipped, or none.

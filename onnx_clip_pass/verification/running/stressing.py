@@ -1,4 +1,4 @@
-"""The clips of a rewritten model on pressed gradients, body by body, without the rest of it."""
+"""The clips of a rewritten model under stress, graph by graph, without the rest of it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from onnx_clip_pass.verification.running.copies import Port
 from onnx_clip_pass.verification.running.runs import Outlets, Runs
 from onnx_clip_pass.verification.tolerance import compare
 from onnx_clip_pass.verification.tolerance.expected import Member
-from onnx_clip_pass.verification.tolerance.presses import Press, presses
+from onnx_clip_pass.verification.tolerance.stresses import Stress, stresses
 
-__all__ = ["Pressing"]
+__all__ = ["Stressing"]
 
 _LOSS_SCALE = "loss scale"
 _MADE_UP = 3  # the size of a dimension of a gradient that was not computed
 _MOST_ELEMENTS = 1 << 21
-_LEAST_PRESSES = 6
-"""No fewer, and no more with more elements than those. A press takes as long as a good part of a
+_LEAST_STRESSES = 6
+"""No fewer, and no more with more elements than those. A stress takes as long as a good part of a
 run of the model, and a group has two for each of its gradients."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pressing:
-    """Runs the clips of each body on gradients made from those of the first run.
+class Stressing:
+    """Runs the clips of each graph on gradients made from those of the first run.
 
     `members` are a gradient of each target, as it was in the first run, None if it was not
     computed; `loss_scale` is the one of that run, `thresholds` are those that are inputs, and
@@ -47,7 +47,7 @@ class Pressing:
     steered: Arrays
 
     def run_all(self) -> None:
-        """All presses of all bodies; what they show goes to the result."""
+        """All stresses of all graphs; what they show goes to the result."""
         for scope in sorted({target.scope for target in self.runs.of.targets}):
             self._run_scope(scope)
 
@@ -73,25 +73,25 @@ class Pressing:
             {one.target: one.member for one in ones} for ones in clipping.ones(outlets.raw, given)
         ]
         most = max(
-            _LEAST_PRESSES * sum(array.size for array in arrays.gradients.values()), _MOST_ELEMENTS
+            _LEAST_STRESSES * sum(array.size for array in arrays.gradients.values()), _MOST_ELEMENTS
         )
         values = [target.raw for target in of.targets]
-        for press in presses(groups, values, of.numerics):
-            most -= sum(array.size for array in press.gradients.values())
+        for stress in stresses(groups, values, of.numerics):
+            most -= sum(array.size for array in stress.gradients.values())
             if most < 0:
                 of.note(
                     f"the gradients of {path} are large and many: not each was tried with nan, or "
                     f"far above the others, on its own"
                 )
                 return
-            own = arrays.parameters | press.parameters
-            if not self._run(alone, replace(press, parameters=own)):
+            own = arrays.parameters | stress.parameters
+            if not self._run(alone, replace(stress, parameters=own)):
                 return
 
-    def _arrays(self, numbers: Sequence[int]) -> Press | None:
+    def _arrays(self, numbers: Sequence[int]) -> Stress | None:
         """Gradients and parameters as in the first run, made up where there are none but zeros."""
         rng = np.random.default_rng(0)
-        found = Press("")
+        found = Stress("")
         made: dict[str, NDArray[Any]] = {}
         for number in numbers:
             target, member = self.runs.of.targets[number], self.members[number]
@@ -117,34 +117,34 @@ class Pressing:
                 found.parameters[number] = made.setdefault(target.parameter[1], parameter)
         return found
 
-    def _clipping(self, press: Press) -> tuple[Clipping, Outlets, Arrays]:
+    def _clipping(self, stress: Stress) -> tuple[Clipping, Outlets, Arrays]:
         """The clips on these arrays, where these are, and all of them by name."""
         ports: list[list[list[Port]]] = [[[] for _ in self.runs.of.targets] for _ in range(3)]
         raw, clipped, parameters = ports
         given: Arrays = {_LOSS_SCALE: np.array(self.loss_scale)}
-        for number, array in press.gradients.items():
+        for number, array in stress.gradients.items():
             target = self.runs.of.targets[number]
             given[target.raw] = array
             raw[number] = [Port(target.raw, "", 0)]
             clipped[number] = [Port(target.clipped, "", 0)]
             if target.parameter is not None:
-                given[target.parameter[1]] = press.parameters[number]
+                given[target.parameter[1]] = stress.parameters[number]
                 parameters[number] = [Port(target.parameter[1], "", 0)]
         outlets = Outlets(raw, clipped, parameters, _LOSS_SCALE)
         clipping = Clipping(self.runs.of, outlets, given, self.thresholds, is_given=True)
         return clipping, outlets, given
 
-    def _run(self, alone: Alone, press: Press) -> bool:
-        """Run the clips on one press; whether all is right so far."""
+    def _run(self, alone: Alone, stress: Stress) -> bool:
+        """Run the clips on one stress; whether all is right so far."""
         of = self.runs.of
-        clipping, outlets, given = self._clipping(press)
+        clipping, outlets, given = self._clipping(stress)
         try:
             after = alone.run(given)
         except OnnxClipError as error:
-            of.result.faults.append(f"{press.when}the clips alone do not run: {error}")
+            of.result.faults.append(f"{stress.when}the clips alone do not run: {error}")
             return False
-        seen = checks.Clipped(press.when, after, outlets, clipping)
+        seen = checks.Clipped(stress.when, after, outlets, clipping)
         found = checks.check_gradients(seen)
-        if of.record.outputs and of.targets[next(iter(press.gradients))].scope == 0:
+        if of.record.outputs and of.targets[next(iter(stress.gradients))].scope == 0:
             checks.check_emitted(seen, found)
         return of.result.ok

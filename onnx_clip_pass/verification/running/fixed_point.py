@@ -53,10 +53,10 @@ class Expected:
         self._moves: list[Arrays] = []
         self._again: Session | None = None
         session, self.outlets = open_fed()
-        self.arrays, self.clipping = self._settle(session, first, plain, 0)
+        self.arrays, self.clipping = self._iterate(session, first, plain, 0)
 
     def fault(self, name: str, actual: NDArray[Any]) -> str:
-        """Return why an output of the rewritten model, one of `arrays`, is wrong; empty if it is not."""
+        """Return why an output of the rewritten model is wrong, one of `arrays`; empty if not."""
         return compare.output_fault(actual, self.arrays[name], self._moved(name))
 
     def _moved(self, name: str) -> Iterator[NDArray[Any]]:
@@ -67,11 +67,11 @@ class Expected:
             self._again, _ = self._open_fed()
         for number in range(_MOVES):
             if number == len(self._moves):
-                moved, _ = self._settle(self._again, self.outlets, self.arrays, number + 1)
+                moved, _ = self._iterate(self._again, self.outlets, self.arrays, number + 1)
                 self._moves.append(moved)
             yield self._moves[number][name]
 
-    def _settle(
+    def _iterate(
         self, session: Session, outlets: Outlets, run: Arrays, move: int
     ) -> tuple[Arrays, Clipping]:
         """Run the original on clipped gradients until they are those of the run itself.

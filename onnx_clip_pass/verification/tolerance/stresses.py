@@ -1,7 +1,7 @@
 """Gradients on which clips are tried, made from those of a run, each of them for a reason.
 
 A wrong clip shows on a gradient on which the wrong formula gives something else. These are the
-presses, and what each is to show:
+stresses, and what each is to show:
 
 1. nan in one gradient of each group at a time, or in half of the clips that have nothing to do with
    each other: whether every gradient is asked if it is finite, and no other in its place. In
@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 
 from onnx_clip_pass.clips import Numerics
 from onnx_clip_pass.verification.tolerance import compare
-from onnx_clip_pass.verification.tolerance.expected import Member, pressing_factor
+from onnx_clip_pass.verification.tolerance.expected import Member, activating_scale
 from onnx_clip_pass.verification.tolerance.ranges import promised_range
 
-__all__ = ["Press", "presses"]
+__all__ = ["Stress", "stresses"]
 
 Array = NDArray[Any]
 Group = dict[int, Member]
@@ -45,7 +45,7 @@ _WELL = 2.0**4  # beyond where a clip begins to act, so that it does without the
 
 
 @dataclass(slots=True)
-class Press:
+class Stress:
     """Gradients, and parameters, by the numbers of targets; `when` says what is particular."""
 
     when: str
@@ -53,47 +53,49 @@ class Press:
     parameters: dict[int, Array] = field(default_factory=dict)
 
 
-def presses(
+def stresses(
     groups: Sequence[Group], values: Sequence[object], numerics: Numerics
-) -> Iterator[Press]:
+) -> Iterator[Stress]:
     """All of them; the first are those that are most likely to show something.
 
     Args:
-        groups: the gradients that have anything to do with each other, which are all of a body.
+        groups: the gradients that have anything to do with each other, which are all of a graph.
         values: of each target, what is the same for those that are clips of one value.
         numerics: as recorded.
     """
-    pressed = [_Pressed(group, values, numerics) for group in groups]
-    acting = {n: a for each in pressed for n, a in each.acting.items()}
+    stressed = [_Stressed(group, values, numerics) for group in groups]
+    acting = {n: a for each in stressed for n, a in each.acting.items()}
 
-    def press(when: str, changed: Iterable[dict[int, Array]]) -> Press:
-        return Press(f"{when}: ", acting | dict(ChainMap(*changed)))
+    def stress(when: str, changed: Iterable[dict[int, Array]]) -> Stress:
+        return Stress(f"{when}: ", acting | dict(ChainMap(*changed)))
 
     for number, place in ((math.nan, -1), (math.nan, 0), (math.inf, -1), (-math.inf, 0)):
-        changed = [each.with_one(0, number, place) for each in pressed]
-        yield press(f"with {number} in the gradients", changed)
-    yield press("with inf and -inf in the gradients", [each.with_both() for each in pressed])
-    yield press("with zeros as gradients", [each.zeros() for each in pressed])
-    yield press("just within the threshold", [each.within() for each in pressed])
+        changed = [each.with_one(0, number, place) for each in stressed]
+        yield stress(f"with {number} in the gradients", changed)
+    yield stress("with inf and -inf in the gradients", [each.with_both() for each in stressed])
+    yield stress("with zeros as gradients", [each.zeros() for each in stressed])
+    yield stress("just within the threshold", [each.within() for each in stressed])
     for high, each_own in product((True, False), (False, True)):
-        changed = [e.at_end(high=high, each_own=each_own) for e in pressed]
+        changed = [e.at_end(high=high, each_own=each_own) for e in stressed]
         if any(changed):
             word = "large" if high else "small"
-            yield press(f"with gradients as {word} as is promised", changed)
+            yield stress(f"with gradients as {word} as is promised", changed)
     yield from _beside_parameters(groups, values, numerics, acting)
-    for bit in range((len(pressed) - 1).bit_length()):
+    for bit in range((len(stressed) - 1).bit_length()):
         for half in (0, 1):
-            some = [each for at, each in enumerate(pressed) if at >> bit & 1 == half]
-            yield press("with nan in the gradients", [e.with_one(0, math.nan, -1) for e in some])
-    for at in range(1, max(len(each.values) for each in pressed)):
-        changed = [each.with_one(at, math.nan, -1) for each in pressed]
-        yield press("with nan in the gradients", changed)
-    if any(len(each.values) > 1 for each in pressed):
-        for at in range(max(len(each.values) for each in pressed)):
-            yield press("with one gradient far above", [each.with_largest(at) for each in pressed])
+            some = [each for at, each in enumerate(stressed) if at >> bit & 1 == half]
+            yield stress("with nan in the gradients", [e.with_one(0, math.nan, -1) for e in some])
+    for at in range(1, max(len(each.values) for each in stressed)):
+        changed = [each.with_one(at, math.nan, -1) for each in stressed]
+        yield stress("with nan in the gradients", changed)
+    if any(len(each.values) > 1 for each in stressed):
+        for at in range(max(len(each.values) for each in stressed)):
+            yield stress(
+                "with one gradient far above", [each.with_largest(at) for each in stressed]
+            )
 
 
-class _Pressed:
+class _Stressed:
     """The gradients of one group, scaled so that they are clipped."""
 
     def __init__(self, group: Group, values: Sequence[object], numerics: Numerics) -> None:
@@ -104,7 +106,7 @@ class _Pressed:
             of_value.setdefault(values[number], []).append(number)
         self.values = list(of_value.values())
         members = list(group.values())
-        self._factor = pressing_factor(members, numerics, up=True) or 1.0
+        self._factor = activating_scale(members, numerics, up=True) or 1.0
         largest = max(compare.largest(m.gradient) for m in members)
         if largest * self._factor * _WELL < min(compare.top(m.gradient) for m in members) / 4:
             self._factor *= _WELL
@@ -125,7 +127,7 @@ class _Pressed:
             return {}
         own = self.values[at]
         members = [self._group[number] for number in own]
-        factor = pressing_factor(members, self._numerics, up=True) or self._factor
+        factor = activating_scale(members, self._numerics, up=True) or self._factor
         found = {number: _times(self._group[number].gradient, factor) for number in own}
         top = max(compare.largest(array) for array in found.values()) / _FAR
         for number in self.acting.keys() - found.keys():
@@ -148,12 +150,12 @@ class _Pressed:
             number: member.on(gradient=_even(member.gradient, compare.largest(member.gradient)))
             for number, member in self._group.items()
         }
-        factor = pressing_factor(list(even.values()), self._numerics, up=True)
+        factor = activating_scale(list(even.values()), self._numerics, up=True)
         if not factor:
             return {}
         factor /= 2
         if factor == 0.5:  # they are beyond it as they are
-            factor = pressing_factor(list(even.values()), self._numerics, up=False)
+            factor = activating_scale(list(even.values()), self._numerics, up=False)
         return {number: _times(m.gradient, factor) for number, m in even.items()}
 
     def zeros(self) -> dict[int, Array]:
@@ -192,12 +194,12 @@ def _beside_parameters(
     values: Sequence[object],
     numerics: Numerics,
     acting: dict[int, Array],
-) -> Iterator[Press]:
+) -> Iterator[Stress]:
     """Parameters whose largest element is far below the least norm, and units far above it."""
     if not any(m.case.parameter is not None for group in groups for m in group.values()):
         return
     for high in (False, True):
-        press = Press(f"with {'large' if high else 'small'} parameters: ", dict(acting))
+        stress = Stress(f"with {'large' if high else 'small'} parameters: ", dict(acting))
         for group in groups:
             changed = {}
             for number, member in group.items():
@@ -206,11 +208,11 @@ def _beside_parameters(
                     continue
                 eps = max(formula.parameter_floor for formula in member.formulas)
                 array = _parameter(parameter, eps, high=high)
-                press.parameters[number] = array
+                stress.parameters[number] = array
                 changed[number] = member.on(parameter=array)
             if changed:
-                press.gradients |= _Pressed(group | changed, values, numerics).acting
-        yield press
+                stress.gradients |= _Stressed(group | changed, values, numerics).acting
+        yield stress
 
 
 def _parameter(parameter: Array, eps: float, *, high: bool) -> Array:
