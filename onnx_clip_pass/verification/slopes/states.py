@@ -6,20 +6,30 @@ which the old one stands with a number before it: `W - lr*g`, `(1-tau)*T + tau*W
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from itertools import repeat
 
-import numpy as np
+from onnx import NodeProto
 
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.probe.losses import type_of
 
 __all__ = ["factors_of", "state_in"]
 
-_HANDING_ON = {
+_ALIASES = {
     "Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze",
 }  # fmt: skip
+_SIGNS: dict[str, Iterable[float]] = {
+    **dict.fromkeys(_ALIASES, (1.0,)),
+    **dict.fromkeys(("Add", "Sum"), repeat(1.0)),
+    "Sub": (1.0, -1.0),
+    "Neg": (-1.0,),
+}
+_NUMBERS = {"Mul": (1, 0), "Div": (1,), "Where": (0,)}
+"""The inputs that scale, or choose, if they are numbers."""
 _LARGE_SHARE = 0.5  # less of the old value, as decay adds to a gradient, makes no new value of it
 _ROUNDING = 1e-5  # of shares that add up to 1, in float32
 
@@ -112,31 +122,8 @@ def _terms(index: Index, name: str, numbers: Mapping[str, float] | None) -> _Ter
         at = -heappop(todo)
         value = places[at]
         node = main.nodes[at]
-        inputs = list(main.takes[at])
-        parts: list[tuple[str, float]]
-        if value in main.outputs and value != name:
-            parts = []
-        elif node.op_type in _HANDING_ON:
-            parts = [(inputs[0], 1.0)]
-        elif node.op_type in ("Add", "Sum"):
-            parts = [(each, 1.0) for each in inputs]
-        elif node.op_type == "Sub":
-            parts = [(inputs[0], 1.0), (inputs[1], -1.0)]
-        elif node.op_type == "Neg":
-            parts = [(inputs[0], -1.0)]
-        elif node.op_type in ("Mul", "Div"):
-            parts = _scaled(index, node.op_type, inputs, numbers, terms.factors)
-        elif node.op_type == "Where" and type_of(index, inputs[0]).is_single:
-            terms.factors.append(inputs[0])
-            branches = [(each, 1.0) for each in inputs[1:]]
-            if numbers is None:
-                parts = branches
-            elif inputs[0] in numbers:
-                parts = branches[:1] if numbers[inputs[0]] else branches[1:]
-            else:
-                parts = []
-        else:
-            parts = []
+        is_other = value in main.outputs and value != name
+        parts = [] if is_other else _parts(index, node, main.takes[at], numbers, terms.factors)
         if not parts:
             terms.of[value] = terms.of.get(value, 0.0) + share[value]
         for each, factor in parts:
@@ -149,20 +136,27 @@ def _terms(index: Index, name: str, numbers: Mapping[str, float] | None) -> _Ter
     return terms
 
 
-def _scaled(
+def _parts(
     index: Index,
-    op_type: str,
-    inputs: list[str],
+    node: NodeProto,
+    inputs: Sequence[str],
     numbers: Mapping[str, float] | None,
     factors: list[str],
 ) -> list[tuple[str, float]]:
-    """The one term of a product with a number, or of a quotient by one."""
-    for at in (1, 0) if op_type == "Mul" else (1,):
-        if not type_of(index, inputs[at]).is_single:
-            continue
-        factors.append(inputs[at])
-        found = 1.0 if numbers is None else numbers.get(inputs[at])
-        if found is None or not np.isfinite(found) or (op_type == "Div" and found == 0):
-            return []
-        return [(inputs[1 - at], found if op_type == "Mul" else 1 / found)]
-    return []
+    """The terms of a linear operator, each with the number before it; none for any other."""
+    op_type = node.op_type
+    if op_type in _SIGNS:
+        return list(zip(inputs, _SIGNS[op_type], strict=False))
+    slots = [at for at in _NUMBERS.get(op_type, ()) if type_of(index, inputs[at]).is_single]
+    if not slots:
+        return []
+    number = inputs[slots[0]]
+    factors.append(number)
+    found = 1.0 if numbers is None else numbers.get(number, math.nan)
+    rest = [each for at, each in enumerate(inputs) if at != slots[0]]
+    if op_type == "Where":
+        taken = rest if numbers is None else rest[:1] if found else rest[1:]
+        return [(each, 1.0) for each in taken if not math.isnan(found)]
+    if not math.isfinite(found) or (op_type == "Div" and found == 0):
+        return []
+    return [(rest[0], found if op_type == "Mul" else 1 / found)]
