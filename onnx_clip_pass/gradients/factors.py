@@ -70,6 +70,16 @@ class Factors(Constants):
             if chains.link[vertex] == Link.TERM and self._is_drift(vertex, step.root):
                 best = index
                 continue
+            if (
+                chains.link[vertex] == Link.MIX
+                and vertex not in base
+                and any(
+                    self._is_of_forward_pass(each, end)
+                    for each in self._numbers_between(vertex, inner)
+                )
+            ):
+                best, pending = index, 1.0
+                continue
             factors = [each for each in values.takes[vertex] if each not in (inner, 0)]
             if (
                 chains.link[vertex] != Link.NUMBER
@@ -116,6 +126,22 @@ class Factors(Constants):
             spent.append(pending)
             best, pending = index, 1.0
         return best
+
+    def _numbers_between(self, vertex: int, inner: int) -> set[int]:
+        """The numbers by which a sum or a choice of multiples of `inner` is made of it."""
+        values, chains = self.values, self.chains
+        seen, todo, found = {vertex, inner}, [vertex], set[int]()
+        while todo and len(seen) < _MOST_NUMBERS:
+            at = todo.pop()
+            for each in values.takes[at]:
+                if each in seen or not each:
+                    continue
+                seen.add(each)
+                if chains.depends[each] and chains.tree.dominates(inner, each):
+                    todo.append(each)
+                elif values.is_single(each) and values.op[at] not in ("Add", "Sub", "Sum", "Mean"):
+                    found.add(each)
+        return found
 
     def _is_drift(self, vertex: int, root: int) -> bool:
         """True if all else that is added is what a term of the loss leaves, linear in `root`."""

@@ -102,7 +102,7 @@ def test_the_constant_of_a_weights_own_function_belongs_to_its_gradient():
 
 
 def test_the_constants_inside_a_weights_own_function_belong_to_its_gradient():
-    """V = softplus(2 W) / 2, whose slope by W is sigmoid(2 W): both twos are in the backward pass."""
+    """V = softplus(2 W) / 2 has the slope sigmoid(2 W): the backward pass has both twos."""
     body = PLAIN.replace("MatMul (x, W)", "MatMul (x, V)")
     body = "k = Mul (W, two)\n u = Softplus (k)\n V = Div (u, two)\n" + body
     body += "d = Mul (e, share)\n c = MatMul (xt, d)\n b = Div (c, two)\n z = Sigmoid (k)\n"
@@ -131,6 +131,36 @@ def test_the_slope_of_a_softmax_is_taken_whole():
             g = Sub (m, t)
             u = Mul (g, lr)
             a_new = Sub (a, u)
+        }""")
+    assert found(model) == {"a": "g"}
+
+
+def test_a_choice_between_multiples_belongs_to_the_gradient_if_the_weight_decides():
+    """PyTorch's softplus of one number has its slope by `where`, beyond a threshold as it is."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        step (float[8, 3] x, float[8, 3] y, float[1] a, float lr)
+          => (float loss, float[1] a_new)
+        <float share = {0.083333336}, float most = {20.0}, float one = {1.0}, int64[1] row = {1}>
+        {
+            is_large = Greater (a, most)
+            soft = Softplus (a)
+            w = Where (is_large, a, soft)
+            p = Mul (x, w)
+            e = Sub (p, y)
+            q = Mul (e, e)
+            loss = ReduceMean <keepdims: int = 0> (q)
+            d = Mul (e, share)
+            f = Mul (d, x)
+            r = ReduceSum <keepdims: int = 0> (f)
+            c = Reshape (r, row)
+            z = Exp (a)
+            k = Mul (c, z)
+            n = Add (z, one)
+            h = Div (k, n)
+            g = Where (is_large, c, h)
+            s = Mul (g, lr)
+            a_new = Sub (a, s)
         }""")
     assert found(model) == {"a": "g"}
 
