@@ -21,6 +21,7 @@ from onnx_clip_pass.gradients.optimizer import NO_OPS, OptimizerOps
 from onnx_clip_pass.gradients.roles import Roles
 from onnx_clip_pass.gradients.updates import Question, Updates
 from onnx_clip_pass.graph import OUTPUT, Flow, Frame, Index, TensorType, Value
+from onnx_clip_pass.graph.dtypes import dtype_of
 from onnx_clip_pass.record import strip_if_clipped
 from onnx_clip_pass.validity import blaming
 
@@ -217,7 +218,7 @@ def _sighting(flow: Flow, finds: list[Found]) -> Sighting:
     parameter_type = parameter_type or TensorType()
     tensor = TensorType() if declared is None else declared
     if declared is not None and not tensor.dtype:
-        tensor = TensorType(flow.dtype(value) or parameter_type.dtype, tensor.shape)
+        tensor = TensorType(dtype_of(flow, value) or parameter_type.dtype, tensor.shape)
     if declared is not None and tensor.shape is None and first.parameter is not None:
         tensor = tensor._replace(shape=parameter_type.shape)
     if declared is not None and (not tensor.dtype or tensor.shape is None):

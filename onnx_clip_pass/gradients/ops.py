@@ -6,7 +6,7 @@ matrix products, convolutions, reductions, gathers, loops, operators of other do
 
 from __future__ import annotations
 
-from onnx_clip_pass.graph import TRAINING_DOMAIN
+from onnx_clip_pass.graph.spec import NOT_FLOATING, TRAINING_DOMAIN
 
 __all__ = [
     "ALIASES", "CALL", "ELEMENTWISE", "JOINTS", "KNOWN_DOMAINS", "LINEAR", "PHI", "PRODUCTS",
@@ -41,17 +41,14 @@ RANDOM = {
 }  # fmt: skip
 """Noise: nothing that a backward pass computes."""
 
-STEPS = {
-    "And", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less",
-    "LessOrEqual", "NonZero", "Not", "Or", "Xor",
-}  # fmt: skip
-"""Operators through which nothing has a slope: an accuracy is no loss."""
-
 KNOWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", TRAINING_DOMAIN, "com.microsoft"}
 """Operators of other domains may be optimizers that nobody knows."""
 
 SHAPES = {"Shape", "Size"}
 """Operators that read no element of what they are given."""
+
+STEPS = NOT_FLOATING - SHAPES
+"""Operators through which nothing has a slope: an accuracy is no loss."""
 
 VIEWS = {"Gather", "GatherElements", "GatherND", "Slice"}
 """Some elements of their first input."""

@@ -21,6 +21,7 @@ __all__ = [
     "HALVES",
     "INT64",
     "LOCAL_FUNCTIONS",
+    "NOT_FLOATING",
     "TRAINING_DOMAIN",
 ]
 
@@ -30,6 +31,12 @@ BOOL, INT64 = int(TensorProto.BOOL), int(TensorProto.INT64)
 HALVES = frozenset({FLOAT16, BFLOAT16})
 FLOATING = HALVES | {FLOAT, DOUBLE}
 """The dtypes that gradients have."""
+
+NOT_FLOATING = {
+    "And", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less",
+    "LessOrEqual", "NonZero", "Not", "Or", "Shape", "Size", "Xor",
+}  # fmt: skip
+"""Operators whose results are never floating."""
 
 FREE_INITIALIZERS = 4
 """The first IR version in which an initializer need not be an input, and an input can have one."""

@@ -27,16 +27,18 @@ from onnx import (
 from onnx_clip_pass.graph import ancestors_in, graphs_in, versions_of
 from onnx_clip_pass.graph.inference import infer_types
 from onnx_clip_pass.graph.ordering import names_read
-from onnx_clip_pass.graph.spec import DOUBLE, FLOAT, FLOATING, LOCAL_FUNCTIONS
+from onnx_clip_pass.graph.spec import (
+    DOUBLE,
+    FLOAT,
+    FLOATING,
+    LOCAL_FUNCTIONS,
+    NOT_FLOATING,
+)
 from onnx_clip_pass.probe.erf import DOMAIN, erf_functions, is_erf
 
 __all__ = ["cut_down", "double_copy", "sloping_into"]
 
 _SHORTER = FLOATING - {DOUBLE}
-_WHOLE = {
-    "And", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less",
-    "LessOrEqual", "NonZero", "Not", "Or", "Range", "Shape", "Size",
-}  # fmt: skip
 _SINGLE_STATISTICS = ("LayerNormalization", "SimplifiedLayerNormalization")
 _RANDOM = ("Bernoulli", "RandomNormal", "RandomUniform")
 
@@ -49,7 +51,7 @@ def sloping_into(graph: GraphProto, name: str) -> frozenset[str]:
 def _is_whole(node: NodeProto) -> bool:
     if node.op_type == "Cast":
         return any(attr.name == "to" and attr.i not in FLOATING for attr in node.attribute)
-    return node.op_type in _WHOLE
+    return node.op_type in NOT_FLOATING or node.op_type == "Range"
 
 
 def cut_down(

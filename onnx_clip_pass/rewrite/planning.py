@@ -9,6 +9,7 @@ from onnx_clip_pass.clips import Formula, Numerics, ParameterSite, shared_norms,
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Sighting, Survey, unit_axes
 from onnx_clip_pass.graph import BY_NAME, OUTPUT, Index, Read, Scope, Value
+from onnx_clip_pass.graph.dtypes import dtype_of
 from onnx_clip_pass.rewrite.coverage import accepted
 from onnx_clip_pass.rewrite.edits import Edit
 from onnx_clip_pass.rewrite.finding import Finds
@@ -188,7 +189,9 @@ def _parameter_site(index: Index, seen: Survey, edit: Edit) -> ParameterSite | s
         if isinstance(found, str):
             return f"{where}: {found}; say the axes that a unit reaches over (axes)"
         axes = found
-    return ParameterSite(parameter.name, seen.flow.dtype(parameter) or sighting.type.dtype, axes)
+    return ParameterSite(
+        parameter.name, dtype_of(seen.flow, parameter) or sighting.type.dtype, axes
+    )
 
 
 def _backward_reads(index: Index, seen: Survey, values: list[Value]) -> set[Read]:

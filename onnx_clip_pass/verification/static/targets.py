@@ -22,6 +22,7 @@ from onnx_clip_pass.gradients import (
     unit_axes,
 )
 from onnx_clip_pass.graph import BY_NAME, Index, Read, Scope
+from onnx_clip_pass.graph.dtypes import dtype_of
 from onnx_clip_pass.graph.spec import FLOAT
 from onnx_clip_pass.record import ClipEntry, Record
 from onnx_clip_pass.verification.static.reach import Place, reach
@@ -243,7 +244,7 @@ def _parameter(seen: Survey, sighting: Sighting, clip: Clip) -> tuple[int, str, 
     parameter = sighting.parameter
     if parameter is None or not clip.reads_parameter:
         return None
-    dtype = seen.flow.dtype(parameter) or sighting.type.dtype or FLOAT
+    dtype = dtype_of(seen.flow, parameter) or sighting.type.dtype or FLOAT
     return parameter.frame.scope.at, parameter.name, dtype
 
 
