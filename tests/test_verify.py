@@ -15,7 +15,7 @@ from graphs import MODELS, Arrays, Entry, each, parse
 from judged import faults_of
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients
+from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients, strip
 from onnx_clip_pass.cli import main
 from onnx_clip_pass.verification import Slopes, verify
 
@@ -426,3 +426,9 @@ def test_gradients_of_a_scan_are_taken_out_and_fed_in(handed: str, is_wrong: boo
         body = next(a.g for a in rewritten.graph.node[0].attribute if a.name == "body")
         next(n for n in body.node if n.op_type == "Min").op_type = "Max"
     assert verify(model, rewritten).ok is not is_wrong
+
+
+def test_a_clip_that_no_update_reads_is_wrong() -> None:
+    rewritten = onnx.load(Path(__file__).parent / "recorded" / "clip_of_no_update.onnx")
+    (fault,) = faults_of(verify(strip(rewritten), rewritten))
+    assert "no update reads it: all that does computes other gradients" in fault

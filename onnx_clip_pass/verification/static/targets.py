@@ -150,6 +150,8 @@ class _Reading:
                 clipped.setdefault(read, set()).add(part.clipped)
         made = [(self._target(place, part), part.reads) for part in parts]
         made[0][0].misread += self._readers.misread(all_reads, clipped, raw)
+        if not reads and not self._record.measures_only:
+            made[0][0].misread.append("no update reads it: all that does computes other gradients")
         return made
 
     def _parts(self, place: Place, group: _Group, reads: list[Read]) -> list[_Part]:
