@@ -6,7 +6,7 @@ matrix products, convolutions, reductions, gathers, loops, operators of other do
 
 from __future__ import annotations
 
-from onnx_clip_pass.graph.spec import NOT_FLOATING, TRAINING_DOMAIN
+from onnx_clip_pass.graph import spec
 
 __all__ = [
     "ALIASES", "CALL", "ELEMENTWISE", "JOINTS", "KNOWN_DOMAINS", "LINEAR", "PHI", "PRODUCTS",
@@ -18,9 +18,7 @@ CALL = "@call"
 PHI = "@phi"
 """The output of an If: one of the values that its branches give."""
 
-ALIASES = {
-    CALL, "Cast", "CastLike", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze",
-}  # fmt: skip
+ALIASES = spec.ALIASES | {CALL, "CastLike"}
 """The first input, but for its dtype or the way its elements are laid out."""
 
 LINEAR = {"Add", "Div", "Mean", "Mul", "Neg", "Sub", "Sum", "Where", PHI} | ALIASES
@@ -41,13 +39,13 @@ RANDOM = {
 }  # fmt: skip
 """Noise: nothing that a backward pass computes."""
 
-KNOWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", TRAINING_DOMAIN, "com.microsoft"}
+KNOWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", spec.TRAINING_DOMAIN, "com.microsoft"}
 """Operators of other domains may be optimizers that nobody knows."""
 
 SHAPES = {"Shape", "Size"}
 """Operators that read no element of what they are given."""
 
-STEPS = NOT_FLOATING - SHAPES
+STEPS = spec.NOT_FLOATING - SHAPES
 """Operators through which nothing has a slope: an accuracy is no loss."""
 
 VIEWS = {"Gather", "GatherElements", "GatherND", "Slice"}

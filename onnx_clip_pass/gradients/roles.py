@@ -28,13 +28,11 @@ from typing import NamedTuple
 from onnx import NodeProto
 
 from onnx_clip_pass.graph import Flow, Frame, TensorType, Use, Value, uses
+from onnx_clip_pass.graph.spec import ALIASES
 
 __all__ = ["Role", "Roles", "is_surely_data"]
 
-_RESHAPERS = {
-    "Cast", "Dropout", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose",
-    "Unsqueeze",
-}  # fmt: skip
+_RESHAPERS = ALIASES | {"Dropout", "Expand"}
 _ACTIVATIONS = {"Elu", "Erf", "Gelu", "LeakyRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Tanh"}
 _COMBINATIONS = {"Add", "Div", "Mul", "Sub", "Sum"}
 _DATA_FIRST = {

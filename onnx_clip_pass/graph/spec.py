@@ -9,6 +9,7 @@ from __future__ import annotations
 from onnx import TensorProto
 
 __all__ = [
+    "ALIASES",
     "BFLOAT16",
     "BOOL",
     "CONSTANT_INTEGERS",
@@ -32,6 +33,8 @@ HALVES = frozenset({FLOAT16, BFLOAT16})
 FLOATING = HALVES | {FLOAT, DOUBLE}
 """The dtypes that gradients have."""
 
+ALIASES = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+"""Operators that return all elements of their first input, in another dtype or layout."""
 NOT_FLOATING = {
     "And", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less",
     "LessOrEqual", "NonZero", "Not", "Or", "Shape", "Size", "Xor",

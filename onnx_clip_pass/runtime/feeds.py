@@ -16,6 +16,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.graph import Flow, Index, Scope, TensorType, Use, Value, uses
+from onnx_clip_pass.graph.spec import ALIASES
 from onnx_clip_pass.runtime.session import Arrays
 from onnx_clip_pass.storage.reading import open_regular
 
@@ -144,7 +145,6 @@ def check_run(feeds: Any, dims: Any, seed: Any) -> None:
             raise OnnxClipError(f"{what} must be a whole number, 0 or more, not {shown(number)}")
 
 
-_SHAPING = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 _SCALING = {"Add", "Div", "Identity", "Mul", "Sum", "Unsqueeze"}
 _LABELS = {
     "NegativeLogLikelihoodLoss",
@@ -259,7 +259,7 @@ class _Maker:
     def _bound(self, name: str) -> tuple[int | None, bool]:
         """The number of things that an integer selects from; whether it counts iterations."""
         bounds: list[int] = []
-        for frame, node, slot in self._uses(name, _SHAPING):
+        for frame, node, slot in self._uses(name, ALIASES):
             scope = frame.scope
             if node.op_type == "Loop" and slot == 0:
                 return None, True

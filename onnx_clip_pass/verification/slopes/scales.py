@@ -8,15 +8,13 @@ from typing import Any
 from numpy.typing import NDArray
 
 from onnx_clip_pass.graph import Index, ancestors_in
+from onnx_clip_pass.graph.spec import ALIASES
 
 __all__ = ["NEAR", "is_near", "seeds_of"]
 
 NEAR = 0.01
 """Factors closer than this are the same: a number of a half precision graph is off by a third."""
-_TAIL = {
-    "Cast", "Div", "Flatten", "Identity", "Mul", "Neg", "Reshape", "Squeeze", "Transpose",
-    "Unsqueeze",
-}  # fmt: skip
+_TAIL = ALIASES | {"Div", "Mul", "Neg"}
 
 
 def is_near(factor: float, other: float, error: float = 0.0) -> bool:

@@ -15,15 +15,13 @@ from itertools import repeat
 from onnx import NodeProto
 
 from onnx_clip_pass.graph import Index
+from onnx_clip_pass.graph.spec import ALIASES
 from onnx_clip_pass.probe.losses import type_of
 
 __all__ = ["factors_of", "state_in"]
 
-_ALIASES = {
-    "Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze",
-}  # fmt: skip
 _SIGNS: dict[str, Iterable[float]] = {
-    **dict.fromkeys(_ALIASES, (1.0,)),
+    **dict.fromkeys((*ALIASES, "Dropout"), (1.0,)),
     **dict.fromkeys(("Add", "Sum"), repeat(1.0)),
     "Sub": (1.0, -1.0),
     "Neg": (-1.0,),
