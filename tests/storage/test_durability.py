@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from onnx_clip_pass.storage import replacing, sets
+from onnx_clip_pass.storage import sets
 from onnx_clip_pass.storage.journal import PREFIX
+from onnx_clip_pass.storage.sets import replacing
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="a folder cannot be opened there, so not forced to disk either"
