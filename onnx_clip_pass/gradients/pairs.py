@@ -109,7 +109,7 @@ class Pairs:
                     continue  # made of other states
                 if way.passed and values.is_constant(root) and values.is_single(root):
                     continue
-                if self._is_weighed(new, root) or self._is_called_loss(new, root):
+                if self._only_weighs(root) or self._is_called_loss(new, root):
                     continue
                 if (
                     _kind(values, root) == _kind(values, new)
@@ -158,15 +158,18 @@ class Pairs:
             )
         return found
 
-    def _is_weighed(self, new: int, root: int) -> bool:
-        """Return whether a number weighs what data make: a task's weight times its loss, say."""
-        values, at = self.values, self.values.behind(new)
-        operands = [values.behind(each) for each in values.takes[at]]
+    def _only_weighs(self, root: int) -> bool:
+        """True for a number that only scales what data make: a rate, a sign, a task's weight."""
+        values = self.values
+        readers = values.readers[root][: _MOST_FACTORS + 1]
         return (
             values.is_single(root)
-            and values.op[at] in ("Mul", "Div")
-            and root in operands
-            and any(self.nonfree[each] for each in operands)
+            and 0 < len(readers) <= _MOST_FACTORS
+            and all(
+                values.op[reader] in ("Mul", "Div")
+                and any(self.nonfree[each] for each in values.takes[reader] if each != root)
+                for reader in readers
+            )
         )
 
     def _strangeness(self, pair: tuple[int, int]) -> Strangeness:
