@@ -149,20 +149,23 @@ class Tape:
 
         Args:
             op_type: an operator of the default domain.
-            operands: what it reads; a number is a constant of the dtype of the last tensor.
+            operands: what it reads; a number is a constant of the dtype of the last, or of the first.
             result: its output is called `clip/<label>/<result>`; "" makes it the clip's last node,
                 whose output is the clipped gradient.
             dtype: of the result, if that is not the last operand's.
             attributes: of the node.
         """
-        typed = [each for each in operands if isinstance(each, Tensor)]
-        takes, shape = typed[-1].dtype, typed[0].shape
-        for each in typed:
+        like = operands[0] if isinstance(operands[-1], float) else operands[-1]
+        assert isinstance(like, Tensor)
+        names, takes = [], like.dtype
+        shape: Shape | None = ()
+        for each in operands:
+            if isinstance(each, float):
+                names.append(self._editor.constant(self._scope, each, takes))
+                continue
+            names.append(each.name)
             if each.shape != shape:
-                shape = _broadcast(shape, each.shape)
-        if len(typed) < len(operands):
-            typed = [x if isinstance(x, Tensor) else self.constant(x, takes) for x in operands]
-        names = [each.name for each in typed]
+                shape = _broadcast(shape, each.shape) if shape != () else each.shape
         return self._node(op_type, names, takes, dtype or takes, shape, result, attributes)
 
     def cast(self, value: Tensor, dtype: int, *, result: str) -> Tensor:

@@ -95,9 +95,10 @@ class Editor:
         **attributes: Any,
     ) -> None:
         """Put a node of the default domain before the present node number `position`."""
-        node = scope.proto.node.add(  # behind the others until all are put into order
-            op_type=op_type, name=self.fresh(name), input=inputs, output=[output]
-        )
+        node = scope.proto.node.add()  # behind the others until all are put into order
+        node.op_type, node.name = op_type, self.fresh(name)
+        node.input.extend(inputs)
+        node.output.append(output)
         if attributes:
             node.attribute.extend(self._attributes(attributes))
         if id(scope.opsets) in self.index.assumed:

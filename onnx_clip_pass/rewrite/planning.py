@@ -34,20 +34,11 @@ class Plan:
     index: Index
     settings: Settings
     found: Finds
+    rows: tuple[Clipped, ...]
     edits: list[Edit]
     schedule: list[list[tuple[int, int]]]
     warnings: list[str]
     replaces: bool
-
-    @property
-    def rows(self) -> tuple[Clipped, ...]:
-        """Each gradient, and what is to be done to it."""
-        return tuple(
-            Clipped(sighting.gradient, choice.clip, choice.rule)
-            if choice is not None
-            else Clipped(sighting.gradient, None)
-            for sighting, choice in self.found.selected.chosen
-        )
 
 
 def plan(index: Index, found: Finds, settings: Settings, *, replaces: bool) -> Plan:
@@ -80,7 +71,13 @@ def plan(index: Index, found: Finds, settings: Settings, *, replaces: bool) -> P
     warnings = found.selected.warnings + notes_on(seen, chosen) + found.notes
     warnings += accepted(found.uncovered)
     warnings += notes_on_coverage(index, found.selected.bare, settings)
-    return Plan(index, settings, found, edits, schedule, warnings, replaces)
+    rows = tuple(
+        Clipped(sighting.gradient, choice.clip, choice.rule)
+        if choice is not None
+        else Clipped(sighting.gradient, None)
+        for sighting, choice in chosen
+    )
+    return Plan(index, settings, found, rows, edits, schedule, warnings, replaces)
 
 
 def _by_value(chosen: Chosen) -> Iterable[Chosen]:
