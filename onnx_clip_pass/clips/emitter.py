@@ -149,7 +149,7 @@ class Tape:
 
         Args:
             op_type: an operator of the default domain.
-            operands: what it reads; a number is a constant of the dtype of the last, or of the first.
+            operands: what it reads; a number is a constant in the dtype of the last or first.
             result: its output is called `clip/<label>/<result>`; "" makes it the clip's last node,
                 whose output is the clipped gradient.
             dtype: of the result, if that is not the last operand's.

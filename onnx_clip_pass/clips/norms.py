@@ -10,7 +10,7 @@ theirs; every form here rests on that.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,41 +73,64 @@ def emit_norm(
     5. At opset 7, whose Min knows no float64, the norm comes back from there.
     6. A power that may leave float64's range is one of the elements' shares in the largest.
     """
-    summed, broadcasts = over.sizes(x.shape), to.opset >= FIRST_BROADCASTING_MIN or x.shape == ()
     keeps_rank = over.axes is None or (over.keepdims and x.shape is not None)
-    if _is_single(summed) and broadcasts and keeps_rank and not is_power:
+    if keeps_rank and not is_power and _broadcasts(to, x) and _is_single(over.sizes(x.shape)):
         over = Over((), keepdims=True)
-    if over.axes == () and not (is_power and ord == 2):  # rule 1
-        return Norm(to.op("Abs", x, result="norm"), True, over)
-    work, must_widen = x.dtype, to.numerics.nonfinite != "propagate"  # rule 4
-    in_float64 = work == DOUBLE
-    way = to.numerics.reduction(summed, in_float64=in_float64, must_widen=must_widen, ord=ord)
-    if over.axes is not None and way.rows is not None:  # rule 2
-        way = Reduction(widens=not in_float64)
-    if way.widens:
-        x = to.cast(x, DOUBLE, result="in float64")
-    is_widened = x.dtype == DOUBLE and to.source.dtype != DOUBLE
-    is_held = is_widened and ord <= _HIGHEST_HELD_POWER
-    is_bounded = is_widened and ord >= _LEAST_HELD_POWER and (is_held or broadcasts)
-    may_be_single = ord in (1, 2) and _may_be_single(summed)
-    is_squared = may_be_single and ord == 2 and (is_power or x.dtype == DOUBLE)  # rule 1
+    if over.axes == () and not (is_power and ord == 2):
+        return Norm(to.op("Abs", x, result="norm"), True, over)  # rule 1
+    way = _way(to, x, ord, over)
+    wide = to.cast(x, DOUBLE, result="in float64") if way.widens else x
+    form = _form(to, wide, ord, over, way, is_power=is_power)
+    norm = form(to, wide, ord, over, way)
+    if to.opset < FIRST_BROADCASTING_MIN:
+        norm = to.cast(norm, x.dtype, result="norm in float32")  # rule 5
+    return Norm(norm, _is_bounded(to, wide, ord), over)
+
+
+def _way(to: Emitter, x: Tensor, ord: float, over: Over) -> Reduction:
+    """The reduction that keeps the stated precision, by rules 2 to 4."""
+    in_float64, must_widen = x.dtype == DOUBLE, to.numerics.nonfinite != "propagate"
+    sizes = over.sizes(x.shape)
+    way = to.numerics.reduction(sizes, in_float64=in_float64, must_widen=must_widen, ord=ord)
+    if over.axes is not None and way.rows is not None:
+        return Reduction(widens=not in_float64)
+    return way
+
+
+def _form(
+    to: Emitter, x: Tensor, ord: float, over: Over, way: Reduction, *, is_power: bool
+) -> _Form:
+    """The form for `x` as it is reduced, by rules 1, 3 and 6."""
     if over.axes == ():
-        norm = to.op("Mul", x, x, result="squares")
-    elif way.rows is not None or is_squared:  # rule 3
-        norm = _add_up(to, x, ord, over, way)
-        if ord == 2 and not is_power:
-            norm = to.op("Sqrt", norm, result="norm")
-    elif ord in _BY_ONE:
-        norm = _BY_ONE[ord](to, x, over, is_power)
-        if may_be_single:
-            norm = to.op("Abs", norm, result="length")  # rule 1
-    elif x.dtype == DOUBLE and broadcasts and not is_held:
-        norm = _from_shares(to, x, ord, over)  # rule 6
-    else:
-        norm = _from_powers(to, x, ord, over)
-    if to.opset < FIRST_BROADCASTING_MIN:  # rule 5
-        norm = to.cast(norm, work, result="norm in float32")
-    return Norm(norm, ord == math.inf or is_bounded, over)
+        return _emit_squares
+    may_be_copied = ord == 2 and _may_be_single(over.sizes(x.shape))
+    if way.rows is not None or (may_be_copied and (is_power or x.dtype == DOUBLE)):
+        return _emit_sum if is_power or ord == 1 else _emit_root_of_sum
+    if ord in _BY_ONE:
+        return _emit_sum_square if is_power and ord == 2 else _BY_ONE[ord]
+    if x.dtype == DOUBLE and _broadcasts(to, x) and not _is_held(to, x, ord):
+        return _emit_from_shares
+    return _emit_from_powers
+
+
+def _broadcasts(to: Emitter, x: Tensor) -> bool:
+    return to.opset >= FIRST_BROADCASTING_MIN or x.shape == ()
+
+
+def _is_held(to: Emitter, x: Tensor, ord: float) -> bool:
+    """Whether powers of the elements cannot leave the range of float64, to which they came."""
+    return _is_widened(to, x) and ord <= _HIGHEST_HELD_POWER
+
+
+def _is_widened(to: Emitter, x: Tensor) -> bool:
+    return x.dtype == DOUBLE and to.source.dtype != DOUBLE
+
+
+def _is_bounded(to: Emitter, x: Tensor, ord: float) -> bool:
+    """Whether the norm of finite elements cannot overflow."""
+    if _is_widened(to, x) and ord >= _LEAST_HELD_POWER:
+        return _is_held(to, x, ord) or _broadcasts(to, x)
+    return ord == math.inf
 
 
 def emit_root(to: Emitter, power: Norm, ord: float) -> Norm:
@@ -154,7 +177,14 @@ def norm_of(
         return np.asarray(unit * powers ** (1.0 / ord))
 
 
-def _add_up(to: Emitter, x: Tensor, ord: float, over: Over, way: Reduction) -> Tensor:
+_Form = Callable[[Emitter, Tensor, float, Over, Reduction], Tensor]
+
+
+def _emit_squares(to: Emitter, x: Tensor, ord: float, over: Over, way: Reduction) -> Tensor:
+    return to.op("Mul", x, x, result="squares")
+
+
+def _emit_sum(to: Emitter, x: Tensor, ord: float, over: Over, way: Reduction) -> Tensor:
     """The sum of |x| ** ord, for L1 and L2, by rows if the reduction has them.
 
     ReduceL2 and ReduceL1 would not need the powers as a tensor, but ONNX Runtime's CPU provider
@@ -172,30 +202,43 @@ def _add_up(to: Emitter, x: Tensor, ord: float, over: Over, way: Reduction) -> T
     return to.reduce("ReduceSum", sums, over, result="total")
 
 
-def _emit_l1(to: Emitter, x: Tensor, over: Over, is_power: bool) -> Tensor:
-    return to.reduce("ReduceL1", x, over, result="norm")
+def _emit_root_of_sum(to: Emitter, x: Tensor, ord: float, over: Over, way: Reduction) -> Tensor:
+    return to.op("Sqrt", _emit_sum(to, x, ord, over, way), result="norm")
 
 
-def _emit_l2(to: Emitter, x: Tensor, over: Over, is_power: bool) -> Tensor:
-    return to.reduce("ReduceSumSquare" if is_power else "ReduceL2", x, over, result="norm")
+def _emit_l1(to: Emitter, x: Tensor, ord: float, over: Over, way: Reduction) -> Tensor:
+    return _without_sign(to, x, over, to.reduce("ReduceL1", x, over, result="norm"))
 
 
-def _emit_largest(to: Emitter, x: Tensor, over: Over, is_power: bool) -> Tensor:
+def _emit_l2(to: Emitter, x: Tensor, ord: float, over: Over, way: Reduction) -> Tensor:
+    return _without_sign(to, x, over, to.reduce("ReduceL2", x, over, result="norm"))
+
+
+def _without_sign(to: Emitter, x: Tensor, over: Over, norm: Tensor) -> Tensor:
+    """The norm where it may be a copy of one element, by rule 1."""
+    return to.op("Abs", norm, result="length") if _may_be_single(over.sizes(x.shape)) else norm
+
+
+def _emit_sum_square(to: Emitter, x: Tensor, ord: float, over: Over, way: Reduction) -> Tensor:
+    return to.reduce("ReduceSumSquare", x, over, result="norm")
+
+
+def _emit_largest(to: Emitter, x: Tensor, ord: float, over: Over, way: Reduction) -> Tensor:
     return emit_largest(to, to.op("Abs", x, result="sizes"), over, signed=x, result="norm")
 
 
-_BY_ONE = {1: _emit_l1, 2: _emit_l2, math.inf: _emit_largest}
-"""The orders whose norm, or the square of it, one operator gives."""
+_BY_ONE: dict[float, _Form] = {1: _emit_l1, 2: _emit_l2, math.inf: _emit_largest}
+"""The orders whose norm one operator gives."""
 
 
-def _from_powers(to: Emitter, x: Tensor, ord: float, over: Over) -> Tensor:
+def _emit_from_powers(to: Emitter, x: Tensor, ord: float, over: Over, way: Reduction) -> Tensor:
     """The norm of a power other than 1, 2 and inf, where all powers are within the dtype."""
     powers = to.op("Pow", to.op("Abs", x, result="sizes"), ord, result="powers")
     total = to.reduce("ReduceSum", powers, over, result="sum of powers")
     return to.op("Pow", total, 1.0 / ord, result="norm")
 
 
-def _from_shares(to: Emitter, x: Tensor, ord: float, over: Over) -> Tensor:
+def _emit_from_shares(to: Emitter, x: Tensor, ord: float, over: Over, way: Reduction) -> Tensor:
     """The same, of shares in the largest element, whose powers leave the range of no dtype."""
     # what is combined with the elements again keeps the axes that were reduced
     kept = over._replace(keepdims=over.keepdims or over.axes is not None)
