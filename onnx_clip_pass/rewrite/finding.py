@@ -51,7 +51,8 @@ def find(
         seen = name_gradients(index, settings.named, settings.optimizer_ops)
         return Finds(seen, _select(seen, clips, settings), {}, (), [])
     first = survey(index, settings.optimizer_ops)
-    seen = first if before is None else first.answered(before.answers)
+    told = {} if before is None else before.answers
+    seen = first.answered(told)
     if before is not None and before.named and not (seen.found or seen.questions or seen.of_data):
         raise OnnxClipError(
             f"{nothing_found(seen, can_name=True)}; the clip that the model has was put behind "
@@ -59,36 +60,43 @@ def find(
             f"again: {listed([repr(name) for name in before.named])}"
         )
     picked = _select(seen, clips, settings)
-    notes: list[str] = []
-    verdict = Verdict({}, {})
-    if picked.asked and decide is not None and not settings.watch.measures_only:
-        found = {sighting.gradient.parameter.name for sighting in seen.found}
-        questions = askable(picked.asked, found, index.main)
-        if len(questions) == len(picked.asked) or (questions and settings.options["partial"]):
-            verdict = decide(index.model, questions, seen.loss)
-        closed = [each.name for each in picked.asked if each.name not in questions]
-        reasons = {**verdict.reasons, **dict.fromkeys(closed, NOT_ASKABLE)}
-        verdict = Verdict(verdict.gradients, reasons)
+    verdict, notes = _decided(index, seen, picked, settings, decide), []
     if verdict.gradients:
         seen = seen.answered(verdict.gradients)
         picked = _select(seen, clips, settings)
         names = listed([f"{name!r} ({g})" for name, g in verdict.gradients.items()])
-        notes.append(f"the model was run: the slopes of the loss decided for {names}")
+        notes = [f"the model was run: the slopes of the loss decided for {names}"]
+    answers = {**told, **verdict.gradients}
+    still = {question.name for question in seen.questions}
+    kept = [q.name for q in first.questions if q.name not in still and answers.get(q.name)]
+    uncovered = _left_open(picked, verdict, settings)
+    return Finds(seen, picked, {name: answers[name] for name in kept}, uncovered, notes)
+
+
+def _decided(
+    index: Index, seen: Survey, picked: Selected, settings: Settings, decide: Decide | None
+) -> Verdict:
+    """The verdict of a run on the questions, as far as one may be run and can decide them."""
+    if not picked.asked or decide is None or settings.watch.measures_only:
+        return Verdict({}, {})
+    found = {sighting.gradient.parameter.name for sighting in seen.found}
+    questions = askable(picked.asked, found, index.main)
+    verdict = Verdict({}, {})
+    if len(questions) == len(picked.asked) or (questions and settings.options["partial"]):
+        verdict = decide(index.model, questions, seen.loss)
+    closed = [each.name for each in picked.asked if each.name not in questions]
+    reasons = {**verdict.reasons, **dict.fromkeys(closed, NOT_ASKABLE)}
+    return Verdict(verdict.gradients, reasons)
+
+
+def _left_open(picked: Selected, verdict: Verdict, settings: Settings) -> tuple[Uncovered, ...]:
+    """The parameters whose gradients are not known, if that is accepted and others are."""
     uncovered = uncovered_of(picked.asked)
     is_nothing_left = not any(choice for _, choice in picked.chosen)
-    if uncovered and (
-        is_nothing_left or not (settings.options["partial"] or settings.watch.measures_only)
-    ):
+    is_accepted = settings.options["partial"] or settings.watch.measures_only
+    if uncovered and (is_nothing_left or not is_accepted):
         raise refuse(uncovered, verdict.reasons, is_all=is_nothing_left)
-    still = {question.name for question in seen.questions}
-    answers = {} if before is None else before.answers
-    answers = {
-        question.name: answer
-        for question in first.questions
-        if question.name not in still
-        and (answer := {**answers, **verdict.gradients}.get(question.name))
-    }
-    return Finds(seen, picked, answers, uncovered, notes)
+    return uncovered
 
 
 def _select(seen: Survey, clips: Clip | Rules, settings: Settings) -> Selected:
