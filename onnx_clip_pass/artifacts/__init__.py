@@ -48,13 +48,13 @@ from onnx_clip_pass.storage import (
 
 __all__ = [
     "ArtifactsInspection",
-    "Place",
+    "ClipStage",
     "clip_artifacts",
     "inspect_artifacts",
     "strip_artifacts",
 ]
 
-Place = Literal["step", "micro-batch"]
+ClipStage = Literal["step", "micro-batch"]
 """Where a folder's gradients are clipped: after micro-batches are added up, or before."""
 
 _Path = str | os.PathLike[str]
@@ -86,7 +86,7 @@ def clip_artifacts(
     target: _Path,
     clip: ClipOrRules,
     *,
-    at: Place = "step",
+    at: ClipStage = "step",
     dry_run: bool = False,
     **options: Unpack[ClipFolderOptions],
 ) -> Report:
@@ -120,7 +120,7 @@ def clip_artifacts(
     check_path("folder", folder)
     check_path("target", target)
     check_flags(dry_run=dry_run)
-    check_choice("at", at, Place)
+    check_choice("at", at, ClipStage)
     how, others = Writing.split(WriteOptions, options)
     clips, settings = as_clips(clip), Settings.of(**others)
     if settings.options["threshold_input"] is not None:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import click
 
 from onnx_clip_pass.artifacts import (
-    Place,
+    ClipStage,
     clip_artifacts,
     inspect_artifacts,
     strip_artifacts,
@@ -71,7 +71,7 @@ def rewrite_folder(
     target: Path,
     clip: ClipOrRules,
     *,
-    at: Place | None,
+    at: ClipStage | None,
     probes: bool,
     verifies: bool,
     as_json: bool,
@@ -99,7 +99,7 @@ def rewrite_folder(
         )
     if verifies:
         refuse_to_verify(folder, target)
-    place: Place = at or "step"
+    place: ClipStage = at or "step"
     with ProgressBar(f"writing {target.name}") as progress:
         report = clip_artifacts(folder, target, clip, at=place, progress=progress, **options)
     is_written = not options["dry_run"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from onnx_clip_pass.artifacts import Place
+from onnx_clip_pass.artifacts import ClipStage
 from onnx_clip_pass.cli.clipping import ClipOptions, GradientOptions, clip_options
 from onnx_clip_pass.cli.finding import FindOptions
 from onnx_clip_pass.cli.folders import AT, beside_folder, is_folder, rewrite_folder, strip_folder
@@ -99,7 +99,7 @@ class _Rewriting:
 
     clip: ClipOrRules
     written: dict[str, Any]
-    at: Place | None
+    at: ClipStage | None
     finding: FindOptions
     probing: ProbeOptions
     run: RunOptions

@@ -66,7 +66,7 @@ class Scope:
     nodes that have attributes, `special` those of the nodes that run a body (an If, a call) or name
     tensors in attributes; `is_sorted` says whether each node stands behind those whose values it
     takes. `input_slots` and `handed_out` are the first slots of inputs and outputs by name, `reads`
-    the places of this very scope that read a value of its own, see `_place`. Equal names are one
+    the reads of this very scope of its own values, see `_packed`. Equal names are one
     object, and so are equal types (`alike`).
     """
 
@@ -187,7 +187,7 @@ class Index:
     def readers_of(self, scope: Scope, name: str) -> list[Read]:
         """The reads of the value that `scope` defines as `name`, in nested graphs too."""
         own = scope.reads.get(name, ())
-        found = [_read_at(scope, place) for place in ([own] if isinstance(own, int) else own)]
+        found = [_unpacked(scope, packed) for packed in ([own] if isinstance(own, int) else own)]
         found += self._readers.get((id(scope), name), ())
         return found
 
@@ -321,12 +321,12 @@ class Index:
             reads, names = scope.reads, scope.names
             for name, number, slot in _reads_in(scope):
                 if name in names:
-                    place = _place(number, slot)
-                    known = reads.setdefault(name, place)
+                    packed = _packed(number, slot)
+                    known = reads.setdefault(name, packed)
                     if isinstance(known, list):
-                        known.append(place)
-                    elif known != place:
-                        reads[name] = [known, place]
+                        known.append(packed)
+                    elif known != packed:
+                        reads[name] = [known, packed]
                     owner, taker = scope, number
                 elif name and (around := scope.lookup(name)) is not None:
                     readers[id(around), name].append(Read(scope, number, slot))
@@ -354,13 +354,13 @@ def _written_twice(scope: Scope, number: int, name: str) -> OnnxClipError:
     )
 
 
-def _place(number: int, slot: int) -> int:
-    """The place of a read in its scope as one number: a large graph has many, mostly lone ones."""
+def _packed(number: int, slot: int) -> int:
+    """A read in its scope as one number: a large graph has many, mostly lone ones."""
     return number + 1 << 32 | slot + 1
 
 
-def _read_at(scope: Scope, place: int) -> Read:
-    return Read(scope, (place >> 32) - 1, (place & (1 << 32) - 1) - 1)
+def _unpacked(scope: Scope, packed: int) -> Read:
+    return Read(scope, (packed >> 32) - 1, (packed & (1 << 32) - 1) - 1)
 
 
 def _slots(names: list[str]) -> dict[str, int]:

@@ -88,8 +88,8 @@ def _is_same(
 ) -> bool:
     if (left.data_type, list(left.dims)) != (right.data_type, list(right.dims)):
         return False
-    place, other = _place(left, left_folder), _place(right, right_folder)
-    if place is not None and place == other:
+    location, other = _location(left, left_folder), _location(right, right_folder)
+    if location is not None and location == other:
         return True
     return _payload(left, left_folder) == _payload(right, right_folder)
 
@@ -108,8 +108,8 @@ def _reading(tensor: TensorProto, folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _place(tensor: TensorProto, folder: Path | None) -> tuple[Any, ...] | None:
-    """The place of external data: the file itself, whatever its path, and the place in it."""
+def _location(tensor: TensorProto, folder: Path | None) -> tuple[Any, ...] | None:
+    """The location of external data: the file itself, whatever its path, and the location in it."""
     if tensor.data_location != TensorProto.EXTERNAL or folder is None:
         return None
     info = ExternalDataInfo(tensor)

@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterable
 
 from onnx_clip_pass.graph import BY_NAME, OUTPUT, Index, Read, Scope
 
-__all__ = ["Place", "reach"]
+__all__ = ["ValueRef", "reach"]
 
-Place = tuple[Scope, str]
+ValueRef = tuple[Scope, str]
 """A value: the scope that defines it, and its name."""
 
 
@@ -19,9 +19,9 @@ def reach(
     index: Index,
     reads: Iterable[Read],
     *,
-    stop: Collection[Place] = (),
+    stop: Collection[ValueRef] = (),
     next_iterations: bool = True,
-) -> tuple[set[Place], set[int]]:
+) -> tuple[set[ValueRef], set[int]]:
     """All values that these reads lead to.
 
     Args:
@@ -34,25 +34,25 @@ def reach(
         The values, and the numbers of the outputs of the main graph.
     """
     todo, seen = list(reads), set(reads)
-    values: set[Place] = set()
+    values: set[ValueRef] = set()
     outputs: set[int] = set()
     for read in todo:  # grows while it is read
         if read.node == OUTPUT and read.scope is index.main:
             outputs.add(read.slot)
-        for place in _step(index, read, next_iterations):
-            if place in values:
+        for ref in _step(index, read, next_iterations):
+            if ref in values:
                 continue
-            values.add(place)
-            if place in stop:
+            values.add(ref)
+            if ref in stop:
                 continue
-            for further in index.readers_of(*place):
+            for further in index.readers_of(*ref):
                 if further not in seen:
                     seen.add(further)
                     todo.append(further)
     return values, outputs
 
 
-def _step(index: Index, read: Read, next_iterations: bool) -> list[Place]:
+def _step(index: Index, read: Read, next_iterations: bool) -> list[ValueRef]:
     scope, number, slot = read
     if slot == BY_NAME:
         return [(scope, name) for name in scope.nodes[number].output if name]
@@ -74,7 +74,7 @@ def _step(index: Index, read: Read, next_iterations: bool) -> list[Place]:
     return inner
 
 
-def _returned(index: Index, scope: Scope, slot: int, next_iterations: bool) -> list[Place]:
+def _returned(index: Index, scope: Scope, slot: int, next_iterations: bool) -> list[ValueRef]:
     found = []
     for caller, call in index.callers_of(scope):
         outputs = caller.nodes[call].output

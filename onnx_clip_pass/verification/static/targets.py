@@ -25,7 +25,7 @@ from onnx_clip_pass.graph import BY_NAME, Index, Read, Scope
 from onnx_clip_pass.graph.dtypes import dtype_of
 from onnx_clip_pass.graph.spec import FLOAT
 from onnx_clip_pass.record import ClipEntry, Record
-from onnx_clip_pass.verification.static.reach import Place, reach
+from onnx_clip_pass.verification.static.reach import ValueRef, reach
 from onnx_clip_pass.verification.static.reads import Readers
 from onnx_clip_pass.verification.static.steps import levels
 
@@ -106,25 +106,25 @@ class _Reading:
         self._readers = Readers(after, record)
         self._added = set(record.nodes)
         self._ends = {(value.frame.scope, value.name) for value in seen.updates}
-        self._gradients: set[Place] = set()
-        self._stops: set[Place] = set()
-        self._shared: dict[Place, set[str]] = defaultdict(set)
+        self._gradients: set[ValueRef] = set()
+        self._stops: set[ValueRef] = set()
+        self._shared: dict[ValueRef, set[str]] = defaultdict(set)
         for sighting in seen.found:
-            self._shared[_place(sighting)].add(sighting.gradient.parameter.name)
+            self._shared[_ref_of(sighting)].add(sighting.gradient.parameter.name)
 
     def targets(self, sightings: Iterable[Sighting]) -> list[Target]:
-        groups: dict[Place, _Group] = {}
+        groups: dict[ValueRef, _Group] = {}
         for sighting, entry in zip(sightings, self._record.clips, strict=True):
-            groups.setdefault(_place(sighting), []).append((sighting, entry))
+            groups.setdefault(_ref_of(sighting), []).append((sighting, entry))
         self._gradients = {*groups, *self._shared}
         self._stops = self._gradients | self._ends
         targets: list[Target] = []
         grouped: dict[Scope, dict[str, list[Read]]] = {}
-        for place, group in groups.items():
-            made = self._targets_of(place, group)
+        for ref, group in groups.items():
+            made = self._targets_of(ref, group)
             for target, reads in made:
                 if any(formula.group is not None for formula in target.clip.formulas):
-                    grouped.setdefault(place[0], {}).setdefault(place[1], []).extend(reads)
+                    grouped.setdefault(ref[0], {}).setdefault(ref[1], []).extend(reads)
             targets += [target for target, _ in made]
         for scope, reads_of in grouped.items():
             parameters = {
@@ -137,35 +137,35 @@ class _Reading:
                     target.level = found.get(target.name, 0)
         return targets
 
-    def _targets_of(self, place: Place, group: _Group) -> list[tuple[Target, list[Read]]]:
+    def _targets_of(self, ref: ValueRef, group: _Group) -> list[tuple[Target, list[Read]]]:
         """One for each clip of a value, with the reads that lead to where its clip belongs."""
-        scope, name = place
+        scope, name = ref
         all_reads = [r for r in self._before.readers_of(scope, name) if r.slot != BY_NAME]
-        reads = [read for read in all_reads if not self._is_backward(read, place)]
-        parts = self._parts(place, group, reads)
+        reads = [read for read in all_reads if not self._is_backward(read, ref)]
+        parts = self._parts(ref, group, reads)
         raw = parts[0].raw
         clipped: dict[Read, set[str]] = {}
         for part in parts:
             for read in () if self._record.measures_only else part.reads:
                 clipped.setdefault(read, set()).add(part.clipped)
-        made = [(self._target(place, part), part.reads) for part in parts]
+        made = [(self._target(ref, part), part.reads) for part in parts]
         made[0][0].misread += self._readers.misread(all_reads, clipped, raw)
         if not reads and not self._record.measures_only:
             made[0][0].misread.append("no update reads it: all that does computes other gradients")
         return made
 
-    def _parts(self, place: Place, group: _Group, reads: list[Read]) -> list[_Part]:
+    def _parts(self, ref: ValueRef, group: _Group, reads: list[Read]) -> list[_Part]:
         """The gradients that share a clip of this value.
 
         One clip serves all its reads, unless some of its parameters are to have another or none.
         """
-        scope, name = place
+        scope, name = ref
         now = self._after.scopes[scope.at]
         renamed = self._record.renamed.items()
         new = [new for new, old in renamed if old == name and new in now.names]
         recorded = {sighting.gradient.parameter.name for sighting, _ in group}
         if (
-            self._shared[place] <= recorded
+            self._shared[ref] <= recorded
             and len(new) <= 1
             and len({_facts(entry) for _, entry in group}) == 1
         ):
@@ -185,7 +185,7 @@ class _Reading:
         # in the order in which a rewrite puts them in, which is that of what they hand out
         return sorted(parts.values(), key=lambda part: min(map(reads.index, part.reads), default=0))
 
-    def _target(self, place: Place, part: _Part) -> Target:
+    def _target(self, ref: ValueRef, part: _Part) -> Target:
         first, entry = part.group[0]
         clip = clip_from_dict(entry.clip)
         reads = [] if self._record.measures_only else part.reads
@@ -198,8 +198,8 @@ class _Reading:
             axes=_axes(self._before, first, clip),
             count=len({sighting.gradient.parameter.name for sighting, _ in part.group}),
             dtype=first.type.dtype or FLOAT,
-            scope=place[0].at,
-            name=place[1],
+            scope=ref[0].at,
+            name=ref[1],
             raw=part.raw,
             clipped=part.clipped,
             reads=[(r.scope.at, r.node, r.slot) for r in reads],
@@ -207,7 +207,7 @@ class _Reading:
             behind={(scope.at, name) for scope, name in values},
         )
 
-    def _is_backward(self, read: Read, own: Place) -> bool:
+    def _is_backward(self, read: Read, own: ValueRef) -> bool:
         """Return whether another gradient of the same step is computed through this read."""
         values, _ = reach(self._before, [read], stop=self._stops, next_iterations=False)
         return any(x in self._gradients and x != own and x not in self._ends for x in values)
@@ -218,8 +218,8 @@ class _Reading:
         values, _ = reach(self._before, [read], stop=self._ends, next_iterations=False)
         return read in sinks or any(
             further in sinks
-            for place in values - self._ends
-            for further in self._before.readers_of(*place)
+            for ref in values - self._ends
+            for further in self._before.readers_of(*ref)
         )
 
 
@@ -233,7 +233,7 @@ class _Part:
     reads: list[Read]
 
 
-def _place(sighting: Sighting) -> Place:
+def _ref_of(sighting: Sighting) -> ValueRef:
     return sighting.value.frame.scope, sighting.value.name
 
 
