@@ -30,7 +30,8 @@ def clip_gradients(
         clip: what to do, and by its `need_clip` to which parameters' gradients; or a list of
             `Rule`, of which the first that matches a gradient is taken.
         probe: where the graph leaves several candidates for a gradient, run the model and let the
-            slopes of the loss decide between them; the record keeps what they decide, so that
+            slopes of the loss decide between them; where it tells of no gradient at all, find them
+            among the outputs as `probe_gradients` does. The record keeps what is decided, so that
             reruns do not depend on it. Weights must be in the model.
         **options: see `Options` in `onnx_clip_pass.rewrite`.
 

@@ -53,7 +53,8 @@ class _Here:
     def __call__(
         self, model: ModelProto, questions: Mapping[str, Sequence[str]], loss: str | None
     ) -> Verdict:
-        return _decide(model if self.path is None else self.path, questions, loss)
+        source = model if self.path is None else self.path
+        return _decide(source, questions, loss) if questions else _search(source, loss)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +66,15 @@ class Apart:
     def __call__(
         self, model: ModelProto, questions: Mapping[str, Sequence[str]], loss: str | None
     ) -> Verdict:
-        """Decide questions.
+        """Decide questions; no graph is searched unasked.
 
         Args:
             model: the structure of the file, without its weights.
             questions: candidates in graph order by parameter.
             loss: the output whose slopes decide; by default what alone can be the loss.
         """
+        if not questions:
+            return Verdict({}, {})
         if importlib.util.find_spec("onnxruntime") is None:
             return _nothing(questions, "that needs ONNX Runtime, which is not installed")
         size = self.path.stat().st_size
@@ -121,6 +124,17 @@ def _decide(
         {name: each.gradient for name, each in found.items() if each.gradient is not None},
         {name: each.reason for name, each in found.items() if each.gradient is None},
     )
+
+
+def _search(model: ModelProto | Path, loss: str | None) -> Verdict:
+    """Run a model of whose gradients the graph tells nothing, and look among its outputs."""
+    from onnx_clip_pass.probe import probe
+
+    try:
+        found = probe(_loaded(model), loss=loss)
+    except OnnxClipError:  # no loss, say: then the graph has no gradients, which is said
+        return Verdict({}, {})
+    return Verdict({each.parameter.name: each.name for each in found.gradients}, {})
 
 
 def _loaded(model: ModelProto | Path) -> ModelProto:

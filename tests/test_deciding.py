@@ -6,9 +6,16 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_clip_pass import OnnxClipError
+from onnx_clip_pass import (
+    GradientClipByNorm,
+    OnnxClipError,
+    clip_gradients,
+    probe_gradients,
+    strip,
+)
 from onnx_clip_pass.probe.bench import Bench
 from onnx_clip_pass.probe.deciding import Decision, SlopeCheck, check_slopes, decide
+from onnx_clip_pass.record import read_record
 
 pytest.importorskip("onnxruntime", reason="slopes come from running the model")
 
@@ -249,3 +256,36 @@ def test_another_direction_shows() -> None:
     assert check.factor == pytest.approx(2)  # |c|^2 / <v1, c> = 2 |v1|^2 / |v1|^2
     assert 0.1 < check.orthogonal < 0.99
     assert isinstance(check, SlopeCheck)
+
+
+# -- no candidate at all -----------------------------------------------------------------------
+
+
+def test_a_graph_that_tells_of_no_gradient_is_searched_if_it_may_be_run() -> None:
+    model = graph(outputs="float loss, float[4,2] v1, float[2] v2")
+    with pytest.raises(OnnxClipError, match="no gradients found"):
+        clip_gradients(model, GradientClipByNorm(1.0))
+    clipped = clip_gradients(model, GradientClipByNorm(1.0), probe=True)
+    record = read_record(clipped)
+    assert record is not None
+    assert record.named == {"v1": "W", "v2": "b"}
+    again = clip_gradients(clipped, GradientClipByNorm(2.0), probe=True)
+    assert strip(again) == model
+
+
+def test_masks_do_not_drown_slopes_in_noise() -> None:
+    """A causal mask adds -1e9 to what is not to be seen; moved by a part of itself it stays so."""
+    step = """
+        y = MatMul(x, W) s = Add(y, mask) p = Softmax(s) e = Sub(p, t) q = Mul(e, e)
+        loss = ReduceSum<keepdims=0>(q)
+        two = Constant<value_float=2.0>() d = Mul(e, two) m = Mul(d, p)
+        axes = Constant<value_ints=[1]>() n = ReduceSum(m, axes) o = Mul(p, n) f = Sub(m, o)
+        xt = Transpose(x) v1 = MatMul(xt, f)
+    """
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[6,4] x, float[6,3] t, float[4,3] W)'
+        " => (float loss, float[4,3] v1)"
+        f"<float[1,3] mask = {{0.0, 0.0, -1000000000.0}}> {{ {step} }}"
+    )
+    (found,) = probe_gradients(model)
+    assert (found.name, found.parameter.name) == ("v1", "W")

@@ -166,19 +166,21 @@ def test_a_gradient_inside_a_branch_that_leads_out_to_another_gradient_leaves_ra
 def test_a_branch_nested_in_a_branch_hands_a_gradient_out_raw_to_the_one_outside():
     clipped = clip(
         """
-        s (float[2] x, bool yes) => (float[2] h) {
-          out = If (yes) <
-            then_branch = a () => (float[2] i) {
-              i = If (yes) <then_branch = c () => (float[2] g) { g = Neg(x) },
-                            else_branch = d () => (float[2] k) { k = Exp(x) }>
+        s (float[2] x, bool yes) => (float[2] h, float[2] copy) {
+          out, copy = If (yes) <
+            then_branch = a () => (float[2] i, float[2] j) {
+              i, j = If (yes) <
+                then_branch = c () => (float[2] g, float[2] u) { g = Neg(x) u = Identity(g) },
+                else_branch = d () => (float[2] k, float[2] v) { k = Exp(x) v = Exp(x) }>
             },
-            else_branch = b () => (float[2] e) { e = Exp(x) }>
+            else_branch = b () => (float[2] e, float[2] f) { e = Exp(x) f = Exp(x) }>
           h = Neg(out)
         }""",
         ["g", "h"],
     )
     innermost = body_of(body_of(clipped.graph, "If"), "If")
     assert innermost.output[0].name == RAW
+    assert reads(innermost, "u") == [CLIPPED]
 
 
 LOOP = """

@@ -93,7 +93,7 @@ def plan_clips(
     before = undo(model)
     index = Index(model)
     found = find(index, clips, settings, before, decide)
-    return plan(index, found, settings, replaces=before is not None)
+    return plan(index, found, found.settings, replaces=before is not None)
 
 
 @contextmanager

@@ -39,7 +39,8 @@ class Verdict(NamedTuple):
 
 Decide = Callable[[ModelProto, Mapping[str, Sequence[str]], str | None], Verdict]
 """Takes a model, whose large weights may be missing, candidates in graph order by parameter, and
-the output that is the loss, if structure tells it."""
+the output that is the loss, if structure tells it. No questions: the graph tells of no gradient at
+all, and may be searched for them."""
 
 
 def uncovered_of(questions: Iterable[Question]) -> tuple[Uncovered, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from onnx_clip_pass.clips import Clip
@@ -26,8 +27,12 @@ __all__ = ["Finds", "find"]
 
 
 class Finds(NamedTuple):
-    """What is found, what is picked of it, and what became of questions."""
+    """What is found, what is picked of it, and what became of questions.
 
+    `settings` are those asked for; gradients that a search by a run has found are named in them.
+    """
+
+    settings: Settings
     seen: Survey
     selected: Selected
     answers: dict[str, str]
@@ -49,11 +54,19 @@ def find(
     """
     if settings.named is not None:
         seen = name_gradients(index, settings.named, settings.optimizer_ops)
-        return Finds(seen, _select(seen, clips, settings), {}, (), [])
+        return Finds(settings, seen, _select(seen, clips, settings), {}, (), [])
     first = survey(index, settings.optimizer_ops)
     told = {} if before is None else before.answers
     seen = first.answered(told)
-    if before is not None and before.named and not (seen.found or seen.questions or seen.of_data):
+    is_empty = not (seen.found or seen.questions or seen.of_data)
+    if is_empty and decide is not None:
+        verdict = decide(index.model, {}, seen.loss)
+        if verdict.gradients:
+            named: dict[str, str | None] = {g: name for name, g in verdict.gradients.items()}
+            found = find(index, clips, replace(settings, named=named), before, None)
+            note = f"the model was run: the slopes of the loss tell {len(named)} gradients"
+            return found._replace(notes=[note])
+    if is_empty and before is not None and before.named:
         raise OnnxClipError(
             f"{nothing_found(seen, can_name=True)}; the clip that the model has was put behind "
             f"values that were named, or found by --probe, and what is put there now must be told "
@@ -70,7 +83,8 @@ def find(
     still = {question.name for question in seen.questions}
     kept = [q.name for q in first.questions if q.name not in still and answers.get(q.name)]
     uncovered = _left_open(picked, verdict, settings)
-    return Finds(seen, picked, {name: answers[name] for name in kept}, uncovered, notes)
+    kept_answers = {name: answers[name] for name in kept}
+    return Finds(settings, seen, picked, kept_answers, uncovered, notes)
 
 
 def _decided(
