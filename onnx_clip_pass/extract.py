@@ -175,7 +175,7 @@ def _extract(
 def _read_besides(planned: Plan) -> list[str]:
     """The values besides gradients that clips may read: parameters, and a named loss scale."""
     names = [edit.site.name for edit in planned.edits if edit.site is not None]
-    scale = planned.settings.steering.loss_scale
+    scale = planned.settings.thresholds.loss_scale
     return [*names, scale] if isinstance(scale, str) else names
 
 

@@ -16,7 +16,7 @@ from onnx_clip_pass import (
     Rule,
     patterns,
 )
-from onnx_clip_pass.clips.turns import turns
+from onnx_clip_pass.clips.schedule import scheduled
 from onnx_clip_pass.rules import assign, load_rules
 from onnx_clip_pass.selection import select
 
@@ -75,7 +75,7 @@ def test_many_rules_before_one_that_takes_nothing_are_not_all_named():
 def test_chains_of_clips(clip: object):
     def prepare(count: int):
         formulas = Chain(*[clip] * count).formulas
-        return lambda: turns([formulas, formulas], [0, 0])
+        return lambda: scheduled([formulas, formulas], [0, 0])
 
     assert growth(prepare, 200) < LINEAR
 

@@ -28,7 +28,7 @@ UNKNOWN = {
 }
 KNOWN = {
     ("clips", "gradients.found"): "the type of a gradient, not how it is found",
-    ("verification", "rewrite.watching"): "which outputs a rewrite may add",
+    ("verification", "rewrite.metrics"): "which outputs a rewrite may add",
 }
 
 

@@ -77,7 +77,7 @@ class ArtifactsInspection:
 
 
 class ClipFolderOptions(Options, WriteOptions):
-    """What `clip_artifacts` takes."""
+    """Options of `clip_artifacts`."""
 
 
 @takes_options(ClipFolderOptions, "threshold_input")

@@ -93,7 +93,7 @@ class Loops:
         return Tensor(result, DOUBLE, ())
 
     def of_main(self, label: str) -> Emitter:
-        """What puts nodes of this label behind the loops that are there."""
+        """An emitter of nodes of this label, behind the loops that are there."""
         return self._emitter(self._main, self._label, "", "").relabelled(label)
 
     def _emitter(self, scope: Scope, name: str, source: str, target: str) -> Emitter:

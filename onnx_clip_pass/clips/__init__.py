@@ -10,7 +10,7 @@ from onnx_clip_pass.clips.chain import Chain
 from onnx_clip_pass.clips.emitter import Emitter, Limits, Measured, ParameterSite, Tape, Tensor
 from onnx_clip_pass.clips.numerics import NonFinite, NormPrecision, Numerics
 from onnx_clip_pass.clips.registry import CLIPS, clip_from_dict, setting_names
-from onnx_clip_pass.clips.turns import shared_norms, turns
+from onnx_clip_pass.clips.schedule import scheduled, shared_norms
 
 __all__ = [
     "CLIPS",
@@ -33,7 +33,7 @@ __all__ = [
     "Tape",
     "Tensor",
     "clip_from_dict",
+    "scheduled",
     "setting_names",
     "shared_norms",
-    "turns",
 ]

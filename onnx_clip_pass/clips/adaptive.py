@@ -111,7 +111,7 @@ class AdaptiveGradientClip(ScalingClip):
         return emit_norm(to, x, 2.0, self._over(to))
 
     def emit_limit(self, to: Emitter, norm: Norm, x: Tensor) -> Tensor | None:
-        if self.is_identity and not to.is_steered:
+        if self.is_identity and not to.has_runtime_threshold:
             return None
         site, shape, seeds = to.parameter, to.gradient.shape or (), int(to.gradient.has_seeds)
         assert site is not None

@@ -248,7 +248,7 @@ class Formula(Clip):
     def emit(self, members: Sequence[Emitter]) -> Measured | None:
         """Put the formula's nodes between `source` and `target` of each member.
 
-        Sets `measured` of those that watch; returns what was measured of all of them together.
+        Sets `measured` of those that ask for it; returns what was measured of all of them together.
         """
 
     def emit_alone(self, to: Emitter) -> None:

@@ -181,7 +181,7 @@ class GradientClipByGlobalNorm(Formula):
         factors, odd = _Shared(at, scale), self._emit_verdict(at, total, parts)
         verdicts = None if odd is None else _Shared(at, odd)
         for to, x, power in parts:
-            if to.watches:
+            if to.is_measured:
                 to.measured = Measured(emit_root(to, power, self.ord).value, scale)
             rank, axes = len(to.gradient.shape or ()), 0
             if self.per_sample:
@@ -220,7 +220,7 @@ class GradientClipByGlobalNorm(Formula):
         )
 
     def _emit_part(self, to: Emitter) -> _Part:
-        """What a gradient adds to the norm of all."""
+        """The share of a gradient in the norm of all."""
         x, axes = widened(to, self), None
         if x.shape is not None:
             seeds = to.gradient.has_seeds
@@ -228,8 +228,8 @@ class GradientClipByGlobalNorm(Formula):
         return _Part(to, x, emit_norm(to, x, self.ord, Over(axes), is_power=True))
 
     def _emit_scale(self, at: Emitter, total: Tensor) -> Tensor:
-        """What all gradients are multiplied by, whose norm together is `total`."""
-        is_limited = at.is_steered or not self.is_identity
+        """The factor of all gradients, whose norm together is `total`."""
+        is_limited = at.has_runtime_threshold or not self.is_identity
         limit = at.limit(self.clip_norm, total.dtype) if is_limited else None
         return emit_scale(at, total, limit)
 
@@ -263,7 +263,7 @@ class GradientClipByGlobalNorm(Formula):
         return to.op("Mul", power, float(to.count), result="counted")
 
     def _emit_verdict(self, at: Emitter, total: Norm, parts: Sequence[_Part]) -> Tensor | None:
-        """Whether not all elements of all gradients are finite; None if nobody asks.
+        """A bool, true if not all elements of all gradients are finite; None if nobody asks.
 
         The total tells if it cannot overflow; else 0 times every part of it, which is 0 or nan.
         """
@@ -290,7 +290,7 @@ class _Part(NamedTuple):
 
 
 class _Shared:
-    """What a group has in common, once for each dtype and rank that it meets."""
+    """A value of a whole group, made once for each dtype and rank that it meets."""
 
     def __init__(self, at: Emitter, value: Tensor) -> None:
         self._at = at
@@ -311,7 +311,7 @@ class _Shared:
 
 
 def _uneven(sizes: set[int]) -> str | None:
-    """Why gradients of so many samples cannot have one norm for each; None if they can."""
+    """The reason that gradients of so many samples cannot have one norm for each, or None."""
     if len(sizes) < 2:
         return None
     return f"they have {' and '.join(map(str, sorted(sizes)))} samples"

@@ -61,7 +61,7 @@ class GradientClipByRMS(ScalingClip):
         return emit_norm(to, x, 2.0, Over(axes, axes is not None or to.keeps_rank))
 
     def emit_limit(self, to: Emitter, norm: Norm, x: Tensor) -> Tensor | None:
-        if self.is_identity and not to.is_steered:
+        if self.is_identity and not to.has_runtime_threshold:
             return None
         dtype, summed = norm.value.dtype, (x.shape or ())[: -1 if to.gradient.has_seeds else None]
         sizes = [d for d in summed if isinstance(d, int)]

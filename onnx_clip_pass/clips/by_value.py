@@ -136,9 +136,9 @@ class GradientClipByValue(Formula):
     def _emit(self, to: Emitter) -> None:
         x = widened(to, self)
         low, high = self._bounds(to, x.dtype)
-        is_asked = to.watches or to.numerics.nonfinite != "propagate"
+        is_asked = to.is_measured or to.numerics.nonfinite != "propagate"
         largest = self._largest(to, x) if is_asked else None
-        if largest is not None and to.watches:
+        if largest is not None and to.is_measured:
             to.measured = self._measure(to, largest, x, low, high)
         if to.measures_only:
             return

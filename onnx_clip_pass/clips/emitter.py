@@ -83,7 +83,7 @@ class Limits(Protocol):
 
 
 class SequenceLoops(Protocol):
-    """What puts loops over sequences of gradients in, where these have no names."""
+    """Loops over sequences of gradients, where these have no names."""
 
     def of_each(
         self, sequence: str, clipped: str, emits: Sequence[Callable[[Emitter], object]]
@@ -94,7 +94,7 @@ class SequenceLoops(Protocol):
         """A loop that makes one float64 number of all tensors, from 0."""
 
     def of_main(self, label: str) -> Emitter:
-        """What puts nodes of this label behind the loops that are there."""
+        """An emitter of nodes of this label, behind the loops that are there."""
 
 
 class ParameterSite(NamedTuple):
@@ -109,7 +109,7 @@ class ParameterSite(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a clip measured of a gradient: its norm before clipping and what it is multiplied by.
+    """The measures of a gradient: its norm before clipping, and what it is multiplied by.
 
     One of each, or of each sample, unit or seed. The norm is still times the loss scale.
     """
@@ -175,7 +175,7 @@ class Tape:
         return self.op("Cast", value, result=result, dtype=dtype, to=dtype)
 
     def size(self, value: Tensor) -> Tensor:
-        """How many elements it has."""
+        """The number of its elements."""
         return self._node("Size", [value.name], value.dtype, INT64, (), "size", {})
 
     def reduce(self, op_type: str, value: Tensor, over: Over, *, result: str) -> Tensor:
@@ -262,9 +262,9 @@ class Tape:
 class Emitter(Tape):
     """Adds the nodes of one clip of one gradient at one step.
 
-    The clip reads `source`; its last node's output is `target`, the clipped gradient. `is_steered`
-    says that the threshold is an input of the graph. With `measures_only` it computes its measures
-    and leaves the gradient alone. `measured` is set by the clip, for an emitter that `watches`.
+    The clip reads `source`; its last node's output is `target`, the clipped gradient.
+    `has_runtime_threshold` says that the threshold is an input of the graph. The clip sets
+    `measured` where it `is_measured`; with `measures_only` it leaves the gradient alone.
     """
 
     def __init__(
@@ -278,10 +278,10 @@ class Emitter(Tape):
         numerics: Numerics,
         *,
         limits: Limits | None = None,
-        is_steered: bool = False,
+        has_runtime_threshold: bool = False,
         parameter: ParameterSite | None = None,
         count: int = 1,
-        watches: bool = False,
+        is_measured: bool = False,
         measures_only: bool = False,
     ) -> None:
         super().__init__(editor, scope, position, gradient.name)
@@ -290,10 +290,10 @@ class Emitter(Tape):
         self.numerics = numerics
         self.parameter = parameter
         self.count = count
-        self.watches = watches
+        self.is_measured = is_measured
         self.measures_only = measures_only
         self.measured: Measured | None = None
-        self.is_steered = is_steered
+        self.has_runtime_threshold = has_runtime_threshold
         self._limits = limits
         self._target = target
 
@@ -305,7 +305,7 @@ class Emitter(Tape):
 
     @property
     def keeps_rank(self) -> bool:
-        """Whether what the gradient is combined with should have the gradient's rank.
+        """True if what the gradient is combined with should have the gradient's rank.
 
         ONNX Runtime's CPU provider goes through a tensor with axes of size 1, such as the kernels
         of a 1 x 1 convolution, element by element if the other operand has rank 0, which takes

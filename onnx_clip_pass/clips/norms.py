@@ -51,7 +51,7 @@ class Norm(NamedTuple):
 
 
 def norm_word(ord: float) -> str:
-    """How a norm is called: L2 norm."""
+    """The name of a norm: L2 norm."""
     return f"L{ord:g} norm"
 
 
@@ -118,7 +118,7 @@ def _broadcasts(to: Emitter, x: Tensor) -> bool:
 
 
 def _is_held(to: Emitter, x: Tensor, ord: float) -> bool:
-    """Whether powers of the elements cannot leave the range of float64, to which they came."""
+    """True if powers of the elements cannot leave the range of float64, to which they came."""
     return _is_widened(to, x) and ord <= _HIGHEST_HELD_POWER
 
 
@@ -127,7 +127,7 @@ def _is_widened(to: Emitter, x: Tensor) -> bool:
 
 
 def _is_bounded(to: Emitter, x: Tensor, ord: float) -> bool:
-    """Whether the norm of finite elements cannot overflow."""
+    """True if the norm of finite elements cannot overflow."""
     if _is_widened(to, x) and ord >= _LEAST_HELD_POWER:
         return _is_held(to, x, ord) or _broadcasts(to, x)
     return ord == math.inf
@@ -253,7 +253,7 @@ def _emit_from_shares(to: Emitter, x: Tensor, ord: float, over: Over, way: Reduc
 
 
 def _unit(to: Emitter, largest: Tensor) -> Tensor:
-    """What to measure in, so that no power of it overflows: the largest one, if it is normal."""
+    """The unit of the shares, so that no power of one overflows: the largest, if it is normal."""
     limits = _LIMITS[largest.dtype]
     normal = to.op("Max", largest, float(limits.tiny), result="normal")
     return to.op("Min", normal, float(limits.max), result="unit")

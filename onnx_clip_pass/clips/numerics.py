@@ -1,4 +1,4 @@
-"""How exactly a norm is computed, and what becomes of gradients that are not finite.
+"""The precision of norms, and the policies for gradients that are not finite.
 
 Errors of the norm of a whole tensor against exact arithmetic, for tensors with all elements equal
 (ONNX Runtime's CPU provider, which adds up in the dtype it is given; `benchmarks/norms.py`). In
@@ -39,7 +39,7 @@ _LEAST_IN_FLOAT32, _MOST_IN_FLOAT32 = 2.0**-40, 2.0**40  # thresholds: about 1e-
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """How to get from a tensor to its norm.
+    """A way from a tensor to its norm.
 
     `widens` says that the elements are taken to float64 first. `rows` is None for one reduction
     over everything; else the powers of the elements are added up by rows, and then the rows' sums,

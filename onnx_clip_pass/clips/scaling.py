@@ -1,4 +1,4 @@
-"""What the clips have in common that multiply a gradient by min(1, limit / norm)."""
+"""The common parts of clips that multiply a gradient by min(1, limit / norm)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ScalingClip(Formula):
             x = widened(to, self)
             norm = self.emit_norm(to, x)
             scale = emit_scale(to, norm.value, self.emit_limit(to, norm, x))
-            if to.watches:
+            if to.is_measured:
                 to.measured = Measured(norm.value, scale)
             emit_product(to, x, scale, emit_verdict(to, norm, x))
         return None
@@ -58,8 +58,8 @@ class ScalingClip(Formula):
         """The norms of `x`, which is the gradient in the dtype that it is clipped in."""
 
     def emit_limit(self, to: Emitter, norm: Norm, x: Tensor) -> Tensor | None:
-        """What the norms of `x` must not exceed, in their dtype; None if there is no limit."""
-        if self.is_identity and not to.is_steered:
+        """The limit of the norms of `x`, in their dtype; None if there is none."""
+        if self.is_identity and not to.has_runtime_threshold:
             return None
         assert self.threshold is not None
         return to.limit(self.threshold, norm.value.dtype)
@@ -78,7 +78,7 @@ def scaled_down(
     nonfinite: NonFinite,
     is_finite: NDArray[np.bool_] | None = None,
 ) -> NDArray[Any]:
-    """Where norm <= limit x itself, else x * (limit / norm), in float64 and rounded once.
+    """The gradient x itself where norm <= limit, else x * (limit / norm), rounded once.
 
     `is_finite` says of each norm whether what it was taken of is finite, for the policy.
     """
@@ -113,7 +113,7 @@ def _all_finite(wide: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np
 def shared_fault(
     gradient: Gradient, opset: int, numerics: Numerics, work: int, *, broadcasts: bool = False
 ) -> str | None:
-    """Why no clip can serve this gradient at this opset, in dtype `work`; None if one can.
+    """The reason that no clip can serve this gradient at this opset, in dtype `work`, or None.
 
     `broadcasts` says that the norm is no single number.
     """

@@ -1,4 +1,4 @@
-"""Whether what a norm was taken of is finite, for the policies zero and keep."""
+"""Tests for elements that are not finite, for the policies zero and keep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["emit_judged", "emit_nothing", "emit_verdict"]
 
 
 def emit_verdict(to: Emitter, norm: Norm, x: Tensor) -> Tensor | None:
-    """Whether not all elements are finite, as a bool for each norm; None if nobody asks.
+    """A bool for each norm, true if not all its elements are finite; None if nobody asks.
 
     The norm tells if it cannot overflow. That of float64 elements may, but that of 0 * x is 0, or
     nan.
@@ -25,7 +25,7 @@ def emit_verdict(to: Emitter, norm: Norm, x: Tensor) -> Tensor | None:
 
 
 def emit_judged(to: Emitter, number: Tensor, limit: float) -> Tensor:
-    """Whether a number is not below the limit: nan is not.
+    """A bool, true if a number is not below the limit: nan is not.
 
     What is not finite is asked for, and what is not zero must stand last in a Where: of its
     choices, ONNX Runtime's CPU provider takes the last where the first is -0.0, or not chosen.

@@ -19,13 +19,13 @@ from onnx_clip_pass.record import undo, write_record
 from onnx_clip_pass.rewrite.coverage import Decide, Uncovered, Verdict, uncovered_of
 from onnx_clip_pass.rewrite.emitting import emit
 from onnx_clip_pass.rewrite.finding import find
+from onnx_clip_pass.rewrite.metrics import EmitAs, Emitted
 from onnx_clip_pass.rewrite.planning import Plan, plan
 from onnx_clip_pass.rewrite.recording import record_of, report_of
 from onnx_clip_pass.rewrite.reporting import Clipped, Report
 from onnx_clip_pass.rewrite.selecting import GradientNames, as_clips, nothing_found
 from onnx_clip_pass.rewrite.settings import Options, Settings
-from onnx_clip_pass.rewrite.steering import LossScale
-from onnx_clip_pass.rewrite.watching import EmitAs, Emitted
+from onnx_clip_pass.rewrite.thresholds import LossScale
 from onnx_clip_pass.rules import Rule, Rules
 
 __all__ = [

@@ -31,7 +31,7 @@ __all__ = [
 
 
 class Verdict(NamedTuple):
-    """What a run makes of questions: gradients by parameter, and why the others have none."""
+    """The answers of a run: gradients by parameter, and why the others have none."""
 
     gradients: Mapping[str, str]
     reasons: Mapping[str, str]

@@ -10,16 +10,16 @@ from onnx_clip_pass.clips.emitter import Used
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Added, Editor
 from onnx_clip_pass.rewrite.edits import Edit
+from onnx_clip_pass.rewrite.metrics import Emitted, GroupMetricSource, MetricSource
 from onnx_clip_pass.rewrite.planning import Plan
 from onnx_clip_pass.rewrite.settings import Settings
-from onnx_clip_pass.rewrite.watching import Emitted, GroupSight, Sight
 
 __all__ = ["Made", "emit"]
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What came of it: what was added, the values renamed, new name to old, the operators used."""
+    """The result: what was added, the values renamed, new name to old, the operators used."""
 
     added: Added
     renamed: dict[str, str]
@@ -53,32 +53,32 @@ def _scaled(clip: Clip, factor: float) -> Clip:
 def emit(editor: Editor, plan: Plan) -> Made:
     """Put the planned clips in, and what is to be watched; the editor is used up."""
     settings, edits = plan.settings, plan.edits
-    steering, watch = settings.steering, settings.watch
+    thresholds, metrics = settings.thresholds, settings.metrics
     chosen = [(sighting, edit.choice) for edit in edits for sighting in edit.sightings]
-    steering.open(editor, chosen, settings.numerics)
+    thresholds.open(editor, chosen, settings.numerics)
     streams = []
     for edit in edits:
         clip = edit.choice.clip
-        scaled = clip if steering.factor == 1 else _scaled(clip, steering.factor)
+        scaled = clip if thresholds.factor == 1 else _scaled(clip, thresholds.factor)
         streams.append(_Stream(edit, scaled.formulas, edit.name))
     used: set[Used] = set()
-    groups: list[GroupSight] = []
+    groups: list[GroupMetricSource] = []
     for together in plan.schedule:
         members = [(streams[number], stage) for number, stage in together]
         whole = _emit_together(editor, members, settings, used)
         if whole is not None:
             groups.append(whole)
     emitted: tuple[Emitted, ...] = ()
-    if watch:
+    if metrics:
         end = len(editor.index.main.nodes)
-        sights = []
+        sources = []
         for stream in streams:
             assert stream.emitter is not None
             stream.emitter.position = end
-            sights.append(Sight(stream.edit.gradient, stream.emitter, stream.measured))
+            sources.append(MetricSource(stream.edit.gradient, stream.emitter, stream.measured))
         for group in groups:
             group.emitter.position = end
-        emitted = watch.hand_out(editor, steering, sights, groups)
+        emitted = metrics.add_outputs(editor, thresholds, sources, groups)
     editor.finish("a gradient of the group is computed from a clipped one; use another group")
     renamed = {stream.renamed: stream.edit.name for stream in streams if stream.renamed}
     return Made(editor.added, renamed, used, emitted)
@@ -89,10 +89,10 @@ def _emit_together(
     members: Sequence[tuple[_Stream, int]],
     settings: Settings,
     used: set[Used],
-) -> GroupSight | None:
-    emitters, watch = [], settings.watch
+) -> GroupMetricSource | None:
+    emitters, metrics = [], settings.metrics
     for stream, stage in members:
-        if stage == 0 and not watch.measures_only:
+        if stage == 0 and not metrics.measures_only:
             stream.source, stream.target = source, target = stream.edit.open(editor)
             stream.renamed = source if target == stream.edit.name else target
     for stream, stage in members:
@@ -110,12 +110,12 @@ def _emit_together(
             Tensor(stream.source, sighting.type.dtype, sighting.gradient.shape),
             target,
             settings.numerics,
-            limits=settings.steering.limits(editor, edit.choice),
-            is_steered=edit.choice.threshold_input is not None,
+            limits=settings.thresholds.limits(editor, edit.choice),
+            has_runtime_threshold=edit.choice.threshold_input is not None,
             parameter=edit.site,
             count=edit.count,
-            watches=bool(watch),
-            measures_only=watch.measures_only and is_last,
+            is_measured=bool(metrics),
+            measures_only=metrics.measures_only and is_last,
         )
         emitter.used = used
         emitters.append(emitter)
@@ -128,7 +128,7 @@ def _emit_together(
     for (stream, _), emitter in zip(members, emitters, strict=True):
         if emitter.measured is not None:
             stream.measured.append(emitter.measured)
-    if whole is None or formula.group is None or not watch:
+    if whole is None or formula.group is None or not metrics:
         return None
     names = tuple(stream.edit.name for stream, _ in members)
-    return GroupSight(formula.group, emitters[0].relabelled(formula.group), whole, names)
+    return GroupMetricSource(formula.group, emitters[0].relabelled(formula.group), whole, names)

@@ -27,7 +27,7 @@ __all__ = ["Finds", "find"]
 
 
 class Finds(NamedTuple):
-    """What is found, what is picked of it, and what became of questions.
+    """The gradients found, those picked of them, and what became of questions.
 
     `settings` are those asked for; gradients that a search by a run has found are named in them.
     """
@@ -91,7 +91,7 @@ def _decided(
     index: Index, seen: Survey, picked: Selected, settings: Settings, decide: Decide | None
 ) -> Verdict:
     """The verdict of a run on the questions, as far as one may be run and can decide them."""
-    if not picked.asked or decide is None or settings.watch.measures_only:
+    if not picked.asked or decide is None or settings.metrics.measures_only:
         return Verdict({}, {})
     found = {sighting.gradient.parameter.name for sighting in seen.found}
     questions = askable(picked.asked, found, index.main)
@@ -107,7 +107,7 @@ def _left_open(picked: Selected, verdict: Verdict, settings: Settings) -> tuple[
     """The parameters whose gradients are not known, if that is accepted and others are."""
     uncovered = uncovered_of(picked.asked)
     is_nothing_left = not any(choice for _, choice in picked.chosen)
-    is_accepted = settings.options["partial"] or settings.watch.measures_only
+    is_accepted = settings.options["partial"] or settings.metrics.measures_only
     if uncovered and (is_nothing_left or not is_accepted):
         raise refuse(uncovered, verdict.reasons, is_all=is_nothing_left)
     return uncovered

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from onnx_clip_pass.clips import Formula, Numerics, ParameterSite, shared_norms, turns
+from onnx_clip_pass.clips import Formula, Numerics, ParameterSite, scheduled, shared_norms
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Sighting, Survey, unit_axes
 from onnx_clip_pass.graph import BY_NAME, OUTPUT, Index, Read, Scope, Value
@@ -13,11 +13,11 @@ from onnx_clip_pass.graph.dtypes import dtype_of
 from onnx_clip_pass.rewrite.coverage import accepted
 from onnx_clip_pass.rewrite.edits import Edit
 from onnx_clip_pass.rewrite.finding import Finds
+from onnx_clip_pass.rewrite.metrics import MetricOutputs
 from onnx_clip_pass.rewrite.reporting import Clipped, notes_on, notes_on_coverage
 from onnx_clip_pass.rewrite.selecting import Chosen
 from onnx_clip_pass.rewrite.settings import Settings
 from onnx_clip_pass.rewrite.unrolled import unrolled_steps
-from onnx_clip_pass.rewrite.watching import Watch
 from onnx_clip_pass.rules import Choice
 
 __all__ = ["Plan", "plan"]
@@ -48,7 +48,9 @@ def plan(index: Index, found: Finds, settings: Settings, *, replaces: bool) -> P
         OnnxClipError: some gradient cannot be clipped; all reasons are named.
     """
     seen, chosen = found.seen, found.selected.chosen
-    faults = settings.steering.faults(index, [choice for _, choice in chosen if choice is not None])
+    faults = settings.thresholds.faults(
+        index, [choice for _, choice in chosen if choice is not None]
+    )
     edits: list[Edit] = []
     backward = _backward_reads(index, seen, [sighting.value for sighting, _ in chosen])
     for group in _by_value(chosen):
@@ -67,7 +69,7 @@ def plan(index: Index, found: Finds, settings: Settings, *, replaces: bool) -> P
         raise OnnxClipError("this model cannot be clipped:", dict.fromkeys(faults))
     steps = unrolled_steps(index, edits)
     apart = [(id(edit.scope), step) for edit, step in zip(edits, steps, strict=True)]
-    schedule = turns([edit.choice.clip.formulas for edit in edits], apart)
+    schedule = scheduled([edit.choice.clip.formulas for edit in edits], apart)
     warnings = found.selected.warnings + notes_on(seen, chosen) + found.notes
     warnings += accepted(found.uncovered)
     warnings += notes_on_coverage(index, found.selected.bare, settings)
@@ -99,17 +101,17 @@ def _edits_of(
         return [], []
     value = group[0][0].value
     faults = _faults(group[0][0], wanted, settings)
-    if not settings.watch and all(_does_nothing(each, settings.numerics) for each in wanted):
+    if not settings.metrics and all(_does_nothing(each, settings.numerics) for each in wanted):
         return [], faults
     readers = index.readers_of(value.frame.scope, value.name)
     raw = [read for read in readers if read in backward or read.slot == BY_NAME]
     others = [read for read in readers if read not in backward and read.slot != BY_NAME]
-    if not others and not settings.watch.measures_only:
+    if not others and not settings.metrics.measures_only:
         faults.append(_clips_nothing(group[0][0]))
     if len(choices) > 1:
         edits, wrong = _edits_for_some(seen, group, others)
     else:
-        edits, wrong = _edits_for_all(group, wanted[0], raw, others, settings.watch)
+        edits, wrong = _edits_for_all(group, wanted[0], raw, others, settings.metrics)
     return edits, faults + wrong
 
 
@@ -117,7 +119,7 @@ _Meaning = tuple[str, str | None] | None
 
 
 def _meaning(choice: Choice | None) -> _Meaning:
-    """What a choice does, whichever rule makes it."""
+    """The effect of a choice, whichever rule makes it."""
     return None if choice is None else (repr(choice.clip), choice.threshold_input)
 
 
@@ -128,7 +130,7 @@ def _does_nothing(choice: Choice, numerics: Numerics) -> bool:
 
 
 def _faults_of_groups(edits: list[Edit]) -> list[str]:
-    """What gradients with a norm in common must have in common besides, and have not."""
+    """The faults of groups: gradients with one norm must have more in common."""
     faults = []
     first: dict[object, tuple[Edit, Formula]] = {}
     for edit in edits:
@@ -146,7 +148,7 @@ def _faults_of_groups(edits: list[Edit]) -> list[str]:
 
 
 def _clash(other: Edit, theirs: Formula, edit: Edit, formula: Formula) -> str | None:
-    """Why two gradients of a group cannot have one norm; None if they can."""
+    """The reason that two gradients of a group cannot have one norm; None if they can."""
     if other.scope is not edit.scope:
         return "they are values of different graphs"
     inputs = (other.choice.threshold_input, edit.choice.threshold_input)
@@ -156,13 +158,13 @@ def _clash(other: Edit, theirs: Formula, edit: Edit, formula: Formula) -> str | 
 
 
 def _run(scope: Scope) -> str:
-    """What a body is run with: an algorithm of `training_info` is a step of its own."""
+    """The run that a graph is part of: an algorithm of `training_info` is one of its own."""
     first = scope.path.split("/")[0]
     return first if first.startswith("training_info") else ""
 
 
 def _parameter_site(index: Index, seen: Survey, edit: Edit) -> ParameterSite | str:
-    """Where the clip reads the parameter, or why it cannot."""
+    """The place where the clip reads the parameter, or the reason that it cannot."""
     sighting = edit.sightings[0]
     parameter, gradient = sighting.parameter, sighting.gradient
     where = f"gradient {gradient.name!r}"
@@ -211,8 +213,8 @@ def _faults(sighting: Sighting, choices: Iterable[Choice], settings: Settings) -
     if scope.opset is None:
         return [f"{where}: its graph imports no version of the default operator set"]
     found = [choice.clip.fault(gradient, scope.opset, settings.numerics) for choice in choices]
-    found += [settings.steering.fault(scope, choice) for choice in choices]
-    found += [settings.watch.fault(scope, gradient, choice.clip) for choice in choices]
+    found += [settings.thresholds.fault(scope, choice) for choice in choices]
+    found += [settings.metrics.fault(scope, gradient, choice.clip) for choice in choices]
     return [f"{where}: {fault}" for fault in found if fault is not None]
 
 
@@ -226,13 +228,13 @@ def _clips_nothing(sighting: Sighting) -> str:
 
 
 def _edits_for_all(
-    group: Chosen, choice: Choice, raw: list[Read], others: list[Read], watch: Watch
+    group: Chosen, choice: Choice, raw: list[Read], others: list[Read], metrics: MetricOutputs
 ) -> tuple[list[Edit], list[str]]:
     """One edit for all that read the value, and what is at fault with it."""
     sightings = [sighting for sighting, _ in group]
     scope, name = sightings[0].value.frame.scope, sightings[0].value.name
     edit, faults = Edit(scope, name, choice, sightings, raw), []
-    if watch.measures_only:
+    if metrics.measures_only:
         return [edit], []
     if name not in scope.producers and name in scope.input_slots:
         edit = replace(edit, redirected=others)

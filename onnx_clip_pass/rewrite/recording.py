@@ -18,7 +18,7 @@ def report_of(plan: Plan, made: Made) -> Report:
         plan.replaces,
         made.emitted,
         tuple(made.added.inputs),
-        plan.settings.watch.measures_only,
+        plan.settings.metrics.measures_only,
         plan.found.uncovered,
     )
 
@@ -48,9 +48,9 @@ def record_of(plan: Plan, made: Made) -> Record:
         inputs=added.inputs,
         outputs=added.outputs,
         order=added.order,
-        loss_scale=settings.steering.loss_scale,
+        loss_scale=settings.thresholds.loss_scale,
         emitted=[Measure(e.output, e.quantity, list(e.gradients), e.group) for e in made.emitted],
-        measures_only=settings.watch.measures_only,
+        measures_only=settings.metrics.measures_only,
         answers=plan.found.answers,
         optimizer_ops=dict(settings.optimizer_ops),
         uncovered=list(plan.found.uncovered),

@@ -1,4 +1,4 @@
-"""What is said of a rewrite: to its caller, and in the model."""
+"""The report of a rewrite to its caller."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from onnx_clip_pass.gradients.clipped import clip_nodes
 from onnx_clip_pass.graph import Index, TensorType
 from onnx_clip_pass.kernels import Need, missing
 from onnx_clip_pass.record import Uncovered
+from onnx_clip_pass.rewrite.metrics import Emitted
 from onnx_clip_pass.rewrite.selecting import Chosen
 from onnx_clip_pass.rewrite.settings import Settings
-from onnx_clip_pass.rewrite.watching import Emitted
 
 __all__ = ["Clipped", "Report", "lacking_kernels", "notes_on", "notes_on_coverage"]
 
@@ -34,7 +34,7 @@ class Clipped:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a rewrite did: every gradient found, in graph order, and what a user should know.
+    """The result of a rewrite: every gradient found, in graph order, and what to know of it.
 
     `emitted` are the outputs that were added, `threshold_inputs` the inputs; with `measured_only`
     nothing was clipped, and the clips of the rows are what was measured against. `uncovered` are
@@ -76,7 +76,7 @@ def lacking_kernels(used: Iterable[Used]) -> list[str]:
 
 
 def notes_on(seen: Survey, sightings: Chosen) -> list[str]:
-    """What a user should know of the gradients, clipped or left alone."""
+    """Warnings about the gradients, clipped or left alone."""
     warnings = []
     if any(clip and seen.is_accumulated(sighting.value) for sighting, clip in sightings):
         warnings.append(
@@ -103,7 +103,7 @@ def notes_on(seen: Survey, sightings: Chosen) -> list[str]:
 
 
 def notes_on_coverage(index: Index, bare: list[str], settings: Settings) -> list[str]:
-    """What a user should know of weights without a gradient, and of operators that are not there.
+    """Warnings about weights without a gradient, and about operators that are not there.
 
     Args:
         index: the model.

@@ -1,4 +1,4 @@
-"""Which gradients: found or named, and picked by `need_clip`."""
+"""Gradients, found or named, picked by `need_clip`."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def selected(
     else:
         choices, warnings = assign(clips, parameters, also, skip)
     if threshold_input is not None:
-        choices = _steered(choices, threshold_input)
+        choices = _with_input(choices, threshold_input)
     chosen: Chosen = [(s, choices.get(s.gradient.parameter)) for s in seen.found]
     chosen += [
         (s, choices[s.gradient.parameter]) for s in seen.of_data if s.gradient.parameter in choices
@@ -179,7 +179,7 @@ def _choices_of_clip(
     return chosen
 
 
-def _steered(choices: dict[Parameter, Choice], name: str) -> dict[Parameter, Choice]:
+def _with_input(choices: dict[Parameter, Choice], name: str) -> dict[Parameter, Choice]:
     made = {
         id(choice): choice if choice.threshold_input else replace(choice, threshold_input=name)
         for choice in choices.values()
@@ -188,7 +188,7 @@ def _steered(choices: dict[Parameter, Choice], name: str) -> dict[Parameter, Cho
 
 
 def nothing_found(seen: Survey, *, can_name: bool) -> str:
-    """What was looked for, what was there instead, and what to do.
+    """A message: what was looked for, what was there instead, and what to do.
 
     Args:
         seen: what was found.

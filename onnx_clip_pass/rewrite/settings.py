@@ -1,4 +1,4 @@
-"""How a model is to be clipped, besides the clip itself: as a caller says it, and checked."""
+"""Options of a rewrite besides the clip itself: as a caller says them, and checked."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from onnx_clip_pass.clips import NonFinite, NormPrecision, Numerics
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients.optimizer import NO_OPS, OptimizerOps, checked_ops
 from onnx_clip_pass.options import Option, checked, described
+from onnx_clip_pass.rewrite.metrics import Emit, EmitAs, MetricOutputs
 from onnx_clip_pass.rewrite.selecting import GradientNames, as_mapping
-from onnx_clip_pass.rewrite.steering import LossScale, Steering
-from onnx_clip_pass.rewrite.watching import Emit, EmitAs, Watch
+from onnx_clip_pass.rewrite.thresholds import LossScale, Thresholds
 
 __all__ = ["Options", "Settings"]
 
 
 class Options(TypedDict, total=False):
-    """What `clip_gradients` takes besides the model and the clip."""
+    """Options of `clip_gradients` besides the model and the clip."""
 
     gradients: Annotated[
         GradientNames,
@@ -134,8 +134,8 @@ class Settings:
     options: Options
     named: dict[str, str | None] | None
     numerics: Numerics
-    steering: Steering
-    watch: Watch
+    thresholds: Thresholds
+    metrics: MetricOutputs
     optimizer_ops: OptimizerOps
 
     @classmethod
@@ -154,8 +154,8 @@ class Settings:
             given,
             None if gradients is None else as_mapping(gradients),
             Numerics(given["norm_precision"], given["nonfinite"]),
-            Steering(given["loss_scale"]),
-            Watch(_words(given["emit"]), given["emit_as"], given["measure_only"]),
+            Thresholds(given["loss_scale"]),
+            MetricOutputs(_words(given["emit"]), given["emit_as"], given["measure_only"]),
             checked_ops(given["optimizer_ops"]),
         )
 
@@ -167,7 +167,7 @@ class Settings:
 
 
 def _words(emit: object) -> tuple[Any, ...]:
-    """What is to be emitted, one word or several; `Watch` says which there are."""
+    """The measures to be emitted, one word or several; `MetricOutputs` says which there are."""
     if isinstance(emit, str):
         return (emit,)
     if not isinstance(emit, Iterable):

@@ -55,7 +55,7 @@ def _steps_in(index: Index, scope: Scope, edits: Sequence[Edit]) -> dict[str, in
 
 
 def _numbers_of_steps(edits: Sequence[Edit]) -> dict[str, int]:
-    """How many gradients of the same parameter come before each, by rule 2."""
+    """The number of gradients of the same parameter before each, by rule 2."""
     earlier: Counter[str] = Counter()
     numbers: dict[str, int] = {}
     for edit in sorted(edits, key=lambda edit: edit.position):
@@ -76,7 +76,7 @@ def _clipped_reads(index: Index, edit: Edit) -> Iterator[Read]:
 
 
 def _captured_reads(index: Index, scope: Scope) -> dict[int, list[tuple[str, Read]]]:
-    """What the nodes of a scope read by the bodies in them, by number of the node."""
+    """The reads of a scope's values in subgraphs of its nodes, by number of the node."""
     found: dict[int, list[tuple[str, Read]]] = {}
     if not scope.bodies:
         return found

@@ -13,7 +13,7 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_t
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record
-from onnx_clip_pass.rewrite.watching import Emit
+from onnx_clip_pass.rewrite.metrics import Emit
 
 __all__ = ["declared_faults", "recorded_faults"]
 

@@ -15,7 +15,7 @@ from onnx_clip_pass.clips import (
     Formula,
     NonFinite,
     Numerics,
-    turns,
+    scheduled,
 )
 from onnx_clip_pass.clips.norms import norm_of
 from onnx_clip_pass.verification.tolerance import compare
@@ -151,7 +151,7 @@ def _stages(members: Sequence[Member], nonfinite: NonFinite) -> Iterator[_Stage]
     """Apply the formulas of gradients, one after another."""
     cases = [member.case for member in members]
     chains = [member.formulas for member in members]
-    for turn in turns(chains, [member.level for member in members]):
+    for turn in scheduled(chains, [member.level for member in members]):
         numbers, at = [number for number, _ in turn], [stage for _, stage in turn]
         formula, taken = chains[numbers[0]][at[0]], [cases[number] for number in numbers]
         clipped = formula.reference(taken, nonfinite)

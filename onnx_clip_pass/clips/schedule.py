@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from onnx_clip_pass.clips.base import Formula
 from onnx_clip_pass.errors import OnnxClipError
 
-__all__ = ["shared_norms", "turns"]
+__all__ = ["scheduled", "shared_norms"]
 
 Key = tuple[str, int, object]
 
@@ -31,10 +31,10 @@ def shared_norms(formulas: Sequence[Formula], apart: object) -> list[Key | None]
     return keys
 
 
-def turns(
+def scheduled(
     chains: Sequence[Sequence[Formula]], apart: Sequence[object]
 ) -> list[list[tuple[int, int]]]:
-    """Who acts when: lists of (number of the gradient, number of its formula) that act together.
+    """Lists of (number of the gradient, number of its formula) that act together, in order.
 
     A formula of one gradient alone acts when those before it have; a norm that several gradients
     share, when all of them have got there.

@@ -23,14 +23,14 @@ from onnx_clip_pass.graph import Editor, Index, Scope, TensorType
 from onnx_clip_pass.graph.spec import BOOL, DOUBLE, FREE_INITIALIZERS
 from onnx_clip_pass.rules import Choice
 
-__all__ = ["LossScale", "Steering"]
+__all__ = ["LossScale", "Thresholds"]
 
 LossScale = float | str
 """A number, or the name of a value of the main graph with one element."""
 
 
-class Steering:
-    """What thresholds are multiplied by, and where they come from."""
+class Thresholds:
+    """Sources of thresholds, and the loss scale that they are multiplied by."""
 
     def __init__(self, loss_scale: LossScale = 1.0) -> None:
         if not isinstance(loss_scale, str):
@@ -47,11 +47,11 @@ class Steering:
 
     @property
     def is_value(self) -> bool:
-        """Whether the loss scale is a value of the graph."""
+        """True if the loss scale is a value of the graph."""
         return isinstance(self.loss_scale, str)
 
     def faults(self, index: Index, choices: Sequence[Choice]) -> list[str]:
-        """Why these thresholds and this loss scale cannot be had in this model."""
+        """The reasons that these thresholds and this loss scale cannot be had in this model."""
         faults = []
         defaults: dict[str, float] = {}
         for choice in choices:
@@ -84,7 +84,7 @@ class Steering:
         return faults
 
     def fault(self, scope: Scope, choice: Choice) -> str | None:
-        """Why a gradient of this scope cannot be steered; None if it can, or is not."""
+        """The reason that a gradient of this scope cannot have such a threshold, or None."""
         what = "a threshold input" if choice.threshold_input is not None else "a loss scale by name"
         if choice.threshold_input is None and not self.is_value:
             return None
@@ -98,7 +98,7 @@ class Steering:
     def open(
         self, editor: Editor, chosen: Sequence[tuple[Sighting, Choice]], numerics: Numerics
     ) -> None:
-        """Add the threshold inputs: float64 if a gradient that they steer is computed so."""
+        """Add the threshold inputs: float64 if a gradient that they limit is computed so."""
         thresholds: dict[str, float] = {}
         for sighting, choice in chosen:
             name, threshold = choice.threshold_input, choice.clip.threshold
@@ -114,7 +114,7 @@ class Steering:
             editor.unsettle(editor.index.main)
 
     def limits(self, editor: Editor, choice: Choice) -> Limits | None:
-        """How a clip gets at its threshold; None if it is a constant."""
+        """The thresholds of a clip as values of the graph; None if they are constants."""
         name = choice.threshold_input
         if name is None and not self.is_value:
             return None
@@ -132,7 +132,7 @@ class Steering:
         return self._made[key]
 
     def divisor(self, editor: Editor, dtype: int) -> Tensor | None:
-        """What takes the loss scale out of a norm; None if the loss scale is 1."""
+        """The divisor that takes the loss scale out of a norm; None if the loss scale is 1."""
         if isinstance(self.loss_scale, str):
             return self._scale_as(editor, dtype)
         if self.loss_scale == 1.0:
@@ -176,7 +176,7 @@ class Steering:
         return self._made[key]
 
     def _tape(self, editor: Editor, label: str) -> Tape:
-        """Where nodes go in: at the beginning of the main graph, or behind the loss scale."""
+        """A tape at the beginning of the main graph, or behind the loss scale."""
         main = editor.index.main
         position = 0
         if isinstance(self.loss_scale, str) and self.loss_scale in main.producers:
@@ -186,15 +186,15 @@ class Steering:
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
-    steering: Steering
+    thresholds: Thresholds
     editor: Editor
     name: str | None
 
     def product(self, threshold: float, factor: float, dtype: int) -> Tensor:
-        return self.steering.product(self.editor, self.name, threshold, factor, dtype)
+        return self.thresholds.product(self.editor, self.name, threshold, factor, dtype)
 
     def is_infinite(self, limit: Tensor) -> Tensor | None:
-        return self.steering.is_infinite(self.editor, limit)
+        return self.thresholds.is_infinite(self.editor, limit)
 
 
 def _faults_of_scale(index: Index, name: str) -> list[str]:

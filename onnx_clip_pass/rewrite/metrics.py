@@ -14,9 +14,9 @@ from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.graph import Editor, Scope
 from onnx_clip_pass.graph.spec import BOOL, DOUBLE, FLOAT
-from onnx_clip_pass.rewrite.steering import Steering
+from onnx_clip_pass.rewrite.thresholds import Thresholds
 
-__all__ = ["Emit", "EmitAs", "Emitted", "GroupSight", "Sight", "Watch"]
+__all__ = ["Emit", "EmitAs", "Emitted", "GroupMetricSource", "MetricOutputs", "MetricSource"]
 
 EmitAs = Literal["each", "vector"]
 Emit = Literal["norm", "scale", "clipped"]
@@ -35,16 +35,16 @@ class Emitted:
     group: str = ""
 
 
-class Sight(NamedTuple):
-    """What the clips of one gradient measured, in the order in which they clip."""
+class MetricSource(NamedTuple):
+    """The measures of one gradient by its clips, in the order in which they clip."""
 
     gradient: Gradient
     emitter: Emitter
     measured: list[Measured]
 
 
-class GroupSight(NamedTuple):
-    """What the clip of a group measured of all its gradients together."""
+class GroupMetricSource(NamedTuple):
+    """The measures of all gradients of a group together."""
 
     name: str
     emitter: Emitter
@@ -53,8 +53,8 @@ class GroupSight(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
-    """What is to be handed out: nothing, if `emit` is empty."""
+class MetricOutputs:
+    """Measures as graph outputs: none, if `emit` is empty."""
 
     emit: tuple[str, ...] = ()
     emit_as: EmitAs = "each"
@@ -78,7 +78,7 @@ class Watch:
         return bool(self.emit)
 
     def fault(self, scope: Scope, gradient: Gradient, clip: Clip) -> str | None:
-        """Why this gradient's measures cannot be handed out; None if they can, or need not."""
+        """The reason that this gradient's measures cannot be outputs; None if they can."""
         if not self.emit:
             return None
         if set(self.emit) - {"norm"} and not all(formula.scales for formula in clip.formulas):
@@ -90,46 +90,48 @@ class Watch:
             f"out, or emit nothing"
         )
 
-    def hand_out(
+    def add_outputs(
         self,
         editor: Editor,
-        steering: Steering,
-        sights: Sequence[Sight],
-        groups: Sequence[GroupSight],
+        thresholds: Thresholds,
+        sources: Sequence[MetricSource],
+        groups: Sequence[GroupMetricSource],
     ) -> tuple[Emitted, ...]:
         """Add the outputs, behind those that are there."""
         found: list[Emitted] = []
-        if not sights:
+        if not sources:
             return ()
         for quantity in dict.fromkeys(self.emit):
-            made = [_quantity(quantity, editor, steering, sight) for sight in sights]
-            names = tuple(sight.gradient.name for sight in sights)
+            made = [_quantity(quantity, editor, thresholds, source) for source in sources]
+            names = tuple(source.gradient.name for source in sources)
             if self.emit_as == "vector":
                 output = editor.fresh(f"clip/{quantity}")
-                _vector(sights[0].emitter, output, made)
+                _vector(sources[0].emitter, output, made)
                 found.append(Emitted(output, quantity, names))
             else:
-                for sight, value in zip(sights, made, strict=True):
-                    output = editor.fresh(f"{sight.gradient.name}/{quantity}")
-                    sight.emitter.output(value, output)
-                    found.append(Emitted(output, quantity, (sight.gradient.name,)))
+                for source, value in zip(sources, made, strict=True):
+                    output = editor.fresh(f"{source.gradient.name}/{quantity}")
+                    source.emitter.output(value, output)
+                    found.append(Emitted(output, quantity, (source.gradient.name,)))
         if "norm" in self.emit:
             for group in groups:
                 whole = group.measured.norm
-                norm = _norm(editor, steering, group.emitter, whole, whole.dtype)
+                norm = _norm(editor, thresholds, group.emitter, whole, whole.dtype)
                 output = editor.fresh(f"{group.name}/norm")
                 group.emitter.output(norm, output)
                 found.append(Emitted(output, "norm", group.gradients, group.name))
         return tuple(found)
 
 
-def _quantity(quantity: str, editor: Editor, steering: Steering, sight: Sight) -> Tensor:
-    to = sight.emitter
-    wide = DOUBLE if sight.gradient.dtype == "float64" else FLOAT
+def _quantity(
+    quantity: str, editor: Editor, thresholds: Thresholds, source: MetricSource
+) -> Tensor:
+    to = source.emitter
+    wide = DOUBLE if source.gradient.dtype == "float64" else FLOAT
     if quantity == "norm":
-        return _norm(editor, steering, to, sight.measured[0].norm, wide)
-    scale = _least(to, sight.measured[0].scale)
-    for further in sight.measured[1:]:
+        return _norm(editor, thresholds, to, source.measured[0].norm, wide)
+    scale = _least(to, source.measured[0].scale)
+    for further in source.measured[1:]:
         other = _least(to, further.scale)
         dtype = max(scale.dtype, other.dtype)  # DOUBLE is above FLOAT
         sides = [to.cast(side, dtype, result="factor") for side in (scale, other)]
@@ -139,10 +141,10 @@ def _quantity(quantity: str, editor: Editor, steering: Steering, sight: Sight) -
     return to.cast(scale, wide, result="scale")
 
 
-def _norm(editor: Editor, steering: Steering, to: Emitter, norms: Tensor, dtype: int) -> Tensor:
+def _norm(editor: Editor, thresholds: Thresholds, to: Emitter, norms: Tensor, dtype: int) -> Tensor:
     """The largest of the norms, nan if one of them is, in the unit of the unscaled gradient."""
     norm = _flat(to, norms) or emit_largest(to, norms, ALL, result="largest norm")
-    divisor = steering.divisor(editor, norms.dtype)
+    divisor = thresholds.divisor(editor, norms.dtype)
     if divisor is not None:
         norm = to.op("Div", norm, divisor, result="unscaled")
     return to.cast(norm, dtype, result="norm")
