@@ -377,17 +377,18 @@ def test_a_norm_that_policy_and_output_both_ask_for_is_computed_once(nonfinite: 
 # -- how many elements one reduction adds up -----------------------------------------------------
 
 SUMMED = {
-    "L2, 8192 in one go": (2, "8192", None, False),
-    "L2, one more": (2, "8193", 2731, False),
-    "L2, any number": (2, "8192, N", 4096, True),
-    "L2, rows added up in float32": (2, "16777216", 4096, False),
-    "L2, rows that are axes": (2, "4000, 1000", None, False),
-    "L1, half of it": (1, "4096", None, False),
-    "L1, one more": (1, "4097", 241, False),
-    "L1, rows half as long": (1, "8192, N", 2048, True),
-    "L1, rows added up in float64": (1, "8388608", 2048, True),
-    "L1, axes that are too long for rows": (1, "4000, 1000", 2000, False),
-    "L1, all in float64 where no row fits": (1, "8193", None, True),
+    "L2, 2048 in one go": (2, "2048", None, False),
+    "L2, one more": (2, "2049", 683, False),
+    "L2, any number": (2, "8192, N", 1024, True),
+    "L2, rows added up in float32": (2, "1048576", 1024, False),
+    "L2, rows added up in float64": (2, "2097152", 1024, True),
+    "L2, rows that are axes": (2, "1000, 1000", None, False),
+    "L1, half of it": (1, "1024", None, False),
+    "L1, one more": (1, "1025", 205, False),
+    "L1, rows half as long": (1, "8192, N", 512, True),
+    "L1, rows added up in float64 too": (1, "524288", 512, True),
+    "L1, axes that are too long for rows": (1, "800, 250", 500, False),
+    "L1, all in float64 where no row fits": (1, "1031", None, True),
 }
 
 

@@ -162,7 +162,7 @@ def test_auto_keeps_its_bound_at_opset_7_too():
     assert_norms((768, 768), (768, 768), "auto", BOUND["auto"], opset=7)
 
 
-@pytest.mark.parametrize("shape", [(768, 768), (3072, 768), (512, 512, 3, 3), (9, 1024)], ids=str)
+@pytest.mark.parametrize("shape", [(768, 768), (1024, 1024), (64, 64, 3, 3), (9, 1024)], ids=str)
 def test_auto_keeps_its_bound_without_cast_and_reshape_from_opset_24(shape: Any):
     clipped = clip_gradients(single("float32", shape, 24), GradientClipByNorm(1.0), gradients=["g"])
     assert not {"Cast", "Reshape"} & {node.op_type for node in clipped.graph.node}

@@ -80,6 +80,10 @@ class AdaptiveGradientClip(ScalingClip):
     axes: Sequence[int] | int | None = setting(AXES, "one norm over these axes: 0,2", default=None)
 
     @property
+    def is_split(self) -> bool:
+        return True
+
+    @property
     def parameter_floor(self) -> float:
         return self.eps
 

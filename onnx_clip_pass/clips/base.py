@@ -219,6 +219,11 @@ class Formula(Clip):
         return 0.0
 
     @property
+    def is_split(self) -> bool:
+        """Return whether its norms reach over some of the axes of a gradient, not over all."""
+        return False
+
+    @property
     def group(self) -> str | None:
         """The name shared by gradients with one norm in common; None if each is on its own."""
         return None

@@ -97,6 +97,10 @@ class GradientClipByGlobalNorm(Formula):
         return self.ord
 
     @property
+    def is_split(self) -> bool:
+        return self.per_sample
+
+    @property
     def group(self) -> str:
         return self.group_name
 

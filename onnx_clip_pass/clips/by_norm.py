@@ -84,6 +84,10 @@ class GradientClipByNorm(ScalingClip):
         return self.ord
 
     @property
+    def is_split(self) -> bool:
+        return self.axes is not None or self.per_sample
+
+    @property
     def label(self) -> str:
         norm = "norm" if self.ord == 2 else norm_word(self.ord)
         over = "" if self.axes is None else f" over axes {self.settings()['axes']}"
@@ -96,8 +100,7 @@ class GradientClipByNorm(ScalingClip):
         return f"{what} by its own {norm_word(self.ord)}{over}"
 
     def fault(self, gradient: Gradient, opset: int, numerics: Numerics) -> str | None:
-        is_split = self.axes is not None or self.per_sample
-        if is_split:
+        if self.is_split:
             if gradient.shape is None:
                 return "its shape is unknown, and a norm over some of its axes needs its rank"
             try:
@@ -105,21 +108,17 @@ class GradientClipByNorm(ScalingClip):
             except OnnxClipError as error:
                 return str(error)
         work = self.work_dtype(gradient.dtype, numerics)
-        return shared_fault(gradient, opset, numerics, work, broadcasts=is_split)
+        return shared_fault(gradient, opset, numerics, work, broadcasts=self.is_split)
 
     def emit_norm(self, to: Emitter, x: Tensor) -> Norm:
         has_seeds, axes = to.gradient.has_seeds, None
-        if x.shape is not None and not (has_seeds and x.shape[-1] == 1 and self._is_whole):
+        if x.shape is not None and not (has_seeds and x.shape[-1] == 1 and not self.is_split):
             axes = self._axes(len(x.shape), has_seeds=has_seeds)
         return emit_norm(to, x, self.ord, Over(axes, axes is not None or to.keeps_rank))
 
     def norms(self, case: Case) -> NDArray[np.float64]:
         wide = case.gradient.astype(np.float64)
         return norm_of(wide, self.ord, self._axes(wide.ndim, has_seeds=case.has_seeds))
-
-    @property
-    def _is_whole(self) -> bool:
-        return self.axes is None and not self.per_sample
 
     def _axes(self, rank: int, *, has_seeds: bool) -> tuple[int, ...] | None:
         if self.axes is not None:

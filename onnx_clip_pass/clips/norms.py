@@ -66,12 +66,11 @@ def emit_norm(
     1. One element: Abs, since some CUDA kernels of ReduceL2 copy it, sign included. Where nobody
        knows whether it is one, Abs comes behind, and at opset 7, whose Min wants rank 0; a sum of
        squares is then one of products, which may be copied.
-    2. Over some of the axes: in float64 where one reduction will not do.
-    3. Else by `Numerics.reduction`.
-    4. Where a policy asks whether all elements are finite, float32 elements are taken to float64,
+    2. Else by `Numerics.reduction`.
+    3. Where a policy asks whether all elements are finite, float32 elements are taken to float64,
        so that the norm tells.
-    5. At opset 7, whose Min knows no float64, the norm comes back from there.
-    6. A power that may leave float64's range is one of the elements' shares in the largest.
+    4. At opset 7, whose Min knows no float64, the norm comes back from there.
+    5. A power that may leave float64's range is one of the elements' shares in the largest.
     """
     keeps_rank = over.axes is None or (over.keepdims and x.shape is not None)
     if keeps_rank and not is_power and _broadcasts(to, x) and _is_single(over.sizes(x.shape)):
@@ -83,24 +82,25 @@ def emit_norm(
     form = _form(to, wide, ord, over, way, is_power=is_power)
     norm = form(to, wide, ord, over, way)
     if to.opset < FIRST_BROADCASTING_MIN:
-        norm = to.cast(norm, x.dtype, result="norm in float32")  # rule 5
+        norm = to.cast(norm, x.dtype, result="norm in float32")  # rule 4
     return Norm(norm, _is_bounded(to, wide, ord), over)
 
 
 def _way(to: Emitter, x: Tensor, ord: float, over: Over) -> Reduction:
-    """The reduction that keeps the stated precision, by rules 2 to 4."""
-    in_float64, must_widen = x.dtype == DOUBLE, to.numerics.nonfinite != "propagate"
-    sizes = over.sizes(x.shape)
-    way = to.numerics.reduction(sizes, in_float64=in_float64, must_widen=must_widen, ord=ord)
-    if over.axes is not None and way.rows is not None:
-        return Reduction(widens=not in_float64)
-    return way
+    """The reduction that keeps the stated precision, by rules 2 and 3."""
+    return to.numerics.reduction(
+        over.sizes(x.shape),
+        in_float64=x.dtype == DOUBLE,
+        must_widen=to.numerics.nonfinite != "propagate",
+        ord=ord,
+        is_along=over.axes is not None,
+    )
 
 
 def _form(
     to: Emitter, x: Tensor, ord: float, over: Over, way: Reduction, *, is_power: bool
 ) -> _Form:
-    """The form for `x` as it is reduced, by rules 1, 3 and 6."""
+    """The form for `x` as it is reduced, by rules 1, 2 and 5."""
     if over.axes == ():
         return _emit_squares
     may_be_copied = ord == 2 and _may_be_single(over.sizes(x.shape))

@@ -1,11 +1,10 @@
 """The precision of norms, and the policies for gradients that are not finite.
 
-Errors of the norm of a whole tensor against exact arithmetic, for tensors with all elements equal
-(ONNX Runtime's CPU provider, which adds up in the dtype it is given; `benchmarks/norms.py`). In
-float32: 8e-6 at 8192 elements in one go, or in two (sums of n, then the sum of 8192 - n sums); 4e-4
-at half a million, always too low for large tensors, so that the clipped gradient would be too long.
-In float64: 6e-11 at 2e7 elements in one go; below 1e-12 for sums of 4096 and then of those. Data
-made to be worse, and norms over axes, are in docs/numerics.md.
+A sum of numbers that are not negative is off by at most the unit roundoff times the longest chain
+of additions that one of them goes through, whatever they are: that bounds every norm here, and the
+sizes below are chosen by it. ONNX Runtime's CPU provider keeps 32 bytes of partial sums, 8 float32
+or 4 float64 numbers, where it reduces a whole tensor, or by ReduceSum its last axes; over other
+axes, and by other operators, it adds element by element (`tests/test_norm_bounds.py`).
 """
 
 from __future__ import annotations
@@ -29,10 +28,18 @@ NonFinite = Literal["propagate", "zero", "keep"]
 """What becomes of a gradient with nan or inf in it. propagate: what the formula gives, as Paddle
 and PyTorch do. zero: zeros, all of it. keep: it stays as it is."""
 
-_ADDED: dict[float, int] = {1: 4096, 2: 8192}
-"""By order, how many powers are added up in float32, in one go, or in two together.
+_ADDED: dict[int, dict[float, int]] = {
+    FLOAT: {1: 1024, 2: 2048},  # below 1e-5
+    DOUBLE: {1: 4096, 2: 8192},
+}
+"""By dtype and order, how many powers are added up in one go, or in two together.
 
 An L1 sum has twice the relative error of the root of a sum of squares."""
+_ADDED_ALONG: dict[float, int] = {1: 4096, 2: 8192}
+"""By order, how many float32 elements one reduction over axes takes."""
+_LANES = {FLOAT: 8, DOUBLE: 4}
+_JOINED = 10  # additions that join the lanes, and what is left of a number that they do not divide
+_UNIT = {FLOAT: 2.0**-24, DOUBLE: 2.0**-53}
 _SHORTEST_ROW = 16
 _LEAST_IN_FLOAT32, _MOST_IN_FLOAT32 = 2.0**-40, 2.0**40  # thresholds: about 1e-12 and 1e12
 
@@ -84,40 +91,72 @@ class Numerics:
         in_float64: bool,
         must_widen: bool,
         ord: float = 2.0,
+        is_along: bool = False,
     ) -> Reduction:
-        """The cheapest reduction over a whole tensor that keeps the stated precision.
+        """The cheapest reduction that keeps the stated precision.
 
         1. L-infinity rounds nothing. Powers other than 1 and 2 leave the range of float32 early.
         2. In one go where it is plain, short, or float64 that need not be wide.
-        3. By rows that are axes of the tensor: the sums of rows are few.
-        4. By rows to which it is cut, whose length divides its size.
-        5. Else in one go in float64.
+        3. Over some of the axes, in one go in float64.
+        4. By rows that are axes of the tensor: the sums of rows are few.
+        5. By rows to which it is cut, whose length divides its size.
+        6. Else in one go in float64.
 
         Args:
-            shape: of the tensor, as far as it is known.
+            shape: of what becomes one number, as far as it is known.
             in_float64: whether its elements are float64 already; else they are float32.
             must_widen: whether the norm must not overflow for finite float32 elements.
             ord: of the norm.
+            is_along: whether it reaches over some of the axes only.
         """
         is_wide, is_plain = self.norm_precision == "wide", self.norm_precision == "plain"
-        if ord not in _ADDED:  # rule 1
+        if ord not in (1, 2):  # rule 1
             return Reduction(
                 widens=not in_float64 and ord != math.inf and (must_widen or not is_plain)
             )
-        widens, limit = not in_float64 and (must_widen or is_wide), _ADDED[ord]
+        widens = not in_float64 and (must_widen or is_wide)
+        work = DOUBLE if in_float64 or widens else FLOAT
+        limit = (_ADDED_ALONG if is_along else _ADDED[work])[ord]
         dims = [d for d in shape or () if isinstance(d, int)]
         known = math.prod(dims)  # divides the size, whatever the other dimensions are
         size = known if shape is not None and len(dims) == len(shape) else None
         is_short = size is not None and size <= limit
         if is_plain or is_short or (in_float64 and not is_wide):  # rule 2
             return Reduction(widens)
-        if size is not None and (rows := _own_axes(dims, limit)) is not None:  # rule 3
+        if is_along:  # rule 3
+            return Reduction(widens=not in_float64)
+        if size is not None and (rows := _own_axes(dims, limit)) is not None:  # rule 4
             return Reduction(widens, rows)
         cut = _length_of_rows(known, limit // 2)
-        if cut is None:  # rule 5
+        if cut is None:  # rule 6
             return Reduction(widens=not in_float64)
         are_few = size is not None and cut + size // cut <= limit
-        return Reduction(widens, cut, joins_in_float64=not are_few)  # rule 4
+        return Reduction(widens, cut, joins_in_float64=not are_few)  # rule 5
+
+    def bound(self, dtype: str, size: int, ord: float, *, is_along: bool = False) -> float:
+        """The relative error that a norm of elements of this dtype may have, whatever they are.
+
+        That of `reduction` for a tensor of so many elements, however much of its shape is known. A
+        power is rounded once and the root once; a p-th root has a p-th of the error of its sum.
+        Powers other than 1 and 2 have exponents that are rounded too, by half a unit, which counts
+        as often as the logarithm of what is raised to them: below 90 in float32; all but "plain"
+        form them in float64.
+        """
+        work = DOUBLE if dtype == "float64" or self.norm_precision == "wide" else FLOAT
+        is_plain = self.norm_precision == "plain"
+        if ord == math.inf:
+            return 0.0
+        if ord not in (1, 2):
+            unit = _UNIT[work if is_plain else DOUBLE]
+            return ((size + 180) / ord + 180) * unit
+        chain = float(max(size - 1, 0))
+        if not is_along:
+            chain = min(chain, size / _LANES[work] + _JOINED)
+        if work == FLOAT and not is_plain and is_along:
+            chain = min(chain, _ADDED_ALONG[ord])
+        elif work == FLOAT and not is_plain:
+            chain = min(chain, _ADDED[work][ord] / _LANES[work] + 2 * _JOINED)
+        return ((chain + ord - 1) / ord + 1) * _UNIT[work]
 
 
 def _length_of_rows(size: int, longest: int) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,7 +17,6 @@ __all__ = [
     "is_misrounded",
     "largest",
     "output_fault",
-    "precision_of_norm",
     "top",
     "ulps_apart",
     "wide",
@@ -26,8 +24,6 @@ __all__ = [
 
 Array = NDArray[Any]
 
-_STATED = 1e-5  # the precision of a norm that "auto" promises, and that "plain" has up to _SMALL
-_SMALL = 8192
 _HALVES = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 _SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149}
 _OWN_ROUNDING = 2.0
@@ -82,30 +78,6 @@ def ulps_apart(actual: Array, expected: Array) -> float:
         return np.inf
     differences = np.abs(left[finite] - right[finite])
     return float(np.max(differences / _ulp(right[finite], str(expected.dtype)), initial=0.0))
-
-
-def precision_of_norm(dtype: str, size: int, norm_precision: str, ord: float = 2.0) -> float:
-    """The relative error that a clipped gradient may have by the norm of `size` elements.
-
-    Adding up n powers in any order is off by at most n units of rounding, their p-th root by a p-th
-    of that, and taking the root, dividing and multiplying by half a unit each. For large tensors
-    the precision that `clip_gradients` states is smaller: 1e-5, which one float32 reduction
-    ("plain") keeps up to 8192 elements only (4096 for L1). Powers other than 1 and 2 have exponents
-    that are rounded too, by half a unit, which counts as often as the logarithm of what is raised
-    to them: below 90 in float32; all but "plain" form them in float64.
-    """
-    eps = 2.0**-52 if dtype == "float64" or norm_precision == "wide" else 2.0**-23
-    if ord == math.inf:
-        return 4 * eps
-    if ord not in (1, 2):
-        powers = (size / 2 + 90) / ord + 90
-        return 4 * eps + powers * (eps if norm_precision == "plain" else 2.0**-52)
-    worst = (size / (2 * ord) + 4) * eps
-    if eps == 2.0**-52:
-        return worst
-    limit = _SMALL * ord / 2
-    stated = _STATED * max(1.0, size / limit) if norm_precision == "plain" else _STATED
-    return min(worst, stated)
 
 
 def allowed_ulps(dtype: str, precision: float) -> float:

@@ -31,6 +31,7 @@ __all__ = [
 
 _MOST_SUMMED_IN_FLOAT32 = 64
 _MOST_POWERS = 120
+_DIVIDED = 3.5  # half a unit for each: dividing, casting and multiplying; and as much again
 _STRIDE = 4  # each factor that is tried takes as long as a check: by 16 first, then in between
 
 
@@ -221,8 +222,10 @@ def _measure(formula: Formula, case: Case, numerics: Numerics, *, is_exact: bool
     precision = 0.0
     if not formula.is_elementwise:
         dtype, size = str(case.gradient.dtype), case.gradient.size // max(norms.size, 1)
-        precision = compare.precision_of_norm(dtype, size, numerics.norm_precision, formula.order)
+        is_along = formula.is_split or case.has_seeds
+        precision = numerics.bound(dtype, size, formula.order, is_along=is_along)
         precision *= 1 + formula.reads_parameter
+        precision += _DIVIDED * (2.0**-52 if _is_wide([case], numerics) else 2.0**-23)
     return _Measured(norms, roundings, precision)
 
 

@@ -1,0 +1,170 @@
+"""The bound of every form of a norm, with data made to be worst for it.
+
+In a sum that begins with 1, every number below 2**-24 (2**-53) that is added to it is lost: so the
+chain of additions through the 1 is as far off as its bound says, and chains elsewhere add up. The
+1 is put into each lane, into each row, and row sums as small as that behind it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from graphs import open_session
+from judged import faults_of
+from single import Array, single
+
+from onnx_clip_pass import GradientClipByNorm, clip_gradients
+from onnx_clip_pass.clips import Clip, Numerics
+from onnx_clip_pass.verification import verify
+
+pytest.importorskip("onnxruntime", reason="running a graph needs ONNX Runtime")
+
+STATED = {"auto": 1e-5, "wide": 1e-12}
+UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}
+LANES = 16  # more than any sum keeps, so that the 1 meets each of them
+
+FORMS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "a few": ((7,), (7,)),
+    "most in one go": ((2048,), (2048,)),
+    "rows of 683": ((2049,), (2049,)),
+    "a prime": ((2053,), (2053,)),
+    "square": ((768, 768), (768, 768)),
+    "cut": ((3072, 768), (3072, 768)),
+    "short rows": ((512, 512, 3, 3), (512, 512, 3, 3)),
+    "a large prime": ((1000003,), (1000003,)),
+    "axes, the longest": ((1024, 1024), (1024, 1024)),
+    "some rows": (("N", 4096), (300, 4096)),
+    "no size": (("N",), (100_000,)),
+}
+
+
+def worst(size: int, ord: float, unit: float, dtype: Any) -> Iterator[Array]:
+    """Tensors, as one row of elements, of which each is the worst for some order of additions."""
+    lost = (0.999 * unit) ** (1 / ord)
+    for at in {*range(min(LANES if size < 1 << 20 else 1, size)), size - 1}:
+        x = np.full(size, lost, dtype)
+        x[at] = 1
+        yield x
+    rows = (1024, 4096) if size > 1 << 20 else (512, 683, 768, 1024, 4096)
+    for row in (n for n in rows if n < size):
+        x = np.full(size, lost, dtype)
+        x[::row] = 1  # in every row
+        yield x
+        x = np.full(size, (0.999 * unit / row) ** (1 / ord), dtype)
+        x[:row] = lost  # in the first, beside whose sum the others are lost
+        x[0] = 1
+        yield x
+
+
+def exact_norm(x: Array, ord: float) -> np.longdouble:
+    wide = np.abs(x.astype(np.longdouble))
+    return np.sqrt(np.sum(wide * wide)) if ord == 2 else np.sum(wide)
+
+
+def norms_of(model: onnx.ModelProto, clip: Clip, **options: Any) -> Callable[[Array], Array]:
+    """What gives the norm, or each of several, as the clip in the graph has it."""
+    clipped = clip_gradients(model, clip, gradients=["g"], **options)
+    norm = next(node.input[1] for node in clipped.graph.node if node.op_type == "Div")
+    clipped.graph.output.append(onnx.ValueInfoProto(name=norm))
+    session = open_session(clipped, optimize=True)
+    return lambda x: session.run([norm], {"x": x})[0].astype(np.longdouble)
+
+
+@pytest.mark.parametrize("ord", [1, 2])
+@pytest.mark.parametrize("norm_precision", ["auto", "wide"])
+@pytest.mark.parametrize(("declared", "shape"), FORMS.values(), ids=FORMS)
+def test_a_norm_keeps_the_stated_bound_for_the_worst_data(
+    declared: Any, shape: tuple[int, ...], norm_precision: Any, ord: float
+):
+    """Wide without rows, and far above 65,536 elements, keeps what is said of it alone."""
+    clip = GradientClipByNorm(1.0, ord=ord)
+    norm_in_graph = norms_of(single("float32", declared), clip, norm_precision=norm_precision)
+    size, stated = math.prod(shape), STATED[norm_precision]
+    bound = Numerics(norm_precision).bound("float32", size, ord)
+    if norm_precision == "auto":
+        assert bound < stated
+    tolerance = min(bound, max(stated, size / 4 / ord * 2.0**-53))
+    unit = UNIT[np.float64 if norm_precision == "wide" else np.float32]
+    for x in worst(size, ord, unit, np.float32):
+        exact = exact_norm(x, ord)
+        assert abs(norm_in_graph(x.reshape(shape)) - exact) <= tolerance * exact
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("ord", [1, 2])
+def test_the_bound_of_one_reduction_is_met_and_not_far_above_what_is_seen(dtype: Any, ord: float):
+    """Wider vectors, as of a runtime that was built for them, keep more sums: hence the 8."""
+    name, size = np.dtype(dtype).name, 1 << 16
+    bound = Numerics("plain").bound(name, size, ord)
+    clip = GradientClipByNorm(1.0, ord=ord)
+    norm_in_graph = norms_of(single(name, (size,)), clip, norm_precision="plain")
+    errors = []
+    for x in worst(size, ord, UNIT[dtype], dtype):
+        exact = exact_norm(x, ord)
+        errors.append(float(abs(norm_in_graph(x) - exact) / exact))
+    assert bound / 8 < max(errors) <= bound
+
+
+ALONG: dict[str, tuple[Clip, tuple[int, ...]]] = {
+    "samples": (GradientClipByNorm(1.0, per_sample=True), (2, 8192)),
+    "first axis": (GradientClipByNorm(1.0, axes=0), (8192, 2)),
+    "L1 of samples": (GradientClipByNorm(1.0, per_sample=True, ord=1), (2, 4096)),
+    "many": (GradientClipByNorm(1.0, axes=0), (8193, 2)),
+}
+
+
+def units(clip: Clip, shape: tuple[int, ...], unit: float, dtype: Any) -> Iterator[Array]:
+    """Gradients of two units, each of which begins with 1."""
+    at = shape.index(2)
+    for row in worst(math.prod(shape) // 2, clip.formulas[0].order, unit, dtype):
+        yield np.stack([row, row[::-1]], axis=at)
+
+
+@pytest.mark.parametrize("norm_precision", ["auto", "wide", "plain"])
+@pytest.mark.parametrize(("clip", "shape"), ALONG.values(), ids=ALONG)
+def test_a_norm_over_axes_keeps_the_bound_of_element_by_element(
+    clip: Clip, shape: tuple[int, ...], norm_precision: Any
+):
+    """In float32 up to 8,192 elements, or 4,096 for L1: 2.5e-4 at most."""
+    ord, is_wide = clip.formulas[0].order, norm_precision == "wide"
+    unit = UNIT[np.float64 if is_wide else np.float32]
+    norms_in_graph = norms_of(single("float32", shape), clip, norm_precision=norm_precision)
+    bound = Numerics(norm_precision).bound("float32", max(shape), ord, is_along=True)
+    if not is_wide and norm_precision == "auto":
+        assert bound < 2.5e-4
+    errors = []
+    for x in units(clip, shape, unit, np.float32):
+        rows = np.moveaxis(x, shape.index(2), 0)
+        for norm, row in zip(norms_in_graph(x).ravel(), rows, strict=True):
+            exact = exact_norm(row, ord)
+            errors.append(float(abs(norm - exact) / exact))
+    assert max(errors) <= bound
+
+
+@pytest.mark.parametrize("norm_precision", ["auto", "plain"])
+@pytest.mark.parametrize(
+    ("clip", "shape"),
+    [
+        *list(ALONG.values()),
+        (GradientClipByNorm(1.0), (2048,)),
+        (GradientClipByNorm(1.0), (1 << 15,)),
+        (GradientClipByNorm(1.0, ord=1), (1024, 61)),
+    ],
+    ids=str,
+)
+def test_verify_allows_a_right_rewrite_what_the_bound_says(
+    clip: Clip, shape: tuple[int, ...], norm_precision: Any
+):
+    """It called them wrong, as the norm over 8,192 elements is off by 2.4e-4."""
+    model = single("float32", shape)
+    rewritten = clip_gradients(model, clip, gradients=["g"], norm_precision=norm_precision)
+    ord = clip.formulas[0].order
+    x = np.full(shape, (0.999 * 2.0**-24) ** (1 / ord), np.float32)
+    x[tuple(slice(None) if n == 2 else 0 for n in shape)] = 1
+    found = verify(model, rewritten, feeds={"x": 3 * x}, slopes="off")
+    assert found.ok, faults_of(found)
