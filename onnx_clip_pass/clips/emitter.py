@@ -75,8 +75,8 @@ Used = tuple[str, int, int, int]
 class Limits(Protocol):
     """Thresholds as values of the graph."""
 
-    def product(self, threshold: float, factor: float, dtype: int) -> Tensor:
-        """The threshold times the factor times the loss scale."""
+    def product(self, name: str | None, threshold: float, factor: float, dtype: int) -> Tensor:
+        """The threshold, of an input if that has a name, times the factor times the loss scale."""
 
     def is_infinite(self, limit: Tensor) -> Tensor | None:
         """A bool, whether such a product is inf; None if `limit` is none."""
@@ -263,8 +263,8 @@ class Emitter(Tape):
     """Adds the nodes of one clip of one gradient at one step.
 
     The clip reads `source`; its last node's output is `target`, the clipped gradient.
-    `has_runtime_threshold` says that the threshold is an input of the graph. The clip sets
-    `measured` where it `is_measured`; with `measures_only` it leaves the gradient alone.
+    The clip sets `measured` where it `is_measured`; with `measures_only` it leaves the gradient
+    alone.
     """
 
     def __init__(
@@ -278,7 +278,7 @@ class Emitter(Tape):
         numerics: Numerics,
         *,
         limits: Limits | None = None,
-        has_runtime_threshold: bool = False,
+        threshold_input: str | None = None,
         parameter: ParameterSite | None = None,
         count: int = 1,
         is_measured: bool = False,
@@ -293,7 +293,8 @@ class Emitter(Tape):
         self.is_measured = is_measured
         self.measures_only = measures_only
         self.measured: Measured | None = None
-        self.has_runtime_threshold = has_runtime_threshold
+        self.has_runtime_threshold = threshold_input is not None
+        self._threshold_input = threshold_input
         self._limits = limits
         self._target = target
 
@@ -325,7 +326,7 @@ class Emitter(Tape):
     def limit(self, threshold: float, dtype: int, factor: float = 1.0) -> Tensor:
         """The threshold times the factor, of rank 0: a constant, or what its input makes it."""
         if self._limits is not None:
-            return self._limits.product(threshold, factor, dtype)
+            return self._limits.product(self._threshold_input, threshold, factor, dtype)
         if factor == 1:
             return self.constant(threshold, dtype)
         kind = np.float64 if dtype == DOUBLE else np.float32

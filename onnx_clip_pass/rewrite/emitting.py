@@ -13,6 +13,7 @@ from onnx_clip_pass.rewrite.edits import Edit
 from onnx_clip_pass.rewrite.metrics import Emitted, GroupMetricSource, MetricSource
 from onnx_clip_pass.rewrite.planning import Plan
 from onnx_clip_pass.rewrite.settings import Settings
+from onnx_clip_pass.rewrite.thresholds import ThresholdNodes
 
 __all__ = ["Made", "emit"]
 
@@ -53,19 +54,19 @@ def _scaled(clip: Clip, factor: float) -> Clip:
 def emit(editor: Editor, plan: Plan) -> Made:
     """Put the planned clips in, and what is to be watched; the editor is used up."""
     settings, edits = plan.settings, plan.edits
-    thresholds, metrics = settings.thresholds, settings.metrics
+    metrics, scale = settings.metrics, settings.thresholds.factor
     chosen = [(sighting, edit.choice) for edit in edits for sighting in edit.sightings]
-    thresholds.open(editor, chosen, settings.numerics)
+    limits = ThresholdNodes(editor, settings.thresholds, chosen, settings.numerics)
     streams = []
     for edit in edits:
         clip = edit.choice.clip
-        scaled = clip if thresholds.factor == 1 else _scaled(clip, thresholds.factor)
+        scaled = clip if scale == 1 else _scaled(clip, scale)
         streams.append(_Stream(edit, scaled.formulas, edit.name))
     used: set[Used] = set()
     groups: list[GroupMetricSource] = []
     for together in plan.schedule:
         members = [(streams[number], stage) for number, stage in together]
-        whole = _emit_together(editor, members, settings, used)
+        whole = _emit_together(editor, limits, members, settings, used)
         if whole is not None:
             groups.append(whole)
     emitted: tuple[Emitted, ...] = ()
@@ -78,7 +79,7 @@ def emit(editor: Editor, plan: Plan) -> Made:
             sources.append(MetricSource(stream.edit.gradient, stream.emitter, stream.measured))
         for group in groups:
             group.emitter.position = end
-        emitted = metrics.add_outputs(editor, thresholds, sources, groups)
+        emitted = metrics.add_outputs(editor, limits, sources, groups)
     editor.finish("a gradient of the group is computed from a clipped one; use another group")
     renamed = {stream.renamed: stream.edit.name for stream in streams if stream.renamed}
     return Made(editor.added, renamed, used, emitted)
@@ -86,6 +87,7 @@ def emit(editor: Editor, plan: Plan) -> Made:
 
 def _emit_together(
     editor: Editor,
+    limits: ThresholdNodes,
     members: Sequence[tuple[_Stream, int]],
     settings: Settings,
     used: set[Used],
@@ -97,7 +99,7 @@ def _emit_together(
             stream.renamed = source if target == stream.edit.name else target
     for stream, stage in members:
         edit, sighting = stream.edit, stream.edit.sightings[0]
-        is_last = stage == len(stream.formulas) - 1
+        name, is_last = edit.choice.threshold_input, stage == len(stream.formulas) - 1
         target = stream.target
         if not is_last:
             target = editor.fresh(f"clip/{edit.name}/stage {stage + 1}")
@@ -110,8 +112,8 @@ def _emit_together(
             Tensor(stream.source, sighting.type.dtype, sighting.gradient.shape),
             target,
             settings.numerics,
-            limits=settings.thresholds.limits(editor, edit.choice),
-            has_runtime_threshold=edit.choice.threshold_input is not None,
+            limits=limits if name is not None or settings.thresholds.is_value else None,
+            threshold_input=name,
             parameter=edit.site,
             count=edit.count,
             is_measured=bool(metrics),

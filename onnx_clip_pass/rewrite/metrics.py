@@ -14,7 +14,7 @@ from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.graph import Editor, Scope
 from onnx_clip_pass.graph.spec import BOOL, DOUBLE, FLOAT
-from onnx_clip_pass.rewrite.thresholds import Thresholds
+from onnx_clip_pass.rewrite.thresholds import ThresholdNodes
 
 __all__ = ["Emit", "EmitAs", "Emitted", "GroupMetricSource", "MetricOutputs", "MetricSource"]
 
@@ -93,7 +93,7 @@ class MetricOutputs:
     def add_outputs(
         self,
         editor: Editor,
-        thresholds: Thresholds,
+        limits: ThresholdNodes,
         sources: Sequence[MetricSource],
         groups: Sequence[GroupMetricSource],
     ) -> tuple[Emitted, ...]:
@@ -102,7 +102,7 @@ class MetricOutputs:
         if not sources:
             return ()
         for quantity in dict.fromkeys(self.emit):
-            made = [_quantity(quantity, editor, thresholds, source) for source in sources]
+            made = [_quantity(quantity, limits, source) for source in sources]
             names = tuple(source.gradient.name for source in sources)
             if self.emit_as == "vector":
                 output = editor.fresh(f"clip/{quantity}")
@@ -116,20 +116,18 @@ class MetricOutputs:
         if "norm" in self.emit:
             for group in groups:
                 whole = group.measured.norm
-                norm = _norm(editor, thresholds, group.emitter, whole, whole.dtype)
+                norm = _norm(limits, group.emitter, whole, whole.dtype)
                 output = editor.fresh(f"{group.name}/norm")
                 group.emitter.output(norm, output)
                 found.append(Emitted(output, "norm", group.gradients, group.name))
         return tuple(found)
 
 
-def _quantity(
-    quantity: str, editor: Editor, thresholds: Thresholds, source: MetricSource
-) -> Tensor:
+def _quantity(quantity: str, limits: ThresholdNodes, source: MetricSource) -> Tensor:
     to = source.emitter
     wide = DOUBLE if source.gradient.dtype == "float64" else FLOAT
     if quantity == "norm":
-        return _norm(editor, thresholds, to, source.measured[0].norm, wide)
+        return _norm(limits, to, source.measured[0].norm, wide)
     scale = _least(to, source.measured[0].scale)
     for further in source.measured[1:]:
         other = _least(to, further.scale)
@@ -141,10 +139,10 @@ def _quantity(
     return to.cast(scale, wide, result="scale")
 
 
-def _norm(editor: Editor, thresholds: Thresholds, to: Emitter, norms: Tensor, dtype: int) -> Tensor:
+def _norm(limits: ThresholdNodes, to: Emitter, norms: Tensor, dtype: int) -> Tensor:
     """The largest of the norms, nan if one of them is, in the unit of the unscaled gradient."""
     norm = _flat(to, norms) or emit_largest(to, norms, ALL, result="largest norm")
-    divisor = thresholds.divisor(editor, norms.dtype)
+    divisor = limits.divisor(norms.dtype)
     if divisor is not None:
         norm = to.op("Div", norm, divisor, result="unscaled")
     return to.cast(norm, dtype, result="norm")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_clip_pass.arguments import as_number
-from onnx_clip_pass.clips import Limits, Numerics, Tape, Tensor
+from onnx_clip_pass.clips import Numerics, Tape, Tensor
 from onnx_clip_pass.clips.emitter import ALL
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients import Sighting
@@ -23,22 +23,21 @@ from onnx_clip_pass.graph import Editor, Index, Scope, TensorType
 from onnx_clip_pass.graph.spec import BOOL, DOUBLE, FREE_INITIALIZERS
 from onnx_clip_pass.rules import Choice
 
-__all__ = ["LossScale", "Thresholds"]
+__all__ = ["LossScale", "ThresholdNodes", "Thresholds"]
 
 LossScale = float | str
 """A number, or the name of a value of the main graph with one element."""
 
 
+@dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Sources of thresholds, and the loss scale that they are multiplied by."""
+    """The loss scale that thresholds are multiplied by, which may be a value of the graph."""
 
-    def __init__(self, loss_scale: LossScale = 1.0) -> None:
-        if not isinstance(loss_scale, str):
-            loss_scale = _scale(loss_scale)
-        self.loss_scale = loss_scale
-        self._dtypes: dict[str, int] = {}
-        self._made: dict[tuple[object, ...], Tensor] = {}
-        self._products: set[Tensor] = set()
+    loss_scale: LossScale = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.loss_scale, str):
+            object.__setattr__(self, "loss_scale", _scale(self.loss_scale))
 
     @property
     def factor(self) -> float:
@@ -95,106 +94,95 @@ class Thresholds:
             around = around.outer
         return None
 
-    def open(
-        self, editor: Editor, chosen: Sequence[tuple[Sighting, Choice]], numerics: Numerics
+
+class ThresholdNodes:
+    """The nodes of one rewrite that compute thresholds, each once, in the main graph.
+
+    Adds the threshold inputs: float64 if a gradient that they limit is computed so.
+    """
+
+    def __init__(
+        self,
+        editor: Editor,
+        thresholds: Thresholds,
+        chosen: Sequence[tuple[Sighting, Choice]],
+        numerics: Numerics,
     ) -> None:
-        """Add the threshold inputs: float64 if a gradient that they limit is computed so."""
-        thresholds: dict[str, float] = {}
+        self._editor = editor
+        self._main = editor.index.main
+        scale = thresholds.loss_scale
+        self._loss_scale = scale if isinstance(scale, str) else ""  # of a value of the graph
+        self._factor = thresholds.factor
+        self._dtypes: dict[str, int] = {}
+        self._made: dict[tuple[object, ...], Tensor] = {}
+        self._products: set[Tensor] = set()
+        defaults: dict[str, float] = {}
         for sighting, choice in chosen:
             name, threshold = choice.threshold_input, choice.clip.threshold
             if name is None or threshold is None:
                 continue
-            thresholds[name] = threshold
+            defaults[name] = threshold
             dtype = choice.clip.formulas[0].work_dtype(sighting.gradient.dtype, numerics)
             if self._dtypes.setdefault(name, dtype) != dtype:
                 self._dtypes[name] = DOUBLE
-        for name, threshold in thresholds.items():
+        for name, threshold in defaults.items():
             editor.add_input(name, threshold, self._dtypes[name])
-        if isinstance(self.loss_scale, str) and self.loss_scale in editor.index.main.producers:
-            editor.unsettle(editor.index.main)
+        if self._loss_scale in self._main.producers:
+            editor.unsettle(self._main)
 
-    def limits(self, editor: Editor, choice: Choice) -> Limits | None:
-        """The thresholds of a clip as values of the graph; None if they are constants."""
-        name = choice.threshold_input
-        if name is None and not self.is_value:
-            return None
-        return _Limits(self, editor, name)
-
-    def is_infinite(self, editor: Editor, limit: Tensor) -> Tensor | None:
+    def is_infinite(self, limit: Tensor) -> Tensor | None:
         """A bool of the main graph, whether a product is inf; None if it is no product of ours."""
         if limit not in self._products:
             return None
         key = ("is infinite", limit)
         if key not in self._made:
             largest = np.finfo(np.float64 if limit.dtype == DOUBLE else np.float32).max
-            to = self._tape(editor, limit.name)
+            to = self._tape(limit.name)
             self._made[key] = to.op("Less", float(largest), limit, result="less", dtype=BOOL)
         return self._made[key]
 
-    def divisor(self, editor: Editor, dtype: int) -> Tensor | None:
+    def divisor(self, dtype: int) -> Tensor | None:
         """The divisor that takes the loss scale out of a norm; None if the loss scale is 1."""
-        if isinstance(self.loss_scale, str):
-            return self._scale_as(editor, dtype)
-        if self.loss_scale == 1.0:
-            return None
-        return self._tape(editor, "").constant(self.loss_scale, dtype)
+        if self._loss_scale:
+            return self._scale_as(dtype)
+        return None if self._factor == 1.0 else self._tape("").constant(self._factor, dtype)
 
-    def product(
-        self, editor: Editor, name: str | None, threshold: float, factor: float, dtype: int
-    ) -> Tensor:
-        """Threshold times factor times loss scale, in the main graph."""
+    def product(self, name: str | None, threshold: float, factor: float, dtype: int) -> Tensor:
+        """Threshold, of the input of that name if there is one, times factor times loss scale."""
         key = (name or threshold, factor, dtype)
         if key in self._made:
             return self._made[key]
-        to = self._tape(editor, name or "limit")
+        to = self._tape(name or "limit")
         if name is None:
             result = to.constant(threshold * factor, dtype)
         else:
             result = to.cast(Tensor(name, self._dtypes[name], ()), dtype, result="cast")
-            if factor * self.factor != 1.0:
-                result = to.op("Mul", result, factor * self.factor, result="mul")
-        if self.is_value:
-            result = to.op("Mul", result, self._scale_as(editor, dtype), result="mul")
+            if factor * self._factor != 1.0:
+                result = to.op("Mul", result, factor * self._factor, result="mul")
+        if self._loss_scale:
+            result = to.op("Mul", result, self._scale_as(dtype), result="mul")
         self._made[key] = result
         self._products.add(result)
         return result
 
-    def _scale_as(self, editor: Editor, dtype: int) -> Tensor:
+    def _scale_as(self, dtype: int) -> Tensor:
         """The loss scale of the graph in this dtype, and of rank 0."""
-        assert isinstance(self.loss_scale, str)
-        key = (self.loss_scale, dtype)
+        name, key = self._loss_scale, (self._loss_scale, dtype)
         if key not in self._made:
-            main, name = editor.index.main, self.loss_scale
-            declared = main.type_of(name) or TensorType()
+            declared = self._main.type_of(name) or TensorType()
             if not declared.dtype:
-                declared = editor.index.inferred(main, name)
-            to = self._tape(editor, name)
+                declared = self._editor.index.inferred(self._main, name)
+            to = self._tape(name)
             scale = to.cast(Tensor(name, declared.dtype, declared.shape), dtype, result="cast")
             if scale.shape != ():
                 scale = to.reduce("ReduceMax", scale, ALL, result="reducemax")
             self._made[key] = scale
         return self._made[key]
 
-    def _tape(self, editor: Editor, label: str) -> Tape:
+    def _tape(self, label: str) -> Tape:
         """A tape at the beginning of the main graph, or behind the loss scale."""
-        main = editor.index.main
-        position = 0
-        if isinstance(self.loss_scale, str) and self.loss_scale in main.producers:
-            position = main.producers[self.loss_scale][0] + 1
-        return Tape(editor, main, position, label)
-
-
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    thresholds: Thresholds
-    editor: Editor
-    name: str | None
-
-    def product(self, threshold: float, factor: float, dtype: int) -> Tensor:
-        return self.thresholds.product(self.editor, self.name, threshold, factor, dtype)
-
-    def is_infinite(self, limit: Tensor) -> Tensor | None:
-        return self.thresholds.is_infinite(self.editor, limit)
+        made = self._main.producers.get(self._loss_scale)
+        return Tape(self._editor, self._main, 0 if made is None else made[0] + 1, label)
 
 
 def _faults_of_scale(index: Index, name: str) -> list[str]:
