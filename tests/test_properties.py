@@ -136,4 +136,4 @@ def test_every_clip_is_right_valid_and_undone(plan: Plan, clip_norm: float, make
 
 
 def _cannot_be(fault: str) -> bool:
-    return "values of different graphs" in fault or "cannot be handed out" in fault
+    return "values of different graphs" in fault or "cannot be an output" in fault

@@ -22,8 +22,8 @@ from onnx_clip_pass.graph.spec import BOOL, DOUBLE, INT64
 __all__ = ["Loops"]
 
 
-class _Turn(NamedTuple):
-    """A loop that is being filled: its graph, how many times it runs, and the tensor in turn."""
+class _Loop(NamedTuple):
+    """A loop that is being filled: its graph, how many times it runs, and the tensor in loop."""
 
     graph: GraphProto
     scope: Scope
@@ -52,7 +52,7 @@ class Loops:
     def of_each(
         self, sequence: str, clipped: str, emits: Sequence[Callable[[Emitter], object]]
     ) -> None:
-        """A loop that makes the sequence `clipped` of what clips make of each tensor in turn.
+        """A loop that makes the sequence `clipped` of what clips make of each tensor in loop.
 
         Args:
             sequence: the tensors.
@@ -60,20 +60,20 @@ class Loops:
             emits: put one clip after another in.
         """
         each = self._editor.fresh(f"{self._label}/each")
-        turn = self._open(sequence, each, is_made=True)
+        loop = self._open(sequence, each, is_made=True)
         empty = self._add("SequenceEmpty", [], "empty", dtype=self._dtype)
-        source = turn.source
+        source = loop.source
         for stage, emit in enumerate(emits, 1):
             target = each
             if stage < len(emits):
                 target = self._editor.fresh(f"clip/{each}/stage {stage}")
-                self._editor.declare(turn.scope, target, TensorType(self._dtype))
-            emit(self._emitter(turn.scope, each, source, target))
+                self._editor.declare(loop.scope, target, TensorType(self._dtype))
+            emit(self._emitter(loop.scope, each, source, target))
             source = target
         so_far, more = self.fresh("so far"), self.fresh("more")
-        self._insert(turn.scope, "SequenceInsert", [so_far, each], more)
+        self._insert(loop.scope, "SequenceInsert", [so_far, each], more)
         kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(self._dtype, None))
-        self._close(turn, empty, (so_far, more), kind, clipped)
+        self._close(loop, empty, (so_far, more), kind, clipped)
 
     def of_all(self, sequence: str, emit: Callable[[Emitter, Tensor], Tensor]) -> Tensor:
         """A loop that makes one float64 number of all tensors, from 0; it.
@@ -85,11 +85,11 @@ class Loops:
         each = self._editor.fresh(f"{self._label}/each")
         zero = self._editor.constant(self._main, 0.0, DOUBLE)
         so_far, result = self.fresh("total so far"), self.fresh("total of all")
-        turn = self._open(sequence, each)
-        to = self._emitter(turn.scope, each, turn.source, "")
+        loop = self._open(sequence, each)
+        to = self._emitter(loop.scope, each, loop.source, "")
         total = emit(to, Tensor(so_far, DOUBLE, ()))
         kind = helper.make_tensor_type_proto(DOUBLE, [])
-        self._close(turn, zero, (so_far, total.name), kind, result)
+        self._close(loop, zero, (so_far, total.name), kind, result)
         return Tensor(result, DOUBLE, ())
 
     def of_main(self, label: str) -> Emitter:
@@ -104,8 +104,8 @@ class Loops:
         to.used = self.used
         return to
 
-    def _open(self, sequence: str, each: str, *, is_made: bool = False) -> _Turn:
-        """A turn in which the tensor of that turn is there.
+    def _open(self, sequence: str, each: str, *, is_made: bool = False) -> _Loop:
+        """A loop whose graph has the tensor of the iteration.
 
         `each` is what the clips' nodes are named after, and a value if it `is_made` there.
         """
@@ -125,17 +125,17 @@ class Loops:
         for name in [each, source] if is_made else [source]:
             self._editor.declare(scope, name, TensorType(self._dtype))
         self._insert(scope, "SequenceAt", [sequence, number], source)
-        return _Turn(graph, scope, times, source)
+        return _Loop(graph, scope, times, source)
 
     def _close(
-        self, turn: _Turn, start: str, names: tuple[str, str], kind: TypeProto, output: str
+        self, loop: _Loop, start: str, names: tuple[str, str], kind: TypeProto, output: str
     ) -> None:
         """Put in the loop, which carries one value by `names` into its graph and out of it."""
-        graph = turn.graph
-        self._insert(turn.scope, "Identity", [graph.input[1].name], graph.output[0].name)
+        graph = loop.graph
+        self._insert(loop.scope, "Identity", [graph.input[1].name], graph.output[0].name)
         graph.input.append(helper.make_value_info(names[0], kind))
         graph.output.append(helper.make_value_info(names[1], kind))
-        self._insert(self._main, "Loop", [turn.times, "", start], output, body=graph)
+        self._insert(self._main, "Loop", [loop.times, "", start], output, body=graph)
 
     def _add(self, op_type: str, inputs: Sequence[str], result: str, **attributes: Any) -> str:
         output = self.fresh(result)

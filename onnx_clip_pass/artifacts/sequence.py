@@ -40,7 +40,9 @@ GRADIENTS = "gradients"
 _PARAMETERS = "params"
 _SGD = ["learning_rate", "step", _PARAMETERS, GRADIENTS, "first_order_moments"]
 _INPUTS = {"SGDOptimizerV2": _SGD, "AdamWOptimizer": [*_SGD, "second_order_moments"]}
-_FIRST_CARRIED_SEQUENCE = 13  # the first Loop that hands a sequence from one turn to the next
+_FIRST_CARRIED_SEQUENCE = (
+    13  # the first Loop that carries a sequence from one iteration to the next
+)
 
 
 class Optimizer(NamedTuple):
@@ -83,7 +85,7 @@ def find_optimizer(model: ModelProto, name: str) -> Optimizer:
 
 
 def clip_sequence(model: ModelProto, clip: Clip, numerics: Numerics, name: str) -> Report:
-    """Clip all gradients of an optimizer model, in place; if it raises, it may be left undone.
+    """Clip all gradients of an optimizer model in place; if it raises, a previous clip may be gone.
 
     Args:
         model: an optimizer model; if it is clipped already, that clip is replaced.

@@ -115,7 +115,7 @@ class Clip(ABC):
             The same names; what `need_clip` does not pick is handed back as it is.
 
         Raises:
-            OnnxClipError: an argument of another kind, an array of no floating dtype, a selection
+            OnnxClipError: an argument of the wrong type, an array of no floating dtype, a selection
                 that matches nothing, a parameter that is needed and not given or of another shape,
                 or gradients that cannot be clipped together.
         """

@@ -168,7 +168,7 @@ class GradientClipByValue(Formula):
 
         The factor is min(1, max / largest element) on the one side, the like on the other. Where no
         element is on a side, and for a bound of zero, the smallest float stands in. ReduceMax and
-        ReduceMin of ONNX Runtime's CPU provider pass over nan; the norm, taken for the 1, does not.
+        ReduceMin of ONNX Runtime's CPU provider ignore nan; the norm, taken for the 1, does not.
         """
         norm, over = largest.value, largest.over
         one = to.constant(1.0, norm.dtype)

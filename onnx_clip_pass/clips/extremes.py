@@ -12,7 +12,7 @@ def emit_largest(
 ) -> Tensor:
     """The largest of numbers that are not negative: 0 if there is none, nan if one of them is.
 
-    ReduceMax of ONNX Runtime's CPU provider passes over nan, and gives -inf for nothing; a sum, Min
+    ReduceMax of ONNX Runtime's CPU provider ignores nan, and gives -inf for nothing; a sum, Min
     and Max do not. `signed` are the same numbers before their Abs, where there was one.
     """
     largest = emit_maximum(to, sizes, over, result="largest")

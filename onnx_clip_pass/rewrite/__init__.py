@@ -61,7 +61,7 @@ def clip_in_place(
     decide: Decide | None = None,
     **options: Unpack[Options],
 ) -> Report:
-    """Clip the gradients of the model itself; if it raises, the model may be left undone.
+    """Clip the gradients of the model itself; if it raises, a previous clip may be gone already.
 
     Args:
         model: a training graph.

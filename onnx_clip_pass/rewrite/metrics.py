@@ -86,7 +86,7 @@ class MetricOutputs:
         if scope.path == "":
             return None
         return (
-            f"what is measured in {gradient.graph} cannot be handed out of the model; leave it "
+            f"what is measured in {gradient.graph} cannot be an output of the model; leave it "
             f"out, or emit nothing"
         )
 

@@ -176,7 +176,7 @@ def _parameter_site(index: Index, seen: Survey, edit: Edit) -> ParameterSite | s
     if edit.count > 1:
         return f"{where}: it belongs to several parameters, and the clip compares with one"
     if edit.scope.lookup(parameter.name) is not parameter.frame.scope:
-        return f"{where}: its parameter {parameter.name!r} is not to be had in its graph"
+        return f"{where}: its parameter {parameter.name!r} is not visible in its scope"
     shape = parameter.type.shape if parameter.type is not None else None
     seeds = int(gradient.has_seeds)
     if shape is None or gradient.shape is None or len(shape) + seeds != len(gradient.shape):
@@ -241,7 +241,7 @@ def _edits_for_all(
         if any(read.node == OUTPUT and read.scope is scope for read in others):
             faults.append(
                 f"gradient {name!r} is an input and an output of the same graph: it can have "
-                f"only one value under that name; hand it out under another one"
+                f"only one value under that name; give the output another one"
             )
     elif name not in scope.producers and name not in scope.initializers:
         faults.append(f"gradient {name!r} is a sparse initializer, which cannot be clipped")

@@ -60,7 +60,7 @@ class Thresholds:
             if threshold is None:
                 faults.append(
                     f"threshold input {name!r}: {choice.clip!r} has no single threshold; only a "
-                    f"clip with one number can be steered"
+                    f"clip with one number can take it from an input"
                 )
             elif defaults.setdefault(name, threshold) != threshold:
                 faults.append(

@@ -140,7 +140,7 @@ def test_only_the_sample_that_is_not_finite_is_zeroed(way):
 
 @both_ways
 def test_nan_in_an_l_infinity_norm_makes_all_nan(way):
-    """ONNX's ReduceMax passes over nan; the norm must not."""
+    """ONNX's ReduceMax ignores nan; the norm must not."""
     for at in range(3):
         x = np.array([3.0, 1.0, 2.0], np.float32)
         x[at] = NAN
