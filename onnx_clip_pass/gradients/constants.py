@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from onnx_clip_pass.gradients.numbers import array_of
-from onnx_clip_pass.gradients.ops import ALIASES, ELEMENTWISE, LINEAR, SIDE_SLOTS
+from onnx_clip_pass.gradients.ops import ALIASES, LINEAR, SIDE_SLOTS
 from onnx_clip_pass.gradients.training import Training
 
 __all__ = ["Constants"]
@@ -90,7 +90,7 @@ class Constants(Training):
                 constant = self._scaled_by(reader, at)
                 if values.op[reader] == "Pow":
                     constant = (self._constant("Mul", values.takes[reader][1]) or (1.0,))[0]
-                elif constant is None and values.op[reader] in ELEMENTWISE:
+                elif constant is None and values.op[reader] != "ReduceMean":
                     constant = 1.0
                 if constant is not None:
                     each_alone.add(constant)

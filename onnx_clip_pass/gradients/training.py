@@ -188,6 +188,11 @@ class Training:
             return way.roughness < REDUCED
         return way.roughness < FACTOR and not self._is_gated(step)
 
+    def lives_on(self, state: State) -> bool:
+        """True if what the forward pass reads is a part of what is returned for it."""
+        is_read = self.states.read[state.root] and self.states.nonfree[state.new]
+        return is_read and self._is_carried(Step(state.root, state.root, state.new))
+
     def _is_carried(self, step: Step) -> bool:
         """Whether a parameter lives on in its new value; else that replaces it."""
         states = self.states

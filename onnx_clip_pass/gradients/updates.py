@@ -45,6 +45,8 @@ class Updates:
                     if not run.states.read[state.root]
                     or (state.way is not None and state.way.roughness < FACTOR)
                 }
+            elif run.run.bound is None:  # else a gradient may look like its weight's new value
+                self.carried |= {value[state.root] for state in run.carried if run.lives_on(state)}
             self.ends |= {value[step.new] for step in run.steps}
             self.moved_ends |= {value[each] for ends in run.moved.values() for each in ends}
             self.moved |= {value[root] for root in run.moved}

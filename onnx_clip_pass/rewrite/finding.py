@@ -59,7 +59,7 @@ def find(
     told = {} if before is None else before.answers
     seen = first.answered(told)
     is_empty = not (seen.found or seen.questions or seen.of_data)
-    if is_empty and decide is not None:
+    if is_empty and decide is not None and not seen.carried:  # else it updates something unknown
         verdict = decide(index.model, {}, seen.loss)
         if verdict.gradients:
             named: dict[str, str | None] = {g: name for name, g in verdict.gradients.items()}
