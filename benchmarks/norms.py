@@ -69,6 +69,11 @@ def candidates(shape: tuple[int, ...]) -> dict[str, onnx.ModelProto]:
             "float",
             "a = Reshape(x, across) b = Reshape(x, down) r = MatMul(a, b) " + root.format("r"),
         ),
+        "MatMul of rows with their Transpose": (
+            "float",
+            "a = Reshape(x, across) b = Transpose <perm = [0, 2, 1]> (a) r = MatMul(a, b) "
+            + root.format("r"),
+        ),
         "Mul, one ReduceSum": ("float", "m = Mul(x, x) " + root.format("m")),
         "Mul, ReduceSum of rows, ReduceSum": ("float", f"{squares} {root.format('r')}"),
         "Mul, ReduceSum of rows, in float64": (

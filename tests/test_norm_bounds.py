@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import open_session
+from graphs import open_session, run
 from judged import faults_of
 from single import Array, single
 
@@ -110,12 +110,56 @@ def test_the_bound_of_one_reduction_is_met_and_not_far_above_what_is_seen(dtype:
     assert bound / 8 < max(errors) <= bound
 
 
-ALONG: dict[str, tuple[Clip, tuple[int, ...]]] = {
-    "samples": (GradientClipByNorm(1.0, per_sample=True), (2, 8192)),
+SAMPLES, L1_SAMPLES = (GradientClipByNorm(1.0, per_sample=True, ord=ord) for ord in (2, 1))
+LAST: dict[str, tuple[Clip, tuple[Any, ...]]] = {
+    "a few one by one": (SAMPLES, (2, 256)),
+    "most in one go": (SAMPLES, ("N", 2048)),
+    "rows": (SAMPLES, ("N", 4096)),
+    "many rows": (SAMPLES, (2, 64, 3072)),
+    "rows that are axes": (SAMPLES, ("N", 768, 768)),
+    "short rows that are axes": (SAMPLES, (2, 64, 64, 3, 3)),
+    "a prime": (SAMPLES, (2, 8209)),
+    "of some channels": (GradientClipByNorm(1.0, axes=(2, 3)), ("N", 1, 80, 100)),
+    "L1, a few": (L1_SAMPLES, (2, 128)),
+    "L1, most in one go": (L1_SAMPLES, (2, 1024)),
+    "L1, rows": (L1_SAMPLES, (2, 768, 500)),
+}
+
+
+@pytest.mark.parametrize(("clip", "declared"), LAST.values(), ids=LAST)
+def test_a_norm_over_the_last_axes_keeps_the_bound_of_a_whole_tensor(
+    clip: Clip, declared: tuple[Any, ...]
+):
+    shape = tuple(2 if d == "N" else d for d in declared)
+    norms_in_graph, ord = norms_of(single("float32", declared), clip), clip.formulas[0].order
+    for row in worst(math.prod(shape) // 2, ord, UNIT[np.float32], np.float32):
+        exact = [exact_norm(x, ord) for x in (row, row / 2)]
+        x = np.stack([row, row[::-1] / 2]).reshape(shape)
+        errors = np.abs(norms_in_graph(x).ravel() - exact) / exact
+        assert errors.max() < STATED["auto"]
+
+
+@pytest.mark.parametrize("opset", [8, 13, 18, 24])
+@pytest.mark.parametrize("size", [0, 3])
+@pytest.mark.parametrize("shape", [(5000,), (6, 4096), (768, 100), (100, 5, 6)], ids=str)
+def test_samples_are_clipped_by_rows_however_many_there_are(
+    shape: tuple[int, ...], size: int, opset: int
+):
+    model = single("float32", ("N", *shape), opset)
+    clipped = clip_gradients(model, SAMPLES, gradients=["g"])
+    onnx.checker.check_model(clipped, full_check=True)
+    assert "ReduceSum" in [node.op_type for node in clipped.graph.node]
+    x = np.random.default_rng(0).standard_normal((size, *shape), np.float32)
+    out = run(clipped, {"x": x})["g"]
+    np.testing.assert_allclose(out, SAMPLES.apply({"g": x})["g"], rtol=2e-6)
+
+
+OTHER: dict[str, tuple[Clip, tuple[int, ...]]] = {
     "first axis": (GradientClipByNorm(1.0, axes=0), (8192, 2)),
-    "L1 of samples": (GradientClipByNorm(1.0, per_sample=True, ord=1), (2, 4096)),
+    "L1 of the first axis": (GradientClipByNorm(1.0, axes=0, ord=1), (4096, 2)),
     "many": (GradientClipByNorm(1.0, axes=0), (8193, 2)),
 }
+ALONG = {**OTHER, "samples": (SAMPLES, (2, 8192)), "L1 of samples": (L1_SAMPLES, (2, 4096))}
 
 
 def units(clip: Clip, shape: tuple[int, ...], unit: float, dtype: Any) -> Iterator[Array]:
@@ -127,7 +171,7 @@ def units(clip: Clip, shape: tuple[int, ...], unit: float, dtype: Any) -> Iterat
 
 @pytest.mark.parametrize("norm_precision", ["auto", "wide", "plain"])
 @pytest.mark.parametrize(("clip", "shape"), ALONG.values(), ids=ALONG)
-def test_a_norm_over_axes_keeps_the_bound_of_element_by_element(
+def test_a_norm_over_other_axes_keeps_the_bound_of_element_by_element(
     clip: Clip, shape: tuple[int, ...], norm_precision: Any
 ):
     """In float32 up to 8,192 elements, or 4,096 for L1: 2.5e-4 at most."""

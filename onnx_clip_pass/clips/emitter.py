@@ -195,10 +195,22 @@ class Tape:
         shape = over.left(value.shape)
         return self._along(op_type, value, over.axes, first, attributes, shape, result)
 
-    def rows(self, value: Tensor, length: int) -> Tensor:
-        """The elements of a tensor as a matrix of rows of this length."""
-        names = [value.name, self._editor.integers(self._scope, "shape", [-1, length])]
-        return self._node("Reshape", names, value.dtype, value.dtype, (None, length), "rows", {})
+    def rows(self, value: Tensor, length: int, over: Over) -> Tensor:
+        """The elements of a tensor as a matrix of rows of this length.
+
+        Over the last axes there is one for each place in the others. A sum of each row has the rank
+        of the tensor if that of several axes keeps its axis: some of size 1 take the place of more.
+        """
+        dims: list[int] = [-1]
+        shape: Shape = (None, length)
+        if over.axes is not None and value.shape is not None:
+            before = value.shape[: min(over.axes)]
+            sizes = [d for d in value.shape[len(before) :] if isinstance(d, int)]
+            dims = [1] * (len(sizes) - 2) + [math.prod(sizes) // length]
+            shape = (*before, *dims, length)
+            dims = [0] * len(before) + dims
+        names = [value.name, self._editor.integers(self._scope, "shape", [*dims, length])]
+        return self._node("Reshape", names, value.dtype, value.dtype, shape, "rows", {})
 
     def unsqueeze(self, value: Tensor, axes: tuple[int, ...]) -> Tensor:
         """The value with axes of size 1 put in, counted in the result."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from onnx_clip_pass.clips.emitter import ALL, FIRST_BROADCASTING_MIN, Emitter, Over, Tensor
 from onnx_clip_pass.clips.extremes import emit_largest
-from onnx_clip_pass.clips.numerics import Reduction
+from onnx_clip_pass.clips.numerics import Reach, Reduction
 from onnx_clip_pass.graph import Shape
 from onnx_clip_pass.graph.spec import DOUBLE, FLOAT
 
@@ -93,8 +93,15 @@ def _way(to: Emitter, x: Tensor, ord: float, over: Over) -> Reduction:
         in_float64=x.dtype == DOUBLE,
         must_widen=to.numerics.nonfinite != "propagate",
         ord=ord,
-        is_along=over.axes is not None,
+        reach=_reach(over, x),
     )
+
+
+def _reach(over: Over, x: Tensor) -> Reach:
+    if over.axes is None:
+        return "all"
+    rank, count = len(x.shape or ()), len(over.axes)
+    return "last" if count and set(over.axes) == {*range(rank - count, rank)} else "some"
 
 
 def _form(
@@ -192,18 +199,26 @@ def _emit_sum(to: Emitter, x: Tensor, ord: float, over: Over, way: Reduction) ->
     """
     sums = to.op("Abs", x, result="sizes") if ord == 1 else to.op("Mul", x, x, result="squares")
     if isinstance(way.rows, int):
-        sums = to.reduce("ReduceSum", to.rows(sums, way.rows), Over((1,)), result="sums")
-    elif way.rows is not None:
-        sums = to.reduce("ReduceSum", sums, Over(way.rows, over.keepdims), result="sums")
+        rows = to.rows(sums, way.rows, over)
+        last = Over((len(rows.shape or ()) - 1,), len(over.axes or ()) > 1)
+        sums = to.reduce("ReduceSum", rows, last, result="sums")
+    elif way.rows:
+        before = 0 if over.axes is None else min(over.axes)
+        axes = tuple(before + axis for axis in way.rows)
+        keepdims = over.keepdims or over.axes is not None
+        sums = to.reduce("ReduceSum", sums, Over(axes, keepdims), result="sums")
     if way.joins_in_float64:
         sums = to.cast(sums, DOUBLE, result="sums in float64")
-    if isinstance(way.rows, int) and over.keepdims:
+    if isinstance(way.rows, int) and over.axes is None and over.keepdims:
         return to.spread(to.reduce("ReduceSum", sums, ALL, result="total"))
     return to.reduce("ReduceSum", sums, over, result="total")
 
 
 def _emit_root_of_sum(to: Emitter, x: Tensor, ord: float, over: Over, way: Reduction) -> Tensor:
-    return to.op("Sqrt", _emit_sum(to, x, ord, over, way), result="norm")
+    total = _emit_sum(to, x, ord, over, way)
+    if total.dtype == DOUBLE:
+        return to.op("Sqrt", total, result="norm")
+    return emit_root(to, Norm(total, True, over), ord).value
 
 
 def _emit_l1(to: Emitter, x: Tensor, ord: float, over: Over, way: Reduction) -> Tensor:

@@ -17,7 +17,7 @@ from onnx_clip_pass.arguments import check_choice
 from onnx_clip_pass.graph import Shape
 from onnx_clip_pass.graph.spec import DOUBLE, FLOAT
 
-__all__ = ["NonFinite", "NormPrecision", "Numerics", "Reduction"]
+__all__ = ["NonFinite", "NormPrecision", "Numerics", "Reach", "Reduction"]
 
 NormPrecision = Literal["auto", "plain", "wide"]
 """plain: one ReduceL2 in float32 (float64 for float64). wide: everything in float64, error below
@@ -28,6 +28,9 @@ NonFinite = Literal["propagate", "zero", "keep"]
 """What becomes of a gradient with nan or inf in it. propagate: what the formula gives, as Paddle
 and PyTorch do. zero: zeros, all of it. keep: it stays as it is."""
 
+Reach = Literal["all", "last", "some"]
+"""The axes that a norm reaches over: all of them, the last of them, or any others."""
+
 _ADDED: dict[int, dict[float, int]] = {
     FLOAT: {1: 1024, 2: 2048},  # below 1e-5
     DOUBLE: {1: 4096, 2: 8192},
@@ -36,7 +39,9 @@ _ADDED: dict[int, dict[float, int]] = {
 
 An L1 sum has twice the relative error of the root of a sum of squares."""
 _ADDED_ALONG: dict[float, int] = {1: 4096, 2: 8192}
-"""By order, how many float32 elements one reduction over axes takes."""
+"""By order, how many float32 elements one reduction over other than the last axes takes."""
+_FEW: dict[float, int] = {1: 128, 2: 256}
+"""By order, how many float32 elements may be added one by one: below 1e-5, and no slower."""
 _LANES = {FLOAT: 8, DOUBLE: 4}
 _JOINED = 10  # additions that join the lanes, and what is left of a number that they do not divide
 _UNIT = {FLOAT: 2.0**-24, DOUBLE: 2.0**-53}
@@ -50,8 +55,8 @@ class Reduction:
 
     `widens` says that the elements are taken to float64 first. `rows` is None for one reduction
     over everything; else the powers of the elements are added up by rows, and then the rows' sums,
-    in float64 if `joins_in_float64`. Rows are axes of the tensor, or have a length to which the
-    tensor is cut.
+    in float64 if `joins_in_float64`. Rows are axes of the tensor, or none of them, or have a length
+    to which the tensor is cut.
     """
 
     widens: bool = False
@@ -91,13 +96,14 @@ class Numerics:
         in_float64: bool,
         must_widen: bool,
         ord: float = 2.0,
-        is_along: bool = False,
+        reach: Reach = "all",
     ) -> Reduction:
         """The cheapest reduction that keeps the stated precision.
 
         1. L-infinity rounds nothing. Powers other than 1 and 2 leave the range of float32 early.
         2. In one go where it is plain, short, or float64 that need not be wide.
-        3. Over some of the axes, in one go in float64.
+        3. Over some of the axes, if these are not the last of them, and where float64 is needed
+           anyway, in one go: no ReduceSum of rows is faster there.
         4. By rows that are axes of the tensor: the sums of rows are few.
         5. By rows to which it is cut, whose length divides its size.
         6. Else in one go in float64.
@@ -107,7 +113,7 @@ class Numerics:
             in_float64: whether its elements are float64 already; else they are float32.
             must_widen: whether the norm must not overflow for finite float32 elements.
             ord: of the norm.
-            is_along: whether it reaches over some of the axes only.
+            reach: over which of a tensor's axes the norm reaches.
         """
         is_wide, is_plain = self.norm_precision == "wide", self.norm_precision == "plain"
         if ord not in (1, 2):  # rule 1
@@ -116,14 +122,15 @@ class Numerics:
             )
         widens = not in_float64 and (must_widen or is_wide)
         work = DOUBLE if in_float64 or widens else FLOAT
-        limit = (_ADDED_ALONG if is_along else _ADDED[work])[ord]
+        limit = (_ADDED_ALONG if reach == "some" else _ADDED[work])[ord]
         dims = [d for d in shape or () if isinstance(d, int)]
         known = math.prod(dims)  # divides the size, whatever the other dimensions are
         size = known if shape is not None and len(dims) == len(shape) else None
         is_short = size is not None and size <= limit
         if is_plain or is_short or (in_float64 and not is_wide):  # rule 2
-            return Reduction(widens)
-        if is_along:  # rule 3
+            adds_one_by_one = reach == "last" and work == FLOAT and not is_plain
+            return Reduction(widens, () if adds_one_by_one and (size or 0) > _FEW[ord] else None)
+        if reach == "some" or (reach == "last" and (work == DOUBLE or size is None)):  # rule 3
             return Reduction(widens=not in_float64)
         if size is not None and (rows := _own_axes(dims, limit)) is not None:  # rule 4
             return Reduction(widens, rows)
