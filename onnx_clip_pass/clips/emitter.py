@@ -198,18 +198,20 @@ class Tape:
     def rows(self, value: Tensor, length: int, over: Over) -> Tensor:
         """The elements of a tensor as a matrix of rows of this length.
 
-        Over the last axes there is one for each place in the others. A sum of each row has the rank
-        of the tensor if that of several axes keeps its axis: some of size 1 take the place of more.
+        Over neighbouring axes they take the place of these, behind their number. The sum of each
+        row has the rank of the tensor if that of several axes keeps its axis: of more than two, the
+        first become 1. The sizes of these axes, and of those behind, are known.
         """
-        dims: list[int] = [-1]
+        dims: list[int] = [-1, length]
         shape: Shape = (None, length)
         if over.axes is not None and value.shape is not None:
-            before = value.shape[: min(over.axes)]
-            sizes = [d for d in value.shape[len(before) :] if isinstance(d, int)]
-            dims = [1] * (len(sizes) - 2) + [math.prod(sizes) // length]
-            shape = (*before, *dims, length)
-            dims = [0] * len(before) + dims
-        names = [value.name, self._editor.integers(self._scope, "shape", [*dims, length])]
+            first = min(over.axes)
+            sizes = [d for d in value.shape[first:] if isinstance(d, int)]
+            own, behind = sizes[: len(over.axes)], sizes[len(over.axes) :]
+            dims = [1] * (len(own) - 2) + [math.prod(own) // length, length, *behind]
+            shape = (*value.shape[:first], *dims)
+            dims = [0] * first + dims
+        names = [value.name, self._editor.integers(self._scope, "shape", dims)]
         return self._node("Reshape", names, value.dtype, value.dtype, shape, "rows", {})
 
     def unsqueeze(self, value: Tensor, axes: tuple[int, ...]) -> Tensor:

@@ -33,6 +33,7 @@ __all__ = [
 
 _HIGHEST_HELD_POWER = 8  # of any float32 in float64
 _LEAST_HELD_POWER = 1 / 16  # below, the norm of 2 ** 40 numbers may be beyond float64 itself
+_SIDE_BY_SIDE = 16  # elements behind an axis, so that a ReduceSum over it is faster than a ReduceL2
 _LIMITS: dict[int, np.finfo[Any]] = {
     DOUBLE: np.finfo(np.float64),
     FLOAT: np.finfo(np.float32),
@@ -100,8 +101,12 @@ def _way(to: Emitter, x: Tensor, ord: float, over: Over) -> Reduction:
 def _reach(over: Over, x: Tensor) -> Reach:
     if over.axes is None:
         return "all"
-    rank, count = len(x.shape or ()), len(over.axes)
-    return "last" if count and set(over.axes) == {*range(rank - count, rank)} else "some"
+    shape, count = x.shape or (), len(over.axes)
+    if count and set(over.axes) == {*range(len(shape) - count, len(shape))}:
+        return "last"
+    behind = [d for d in shape[over.axes[0] + 1 :] if isinstance(d, int)] if count == 1 else []
+    is_known = count == 1 and len(behind) == len(shape) - 1 - over.axes[0]
+    return "one" if is_known and math.prod(behind) >= _SIDE_BY_SIDE else "some"
 
 
 def _form(
@@ -199,9 +204,10 @@ def _emit_sum(to: Emitter, x: Tensor, ord: float, over: Over, way: Reduction) ->
     """
     sums = to.op("Abs", x, result="sizes") if ord == 1 else to.op("Mul", x, x, result="squares")
     if isinstance(way.rows, int):
+        count = len(over.axes or ())
+        axis = min(over.axes or (0,)) + max(count, 2) - 1
         rows = to.rows(sums, way.rows, over)
-        last = Over((len(rows.shape or ()) - 1,), len(over.axes or ()) > 1)
-        sums = to.reduce("ReduceSum", rows, last, result="sums")
+        sums = to.reduce("ReduceSum", rows, Over((axis,), count > 1), result="sums")
     elif way.rows:
         before = 0 if over.axes is None else min(over.axes)
         axes = tuple(before + axis for axis in way.rows)

@@ -28,8 +28,9 @@ NonFinite = Literal["propagate", "zero", "keep"]
 """What becomes of a gradient with nan or inf in it. propagate: what the formula gives, as Paddle
 and PyTorch do. zero: zeros, all of it. keep: it stays as it is."""
 
-Reach = Literal["all", "last", "some"]
-"""The axes that a norm reaches over: all of them, the last of them, or any others."""
+Reach = Literal["all", "last", "one", "some"]
+"""The axes that a norm reaches over: all of them, the last of them, one with elements enough behind
+it that they are added up side by side, or any others."""
 
 _ADDED: dict[int, dict[float, int]] = {
     FLOAT: {1: 1024, 2: 2048},  # below 1e-5
@@ -38,10 +39,9 @@ _ADDED: dict[int, dict[float, int]] = {
 """By dtype and order, how many powers are added up in one go, or in two together.
 
 An L1 sum has twice the relative error of the root of a sum of squares."""
-_ADDED_ALONG: dict[float, int] = {1: 4096, 2: 8192}
-"""By order, how many float32 elements one reduction over other than the last axes takes."""
 _FEW: dict[float, int] = {1: 128, 2: 256}
-"""By order, how many float32 elements may be added one by one: below 1e-5, and no slower."""
+"""By order, how many float32 elements may be added one by one: below 1e-5."""
+_ONE_BY_ONE = 64  # float32 elements, above which Mul and ReduceSum over axes beat a ReduceL2
 _LANES = {FLOAT: 8, DOUBLE: 4}
 _JOINED = 10  # additions that join the lanes, and what is left of a number that they do not divide
 _UNIT = {FLOAT: 2.0**-24, DOUBLE: 2.0**-53}
@@ -102,8 +102,8 @@ class Numerics:
 
         1. L-infinity rounds nothing. Powers other than 1 and 2 leave the range of float32 early.
         2. In one go where it is plain, short, or float64 that need not be wide.
-        3. Over some of the axes, if these are not the last of them, and where float64 is needed
-           anyway, in one go: no ReduceSum of rows is faster there.
+        3. Over some of the axes, where there are no rows or float64 is needed anyway, in one go in
+           float64.
         4. By rows that are axes of the tensor: the sums of rows are few.
         5. By rows to which it is cut, whose length divides its size.
         6. Else in one go in float64.
@@ -122,15 +122,16 @@ class Numerics:
             )
         widens = not in_float64 and (must_widen or is_wide)
         work = DOUBLE if in_float64 or widens else FLOAT
-        limit = (_ADDED_ALONG if reach == "some" else _ADDED[work])[ord]
+        limit = (_FEW if reach in ("one", "some") else _ADDED[work])[ord]
         dims = [d for d in shape or () if isinstance(d, int)]
         known = math.prod(dims)  # divides the size, whatever the other dimensions are
         size = known if shape is not None and len(dims) == len(shape) else None
         is_short = size is not None and size <= limit
         if is_plain or is_short or (in_float64 and not is_wide):  # rule 2
-            adds_one_by_one = reach == "last" and work == FLOAT and not is_plain
-            return Reduction(widens, () if adds_one_by_one and (size or 0) > _FEW[ord] else None)
-        if reach == "some" or (reach == "last" and (work == DOUBLE or size is None)):  # rule 3
+            is_slow = reach in ("last", "one") and (size or 0) > _ONE_BY_ONE  # but for a ReduceSum
+            is_summed = is_slow and work == FLOAT and not is_plain
+            return Reduction(widens, () if is_summed else None)
+        if reach == "some" or (reach != "all" and (work == DOUBLE or size is None)):  # rule 3
             return Reduction(widens=not in_float64)
         if size is not None and (rows := _own_axes(dims, limit)) is not None:  # rule 4
             return Reduction(widens, rows)
@@ -159,9 +160,7 @@ class Numerics:
         chain = float(max(size - 1, 0))
         if not is_along:
             chain = min(chain, size / _LANES[work] + _JOINED)
-        if work == FLOAT and not is_plain and is_along:
-            chain = min(chain, _ADDED_ALONG[ord])
-        elif work == FLOAT and not is_plain:
+        if work == FLOAT and not is_plain:
             chain = min(chain, _ADDED[work][ord] / _LANES[work] + 2 * _JOINED)
         return ((chain + ord - 1) / ord + 1) * _UNIT[work]
 
