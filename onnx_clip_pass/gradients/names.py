@@ -3,7 +3,8 @@
 The weakest evidence. A value counts only if
 
 1. something comes of it: the gradient of a frozen parameter can be left over; if it is handed in,
-   no product or layer takes it up, as it does a weight that happens to be called so;
+   no product or layer takes it up, as it does a weight that happens to be called so; nor does a
+   matrix product if it stays inside: that is how the backward pass goes on from an activation;
 2. the parameter exists as input or initializer, and is no data (see `roles`) and no accumulator's
    buffer;
 3. it has the parameter's shape, as declared or else as shape inference finds it. What its graph
@@ -21,9 +22,11 @@ from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import accumulator
 from onnx_clip_pass.gradients.found import Found, has_gradient_shape
 from onnx_clip_pass.gradients.naming import SHORT, parameter_names
+from onnx_clip_pass.gradients.ops import ELEMENTWISE, PRODUCTS
 from onnx_clip_pass.gradients.roles import Roles
 from onnx_clip_pass.gradients.updates import Updates
-from onnx_clip_pass.graph import Flow, Frame, TensorType, Value
+from onnx_clip_pass.graph import Flow, Frame, TensorType, Value, uses
+
 
 __all__ = ["Candidates", "Named", "candidates", "find"]
 
@@ -63,7 +66,9 @@ def find(
             taken_up = [
                 value
                 for value in values
-                if name not in taken and value in used and not roles.is_weight(value)
+                if name not in taken
+                and value in used
+                and not (roles.is_weight(value) or _is_passed_back(flow, value))
             ]
             if not taken_up:
                 continue
@@ -120,6 +125,14 @@ class _Used:
             if self._flow.is_run_or_iteration(frame)
         )
         return self._flow.ancestors(end for end in named if end is not None)[0]
+
+
+def _is_passed_back(flow: Flow, value: Value) -> bool:
+    """True for an inner value of which the gradients of other parameters are made by products."""
+    if value.node is None or value.name in value.frame.scope.handed_out:
+        return False
+    found = uses(flow, value, ELEMENTWISE, by_any_slot=True)
+    return any(use.node.op_type in PRODUCTS for use in found)
 
 
 def _fits(flow: Flow, value: Value, parameter: Value) -> bool:
