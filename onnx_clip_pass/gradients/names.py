@@ -27,7 +27,6 @@ from onnx_clip_pass.gradients.roles import Roles
 from onnx_clip_pass.gradients.updates import Updates
 from onnx_clip_pass.graph import Flow, Frame, TensorType, Value, uses
 
-
 __all__ = ["Candidates", "Named", "candidates", "find"]
 
 Candidates = dict[Value, list[Value]]

@@ -24,10 +24,11 @@ def test_a_gradient_of_which_nothing_comes_does_not_count(find, text, outputs):
 def test_a_factor_that_the_backward_pass_multiplies_on_is_no_gradient(find):
     """`dt` is 1 - tanh^2, and `t` a target, whatever they are called."""
     found = find(
-        "z = MatMul (x, W)  y = Tanh (z)  e = Sub (y, t)  yy = Mul (y, y)"
-        "  dt = Sub (one, yy)  dz = Mul (e, dt)  xt = Transpose (x)  g = MatMul (xt, dz)",
-        inputs="float[6,4] x, float[6,3] t, float[4,3] W",
-        outputs="float[6,3] e, float[4,3] g",
+        """z = Einsum <equation = "ij,bj->bi"> (W, x)  y = Tanh (z)  e = Sub (y, t)  q = Mul (e, e)
+           loss = ReduceMean <keepdims = 0> (q)  yy = Mul (y, y)  dt = Sub (one, yy)
+           dz = Mul (e, dt)  g = Einsum <equation = "bi,bj->ij"> (dz, x)""",
+        inputs="float[6,4] x, float[6,3] t, float[3,4] W",
+        outputs="float loss, float[3,4] g",
         constants={"one": np.ones((), np.float32)},
     )
     assert found == []
