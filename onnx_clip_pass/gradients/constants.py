@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,14 @@ _MOST_CONSTANTS = 12
 _TIMES = {"Div", "Mul", "Where"}
 _SUMS = {"ReduceMean", "ReduceSum"}
 _MEAN_LOSSES = {"SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss"}
+
+
+class _Scales(NamedTuple):
+    """Constants that scale values on some ways: their products by way, each, and the values."""
+
+    products: set[float]
+    constants: set[float]
+    values: set[int]
 
 
 class Constants(Training):
@@ -67,20 +76,18 @@ class Constants(Training):
 
     def _derivatives(self, root: int, end: int) -> set[float]:
         """Constants that the derivative of the loss by a parameter may have as its factor."""
-        of_loss, of_root = self._loss_terms[0], self._of_root(root)[0]
+        of_loss, of_root = self._loss_terms.products, self._of_root(root).products
         if not self.states.is_loss_sure or self._is_mean_inside:
             of_loss = of_loss | {times / size for size in self._sizes(end) for times in (1, 2)}
         return {a * b for a in of_loss for b in of_root}
 
-    def _of_root(self, root: int) -> tuple[set[float], set[float]]:
-        """Constants by which functions of a parameter alone scale it before it meets the data.
-
-        Their products along the ways to the data, and each.
-        """
+    def _of_root(self, root: int) -> _Scales:
+        """Constants by which functions of a parameter alone scale it before it meets the data."""
         values, found, todo = self.values, set[float](), [(root, 1.0)]
-        each_alone = set[float]()
+        each_alone, seen = set[float](), set[int]()
         while todo and len(found) < _MOST_CONSTANTS:
             at, times = todo.pop()
+            seen.add(at)
             for reader in values.readers[at][:_MOST_OPERANDS]:
                 if reader not in self.states.forward:
                     continue
@@ -95,14 +102,14 @@ class Constants(Training):
                 if constant is not None:
                     each_alone.add(constant)
                     todo.append((reader, times * constant))
-        return found or {1.0}, each_alone
+        return _Scales(found or {1.0}, each_alone, seen)
 
     def _has_linear_term(self, root: int) -> bool:
         """True if the loss has a term that is linear in a parameter alone, whose slope is fixed."""
         values, todo, seen = self.values, [root], {root}
         while todo and len(seen) < _MOST_SEEN:
             at = todo.pop()
-            if at in self._loss_terms[2]:
+            if at in self._loss_terms.values:
                 return True
             for reader in values.readers[at][:_MOST_OPERANDS]:
                 others = [each for each in values.takes[reader] if each and each != at]
@@ -117,7 +124,8 @@ class Constants(Training):
     def _is_fixed(self, vertex: int) -> bool:
         """True for a constant that is no weight."""
         at = self.values.behind(vertex)
-        return self.values.is_constant(at) and at not in self.states.roots & self.states.forward
+        is_weight = at in self.states.roots and at in self.states.forward
+        return self.values.is_constant(at) and not is_weight
 
     def _scaled_by(self, vertex: int, operand: int) -> float | None:
         """The constant of which a value is its operand multiplied; 1 for an alias."""
@@ -147,11 +155,8 @@ class Constants(Training):
         return found
 
     @cached_property
-    def _loss_terms(self) -> tuple[set[float], set[float], set[int]]:
-        """The factors of the terms of the loss, with what is left of powers and means; and each.
-
-        The third are the values whose sum the loss is, with what they are multiples of.
-        """
+    def _loss_terms(self) -> _Scales:
+        """Constants by which the terms of the loss are scaled, powers and means taken in."""
         values, found, each_alone = self.values, set[float](), set[float]()
         seen, todo = set[int](), [(self.states.loss, 1.0)]
         while todo and len(seen) < _MOST_SEEN:
@@ -181,7 +186,7 @@ class Constants(Training):
                 left = 2.0 if is_square else power[0] if power else 1.0
                 each_alone.add(left)
                 found.add(times * left)
-        return found or {1.0}, each_alone, seen
+        return _Scales(found or {1.0}, each_alone, seen)
 
     @cached_property
     def _is_mean_inside(self) -> bool:

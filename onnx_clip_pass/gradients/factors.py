@@ -267,7 +267,8 @@ class Factors(Constants):
             return True
         if sign > 0 and any(abs(times * scale - 1) < _SAME for scale in self._scales):
             return True
-        between = self._constants_of_forward - self._loss_terms[1] - self._of_root(root)[1]
+        own = self._loss_terms.constants | self._of_root(root).constants
+        between = self._constants_of_forward - own
         there = [*(self._constants_behind(end) - between), *spent]
         product = float(np.prod(there))
         wholes = self._derivatives(root, end)
