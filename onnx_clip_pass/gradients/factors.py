@@ -9,9 +9,9 @@ gradient
 3. if it is a constant that the forward pass has as well: of `0.7 * loss`, of a square, of a mean
    over the batch, unless the backward pass has it already; or if it undoes a scale of the loss.
 
-A constant that is added is the slope of a term of the loss that is linear in the parameter. All other
-numbers are the update's: rates, schedules, signs, shares of moments. So is the last one before a
-new weight.
+A constant that is added is the slope of a term of the loss that is linear in the parameter. All
+other numbers are the update's: rates, schedules, signs, shares of moments. So is the last one
+before a new weight.
 """
 
 from __future__ import annotations
