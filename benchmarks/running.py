@@ -32,7 +32,7 @@ CLIPS = {
     "onnx-clip, by norm": ("norm", "auto", True),
     "onnx-clip, by norm, plain": ("norm", "plain", True),
     "onnx-clip, by global norm": ("global", "auto", True),
-    "onnx-clip, by norm, gradients handed out": ("norm", "auto", False),
+    "onnx-clip, by norm, gradients as outputs": ("norm", "auto", False),
 }
 
 

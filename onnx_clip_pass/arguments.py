@@ -89,7 +89,7 @@ def check_model(model: object, for_files: str) -> None:
     """Refuse what is no model.
 
     Args:
-        model: what was handed in.
+        model: what was given.
         for_files: what to use where a model lies in a file.
     """
     if not isinstance(model, ModelProto):

@@ -245,8 +245,8 @@ def _check_target(structure: Structure, target: Path, *, force: bool) -> None:
         if not file_at(target, "clip.onnx"):
             return
         is_source = target.samefile(source)
-        lying = [source.parent / location for location in locations(structure.model)]
-        is_data = any(_is_one(target, path) for path in lying)
+        paths = [source.parent / location for location in locations(structure.model)]
+        is_data = any(_is_one(target, path) for path in paths)
     if is_source or is_data:
         what = "the model itself" if is_source else "where the model's external data lies"
         raise OnnxClipError(f"the output {str(target)!r} is {what}; choose another name")

@@ -31,7 +31,7 @@ from onnx_clip_pass.rewrite import (
 )
 from onnx_clip_pass.storage import (
     DataFile,
-    HowToBring,
+    ExternalDataMode,
     Progress,
     Structure,
     check_replaceable,
@@ -66,7 +66,7 @@ class Inspection:
     """The contents of a file: gradients, the record of a rewrite, and why there are no gradients.
 
     `questions` are the trained parameters whose gradients are not known, `carried` the states that
-    are handed from step to step and not trained.
+    are carried from step to step and not trained.
     """
 
     gradients: tuple[Gradient, ...]
@@ -77,10 +77,10 @@ class Inspection:
 
 
 class WriteOptions(TypedDict, total=False):
-    """How files and folders are written."""
+    """The options of writing files and folders."""
 
     external_data: Annotated[
-        HowToBring,
+        ExternalDataMode,
         Option(
             "copy",
             'how data files get into another folder: "copy" or "link" (a hard link).',
@@ -107,7 +107,7 @@ class WriteOptions(TypedDict, total=False):
 
 
 class FileOptions(WriteOptions, total=False):
-    """How files are written."""
+    """The options of writing files."""
 
     trust_data: Annotated[
         bool,
@@ -122,14 +122,14 @@ class FileOptions(WriteOptions, total=False):
 
 
 class ClipFileOptions(Options, FileOptions):
-    """What `clip_gradients_file` takes."""
+    """The arguments of `clip_gradients_file`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Writing:
     """The options of writing, checked."""
 
-    external_data: HowToBring
+    external_data: ExternalDataMode
     replace: bool
     force: bool
     progress: Progress | None
@@ -224,7 +224,7 @@ def inspect_file(source: _Path, optimizer_ops: OptimizerOps = NO_OPS) -> Inspect
         seen = survey(index, {**known, **checked_ops(optimizer_ops)})
         if record is not None:
             seen = seen.answered(record.answers)
-        gradients = tuple(sighting.gradient for sighting in seen.found)
+        gradients = tuple(found_gradient.gradient for found_gradient in seen.found)
         named = _named_before(index, record, {gradient.name for gradient in gradients})
         told = {name for each in named for name in (each.name, each.parameter.name)}
         questions = [
@@ -247,7 +247,9 @@ def _named_before(index: Index, record: Record | None, known: set[str]) -> tuple
     named = {} if record is None or record.named is None else record.named
     wanted = {name: parameter for name, parameter in named.items() if name not in known}
     try:
-        return tuple(sighting.gradient for sighting in name_gradients(index, wanted).found)
+        return tuple(
+            found_gradient.gradient for found_gradient in name_gradients(index, wanted).found
+        )
     except OnnxClipError:  # of a record that is forged: what the graph tells is worth a look
         return ()
 
@@ -302,8 +304,8 @@ def _data_files(structure: Structure, target: Path, how: Writing) -> list[DataFi
     if not structure.may_have_external_data:
         return []
     files = data_files(structure.model, structure.source.path.parent, trust=how.trust_data)
-    lying = [path for file in files for path in (file.path, target.parent / file.location)]
-    if any(path.resolve() == target.resolve() for path in lying):
+    paths = [path for file in files for path in (file.path, target.parent / file.location)]
+    if any(path.resolve() == target.resolve() for path in paths):
         raise OnnxClipError(
             f"the output {str(target)!r} is where the model's external data lies, or is to lie; "
             f"choose another name"

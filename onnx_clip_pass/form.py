@@ -54,12 +54,12 @@ class FormError(ValueError):
 
     def __init__(self, problem: str, place: str = "") -> None:
         super().__init__(f"{place.lstrip('.')}: {problem}" if place else problem)
-        self._problem, self._place = problem, place
+        self._problem, self._path = problem, place
 
     def inside(self, key: str | int) -> FormError:
         """The same error, seen from the value that has this one at `key`."""
         step = f"[{key}]" if isinstance(key, int) else f".{key[:60]}"
-        return FormError(self._problem, step + self._place)
+        return FormError(self._problem, step + self._path)
 
 
 def read_json(text: object) -> Any:
@@ -68,7 +68,7 @@ def read_json(text: object) -> Any:
     Raises:
         FormError: it is no JSON (nan and inf are none), or has half a character in it.
     """
-    if not isinstance(text, str):  # protobuf hands out as bytes what is no UTF-8
+    if not isinstance(text, str):  # protobuf gives as bytes what is no UTF-8
         raise FormError("no UTF-8")
     try:
         text.encode()

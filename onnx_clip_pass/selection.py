@@ -18,7 +18,7 @@ from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.gradients.found import Parameter
 from onnx_clip_pass.patterns import check_pattern, fixed_part, reader_of, start_of
 
-__all__ = ["Among", "Chooser", "NeedClip", "by_id", "check_need_clip", "select"]
+__all__ = ["Among", "NeedClip", "PatternMatcher", "by_id", "check_need_clip", "select"]
 
 NeedClip = Callable[[Parameter], bool] | str | Sequence[str] | None
 """A predicate, a pattern, several patterns (any of them), or None for all parameters."""
@@ -57,7 +57,7 @@ def select(
     everything = [*parameters, *also]
     left_out = [] if _is_empty(skip) else _patterns(skip, "skip")
     asked = [] if need_clip is None or callable(need_clip) else _patterns(need_clip, "need_clip")
-    matches = _matches([*asked, *left_out], everything, Chooser(parameters, also))
+    matches = _matches([*asked, *left_out], everything, PatternMatcher(parameters, also))
     skipped = {parameter for pattern in left_out for parameter in matches[pattern]}
     if need_clip is None:
         picked = list(parameters)
@@ -108,11 +108,11 @@ def _is_empty(patterns: object) -> bool:
 
 
 def _matches(
-    patterns: Sequence[str], everything: Sequence[Parameter], chooser: Chooser
+    patterns: Sequence[str], everything: Sequence[Parameter], matcher: PatternMatcher
 ) -> dict[str, list[Parameter]]:
     """The matches of each pattern; refused if one matches nothing."""
     among = by_id(everything)
-    found = {pattern: chooser.matching(pattern, among) for pattern in patterns}
+    found = {pattern: matcher.matching(pattern, among) for pattern in patterns}
     idle = [
         f"pattern {pattern!r} matches no parameter and no gradient"
         for pattern, matched in found.items()
@@ -131,7 +131,7 @@ def by_id(parameters: Iterable[Parameter]) -> dict[int, Parameter]:
     return {id(parameter): parameter for parameter in parameters}
 
 
-class Chooser:
+class PatternMatcher:
     """Matches patterns with parameters by their names and their gradients' names.
 
     A very name, and the start of a glob, are looked up, so that many rules for a few parameters
@@ -163,7 +163,7 @@ class Chooser:
         if len(picked) == 1:
             return list(picked[0].values())
         joined = {each: p for part in picked for each, p in part.items()}
-        return [joined[each] for each in sorted(joined, key=self._place.__getitem__)]
+        return [joined[each] for each in sorted(joined, key=self._position.__getitem__)]
 
     def matching(self, pattern: str, among: Among) -> list[Parameter]:
         """Those of `among` that one pattern matches; a very name wins over its other readings."""
@@ -183,8 +183,8 @@ class Chooser:
         return [each for each in parameters if id(each) not in self._only_by_name]
 
     @cached_property
-    def _place(self) -> dict[int, int]:
-        return {id(parameter): place for place, parameter in enumerate(self._everything)}
+    def _position(self) -> dict[int, int]:
+        return {id(parameter): position for position, parameter in enumerate(self._everything)}
 
     @cached_property
     def _sorted(self) -> list[str]:
@@ -198,7 +198,7 @@ class Chooser:
             if not names[at].startswith(start):
                 break
             found.update(by_id(self._named[names[at]]))
-        return sorted(found.values(), key=lambda parameter: self._place[id(parameter)])
+        return sorted(found.values(), key=lambda parameter: self._position[id(parameter)])
 
 
 def _listed(parameters: Sequence[Parameter]) -> str:

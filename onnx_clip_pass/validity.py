@@ -31,7 +31,7 @@ def blaming(load: Callable[[], ModelProto], name: str) -> Iterator[None]:
     """Turn an error that nothing foresaw into a refusal, if the model is invalid.
 
     Args:
-        load: gives the model as it was handed in, for it may be half edited by now.
+        load: gives the model as it was given, for it may be half edited by now.
         name: what to call it.
 
     Raises:

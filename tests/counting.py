@@ -16,7 +16,7 @@ _PACKAGE = str(Path(onnx_clip_pass.__file__).parent)
 
 
 def lines(run: Callable[[], object]) -> int:
-    """The lines of the package that are executed while `run` runs; a loop counts each turn."""
+    """The lines of the package that are executed while `run` runs; a loop counts each iteration."""
     count = 0
 
     def inside(frame: FrameType, event: str, argument: object) -> Any:

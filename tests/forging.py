@@ -10,7 +10,7 @@ from typing import Any
 
 from onnx import GraphProto, ModelProto
 
-from onnx_clip_pass.graph import bodies_of
+from onnx_clip_pass.graph import graphs_and_functions
 from onnx_clip_pass.record import KEY
 
 __all__ = ["WRONG", "fields_of", "mutations", "put"]
@@ -59,7 +59,7 @@ def put(model: ModelProto, fields: Any, *, seal: bool = True) -> None:
 def _digest(model: ModelProto, fields: dict[str, Any]) -> str:
     names = {name for key in ("nodes", "initializers") for name in _texts(fields.get(key))}
     added = []
-    for body in bodies_of(model):
+    for body in graphs_and_functions(model):
         added += [node for node in body.node if node.name in names]
         if isinstance(body, GraphProto):
             added += [tensor for tensor in body.initializer if tensor.name in names]

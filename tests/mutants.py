@@ -20,7 +20,7 @@ from onnx import (
     numpy_helper,
 )
 
-from onnx_clip_pass.graph import bodies_of
+from onnx_clip_pass.graph import graphs_and_functions
 from onnx_clip_pass.record import read_record
 
 __all__ = ["Mutant", "mutants_of"]
@@ -89,7 +89,7 @@ def _damages(model: ModelProto, name: str, types: dict[str, int]) -> Iterator[tu
     op_type, inputs = node.op_type, list(node.input)
     for slot, value in enumerate(inputs):
         if types.get(value) == types.get(node.output[0]):
-            yield f"dropped, input {slot} handed on", _handing_on(slot)
+            yield f"dropped, input {slot} passed on", _passing_on(slot)
     for other in INSTEAD.get(op_type, []):
         yield f"made {other}", _made(other)
     if op_type not in COMMUTES and len(inputs) > 1:
@@ -127,7 +127,7 @@ def _damages(model: ModelProto, name: str, types: dict[str, int]) -> Iterator[tu
 # -- pieces of damage --------------------------------------------------------------------------
 
 
-def _handing_on(slot: int) -> Change:
+def _passing_on(slot: int) -> Change:
     def change(body: Any, at: int) -> None:
         node = body.node[at]
         value = node.input[slot]
@@ -234,7 +234,7 @@ def _other_axes(axes: list[int]) -> Iterator[list[int]]:
 
 
 def _find(model: ModelProto, name: str) -> tuple[Any, int]:
-    for body in bodies_of(model):
+    for body in graphs_and_functions(model):
         for at, node in enumerate(body.node):
             if node.name == name:
                 return body, at
@@ -243,7 +243,7 @@ def _find(model: ModelProto, name: str) -> tuple[Any, int]:
 
 def _constants(model: ModelProto) -> dict[str, Any]:
     found = {}
-    for body in bodies_of(model):
+    for body in graphs_and_functions(model):
         for tensor in getattr(body, "initializer", ()):
             found[tensor.name] = numpy_helper.to_array(tensor)
         for node in body.node:
@@ -275,7 +275,7 @@ def _types(model: ModelProto) -> dict[str, int]:
     except Exception:
         inferred = model
     found: dict[str, int] = {}
-    for body in bodies_of(inferred):
+    for body in graphs_and_functions(inferred):
         values = [*body.input, *body.output] if isinstance(body, GraphProto) else []
         for value in [*values, *body.value_info]:
             if value.type.tensor_type.elem_type:

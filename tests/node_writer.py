@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 DOUBLE = TensorProto.DOUBLE
 
 
-class Body:
+class GraphOrFunction:
     """Nodes in the order in which they are added; `style` is how new names are made."""
 
     def __init__(self, style: str = "{}") -> None:

@@ -2,9 +2,9 @@
 
 A `Plan` is a stack of layers over matrices of shape [2, 2], an update for each parameter, and what
 else is done with the gradients. `Plan.write()` writes it as a model. `Plan.write(c, chosen)` writes
-the model that the laws ask for when the chosen gradients are clipped at norm c: the writer knows of
-each read whether it belongs to the backward pass, since it wrote it for that purpose. The clip is
-written with other operators than the package's, and the package takes no part in it.
+the model that the invariants ask for when the chosen gradients are clipped at norm c: the writer
+knows of each read whether it belongs to the backward pass, since it wrote it for that purpose. The
+clip is written with other operators than the package's, and the package takes no part in it.
 
 The layers, with d the derivative of the loss by a layer's result y and e that by its input:
 
@@ -31,7 +31,7 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import onnx
-from node_writer import Body, entitle, function, rename_inputs, typed
+from node_writer import GraphOrFunction, entitle, function, rename_inputs, typed
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -135,7 +135,7 @@ class _Slope:
     reports: set[str] = field(default_factory=set)
 
 
-class _Writer(Body):
+class _Writer(GraphOrFunction):
     def __init__(self, plan: Plan, clip_norm: float = 0.0, chosen: frozenset[str] = frozenset()):
         super().__init__(plan.style)
         self.plan, self.clip_norm, self.chosen = plan, clip_norm, chosen
@@ -304,8 +304,8 @@ class _Writer(Body):
         functions[1].node[0].attribute.append(helper.make_attribute("keepdims", 0))
         outputs = [*new, *reports]
         if plan.place == "function":
-            inputs, handed = [v.name for v in fixed + kept], [v.name for v in outputs]
-            functions.append(helper.make_function("local", "step", inputs, handed, main, opsets))
+            inputs, returned = [v.name for v in fixed + kept], [v.name for v in outputs]
+            functions.append(helper.make_function("local", "step", inputs, returned, main, opsets))
             for value in outputs:
                 value.name = f"step's {value.name}"  # in the main graph
             names = [value.name for value in outputs]

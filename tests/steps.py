@@ -7,8 +7,8 @@ from onnx import ModelProto, parser
 __all__ = ["ASKED", "asking", "unknown_optimizer"]
 
 ASKED = (
-    "'W', whose new value is W_new = Sub(W, step): a term in it alone is decay, or comes of a "
-    "penalty in the loss; its gradient may be "
+    "'W', whose new value is W_new = Sub(W, step): a term in it alone is decay, or the slope "
+    "of a penalty in the loss; its gradient may be "
 )
 
 

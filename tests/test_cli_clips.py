@@ -1,4 +1,4 @@
-"""The command line's words for every clip, for rules, thresholds, loss scale and watching."""
+"""The command line's words for every clip, for rules, thresholds, loss scale and metrics."""
 
 from __future__ import annotations
 

@@ -241,7 +241,7 @@ def test_inspect_explains_one_parameter(step: Path, capsys):
     assert [line.split()[1] for line in lines if line.startswith("  ?")] == ["whole", "g"]
     assert lines[-2:] == [
         "the gradient may be whole or g",
-        "why: a term in it alone is decay, or comes of a penalty in the loss",
+        "why: a term in it alone is decay, or the slope of a penalty in the loss",
     ]
 
 

@@ -13,8 +13,8 @@ from onnx_clip_pass import (
     probe_gradients,
     strip,
 )
-from onnx_clip_pass.probe.bench import Bench
 from onnx_clip_pass.probe.deciding import Decision, SlopeCheck, check_slopes, decide
+from onnx_clip_pass.probe.harness import Harness
 from onnx_clip_pass.record import read_record
 
 pytest.importorskip("onnxruntime", reason="slopes come from running the model")
@@ -199,8 +199,8 @@ def test_the_loss_is_the_scalar_that_is_computed_from_no_candidate() -> None:
 
 def test_many_parameters_take_no_more_runs_than_few(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
-    loss_at = Bench.loss_at
-    monkeypatch.setattr(Bench, "loss_at", lambda *taken: runs.append(1) or loss_at(*taken))
+    loss_at = Harness.loss_at
+    monkeypatch.setattr(Harness, "loss_at", lambda *taken: runs.append(1) or loss_at(*taken))
     counts = []
     for many in (2, 40):
         names = range(many)

@@ -26,7 +26,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/rules.md", "docs/steering.md", "docs/finding.md"]
+    "page", ["README.md", "docs/rules.md", "docs/thresholds.md", "docs/finding.md"]
 )
 def test_the_python_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("onnxruntime", reason="some of it runs a graph")

@@ -182,8 +182,8 @@ def test_gradients_of_one_name_in_two_branches_get_names_of_their_own():
     )
     clipped = clip_gradients(model, ONE)
     branches = [attr.g for attr in clipped.graph.node[0].attribute]
-    makers = [branch.node[0].output[0] for branch in branches]
-    assert sorted(makers) == ["clip/W_grad/raw", "clip/W_grad/raw#2"]
+    producers = [branch.node[0].output[0] for branch in branches]
+    assert sorted(producers) == ["clip/W_grad/raw", "clip/W_grad/raw#2"]
     assert [len(branch.node) for branch in branches] == [6, 6]
     assert strip(clipped) == model
 
@@ -287,7 +287,7 @@ def test_a_function_is_clipped_at_its_own_opset():
 
 
 def test_each_seed_of_a_packed_gradient_has_a_norm_of_its_own():
-    """By default onnx-ad hands out one column for each seed, whatever the parameter's shape."""
+    """By default onnx-ad returns one column for each seed, whatever the parameter's shape."""
     clipped = clip_gradients(seeded("[1, 1, 2]", "[2, nadj]"), ONE, gradients={"adj_W": "W"})
     adj = np.array([[3, 0.3], [4, 0.4]], np.float32)
     out = run(clipped, {"W": np.zeros((1, 1, 2), np.float32), "adj": adj})["adj_W"]

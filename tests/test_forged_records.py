@@ -46,7 +46,7 @@ def model_at(path: str) -> ModelProto:
     return onnx.load(MODELS / f"{path}.onnx")
 
 
-def steered() -> tuple[ModelProto, ModelProto]:
+def with_threshold_inputs() -> tuple[ModelProto, ModelProto]:
     original = parser.parse_model(SCALED_LATE)
     how = {"threshold_input": "largest", "emit": ["norm", "clipped"], "loss_scale": "two"}
     return original, clip_gradients(original, ONE, **how)
@@ -79,7 +79,7 @@ def known_by_the_caller() -> tuple[ModelProto, ModelProto]:
 
 
 @pytest.mark.parametrize(
-    "make", [steered, chained, grouped, nested, uncovered, known_by_the_caller]
+    "make", [with_threshold_inputs, chained, grouped, nested, uncovered, known_by_the_caller]
 )
 def test_every_value_of_every_wrong_kind_is_accepted_or_refused_by_every_command(
     make: Callable[[], tuple[ModelProto, ModelProto]], tmp_path, capsys

@@ -35,7 +35,7 @@ WAITING = {
     "its input": helper.make_node("Add", ["x", "a"], ["h"]),
     "what its body reads": helper.make_node(
         "If", ["yes"], ["h"], then_branch=BODY, else_branch=BODY),
-    "what its body hands on": helper.make_node(
+    "what its body returns": helper.make_node(
         "If", ["yes"], ["h"], then_branch=CAPTURED, else_branch=CAPTURED),
     "xs of a Gradient node": gradient(xs=["a"], y="x"),
     "y of a Gradient node": gradient(xs=["x"], y="a"),

@@ -48,7 +48,7 @@ def gradients(draw: st.DrawFn, norm_precision: str) -> tuple[Array, float]:
 
 
 def check(out: Array, x: Array, clip_norm: float, bound: float) -> None:
-    """Law 7: unchanged within the threshold, else clip_norm * x / norm(x); either on its verge."""
+    """Invariant 7: unchanged within the threshold, else clip_norm * x / norm(x)."""
     assert (out.dtype, out.shape) == (x.dtype, x.shape)
     dtype, norm = str(x.dtype), norm_of(x)
     if norm <= clip_norm * (1 - bound):

@@ -13,7 +13,7 @@ from graphs import MODELS, Arrays, Entry, assert_identical, each, run
 
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients, probe_gradients
 from onnx_clip_pass.cli import main
-from onnx_clip_pass.probe import Bench, Probing, probe
+from onnx_clip_pass.probe import Harness, Probing, probe
 from onnx_clip_pass.runtime import make_feeds
 
 pytest.importorskip("onnxruntime", reason="probing runs the model")
@@ -388,9 +388,9 @@ def test_an_operator_without_a_double_kernel_stays_in_single_precision_alone() -
     found = probe(model)
     assert pairs(found) == [("g", "W")]
     assert "reshaped" in found.gradients[0].evidence
-    bench = Bench(model, make_feeds(model), "loss", "cpu")
-    assert bench.is_double
-    assert 1e-15 < bench.noise / bench.loss_at(bench.point(0).feeds) < 1e-5
+    harness = Harness(model, make_feeds(model), "loss", "cpu")
+    assert harness.is_double
+    assert 1e-15 < harness.noise / harness.loss_at(harness.point(0).feeds) < 1e-5
 
 
 def test_the_statistics_of_layer_normalization_may_be_read() -> None:
@@ -402,8 +402,8 @@ def test_the_statistics_of_layer_normalization_may_be_read() -> None:
     constants = "float[3] ones = {1, 1, 1}, int64[1] zero = {0}"
     more = " twice = Add(g, g) half = Constant<value_float=0.5>() v = Mul(twice, half)"
     model = parsed("float[4,3] x, float[3] W", "float loss, float[3] v", nodes + more, constants)
-    bench = Bench(model, make_feeds(model), "loss", "cpu")
-    ((_, values),) = bench.values(["mean", "v"], [bench.point(0)])
+    harness = Harness(model, make_feeds(model), "loss", "cpu")
+    ((_, values),) = harness.values(["mean", "v"], [harness.point(0)])
     assert (values["mean"].dtype, values["v"].dtype) == (np.float64, np.float64)
     assert ("v", "W") in pairs(probe(model))
 
@@ -420,7 +420,7 @@ def test_constants_that_become_integers_are_not_moved() -> None:
     model = parsed("float[4,3] x, float[3,1] W", "float loss, float[3,1] g", nodes, constants)
     found = probe(model)
     assert pairs(found) == [("g", "W")]
-    assert set(Bench(model, make_feeds(model), "loss", "cpu").parameters) == {"W", "x"}
+    assert set(Harness(model, make_feeds(model), "loss", "cpu").parameters) == {"W", "x"}
 
 
 def test_a_constant_with_which_the_model_does_not_run_is_left_out_alone() -> None:
@@ -452,7 +452,7 @@ def test_a_weight_may_be_the_first_operand_of_einsum() -> None:
 
 
 def test_a_parameter_under_adam_with_decay_is_a_parameter() -> None:
-    """The first moment takes up v1 + 0.1 W, which makes W look like a moment itself."""
+    """The first moment consumes v1 + 0.1 W, which makes W look like a moment itself."""
     nodes = (
         "k = Mul(W, lr) c = Add(v1, k) d1 = Sub(c, m) a = Mul(d1, lr) m2 = Add(m, a) "
         "u = Mul(m2, lr) W2 = Sub(W, u)"

@@ -1,4 +1,4 @@
-"""Law 2: what computes another gradient reads the raw one; everything else the clipped one.
+"""Invariant 2: what computes another gradient reads the raw one; everything else the clipped one.
 
 In each model here `g` is [3, 4] (norm 5, so [0.6, 0.8] when clipped at 1) and another gradient `h`
 is computed from it. `h` is clipped at 1 as well; its direction, or its raw size, tells which `g`

@@ -64,7 +64,7 @@ def test_undoing_a_rewrite_gives_back_the_model(
     assert strip(clipped) == original
 
 
-def test_undoing_leaves_the_model_handed_in_as_it_is(clipped: onnx.ModelProto):
+def test_undoing_leaves_the_given_model_as_it_is(clipped: onnx.ModelProto):
     before = clipped.SerializeToString(deterministic=True)
     strip(clipped)
     assert clipped.SerializeToString(deterministic=True) == before

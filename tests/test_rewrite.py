@@ -26,7 +26,7 @@ STEP = """
 
 
 def chain(prefix: str, norm: str = "clip/g/norm") -> list[tuple[str, list[str], list[str]]]:
-    """The four nodes that clip `g` at norm 1, after its maker gave it the name clip/g/raw."""
+    """The four nodes that clip `g` at norm 1, after its producer gave it the name clip/g/raw."""
     one = "clip/1:float32"
     return [
         (f"{prefix}ReduceL2", ["clip/g/raw"], [norm]),
@@ -43,7 +43,7 @@ def written(graph: onnx.GraphProto) -> list[tuple[str, list[str], list[str]]]:
 # -- what stays --------------------------------------------------------------------------------
 
 
-def test_the_model_handed_in_stays_as_it_was():
+def test_the_given_model_stays_as_it_was():
     model = parse(STEP)
     before = model.SerializeToString(deterministic=True)
     clip_gradients(model, ONE)
@@ -346,7 +346,7 @@ def test_a_gradient_that_is_cast_like_a_parameter_has_its_dtype():
     np.testing.assert_allclose(run(clipped, feeds)["W_new"], [0.4, 0.2], rtol=1e-6)  # float32
 
 
-CIRCLES = {
+CYCLES = {
     "of one node": "g = Mul(g, lr) W_new = Sub(W, g)",
     "of two": "g = Identity(h) h = Identity(g) W_new = Sub(W, g)",
     "through the update": "W_new = Sub(W, g) g = Mul(lr, W_new)",
@@ -357,11 +357,11 @@ CIRCLES = {
 }
 
 
-@pytest.mark.parametrize("nodes", CIRCLES.values(), ids=CIRCLES)
+@pytest.mark.parametrize("nodes", CYCLES.values(), ids=CYCLES)
 @pytest.mark.parametrize("gradients", [None, ["g"]], ids=["searched", "named"])
-def test_nodes_that_wait_for_each_other_are_refused(nodes, gradients):
+def test_nodes_that_form_a_cycle_are_refused(nodes, gradients):
     model = parse(f"step (float[2] W, float lr, bool yes) => (float[2] W_new) {{ {nodes} }}")
-    with pytest.raises(OnnxClipError, match="would have to wait for itself: it takes what is"):
+    with pytest.raises(OnnxClipError, match="would have to depend on itself: it takes what is"):
         clip_gradients(model, ONE, gradients=gradients)
 
 

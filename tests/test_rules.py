@@ -246,7 +246,7 @@ WRONG = {
     "none with settings": ('clip = "none"\nmax = 1', 'clip = "none" takes no max'),
     "a chain of text": ('clip = ["norm"]', "a chain is a list of tables"),
     "an empty chain": ("clip = []", "at least one clip"),
-    "a steered chain": (
+    "a chain with a threshold input": (
         'clip = [{clip = "rms", threshold = 1}, {clip = "norm", clip_norm = 1}]\n'
         'threshold_input = "t"',
         "needs a clip with one threshold",

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_clip_pass import OnnxClipError, Parameter
-from onnx_clip_pass.selection import Chooser, by_id, check_need_clip, select
+from onnx_clip_pass.selection import PatternMatcher, by_id, check_need_clip, select
 
 
 def parameter(name: str) -> Parameter:
@@ -141,4 +141,4 @@ def test_a_glob_matches_what_the_standard_library_says(names: list[str], pattern
     """But for a very name, which means that one."""
     known = [Parameter(name, (), "float32", name) for name in names]
     expected = [n for n in names if (n == pattern if pattern in names else fnmatchcase(n, pattern))]
-    assert [p.name for p in Chooser(known).matching(pattern, by_id(known))] == expected
+    assert [p.name for p in PatternMatcher(known).matching(pattern, by_id(known))] == expected

@@ -62,9 +62,9 @@ def test_a_gradient_that_is_zero_is_no_fault_but_said() -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float", "double"])
 @pytest.mark.parametrize("nonfinite", ["propagate", "zero", "keep"])
-@pytest.mark.parametrize("spoiled", [None, np.inf, np.nan])
+@pytest.mark.parametrize("injected", [None, np.inf, np.nan])
 def test_every_dtype_and_policy_is_held_to_its_formula(
-    dtype: str, nonfinite: str, spoiled: float | None
+    dtype: str, nonfinite: str, injected: float | None
 ) -> None:
     number = getattr(TensorProto, dtype.upper())
     graph = f"""agraph (float[30, 70] W, float[30, 70] x) => ({dtype}[30, 70] W_grad) {{
@@ -74,8 +74,8 @@ def test_every_dtype_and_policy_is_held_to_its_formula(
     model = parse(graph)
     rewritten = clip_gradients(model, GradientClipByNorm(1.0), nonfinite=nonfinite)  # type: ignore[arg-type]
     x = np.random.default_rng(0).normal(size=(30, 70)).astype(np.float32)
-    if spoiled is not None:
-        x[1, 2] = spoiled
+    if injected is not None:
+        x[1, 2] = injected
     found = verify(model, rewritten, feeds={"x": x})
     assert found.ok, faults_of(found)
 
@@ -152,10 +152,10 @@ def norm_of_another_value(model: onnx.ModelProto) -> None:
 def activation_gradient_clipped(model: onnx.ModelProto) -> None:
     """A clip too many: on a value through which the gradients are computed."""
     norm = clip_of(model, "ReduceL2")
-    maker = next(n for n in model.graph.node if norm.input[0] in n.output)
-    inner = maker.input[1]
+    producer = next(n for n in model.graph.node if norm.input[0] in n.output)
+    inner = producer.input[1]
     others = readers_of(model, inner)
-    at = list(model.graph.node).index(maker)
+    at = list(model.graph.node).index(producer)
     clips = [
         helper.make_node("ReduceL2", [inner], ["extra/norm"], keepdims=0),
         helper.make_node("Div", ["extra/c", "extra/norm"], ["extra/ratio"]),
@@ -241,11 +241,11 @@ WRONG: dict[Callable[[onnx.ModelProto], None], str] = {
 
 
 @pytest.mark.parametrize(
-    ("spoil", "reason"), WRONG.items(), ids=[spoil.__name__ for spoil in WRONG]
+    ("damage", "reason"), WRONG.items(), ids=[damage.__name__ for damage in WRONG]
 )
 @pytest.mark.parametrize("clip_norm", [0.05, 100.0])
 def test_a_wrong_rewrite_is_noticed(
-    spoil: Callable[[onnx.ModelProto], None],
+    damage: Callable[[onnx.ModelProto], None],
     reason: str,
     clip_norm: float,
     tmp_path: Path,
@@ -254,7 +254,7 @@ def test_a_wrong_rewrite_is_noticed(
     original = onnx.load(SGD)
     rewritten = clipped(original, clip_norm)
     assert verify(original, rewritten).ok
-    spoil(rewritten)
+    damage(rewritten)
     target = tmp_path / "wrong.onnx"
     onnx.save(rewritten, target)
     assert main(["verify", str(SGD), str(target), "--json"]) == 1
@@ -400,24 +400,24 @@ def test_verify_and_in_place_exclude_each_other() -> None:
     assert main(["rewrite", str(SGD), "--in-place", "--verify"]) == 2
 
 
-# -- gradients inside bodies that hand them out ------------------------------------------------
+# -- gradients inside subgraphs that return them ------------------------------------------------
 
 SCAN = """agraph (float[3] w, float[4, 3] x) => (float[3] w_new, float[4, 3] each) {
     w_new, each = Scan <num_scan_inputs = 1, body = step (float[3] v, float[3] row)
-        => (float[3] v_new, float[3] handed) {
+        => (float[3] v_new, float[3] returned) {
         v_grad = Mul (v, row)
         v_new = Sub (v, v_grad)
-        handed = Identity (v_grad)
+        returned = Identity (v_grad)
     }> (w, x)
 }"""
 
 
-@pytest.mark.parametrize("handed", ["handed", "v_grad"])
+@pytest.mark.parametrize("returned", ["returned", "v_grad"])
 @pytest.mark.parametrize("is_wrong", [False, True])
-def test_gradients_of_a_scan_are_taken_out_and_fed_in(handed: str, is_wrong: bool) -> None:
+def test_gradients_of_a_scan_are_taken_out_and_fed_in(returned: str, is_wrong: bool) -> None:
     model = parse(SCAN)
     body = next(a.g for a in model.graph.node[0].attribute if a.name == "body")
-    if handed == "v_grad":
+    if returned == "v_grad":
         del body.node[2]
         body.output[1].name = "v_grad"
     clip = GradientClipByNorm(0.05)

@@ -119,10 +119,10 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
         ],
         {},
     ),
-    "steered": (GradientClipByGlobalNorm(0.5), {"threshold_input": "limit"}),
-    "steered value": (GradientClipByValue(0.1), {"threshold_input": "limit"}),
-    "steered rms": (GradientClipByRMS(0.1), {"threshold_input": "limit"}),
-    "steered, from inf": (GradientClipByNorm(np.inf), {"threshold_input": "limit"}),
+    "threshold input": (GradientClipByGlobalNorm(0.5), {"threshold_input": "limit"}),
+    "threshold input value": (GradientClipByValue(0.1), {"threshold_input": "limit"}),
+    "threshold input rms": (GradientClipByRMS(0.1), {"threshold_input": "limit"}),
+    "threshold input, from inf": (GradientClipByNorm(np.inf), {"threshold_input": "limit"}),
     "loss scale": (GradientClipByNorm(0.5), {"loss_scale": 1024.0}),
     "loss scale by name": (GradientClipByGlobalNorm(0.5), {"loss_scale": "S"}),
     "both": (GradientClipByValue(0.1), {"loss_scale": "S", "threshold_input": "limit"}),
@@ -200,8 +200,8 @@ def test_a_norm_of_a_gradient_in_half_precision_may_be_that_before_rounding(
 ) -> None:
     """Each element is 1.5 * (1 + 2**-10) in float32, midway between two numbers of float16.
 
-    It is rounded to 1.5 + 2**-9, by 3.25e-4 of it, and the norm of the unrounded ones is handed
-    out: 12 ** 0.5 of them, 4 ** 2 of them for L0.5. The second threshold is at the rounded norm.
+    It is rounded to 1.5 + 2**-9, by 3.25e-4 of it, and the norm of the unrounded ones is an
+    output: 12 ** 0.5 of them, 4 ** 2 of them for L0.5. The second threshold is at the rounded norm.
     """
     element = 1.5 + 1.5 * 2**-10
     feeds = {"x": np.full((3, 1), 1.5), "d": np.full((1, 4), 1 + 2**-10), "w": np.ones((3, 4))}
@@ -242,9 +242,9 @@ def test_a_norm_that_is_off_by_more_than_its_rounding_is_noticed(kind: str) -> N
     rewritten = clip_gradients(model, GradientClipByNorm(1.0), gradients=["g"], emit=["norm"])
     number = numpy_helper.from_array(np.float32(1 + 2**-10), "factor")
     rewritten.graph.initializer.append(number)
-    handed = added(rewritten, "Identity")
-    handed.op_type = "Mul"
-    handed.input.append("factor")
+    output = added(rewritten, "Identity")
+    output.op_type = "Mul"
+    output.input.append("factor")
     assert "is right, within" in "\n".join(faults_of(verify(model, rewritten)))
 
 
@@ -258,7 +258,7 @@ DOUBLE = """net (double[6] x, float S) => (double[6] y) { g = Neg (x) y = Neg (g
 
 
 @pytest.mark.parametrize("options", OF_DOUBLE.values(), ids=OF_DOUBLE)
-def test_a_steered_limit_of_float64_is_held_to_float64(options: dict[str, Any]) -> None:
+def test_a_fed_limit_of_float64_is_held_to_float64(options: dict[str, Any]) -> None:
     """The root of the sum of 6 squares may be off by 6 / 4 units of 2**-52, what follows by 4, and
     the limit by 2. Twice that in units of the last place, and 2 for the elements' own rounding: 17.
     """
@@ -278,9 +278,9 @@ def test_a_measure_of_float64_is_held_to_float64(emitted: str) -> None:
     rewritten = clip_gradients(model, GradientClipByNorm(0.1), gradients=["g"], emit=[emitted])
     number = numpy_helper.from_array(np.float64(1 + 2**-30), "factor")
     rewritten.graph.initializer.append(number)
-    handed = added(rewritten, "Identity")
-    handed.op_type = "Mul"
-    handed.input.append("factor")
+    output = added(rewritten, "Identity")
+    output.op_type = "Mul"
+    output.input.append("factor")
     assert "is right, within" in "\n".join(faults_of(verify(model, rewritten, feeds=feeds)))
 
 
@@ -469,7 +469,7 @@ def test_a_wrong_rewrite_is_noticed(
     size: float,
 ) -> None:
     """With gradients within the threshold and beyond it."""
-    spoil, body, clip, options = WRONG[name]
+    damage, body, clip, options = WRONG[name]
     model = parse(body) if isinstance(body, str) else onnx.load_from_string(body)
     rng = np.random.default_rng(0)
     feeds = {
@@ -481,7 +481,7 @@ def test_a_wrong_rewrite_is_noticed(
     found = verify(model, rewritten, feeds=feeds)
     assert found.ok, faults_of(found)
     before = rewritten.SerializeToString()
-    spoil(rewritten)
+    damage(rewritten)
     assert rewritten.SerializeToString() != before
     told = "\n".join(faults_of(verify(model, rewritten, feeds=feeds)))
     assert re.search(REASONS.get(name, CLIPPED_TOO_MUCH_OR_LITTLE), told)

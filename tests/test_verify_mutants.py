@@ -117,12 +117,12 @@ def is_noticed(model: onnx.ModelProto, mutant: Mutant) -> bool:
 
 def feeds() -> list[dict[str, Any]]:
     """Gradients of many sizes, with nan and inf in some."""
-    die = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     kinds = {"x": (4, 3), "W": (3, 2), "b": (2,), "v": (4,), "h": (6,)}
     found = []
     for power in (-60, -20, -8, -2, 0, 2, 8, 14, 30, 60):
         for element in (None, np.nan, np.inf):
-            arrays = {name: die.standard_normal(shape) for name, shape in kinds.items()}
+            arrays = {name: rng.standard_normal(shape) for name, shape in kinds.items()}
             for name in ("x", "v", "h"):
                 arrays[name] *= 2.0 ** min(power, 14 if name == "h" else 60)
                 if element is not None and name == ("x", "v", "h")[len(found) % 3]:

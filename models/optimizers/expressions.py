@@ -159,7 +159,7 @@ class Step:
         graphs = []
         for label, body in (("then", then), ("else", otherwise)):
             outside, self.nodes = self.nodes, []
-            # a branch may not hand out a value of the outer graph
+            # a branch may not return a value of the outer graph
             results = [self.op("Identity", value) for value in body()]
             graphs.append((f"{label}_branch", self.nodes, results))
             self.nodes = outside

@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 ClipStage = Literal["step", "micro-batch"]
-"""Where a folder's gradients are clipped: after micro-batches are added up, or before."""
+"""The stage at which gradients are clipped: after micro-batches are added up, or before."""
 
 _Path = str | os.PathLike[str]
 _AT_STEP = {"norm_precision", "nonfinite", "partial", "optimizer_ops", "emit_as"}
@@ -134,7 +134,7 @@ def clip_artifacts(
         recover(target.parent, target)
     layout = find_layout(folder)
     wishes = [name for name in settings.said if name not in _AT_STEP]
-    uniform = _check_place(layout, clips, at, wishes)
+    uniform = _check_stage(layout, clips, at, wishes)
     chosen = layout.training if uniform is None else layout.optimizer
     with _open_models(layout) as (structures, was_clipped):
         model = structures[chosen].model
@@ -193,7 +193,7 @@ def inspect_artifacts(folder: _Path) -> ArtifactsInspection:
     return ArtifactsInspection(training, optimizer.op_type, record)
 
 
-def _check_place(
+def _check_stage(
     layout: Layout,
     clip: Clip | list[Rule],
     at: str,

@@ -59,7 +59,7 @@ def find_layout(folder: Path) -> Layout:
 
     Raises:
         OnnxClipError: it is no folder of artifacts, its checkpoint is missing, or something in it
-            cannot be brought along.
+            cannot be copied along.
     """
     try:
         names = sorted(entry.name for entry in os.scandir(folder))
@@ -147,7 +147,7 @@ def _walk(folder: Path) -> tuple[dict[str, DataFile], list[str], list[str]]:
 
 
 def _why_not(path: Path, root: Path) -> str:
-    """Return why an entry cannot be brought along; "" if it can."""
+    """Return why an entry cannot be copied along; "" if it can."""
     try:
         if path.is_symlink() and not path.resolve(strict=True).is_relative_to(root):
             return (

@@ -35,7 +35,7 @@ from onnx_clip_pass.rewrite.reporting import lacking_kernels
 __all__ = ["GRADIENTS", "Optimizer", "clip_sequence", "find_optimizer"]
 
 GRADIENTS = "gradients"
-"""What the runtime calls the input that holds the gradients."""
+"""The runtime's name for the input that holds the gradients."""
 
 _PARAMETERS = "params"
 _SGD = ["learning_rate", "step", _PARAMETERS, GRADIENTS, "first_order_moments"]
@@ -143,7 +143,7 @@ def _check(reads: list[Read], opset: int, name: str) -> None:
         )
     if any(read.node == OUTPUT for read in reads):
         raise OnnxClipError(
-            f"{name} hands {GRADIENTS!r} out as it is: it can have only one value under that name"
+            f"{name} returns {GRADIENTS!r} as it is: it can have only one value under that name"
         )
 
 

@@ -62,8 +62,8 @@ def is_folder(path: Path) -> bool:
 
 def beside_folder(folder: Path, word: str) -> Path:
     """The default output: artifacts gives artifacts.clipped."""
-    place = folder if folder.name not in ("", "..") else folder.resolve()
-    return place.with_name(f"{place.name}.{word}")
+    stage = folder if folder.name not in ("", "..") else folder.resolve()
+    return stage.with_name(f"{stage.name}.{word}")
 
 
 def rewrite_folder(
@@ -99,9 +99,9 @@ def rewrite_folder(
         )
     if verifies:
         refuse_to_verify(folder, target)
-    place: ClipStage = at or "step"
+    stage: ClipStage = at or "step"
     with ProgressBar(f"writing {target.name}") as progress:
-        report = clip_artifacts(folder, target, clip, at=place, progress=progress, **options)
+        report = clip_artifacts(folder, target, clip, at=stage, progress=progress, **options)
     is_written = not options["dry_run"]
     tell_rewrite(
         folder,
@@ -109,10 +109,10 @@ def rewrite_folder(
         report,
         as_json=as_json,
         what="folder",
-        count="all gradients" if place == "step" else None,
-        when=f" {_WHEN[place]}",
+        count="all gradients" if stage == "step" else None,
+        when=f" {_WHEN[stage]}",
     )
-    return {"output": str(target) if is_written else None, "at": place} | report_facts(report)
+    return {"output": str(target) if is_written else None, "at": stage} | report_facts(report)
 
 
 def refuse_to_verify(folder: Path, rewritten: Path) -> NoReturn:

@@ -182,7 +182,7 @@ class _Rewriting:
 
     def _file(self, model: Path, target: Path) -> Iterator[dict[str, Any]]:
         if self.verifies:
-            self.run.rehearse(model)  # what cannot be run is not written either
+            self.run.preflight(model)  # what cannot be run is not written either
         options = self.written | self.finding.arguments(model)
         probed = self.probing.gradients(model, self.run) if self.probing.probes else None
         if probed is not None:

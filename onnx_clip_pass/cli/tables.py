@@ -23,7 +23,7 @@ MOST_ROWS = 40
 """From here on a table gives way to counts."""
 
 _LEAST = {"clip": 10, "evidence": 20}
-"""How narrow a column may become that can be broken between words."""
+"""The least width of a column that can be broken between words."""
 
 _BETWEEN = 2  # columns of the terminal between two of the table
 

@@ -93,11 +93,11 @@ class RunOptions(OptionGroup):
                 f"{say_together(idle)} how to run a model, and none is run: add {' or '.join(runs)}"
             )
 
-    def rehearse(self, model: Path) -> None:
+    def preflight(self, model: Path) -> None:
         """Refuse a model that cannot be run here with these options, before another is written."""
-        from onnx_clip_pass.runtime import rehearse
+        from onnx_clip_pass.runtime import preflight
 
-        rehearse(model, **self.as_arguments())
+        preflight(model, **self.as_arguments())
 
     def verify(
         self, original: Path, rewritten: Path, *, slopes: Any = "on", loss: str | None = None

@@ -49,7 +49,7 @@ class Clip(ABC):
     threshold: float | None
     """The one number that bounds; None if there is no such number."""
     reads_parameter = False
-    """Whether a formula of it has the parameter in it."""
+    """True if a formula of it has the parameter in it."""
 
     @abstractmethod
     def reference(
@@ -112,7 +112,7 @@ class Clip(ABC):
             nonfinite: what becomes of a gradient with nan or inf in it, see `clip_gradients`.
 
         Returns:
-            The same names; what `need_clip` does not pick is handed back as it is.
+            The same names; what `need_clip` does not pick is returned as it is.
 
         Raises:
             OnnxClipError: an argument of the wrong type, an array of no floating dtype, a selection
@@ -146,9 +146,9 @@ class Formula(Clip):
     """
 
     summary: ClassVar[str]
-    """What it clips, in a few words, for the command line."""
+    """The clip in a few words, for the command line."""
     is_elementwise = False
-    """Whether it bounds each element by itself."""
+    """True if it bounds each element by itself."""
 
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True, eq=False, repr=False)(cls)

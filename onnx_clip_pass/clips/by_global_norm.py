@@ -51,7 +51,7 @@ class GradientClipByGlobalNorm(Formula):
     with c = `clip_norm`, p = `ord`, and the sum over the gradients of the group (a maximum for
     p = inf). All are multiplied by the same number, so the direction of the step stays. No
     epsilon is added to the norm. A value that is the gradient of two parameters counts once for
-    each. Every clipped gradient waits for all gradients of the group; their readers, for no more.
+    each. Every clipped gradient depends on all gradients of the group.
     Where a graph holds several steps, each has a norm of its own.
 
     The sum is formed in float64 where a gradient is float64, where a norm needs it, or where there

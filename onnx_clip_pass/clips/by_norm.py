@@ -39,7 +39,7 @@ class GradientClipByNorm(ScalingClip):
         need_clip: which parameters: a predicate on `Parameter`, a pattern, a list of patterns, or
             None for all.
         ord: of the norm, any p > 0 or inf.
-        axes: the axes of the gradient over which one norm reaches, with a norm for each place in
+        axes: the axes of the gradient over which one norm reaches, with a norm for each index of
             the others; None for all.
         per_sample: the first axis of each gradient holds one gradient for each sample of a batch,
             clipped on its own. Such gradients are not found: name them.

@@ -33,7 +33,7 @@ class GradientClipByValue(Formula):
 
     .. math:: out_i = \min(\max(x_i, min), max)
 
-    As nodes: `Min(Max(x, min), max)`, which hand nan on (ONNX's Clip does not promise that). An
+    As nodes: `Min(Max(x, min), max)`, which propagate nan (ONNX's Clip does not promise that). An
     infinite element becomes the bound. Half precision is clipped in float32, so the bound is
     rounded once, to the gradient's dtype.
 

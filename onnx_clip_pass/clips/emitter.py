@@ -88,7 +88,7 @@ class SequenceLoops(Protocol):
     def of_each(
         self, sequence: str, clipped: str, emits: Sequence[Callable[[Emitter], object]]
     ) -> None:
-        """A loop that makes the sequence `clipped` of what clips make of each tensor in turn."""
+        """A loop that makes the sequence `clipped` of what clips make of each tensor."""
 
     def of_all(self, sequence: str, emit: Callable[[Emitter, Tensor], Tensor]) -> Tensor:
         """A loop that makes one float64 number of all tensors, from 0."""
@@ -119,7 +119,7 @@ class Measured(NamedTuple):
 
 
 class Tape:
-    """Adds nodes, named `clip/<label>/<op>`, at one place of a scope.
+    """Adds nodes, named `clip/<label>/<op>`, at one position of a scope.
 
     `used` collects what kernels they need.
     """
@@ -313,7 +313,7 @@ class Emitter(Tape):
         self._target = target
 
     def relabelled(self, label: str) -> Emitter:
-        """An emitter at the same place for nodes that belong to no gradient alone."""
+        """An emitter at the same position for nodes that belong to no gradient alone."""
         other = copy.copy(self)
         other._label = label
         return other

@@ -74,7 +74,7 @@ def emit_norm(
     5. A power that may leave float64's range is one of the elements' shares in the largest.
     """
     keeps_rank = over.axes is None or (over.keepdims and x.shape is not None)
-    if keeps_rank and not is_power and _broadcasts(to, x) and _is_single(over.sizes(x.shape)):
+    if keeps_rank and not is_power and _broadcasts(to, x) and _is_scalar_like(over.sizes(x.shape)):
         over = Over((), keepdims=True)
     if over.axes == () and not (is_power and ord == 2):
         return Norm(to.op("Abs", x, result="norm"), True, over)  # rule 1
@@ -115,7 +115,7 @@ def _form(
     """The form for `x` as it is reduced, by rules 1, 2 and 5."""
     if over.axes == ():
         return _emit_squares
-    may_be_copied = ord == 2 and _may_be_single(over.sizes(x.shape))
+    may_be_copied = ord == 2 and _may_be_scalar_like(over.sizes(x.shape))
     if way.rows is not None or (may_be_copied and (is_power or x.dtype == DOUBLE)):
         return _emit_sum if is_power or ord == 1 else _emit_root_of_sum
     if ord in _BY_ONE:
@@ -153,7 +153,7 @@ def emit_root(to: Emitter, power: Norm, ord: float) -> Norm:
     """
     if ord != 2:
         return power
-    if _is_single(power.value.shape):
+    if _is_scalar_like(power.value.shape):
         return power._replace(value=to.op("Sqrt", power.value, result="norm"))
     return power._replace(value=to.op("Pow", power.value, 1 / 2, result="norm"))
 
@@ -237,7 +237,7 @@ def _emit_l2(to: Emitter, x: Tensor, ord: float, over: Over, way: Reduction) -> 
 
 def _without_sign(to: Emitter, x: Tensor, over: Over, norm: Tensor) -> Tensor:
     """The norm where it may be a copy of one element, by rule 1."""
-    return to.op("Abs", norm, result="length") if _may_be_single(over.sizes(x.shape)) else norm
+    return to.op("Abs", norm, result="length") if _may_be_scalar_like(over.sizes(x.shape)) else norm
 
 
 def _emit_sum_square(to: Emitter, x: Tensor, ord: float, over: Over, way: Reduction) -> Tensor:
@@ -280,9 +280,9 @@ def _unit(to: Emitter, largest: Tensor) -> Tensor:
     return to.op("Min", normal, float(limits.max), result="unit")
 
 
-def _is_single(shape: Shape | None) -> bool:
+def _is_scalar_like(shape: Shape | None) -> bool:
     return shape is not None and all(d == 1 for d in shape)
 
 
-def _may_be_single(shape: Shape | None) -> bool:
+def _may_be_scalar_like(shape: Shape | None) -> bool:
     return shape is None or all(d == 1 or not isinstance(d, int) for d in shape)

@@ -25,7 +25,7 @@ NormPrecision = Literal["auto", "plain", "wide"]
 up in float64 where they are many; all in float64 where there is no cutting into rows."""
 
 NonFinite = Literal["propagate", "zero", "keep"]
-"""What becomes of a gradient with nan or inf in it. propagate: what the formula gives, as Paddle
+"""The policy for a gradient with nan or inf in it. propagate: what the formula gives, as Paddle
 and PyTorch do. zero: zeros, all of it. keep: it stays as it is."""
 
 Reach = Literal["all", "last", "one", "some"]

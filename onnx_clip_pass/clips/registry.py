@@ -23,7 +23,7 @@ CLIPS: dict[str, type[Formula]] = {
     "rms": GradientClipByRMS,
     "adaptive": AdaptiveGradientClip,
 }
-"""What rules and the command line call the clips; records know them by their classes' names."""
+"""The clips by their names in rules and options; records know them by their classes' names."""
 
 
 def setting_names() -> list[str]:
@@ -32,7 +32,7 @@ def setting_names() -> list[str]:
 
 
 def clip_from_dict(entry: Mapping[str, Any]) -> Clip:
-    """The clip of which `to_dict` gives this; what else stands there is passed over.
+    """The clip of which `to_dict` gives this; other keys are ignored.
 
     Raises:
         OnnxClipError: there is no such clip, or these are not its settings.

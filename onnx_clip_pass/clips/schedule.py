@@ -40,7 +40,7 @@ def scheduled(
     share, when all of them have got there.
 
     Raises:
-        OnnxClipError: two groups wait for each other.
+        OnnxClipError: two groups form a cycle.
     """
     keys = [shared_norms(chain, each) for chain, each in zip(chains, apart, strict=True)]
     members: dict[Key, int] = {}
@@ -70,7 +70,7 @@ def scheduled(
     if waiting:
         names = " and ".join(sorted({repr(group) for group, _, _ in waiting}))
         raise OnnxClipError(
-            f"the groups {names} wait for each other: chains have them in different orders; give "
+            f"the groups {names} form a cycle: chains have them in different orders; give "
             f"them one order"
         )
     return found

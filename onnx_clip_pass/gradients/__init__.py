@@ -26,11 +26,11 @@ from onnx_clip_pass.record import strip_if_clipped
 from onnx_clip_pass.validity import blaming
 
 __all__ = [
+    "FoundGradient",
     "Gradient",
     "OptimizerOps",
     "Parameter",
     "Question",
-    "Sighting",
     "Survey",
     "find_gradients",
     "name_gradients",
@@ -39,8 +39,8 @@ __all__ = [
 ]
 
 
-class Sighting(NamedTuple):
-    """A gradient, with where it is in the graph and where its optimizer takes it up.
+class FoundGradient(NamedTuple):
+    """A gradient, with where it is in the graph and where its optimizer consumes it.
 
     `parameter` is where its parameter is, if that is known.
     """
@@ -53,21 +53,21 @@ class Sighting(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What was found in a model.
+    """The finds in a model.
 
     `of_data` are values named like gradients of inputs that were taken for data; `updates` are the
-    new values of parameters, at which the backward pass of a step ends; `summed` is what is added
-    to sums over runs; `questions` are the trained parameters whose gradient is
+    new values of parameters, at which the backward pass of a step ends; `accumulated` is what is
+    added to sums over runs; `questions` are the trained parameters whose gradient is
     not known, `carried` the states that are not trained. Where names told of gradients and nothing
     is updated, `bare` are the weights without any. `clipped` are the gradients that the graph clips
     already, with the operators that do it. `loss` is the output that is the loss, if it is clear.
     """
 
     flow: Flow
-    found: list[Sighting]
-    of_data: list[Sighting]
+    found: list[FoundGradient]
+    of_data: list[FoundGradient]
     updates: set[Value]
-    summed: set[Value]
+    accumulated: set[Value]
     questions: list[Question]
     carried: tuple[Value, ...] = ()
     bare: tuple[Value, ...] = ()
@@ -90,15 +90,15 @@ class Survey(NamedTuple):
             among = " and ".join(dict.fromkeys(each.name for each in question.candidates[:4]))
             evidence = f"decided by the slopes of the loss, between {among}"
             find = Found(value, question.parameter, question.name, evidence)
-            found.append(_sighting(self.flow, [find]))
+            found.append(_found_gradient(self.flow, [find]))
         if not found:
             return self
         everything = _in_order(self.flow.index, [*self.found, *found])
         return self._replace(found=everything, questions=open_questions)
 
     def is_accumulated(self, value: Value) -> bool:
-        """Whether a sum over runs takes the value, so that it is one micro-batch's gradient."""
-        return value in self.summed or bool(accumulator.slots_of(self.flow, value))
+        """True if a sum over runs takes the value, so that it is one micro-batch's gradient."""
+        return value in self.accumulated or bool(accumulator.slots_of(self.flow, value))
 
 
 def find_gradients(model: ModelProto) -> list[Gradient]:
@@ -117,7 +117,10 @@ def find_gradients(model: ModelProto) -> list[Gradient]:
     """
     check_model(model, "onnx.load")
     with blaming(lambda: model, "this"):
-        return [sighting.gradient for sighting in survey(Index(strip_if_clipped(model))).found]
+        return [
+            found_gradient.gradient
+            for found_gradient in survey(Index(strip_if_clipped(model))).found
+        ]
 
 
 def survey(index: Index, optimizer_ops: OptimizerOps = NO_OPS) -> Survey:
@@ -145,14 +148,16 @@ def survey(index: Index, optimizer_ops: OptimizerOps = NO_OPS) -> Survey:
     _join(joined, named.gradients)
     otherwise.update(find.name for find in (*operators, *named.gradients))
     is_by_name = bool(named.gradients) and not updates.trained
-    found = [_sighting(flow, group) for values in joined.values() for group in values.values()]
-    of_data = [_sighting(flow, [each]) for each in named.of_data]
+    found = [
+        _found_gradient(flow, group) for values in joined.values() for group in values.values()
+    ]
+    of_data = [_found_gradient(flow, [each]) for each in named.of_data]
     return Survey(
         flow,
         _in_order(index, found),
         of_data,
         updates.ends | _ends(flow, optimizer_ops),
-        updates.summed,
+        updates.accumulated,
         [question for question in updates.questions if question.name not in otherwise],
         tuple(sorted(updates.carried, key=lambda value: value.name)),
         tuple(_bare(flow, roles, joined.keys())) if is_by_name else (),
@@ -177,9 +182,9 @@ def name_gradients(
     """
     flow = Flow(index)
     updates = Updates(flow)
-    found = [_sighting(flow, [each]) for each in claimed.find(flow, updates, wanted)]
+    found = [_found_gradient(flow, [each]) for each in claimed.find(flow, updates, wanted)]
     return Survey(
-        flow, found, [], updates.moved_ends | _ends(flow, optimizer_ops), updates.summed, []
+        flow, found, [], updates.moved_ends | _ends(flow, optimizer_ops), updates.accumulated, []
     )
 
 
@@ -210,7 +215,7 @@ def _run(find: Found) -> Frame:
     return frame
 
 
-def _sighting(flow: Flow, finds: list[Found]) -> Sighting:
+def _found_gradient(flow: Flow, finds: list[Found]) -> FoundGradient:
     first = finds[0]
     value = first.gradient
     declared = value.type
@@ -226,7 +231,7 @@ def _sighting(flow: Flow, finds: list[Found]) -> Sighting:
         shape = inferred.shape if tensor.shape is None else tensor.shape
         tensor = TensorType(tensor.dtype or inferred.dtype, shape)
     dtype = "not a tensor" if declared is None else tensor.dtype_name
-    return Sighting(
+    return FoundGradient(
         Gradient(
             name=value.name,
             parameter=Parameter(
@@ -249,14 +254,14 @@ def _sighting(flow: Flow, finds: list[Found]) -> Sighting:
     )
 
 
-def _in_order(index: Index, found: list[Sighting]) -> list[Sighting]:
+def _in_order(index: Index, found: list[FoundGradient]) -> list[FoundGradient]:
     scopes = {id(scope): number for number, scope in enumerate(index.scopes)}
 
-    def place(sighting: Sighting) -> tuple[int, int, int]:
-        scope = sighting.value.frame.scope
-        return (scopes[id(scope)], *scope.producers.get(sighting.value.name, (-1, 0)))
+    def sort_key(found_gradient: FoundGradient) -> tuple[int, int, int]:
+        scope = found_gradient.value.frame.scope
+        return (scopes[id(scope)], *scope.producers.get(found_gradient.value.name, (-1, 0)))
 
-    return sorted(found, key=place)
+    return sorted(found, key=sort_key)
 
 
 def _bare(flow: Flow, roles: Roles, known: Container[str]) -> Iterator[Value]:
@@ -269,7 +274,7 @@ def _bare(flow: Flow, roles: Roles, known: Container[str]) -> Iterator[Value]:
 
 
 def _ends(flow: Flow, optimizer_ops: OptimizerOps) -> set[Value]:
-    """What optimizers and accumulators compute: where the backward pass of a step ends."""
+    """The results of optimizers and accumulators, at which the backward pass of a step ends."""
     types = {name.rpartition("::")[2] for name in optimizer_ops}
     return {
         Value(frame, name)

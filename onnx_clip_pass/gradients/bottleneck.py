@@ -27,7 +27,7 @@ import numpy as np
 from onnx_clip_pass.gradients.chains import MANY, NOBODY
 from onnx_clip_pass.gradients.found import Found, Sink
 from onnx_clip_pass.gradients.runs import Run
-from onnx_clip_pass.gradients.training import Step
+from onnx_clip_pass.gradients.training import StateUpdate
 from onnx_clip_pass.gradients.walks import Walks
 from onnx_clip_pass.graph import Flow, Value
 from onnx_clip_pass.graph.dominators import ROOT
@@ -66,8 +66,8 @@ class Bottlenecks(Walks):
         self.tell_reach()
         self.find_penalties()
         lowest = self.lowest = self._lowest()
-        for number, step in enumerate(self.steps, 1):
-            self._ask(number, step, lowest[number])
+        for number, update in enumerate(self.state_updates, 1):
+            self._ask(number, update, lowest[number])
         self._ask_of_the_run_before()
         self._ask_of_the_rest()
 
@@ -80,8 +80,8 @@ class Bottlenecks(Walks):
         states, values = self.states, self.values
         if self.is_optimizer:
             return
-        for step in self.untold:
-            self._ask_for(step.root, step.new)
+        for update in self.untold:
+            self._ask_for(update.root, update.new)
         if self.run.bound is not None and not states.is_loss_sure:
             return  # a loop of the forward or of the backward pass
         if states.is_loss_sure:
@@ -89,26 +89,26 @@ class Bottlenecks(Walks):
         else:
             read = states.read
         for state in self.carried:
-            step = Step(state.root, state.root, state.new)
+            update = StateUpdate(state.root, state.root, state.new)
             if (
                 read[state.root]
                 and state.way is not None
-                and not (values.is_constant(state.root) and values.is_single(state.root))
+                and not (values.is_constant(state.root) and values.is_scalar_like(state.root))
                 and self.chains.depends[state.new]
                 and not (states.is_loss_sure and values.behind(state.new) in states.forward)
                 and not states.is_average(state.new, state.root)
-                and not self._is_mixed(step)
-                and not self._is_rounded(step)
-                and (state.root in states.handed_out or self._is_own(step))
+                and not self._is_mixed(update)
+                and not self._is_rounded(update)
+                and (state.root in states.report_ancestors or self._is_own(update))
             ):
                 self._ask_for(state.root, state.new)
         made: dict[object, list[int]] = defaultdict(list)
         for each in states.reports:
-            if self._is_made_of_moments(Step(0, 0, each)):
+            if self._is_made_of_moments(StateUpdate(0, 0, each)):
                 made[values.shape(each)].append(each)
         for root in range(1, len(values)) if made else ():
-            is_free = not values.op[root] and root not in states.roots
-            if is_free and read[root] and not values.is_single(root):
+            from_inputs_only = not values.op[root] and root not in states.roots
+            if from_inputs_only and read[root] and not values.is_scalar_like(root):
                 for new in made.get(values.shape(root), ())[:1]:
                     self._ask_for(root, new)
 
@@ -160,14 +160,14 @@ class Bottlenecks(Walks):
         return found
 
     def _lowest(self) -> dict[int, int]:
-        """Where the optimizer of each step begins, see rule 2."""
+        """The beginning of the optimizer of each step, see rule 2."""
         chains, states, values = self.chains, self.states, self.values
-        lowest = {number: step.new for number, step in enumerate(self.steps, 1)}
+        lowest = {number: update.new for number, update in enumerate(self.state_updates, 1)}
         nearest = list(range(len(values)))
         for vertex in range(1, len(values)):
             if self.reach[vertex] == NOBODY:
                 nearest[vertex] = nearest[chains.tree.above[vertex]]
-        trained = {step.root for step in self.steps}
+        trained = {update.root for update in self.state_updates}
         for state in states.states:
             if state.root in trained or not chains.depends[state.new]:
                 continue
@@ -183,7 +183,7 @@ class Bottlenecks(Walks):
             ):
                 lowest[owner] = found
         for owner, found in lowest.items():
-            root = self.steps[owner - 1].root
+            root = self.state_updates[owner - 1].root
             while (
                 not values.is_like(found, root)
                 and self.reach[found] == owner
@@ -195,13 +195,13 @@ class Bottlenecks(Walks):
                 lowest[owner] = found
         return lowest
 
-    def _ask(self, number: int, step: Step, start: int) -> None:
+    def _ask(self, number: int, update: StateUpdate, start: int) -> None:
         values = self.values
-        picked, others, why = self._walk(number, step, start)
-        if fault := self.fault(step, picked):
+        picked, others, why = self._walk(number, update, start)
+        if fault := self.fault(update, picked):
             why = fault
-            others += self._behind(number, picked, step.root)
-        if (self.is_optimizer or not self.states.loss) and self.is_ascent(step):
+            others += self._behind(number, picked, update.root)
+        if (self.is_optimizer or not self.states.loss) and self.is_ascent(update):
             return
         if why:
             candidates = [
@@ -209,16 +209,18 @@ class Bottlenecks(Walks):
                 for each in dict.fromkeys((*others, picked))
                 if each and (each not in self.states.forward or self.is_optimizer)
             ]
-            self._ask_for(step.root, step.new, candidates, why)
+            self._ask_for(update.root, update.new, candidates, why)
             return
-        name = self.flow.root_name(values.value[step.root])
-        evidence = f"updates {name} to {values.name(step.new)}"
+        name = self.flow.root_name(values.value[update.root])
+        evidence = f"updates {name} to {values.name(update.new)}"
         self.found.append(
-            Found(values.value[picked], values.value[step.root], name, evidence, self._sink(step))
+            Found(
+                values.value[picked], values.value[update.root], name, evidence, self._sink(update)
+            )
         )
 
     def _behind(self, number: int, picked: int, root: int) -> list[int]:
-        """What a value is made of that leads to one step alone and may be its gradient."""
+        """The operands of a value that lead to one step alone and may be its gradient."""
         seen, found = {picked}, [picked]
         for at in found:  # grows while it is read
             for each in self.chains.sources[at]:
@@ -227,13 +229,13 @@ class Bottlenecks(Walks):
                     found.append(each)
         return [each for each in found if self.values.op[each] and self.values.is_like(each, root)]
 
-    def _sink(self, step: Step) -> Sink | None:
-        frame, name = self.values.value[self.values.behind(step.new)]
+    def _sink(self, update: StateUpdate) -> Sink | None:
+        frame, name = self.values.value[self.values.behind(update.new)]
         made = frame.scope.producers.get(name)
         if made is None:
             return None
-        path = self.bases(step)
-        takes = self.values.operands(self.values.behind(step.new))
+        path = self.bases(update)
+        takes = self.values.operands(self.values.behind(update.new))
         slots = (at for at in reversed(range(len(takes))) if takes[at] and takes[at] not in path)
         node = frame.scope.nodes[made[0]]
         slot = min(next(slots, 0), max(len(node.input) - 1, 0))

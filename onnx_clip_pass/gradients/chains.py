@@ -39,7 +39,7 @@ NOBODY, MANY = 0, -1
 
 
 class Link(Flag):
-    """What lies between a value and its immediate dominator; no flag for an alias."""
+    """The operators between a value and its immediate dominator; no flag for an alias."""
 
     NUMBER = auto()
     """A number scales it."""
@@ -112,13 +112,13 @@ class Chains:
         new_values = self.states.new_values
         for vertex in range(1, len(values)):
             if vertex in states:
-                found[vertex] = not values.is_single(vertex)
+                found[vertex] = not values.is_scalar_like(vertex)
             elif values.op[vertex] in ELEMENTWISE:
                 side = SIDE_SLOTS.get(values.op[vertex], ())
                 found[vertex] = any(
                     found[each] or values.behind(each) in new_values
                     for slot, each in enumerate(values.takes[vertex])
-                    if each and slot not in side and not values.is_single(each)
+                    if each and slot not in side and not values.is_scalar_like(each)
                 )
         return found
 
@@ -151,9 +151,9 @@ class Chains:
         self.depends[vertex] = bool(sources)
         self._by_number[vertex] = (
             op in ELEMENTWISE
-            and not values.is_single(vertex)
+            and not values.is_scalar_like(vertex)
             and bool(sources)
-            and all(values.is_single(each) or self._by_number[each] for each in sources)
+            and all(values.is_scalar_like(each) or self._by_number[each] for each in sources)
             and not any(self._is_activation(each) for each in values.takes[vertex])
         )
         above = self.tree.add(sources)
@@ -168,7 +168,7 @@ class Chains:
 
     def _is_activation(self, vertex: int) -> bool:
         """True for a tensor that the forward pass computes, which only a backward pass reads."""
-        is_of_forward = vertex in self.states.forward and not self.values.is_single(vertex)
+        is_of_forward = vertex in self.states.forward and not self.values.is_scalar_like(vertex)
         return is_of_forward and bool(self.values.op[self.values.behind(vertex)])
 
     def _sources(self, vertex: int) -> tuple[int, ...]:
@@ -182,13 +182,13 @@ class Chains:
         ]
         main = list(dict.fromkeys(each for is_side, each in all_of if not is_side))
         if not main:
-            if op in ("Where", PHI) and values.is_single(vertex):
+            if op in ("Where", PHI) and values.is_scalar_like(vertex):
                 return ()
             return tuple(dict.fromkeys(each for _, each in all_of))
         if op in ELEMENTWISE or op in ("ScatterND", "ScatterElements"):
             nonfree = self.states.nonfree
             tests: tuple[Callable[[int], bool], ...] = (
-                lambda x: not values.is_single(x) or values.is_single(vertex),
+                lambda x: not values.is_scalar_like(x) or values.is_scalar_like(vertex),
                 lambda x: nonfree[x],
                 lambda x: not self._views[x],
                 lambda x: not self._by_number[x],
@@ -198,7 +198,7 @@ class Chains:
                     main = [each for each in main if is_better(each)] or main
             if (
                 len(main) == 2
-                and values.is_single(vertex)
+                and values.is_scalar_like(vertex)
                 and not self._rejoins(self.tree.common(*main), tuple(main))
             ):
                 for a, b in (main, main[::-1]):
@@ -208,7 +208,7 @@ class Chains:
         return takes if found == takes else found
 
     def _link(self, vertex: int, above: int, sources: tuple[int, ...]) -> Link:
-        """What is between a value and its dominator."""
+        """The link between a value and its dominator."""
         values = self.values
         op, takes = values.op[vertex], values.takes[vertex]
         if not sources:
@@ -246,15 +246,15 @@ class Chains:
         return Link.BENT
 
     def _factor(self, factor: int) -> Link:
-        """What a factor that carries no flow makes of the link."""
-        if self.values.is_single(factor) or self.states.numbers[factor] is not None:
+        """The kind of link that a factor without flow makes."""
+        if self.values.is_scalar_like(factor) or self.states.numbers[factor] is not None:
             return Link.NUMBER
         return Link.FACTOR if self._is_of_forward(factor) else Link.MASK
 
     def _is_of_update(self, operand: int) -> bool:
-        """Whether an operand of a contraction is the update's own: a projection, an inverse."""
+        """True if an operand of a contraction is the update's own: a projection, an inverse."""
         values, states = self.values, self.states
-        if self.depends[operand] or values.is_single(operand):
+        if self.depends[operand] or values.is_scalar_like(operand):
             return False
         made_of = states.forms.ways[operand].keys() & self._averages
         if made_of and made_of.isdisjoint(states.reported):
@@ -277,7 +277,7 @@ class Chains:
             takes = self.values.takes[at]
             if (
                 not takes
-                and not self.values.is_single(at)
+                and not self.values.is_scalar_like(at)
                 and self.states.read[at]
                 and (not self.states.reported or at in self.states.reported)
             ):
@@ -293,7 +293,7 @@ class Chains:
     def _chosen(self, above: int, takes: tuple[int, ...]) -> Link:
         """A Where or an If of which one choice carries the flow, or both are one value."""
         condition = takes[0]
-        if not condition or self.values.is_single(condition):
+        if not condition or self.values.is_scalar_like(condition):
             return Link.TERM
         if self.depends[condition] and self.tree.dominates(above, condition):
             if self._path(above, condition) & Link.END:
@@ -335,7 +335,7 @@ class Chains:
         )
 
     def _path(self, above: int, vertex: int) -> Link:
-        """What is on the way down the tree from a dominator to a value."""
+        """The vertices on the way down the tree from a dominator to a value."""
         found = Link(0)
         if self._ends[vertex] > self._ends[above]:
             found |= Link.END

@@ -35,7 +35,7 @@ __all__ = ["find"]
 
 
 def find(flow: Flow, updates: Updates, wanted: Mapping[str, str | None]) -> list[Found]:
-    """What the caller names.
+    """The gradients that the caller names.
 
     Args:
         flow: the model.
@@ -60,10 +60,10 @@ class _Claims:
         self._updates = updates
         self._wanted = wanted
         self._updated = updates.trained | updates.moved
-        self._places: dict[str, dict[str, Value]] = defaultdict(dict)
+        self._named: dict[str, dict[str, Value]] = defaultdict(dict)
         for frame in reversed(flow.frames()):
             for name in frame.scope.names & wanted.keys():
-                self._places[name][frame.scope.path] = Value(frame, name)
+                self._named[name][frame.scope.path] = Value(frame, name)
         self.faults: list[str] = []
 
     def found(self, name: str, parameter_name: str | None) -> Found | None:
@@ -83,16 +83,16 @@ class _Claims:
 
     def _value(self, name: str) -> Value | None:
         """Rule 1: the value of that name, of the main graph if that has one."""
-        places = self._places.get(name)
-        if not places:
+        named = self._named.get(name)
+        if not named:
             self.faults.append(f"{name!r} is no value of this model" + self._nearest(name))
-        elif len(places) > 1 and "" not in places:
-            where = ", ".join(sorted(places))
+        elif len(named) > 1 and "" not in named:
+            where = ", ".join(sorted(named))
             self.faults.append(
                 f"{name!r} is a value of several graphs ({where}); rename one of them"
             )
         else:
-            return places.get("") or next(iter(places.values()))
+            return named.get("") or next(iter(named.values()))
         return None
 
     def _guessed(self, value: Value) -> Value | None:
@@ -104,13 +104,13 @@ class _Claims:
         return None
 
     def _told(self, value: Value, name: str) -> Value | None:
-        """What the caller calls the parameter, as the gradient's graph or the main one knows it."""
+        """The parameter by the caller's name for it, in the gradient's graph or the main one."""
         flow = self._flow
         found = flow.resolve(value.frame, name) or flow.resolve(flow.main, name)
         return None if found is None else self._updates.behind_aliases(found)
 
     def _fault_of(self, value: Value, parameter: Value | None, told: str | None) -> str | None:
-        """Why `value` cannot be the gradient of `parameter`, which the caller calls `told`."""
+        """The reason why `value` is no gradient of `parameter`, which the caller calls `told`."""
         if self._is_parameter(value, told):
             return f"{value.name!r} is a parameter, so it is no gradient" + self._hint(value, told)
         if told is None:
@@ -144,8 +144,8 @@ class _Claims:
         if (
             value.node is not None
             and self._updates.trained
-            and self._updates.is_single(value)
-            and not any(self._updates.is_single(each) for each in self._updates.trained)
+            and self._updates.is_scalar_like(value)
+            and not any(self._updates.is_scalar_like(each) for each in self._updates.trained)
         ):
             return f"{value.name!r} is one number, and no parameter here is one{how}"
         root = self._updates.root_of(value)
@@ -159,7 +159,7 @@ class _Claims:
         return set().union(*names.candidates(self._flow))
 
     def _has_parameters(self) -> bool:
-        """Whether parameters of this call's gradients, or updated ones, lie in the main graph."""
+        """True if parameters of this call's gradients, or updated ones, lie in the main graph."""
         names = self._flow.main.scope.names
         return bool(self._updates.trained) or any(told in names for told in self._wanted.values())
 

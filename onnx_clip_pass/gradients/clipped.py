@@ -59,7 +59,7 @@ def _bound(run: Bottlenecks, vertex: int) -> str:
             if values.op[at] in _LIMITS:
                 return values.op[at]
             for each in values.takes[at][:_MOST_SEEN]:
-                if each and each not in seen and values.is_single(each):
+                if each and each not in seen and values.is_scalar_like(each):
                     seen.add(each)
                     todo.append(each)
     return ""

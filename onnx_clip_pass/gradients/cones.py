@@ -1,4 +1,4 @@
-"""What numbers are computed from, by way of other numbers: norms, counts, shapes, rates.
+"""The sources of numbers, by way of other numbers: norms, counts, shapes, rates.
 
 A norm of all gradients is made of as many reductions, and as many factors may be made of it. So a
 cone shares what it has in common with those that it is made of, and is looked into, not gone over.
@@ -55,7 +55,7 @@ class Vertices:
 
 
 class Cone(NamedTuple):
-    """What a number is computed from: results of contractions, inputs, states, shapes."""
+    """The sources of a number: results of contractions, inputs, states, shapes."""
 
     ends: Vertices
     inputs: Vertices
@@ -100,7 +100,7 @@ class Cones:
         return (
             bool(op)
             and op not in SHAPES
-            and (values.is_single(at) or (op in ELEMENTWISE and at not in self.ends))
+            and (values.is_scalar_like(at) or (op in ELEMENTWISE and at not in self.ends))
         )
 
     def _made(self, at: int, is_inner: bool) -> Cone:

@@ -178,7 +178,7 @@ class Constants(Training):
                 constant = self._scaled_by(at, inner[0]) or 1.0
                 each_alone.add(constant)
                 todo.append((inner[0], times * constant))
-            elif op in ("Mul", "Div") and len(set(takes)) == 2 and values.is_single(at):
+            elif op in ("Mul", "Div") and len(set(takes)) == 2 and values.is_scalar_like(at):
                 todo += [(each, times) for each in takes]  # a weight that is given
             else:
                 is_square = op == "ReduceSumSquare" or (op == "Mul" and len(set(takes)) == 1)
@@ -190,7 +190,7 @@ class Constants(Training):
 
     @cached_property
     def _is_mean_inside(self) -> bool:
-        """Whether operators that average inside compute the loss."""
+        """True if operators that average inside compute the loss."""
         return any(self.values.op[vertex] in _MEAN_LOSSES for vertex in self.states.forward)
 
     def _constants_behind(self, end: int) -> set[float]:
@@ -214,7 +214,7 @@ class Constants(Training):
         return found - {1.0}
 
     def _sizes(self, end: int) -> set[int]:
-        """How many terms a contraction adds up: rows of a batch, or all elements of its operand."""
+        """The number of terms of a contraction: rows of a batch, or all elements of its operand."""
         values = self.values
         sizes: set[int] = set()
         todo = [end]

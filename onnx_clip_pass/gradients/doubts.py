@@ -1,4 +1,4 @@
-"""What speaks against a value that a walk ends at: the reasons of questions."""
+"""Doubts about a value that a walk ends at: the reasons of questions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from onnx_clip_pass.gradients.ops import (
     PRODUCTS,
     SCATTERS,
 )
-from onnx_clip_pass.gradients.training import Step
+from onnx_clip_pass.gradients.training import StateUpdate
 from onnx_clip_pass.graph import attribute
 from onnx_clip_pass.graph.dominators import ROOT
 
@@ -41,7 +41,7 @@ class Doubts(Factors):
 
     def tell_reach(self) -> None:
         """Tell which steps each value leads to, and which states gradients are made of."""
-        targets = {step.new: number for number, step in enumerate(self.steps, 1)}
+        targets = {update.new: number for number, update in enumerate(self.state_updates, 1)}
         self.reach = self.chains.lead_to(targets, past_contraction=False)
         self.backward = self.chains.lead_to(targets, past_contraction=True)
         self.stateful = self.chains.made_of({state.root for state in self.carried})
@@ -58,7 +58,7 @@ class Doubts(Factors):
         self.averaged = {
             root
             for vertex in range(1, len(values))
-            if not values.is_single(vertex)
+            if not values.is_scalar_like(vertex)
             and (values.op[vertex].startswith("Reduce") or "Norm" in values.op[vertex])
             for each in values.takes[vertex]
             if each and not states.nonfree[each]
@@ -71,7 +71,7 @@ class Doubts(Factors):
         seen, todo = {0, self.states.loss}, [self.states.loss]
         while todo:
             at = todo.pop()
-            if not at or not values.is_single(at):
+            if not at or not values.is_scalar_like(at):
                 continue
             summed = values.takes[at][0] if values.op[at].startswith("Reduce") else 0
             if not self.fed[at]:
@@ -83,7 +83,7 @@ class Doubts(Factors):
                 seen.update(values.takes[at])
 
     def free_of_data(self, vertex: int) -> set[int]:
-        """What a value is computed from that does not depend on data, the first few of it."""
+        """The sources of a value that do not depend on data, the first few of them."""
         seen, todo = {vertex}, [vertex]
         while todo and len(seen) < _MOST_ROWS:
             new = {each for each in self.values.takes[todo.pop()] if each} - seen
@@ -92,7 +92,7 @@ class Doubts(Factors):
             todo += new
         return seen
 
-    def rival(self, number: int, step: Step, end: int) -> int:
+    def rival(self, number: int, update: StateUpdate, end: int) -> int:
         """A value above the end of the walk that may be the gradient as well; 0 for none.
 
         Orthogonalised gradients are made of gradients by contractions, and look like gradients.
@@ -103,7 +103,7 @@ class Doubts(Factors):
         while at != ROOT and values.op[at] and self.reach[at] == number:
             if (
                 values.op[at] in PRODUCTS
-                and values.is_like(at, step.root)
+                and values.is_like(at, update.root)
                 and values.shape(at) is not None
                 and at not in self.states.forward
                 and self.backward[at] in (NOBODY, number)
@@ -112,15 +112,15 @@ class Doubts(Factors):
             at = chains.tree.above[at]
         return found
 
-    def is_ascent(self, step: Step) -> bool:
+    def is_ascent(self, update: StateUpdate) -> bool:
         """Return whether all that depends on data is added to a state, as a force moves a body.
 
         Coefficients that the graph is given, such as rates, are taken to be positive.
         """
         values, forms, depends = self.values, self.states.forms, self.chains.depends
-        start = step.new
-        while forms.parts(start) is None and step.root in forms.ways[start]:
-            via = forms.ways[start][step.root].via
+        start = update.new
+        while forms.parts(start) is None and update.root in forms.ways[start]:
+            via = forms.ways[start][update.root].via
             if via == start:
                 break
             start = via  # behind bounds and masks of the new value
@@ -129,45 +129,45 @@ class Doubts(Factors):
         while todo and len(shares) < _MOST_TERMS:
             at = -heapq.heappop(todo)
             parts = forms.parts(at) if len(values.takes[at]) <= _MOST_TERMS else None
-            is_number = values.is_single(at) and not values.is_single(step.root)
+            is_number = values.is_scalar_like(at) and not values.is_scalar_like(update.root)
             if parts is None and depends[at] and not is_number:
                 signs.append(bool(np.all(shares[at] > 0)))
-            for each, part in () if at == step.base else parts or ():  # what a step before adds
+            for each, part in () if at == update.base else parts or ():  # what a step before adds
                 if each not in shares:
                     heapq.heappush(todo, -each)
                     shares[each] = np.zeros(POINTS)
                 shares[each] = shares[each] + shares[at] * part
         return bool(signs) and all(signs)
 
-    def fault(self, step: Step, picked: int) -> str:
+    def fault(self, update: StateUpdate, picked: int) -> str:
         values, chains = self.values, self.chains
         if not picked:
             return ""
-        if picked in self.bases(step):
+        if picked in self.bases(update):
             return "several values of the backward pass are added to it, each in its own way"
         is_made = bool(self.values.op[picked])
         if is_made and picked in self.states.forward and not self.is_optimizer:
             return "the loss is computed from the same value, and would change with it"
-        if not values.is_like(picked, step.root) and (
-            values.size(picked) is None or values.size(picked) != values.size(step.root)
+        if not values.is_like(picked, update.root) and (
+            values.size(picked) is None or values.size(picked) != values.size(update.root)
         ):
-            return self._fault_of_rows(step, picked)
+            return self._fault_of_rows(update, picked)
         if self.stateful[picked] or self._after_state[picked]:
             return "its update joins states that depend on data in ways of their own"
         sources = chains.sources[picked]
         if (
             sources
-            and not values.is_single(picked)
-            and all(map(values.is_single, sources))
+            and not values.is_scalar_like(picked)
+            and all(map(values.is_scalar_like, sources))
             and (values.op[picked] in ELEMENTWISE)
         ):
             return "its update depends on the data only through a number"
         return ""
 
-    def _fault_of_rows(self, step: Step, picked: int) -> str:
+    def _fault_of_rows(self, update: StateUpdate, picked: int) -> str:
         """Gradients by rows are clipped if no row occurs twice or the update adds them up."""
         values = self.values
-        for vertex in self.bases(step):
+        for vertex in self.bases(update):
             if values.op[vertex] in SCATTERS:
                 node = values.value[vertex].node
                 how = None if node is None else attribute(node, "reduction")
@@ -194,7 +194,7 @@ class Doubts(Factors):
             values.behind(state.new)
             for state in self.carried
             if state.new not in states.forward
-            and not values.is_single(state.new)
+            and not values.is_scalar_like(state.new)
             and self.chains.depends[state.new]
         }
         found = [False] * len(values)
@@ -202,6 +202,6 @@ class Doubts(Factors):
             found[vertex] = any(
                 found[each] or each in carried
                 for each in values.takes[vertex]
-                if not values.is_single(each)
+                if not values.is_scalar_like(each)
             )
         return found

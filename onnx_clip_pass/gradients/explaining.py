@@ -1,4 +1,4 @@
-"""Why a value is taken for the gradient of a parameter, told by the chain above its new value."""
+"""The explanation why a value is a parameter's gradient, by the chain above its new value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnx_clip_pass.gradients import Survey, survey
 from onnx_clip_pass.gradients.bottleneck import Bottlenecks, Question
 from onnx_clip_pass.gradients.chains import NOBODY, Link
 from onnx_clip_pass.gradients.optimizer import NO_OPS, OptimizerOps
-from onnx_clip_pass.gradients.training import Step
+from onnx_clip_pass.gradients.training import StateUpdate
 from onnx_clip_pass.gradients.updates import Updates
 from onnx_clip_pass.graph import Flow, Index, Value
 from onnx_clip_pass.graph.dominators import ROOT
@@ -34,7 +34,7 @@ _WORDS = {
     Link.REDUCED: "a reduction of it is added",
     Link.END: "a contraction, or a sum of several values",
 }
-"""What lies between a value and the next one above it."""
+"""The operators between a value and the next one above it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class ExplainedValue:
 
 @dataclass(frozen=True, slots=True)
 class ExplainedStep:
-    """How one step makes a parameter's new value, from that up to a little above the gradient.
+    """The way in which one step makes a parameter's new value, up to a little above the gradient.
 
     `starts` is the value from which the new values of the parameter and of its states all come.
     """
@@ -71,7 +71,7 @@ class ExplainedStep:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What is known of one parameter.
+    """The facts about one parameter.
 
     `gradients` are its gradients with the evidence for each, `steps` the updates in the graph;
     `note` says what there is to say where there are none.
@@ -91,26 +91,26 @@ class Explanation:
             lines.append(f"{self.parameter}: {self.note or 'no gradient is known for sure'}")
         elif self.note:
             lines.append(self.note)
-        for step in self.steps:
+        for update in self.steps:
             lines.append("")
             lines.append(
-                f"what the new value {step.new} is made of; each line is all through which data "
+                f"what the new value {update.new} is made of; each line is all through which data "
                 f"get to the line before it:"
             )
-            width = max(len(each.formula) for each in step.chain)
-            for each in step.chain:
+            width = max(len(each.formula) for each in update.chain)
+            for each in update.chain:
                 mark = {"gradient": "=>", "candidate": "? "}.get(each.mark, "  ")
                 said = [each.link]
-                if each.name == step.starts != step.new:
+                if each.name == update.starts != update.new:
                     said.append("the optimizer begins here")
                 if each.states:
                     said.append(f"states: {listed(each.states)}")
                 if each.is_shared:
                     said.append("other parameters depend on it")
                 lines.append(f"  {mark} {each.formula:{width}}  {'; '.join(filter(None, said))}")
-            if step.candidates:
-                lines.append(f"the gradient may be {' or '.join(step.candidates)}")
-            lines.append(f"why: {step.why}")
+            if update.candidates:
+                lines.append(f"the gradient may be {' or '.join(update.candidates)}")
+            lines.append(f"why: {update.why}")
         return lines
 
 
@@ -138,15 +138,15 @@ def explain(model: ModelProto, name: str, optimizer_ops: OptimizerOps = NO_OPS) 
     known = {*of_gradient.values(), *asked, *names}
     parameter = name if name in known else of_gradient.get(name, name)
     steps = [
-        _Reader(run, step, seen, parameter).explained()
+        _Reader(run, update, seen, parameter).explained()
         for run in updates.runs
-        for step in run.steps
-        if run.flow.root_name(run.values.value[step.root]) == parameter
+        for update in run.state_updates
+        if run.flow.root_name(run.values.value[update.root]) == parameter
     ]
     gradients = dict.fromkeys(
-        (sighting.gradient.name, sighting.gradient.evidence)
-        for sighting in seen.found
-        if sighting.gradient.parameter.name == parameter
+        (found_gradient.gradient.name, found_gradient.gradient.evidence)
+        for found_gradient in seen.found
+        if found_gradient.gradient.parameter.name == parameter
     )
     note = "" if steps else _note(updates, seen, parameter, known)
     return Explanation(parameter, tuple(gradients), tuple(steps), note)
@@ -183,18 +183,18 @@ def _note(updates: Updates, seen: Survey, name: str, known: set[str]) -> str:
 class _Reader:
     """Reads one step off the bottlenecks of its run."""
 
-    def __init__(self, run: Bottlenecks, step: Step, seen: Survey, parameter: str) -> None:
-        self._run, self._step = run, step
-        self._number = run.steps.index(step) + 1
+    def __init__(self, run: Bottlenecks, update: StateUpdate, seen: Survey, parameter: str) -> None:
+        self._run, self._step = run, update
+        self._number = run.state_updates.index(update) + 1
         self._values = run.values
         found = [s for s in seen.found if s.gradient.parameter.name == parameter]
         self._gradients = {(s.gradient.graph, s.gradient.name) for s in found}
-        new = run.values.value[step.new]
+        new = run.values.value[update.new]
         self._question: Question | None = next(
             (
                 each
                 for each in run.questions
-                if (each.parameter, each.new) == (run.values.value[step.root], new)
+                if (each.parameter, each.new) == (run.values.value[update.root], new)
             ),
             None,
         )
@@ -202,7 +202,7 @@ class _Reader:
 
     def explained(self) -> ExplainedStep:
         """Return the step in words."""
-        run, step = self._run, self._step
+        run, update = self._run, self._step
         vertices = list(self._vertices())
         states = self._states(vertices)
         why = self._why(vertices)
@@ -211,7 +211,7 @@ class _Reader:
             decided = "the slopes of the loss decided; the graph leaves it open: "
             why = (decided if is_decided else "") + self._question.why
         return ExplainedStep(
-            self._values.name(step.new),
+            self._values.name(update.new),
             self._values.name(run.lowest[self._number]),
             tuple(self._explained(vertex, states.get(vertex, ())) for vertex in vertices),
             tuple(each.name for each in self._candidates),
@@ -273,7 +273,7 @@ class _Reader:
         return self._run.reach[vertex] not in (NOBODY, self._number)
 
     def _why(self, vertices: list[int]) -> str:
-        """Why it is this value."""
+        """The reason why it is this value."""
         chains = self._run.chains
         at = next((n for n, vertex in enumerate(vertices) if self._is_gradient(vertex)), None)
         if at is None:
@@ -289,7 +289,7 @@ class _Reader:
             elif self._run.backward[vertex] not in (NOBODY, self._number):
                 end = "the backward pass of other parameters reads it"
             elif not chains.sources[vertex]:
-                end = "it is handed in"
+                end = "it is an input"
             elif link & ~Link.NUMBER:
                 end = "what lies above it belongs to the backward pass"
             else:

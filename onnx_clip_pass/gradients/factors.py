@@ -25,7 +25,7 @@ import numpy as np
 from onnx_clip_pass.gradients.chains import MANY, Link
 from onnx_clip_pass.gradients.constants import Constants
 from onnx_clip_pass.gradients.ops import ALIASES
-from onnx_clip_pass.gradients.training import Step
+from onnx_clip_pass.gradients.training import StateUpdate
 from onnx_clip_pass.graph.dominators import ROOT
 
 __all__ = ["Factors"]
@@ -45,18 +45,18 @@ class Factors(Constants):
 
     reach: list[int]
 
-    def with_numbers(self, step: Step, trail: list[int]) -> int:
+    def with_numbers(self, update: StateUpdate, trail: list[int]) -> int:
         """Return the place on a trail of the last value whose numbers belong to the gradient.
 
         Args:
-            step: the update.
+            update: the update.
             trail: from where the optimizer begins up to what the backward pass computes.
         """
         chains, values = self.chains, self.values
         best, end = len(trail) - 1, trail[-1]
-        base = self.bases(step)
-        is_taken_up = trail[0] != step.new
-        behind = [] if self._is_share(trail[0]) else list(self.down(trail[0], step.new))
+        base = self.bases(update)
+        is_taken_up = trail[0] != update.new
+        behind = [] if self._is_share(trail[0]) else list(self.down(trail[0], update.new))
         is_taken_up_whole = is_taken_up and all(self._is_scaled(each, end) for each in trail[:-1])
         is_scaled_behind = any(self._is_scaling(each) for each in behind if each not in base)
         first = next(
@@ -68,7 +68,7 @@ class Factors(Constants):
             vertex, inner = trail[index], trail[index + 1]
             if not chains.link[vertex] or values.op[vertex] == "Neg":
                 continue
-            if chains.link[vertex] == Link.TERM and self._is_drift(vertex, step.root):
+            if chains.link[vertex] == Link.TERM and self._is_drift(vertex, update.root):
                 best = index
                 continue
             if (
@@ -109,7 +109,7 @@ class Factors(Constants):
                 pending *= constant[0]
                 is_of_gradient = self._is_of_backward_pass(
                     pending,
-                    step.root,
+                    update.root,
                     end,
                     is_followed=is_followed,
                     is_first=inner == end,
@@ -140,7 +140,12 @@ class Factors(Constants):
                 seen.add(each)
                 if chains.depends[each] and chains.tree.dominates(inner, each):
                     todo.append(each)
-                elif values.is_single(each) and values.op[at] not in ("Add", "Sub", "Sum", "Mean"):
+                elif values.is_scalar_like(each) and values.op[at] not in (
+                    "Add",
+                    "Sub",
+                    "Sum",
+                    "Mean",
+                ):
                     found.add(each)
         return found
 
@@ -175,18 +180,18 @@ class Factors(Constants):
         return sign < 0
 
     def _is_share(self, vertex: int) -> bool:
-        """Whether a value is a moment that takes up a share of what it is made of."""
+        """True if a value is a moment that consumes a share of what it is made of."""
         forms = self.states.forms
         return any(forms.is_average(vertex, state.root) for state in self._made.get(vertex, ()))
 
     def _has_seed(self, end: int, trail: list[int]) -> bool:
-        """Whether an input scales the backward pass, not the loss, and nothing has undone it."""
+        """True if an input scales the backward pass, not the loss, and nothing has undone it."""
         states = self.states
         undone = {
             each
             for vertex in trail
             for factor in self.values.takes[vertex]
-            if self.values.is_single(factor)
+            if self.values.is_scalar_like(factor)
             for each in self.chains.cone(factor).inputs
         }
         return states.is_loss_sure and any(
@@ -203,7 +208,7 @@ class Factors(Constants):
             vertex
             for vertex in range(1, len(values))
             if not values.op[vertex]
-            and values.is_single(vertex)
+            and values.is_scalar_like(vertex)
             and not values.is_constant(vertex)
             and vertex not in states.roots
             and (known := values.types[vertex]) is not None
@@ -211,7 +216,7 @@ class Factors(Constants):
         ][:_MOST_OPERANDS]
 
     def _is_scaled(self, vertex: int, end: int) -> bool:
-        """Whether a link is a number, none of the norm of what it scales."""
+        """True if a link is a number, none of the norm of what it scales."""
         return self.chains.link[vertex] in (Link(0), Link.NUMBER) and not self._norm(vertex, end)
 
     def _norm(self, vertex: int, end: int) -> int:
@@ -223,15 +228,15 @@ class Factors(Constants):
         return next((each for each in others if core in self.chains.cone(each).ends), 0)
 
     def _is_scaling(self, vertex: int) -> bool:
-        """Whether an update does more than to add something to a value, or to turn its sign."""
+        """True if an update does more than to add something to a value, or to turn its sign."""
         return bool(self.chains.link[vertex] & ~Link.TERM) and self.values.op[vertex] != "Neg"
 
     def _is_of_clip(self, vertex: int, norms: list[int]) -> bool:
-        """Whether a norm that is taken without a number scales the product: the clip's bound."""
+        """True if a norm that is taken without a number scales the product: the clip's bound."""
         return bool(norms) and not any(self.flows(vertex, norm, unknown=False) for norm in norms)
 
     def _is_of_forward_pass(self, factor: int, end: int) -> bool | None:
-        """Whether a number is the forward pass's, or surely the update's; None for others."""
+        """True if a number is the forward pass's, or surely the update's; None for others."""
         states, cone = self.states, self.chains.cone(factor)
         if cone.ends:
             if states.is_loss_sure and self.flows(states.loss, factor, unknown=False):
@@ -244,7 +249,7 @@ class Factors(Constants):
         if len(cone.inputs) <= _MOST_OPERANDS and any(
             each in states.forward or self.flows(each, end, unknown=False)
             for each in cone.inputs
-            if self.values.is_single(each) or each not in states.roots
+            if self.values.is_scalar_like(each) or each not in states.roots
         ):
             return True
         return False if cone.has_state else None
@@ -260,7 +265,7 @@ class Factors(Constants):
         sign: float,
         spent: list[float],
     ) -> bool:
-        """Whether a constant averages, undoes a scale, or is left by derivatives."""
+        """True if a constant averages, undoes a scale, or is left by derivatives."""
         if not is_followed:
             return False
         terms = self._terms(end) * times

@@ -1,4 +1,4 @@
-"""What a finder finds, inside the package (`Found`) and as the world sees it (`Gradient`)."""
+"""The result of a finder, inside the package (`Found`) and as the world sees it (`Gradient`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Found", "Gradient", "Parameter", "Sink", "has_gradient_shape"]
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """What a gradient is the derivative of the loss by; what `need_clip` is asked about.
+    """The tensor by which the loss is derived; `need_clip` is asked about it.
 
     `shape` holds a number, a symbol or None for each dimension, and is None where nothing is
     known; `dtype` is spelt as NumPy does; `gradient` is the name of the gradient value, "" while
@@ -31,7 +31,7 @@ class Gradient:
     """A value of the graph that is the derivative of the loss by `parameter`.
 
     One value that is the gradient of two parameters is two gradients of the same name.
-    `evidence` says by what it was recognised, `graph` in which body of the model it lives (""
+    `evidence` says by what it was recognised, `graph` in which graph of the model it lives (""
     for the main graph), and `has_seeds` whether its last dimension holds one gradient for each
     seed, as onnx-ad lays them out.
     """
@@ -57,7 +57,7 @@ class Found(NamedTuple):
     """A gradient value and its parameter, as one kind of evidence shows them.
 
     `parameter` is None where nothing in the graph tells the parameter; `name` then stands in.
-    `sink` is where the optimizer or accumulator of this parameter takes the gradient up.
+    `sink` is where the optimizer or accumulator of this parameter consumes the gradient.
     """
 
     gradient: Value

@@ -33,11 +33,11 @@ _MOST_STATES = 8
 _ONES = np.ones(POINTS)
 _NOWHERE: Mapping[int, Way] = MappingProxyType({})
 LINEAR, BENT, FACTOR, REDUCED, UNKNOWN = range(5)
-"""How rough a way is, see `Way.roughness`."""
+"""The roughness of a way, see `Way.roughness`."""
 
 
 class Way(NamedTuple):
-    """How a state leads to a value; ways compare by what speaks for them, the best one first.
+    """The way from a state to a value; ways compare by what speaks for them, the best one first.
 
     `passed` counts new values of other states on the way, `roughness` is 0 for a linear way, 1
     where masks, bounds or other elementwise operators are on it, 2 where the state is a factor of
@@ -138,13 +138,13 @@ class LinearForms:
         return None if scale is None else [(b, scale)]
 
     def _is_rather_a_number(self, a: int, b: int) -> bool:
-        """Whether of two numbers `a` is the factor.
+        """True if of two numbers `a` is the factor.
 
         That is a constant; then what no state is linearly in; then what no data have gone into.
         """
         if self.numbers[a] is None:
             return False
-        if self.values.is_constant(b) or not self.values.is_single(b):
+        if self.values.is_constant(b) or not self.values.is_scalar_like(b):
             return False
         if self.values.is_constant(a):
             return True
@@ -180,7 +180,7 @@ class LinearForms:
         elif op in ELEMENTWISE:
             side = SIDE_SLOTS.get(op, ())
             operands = [each for slot, each in enumerate(takes) if each and slot not in side]
-            wide = [each for each in operands if not values.is_single(each)]
+            wide = [each for each in operands if not values.is_scalar_like(each)]
             operands = wide or operands
             nonfree = [each for each in operands if self._nonfree[each]]
             factors = [each for each in operands if nonfree and each not in nonfree]
@@ -205,7 +205,7 @@ class LinearForms:
         }
 
     def _is_number_as_well(self, scaled: int, factor: int) -> bool:
-        """Whether a factor may be what is scaled: both are numbers, and no data are in either."""
+        """True if a factor may be what is scaled: both are numbers, and no data are in either."""
         return (
             self.numbers[scaled] is not None
             and not self._nonfree[scaled]
@@ -246,7 +246,7 @@ class LinearForms:
         for operand, share in parts:
             passed = 0 if is_alias else int(self.values.behind(operand) in self._new_values)
             for state, way in self.ways[operand].items():
-                if roughness == REDUCED and self.values.is_single(state):
+                if roughness == REDUCED and self.values.is_scalar_like(state):
                     continue
                 ours = None if share is None or way.share is None else _times(way.share, share)
                 new = Way(

@@ -2,13 +2,13 @@
 
 The weakest evidence. A value counts only if
 
-1. something comes of it: the gradient of a frozen parameter can be left over; if it is handed in,
+1. something depends on it: the gradient of a frozen parameter can be left over; if it is an input,
    no product or layer takes it up, as it does a weight that happens to be called so; nor does a
    matrix product if it stays inside: that is how the backward pass goes on from an activation;
 2. the parameter exists as input or initializer, and is no data (see `roles`) and no accumulator's
    buffer;
 3. it has the parameter's shape, as declared or else as shape inference finds it. What its graph
-   hands out may be of unknown shape, or have onnx-ad's seed dimension (see `has_gradient_shape`);
+   returns may be of unknown shape, or have onnx-ad's seed dimension (see `has_gradient_shape`);
    the latter an inner value may have, too, if its name says adjoint.
 """
 
@@ -41,7 +41,7 @@ class Named(NamedTuple):
 
 
 def candidates(flow: Flow) -> list[Candidates]:
-    """What may be a gradient by name and shape, for each frame of the model."""
+    """The values that may be gradients by name and shape, for each frame of the model."""
     return [_candidates(flow, frame) for frame in flow.frames()]
 
 
@@ -113,7 +113,7 @@ class _Used:
 
     def _is_end(self, value: Value) -> bool:
         frame, name = value
-        return name in frame.scope.handed_out and self._flow.is_run_or_iteration(frame)
+        return name in frame.scope.output_slots and self._flow.is_run_or_iteration(frame)
 
     @cached_property
     def _behind_ends(self) -> set[Value]:
@@ -128,7 +128,7 @@ class _Used:
 
 def _is_passed_back(flow: Flow, value: Value) -> bool:
     """True for an inner value of which the gradients of other parameters are made by products."""
-    if value.node is None or value.name in value.frame.scope.handed_out:
+    if value.node is None or value.name in value.frame.scope.output_slots:
         return False
     found = uses(flow, value, ELEMENTWISE, by_any_slot=True)
     return any(use.node.op_type in PRODUCTS for use in found)
@@ -144,7 +144,7 @@ def _fits(flow: Flow, value: Value, parameter: Value) -> bool:
         gradient = TensorType(gradient.dtype or inferred.dtype, inferred.shape)
     if not (gradient.is_floating and known.is_floating):
         return False
-    if value.name in value.frame.scope.handed_out:
+    if value.name in value.frame.scope.output_slots:
         return has_gradient_shape(gradient, known)
     if gradient.shape is None or known.shape is None:
         return False
@@ -154,8 +154,8 @@ def _fits(flow: Flow, value: Value, parameter: Value) -> bool:
 
 
 def _last(flow: Flow, values: list[Value], parameter: Value) -> Value:
-    """The one that hands on all the others; outputs of the graph before inner values."""
-    outputs = [value for value in values if value.name in value.frame.scope.handed_out]
+    """The one that passes on all the others; outputs of the graph before inner values."""
+    outputs = [value for value in values if value.name in value.frame.scope.output_slots]
     values = outputs or [value for value in values if value.node is not None] or values
     if len(values) == 1:
         return values[0]
@@ -172,6 +172,6 @@ def _last(flow: Flow, values: list[Value], parameter: Value) -> Value:
 
 def _outermost(flow: Flow, value: Value) -> Value:
     """The output of the If or the call through which a value leaves its graph."""
-    while (outer := flow.handed_out(value)) is not None:
+    while (outer := flow.outer_output(value)) is not None:
         value = outer
     return value

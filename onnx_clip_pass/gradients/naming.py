@@ -1,4 +1,4 @@
-"""How tools name a gradient after its parameter: an affix before or behind the name."""
+"""Names of gradients made from those of their parameters: an affix before or behind the name."""
 
 from __future__ import annotations
 
@@ -52,5 +52,5 @@ def parameter_names(name: str) -> list[str]:
 
 
 def is_named_after(name: str, parameter: str) -> bool:
-    """Whether `name` is `parameter` with one of the affixes."""
+    """True if `name` is `parameter` with one of the affixes."""
     return parameter in name and parameter in parameter_names(name)

@@ -60,7 +60,7 @@ def sample_numbers(values: Values) -> list[Sample | None]:
                 found[vertex] = _filled(values.value[vertex].node)
             elif op == "Expand":
                 found[vertex] = found[values.takes[vertex][0]]
-            elif values.is_single(vertex):
+            elif values.is_scalar_like(vertex):
                 made = _made(values, vertex, op, found)
                 is_finite = made is not None and bool(np.all(np.isfinite(made)))
                 found[vertex] = made if is_finite else _drawn(values, vertex)
@@ -68,7 +68,7 @@ def sample_numbers(values: Values) -> list[Sample | None]:
 
 
 def array_of(values: Values, vertex: int, most: int) -> NDArray[Any] | None:
-    """Return the elements of a constant initializer in one row; None if they are not to be had.
+    """Return the elements of a constant initializer in one row; None if they are not available.
 
     Those of large ones are left in the model's file, and more than `most` are not looked at.
     """

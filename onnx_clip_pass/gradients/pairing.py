@@ -9,7 +9,7 @@ from heapq import heapify, heappop, heappush
 __all__ = ["Strangeness", "lone_pairs", "match"]
 
 Strangeness = tuple[bool, bool, bool, bool, int]
-"""What speaks against a pair; the least is best."""
+"""The objections to a pair; the least is best."""
 
 
 def match(

@@ -1,4 +1,4 @@
-"""Which outputs are the new values of which inputs and initializers.
+"""Pairs of inputs or initializers and the outputs that are their new values.
 
 An output is the new value of the root of its dtype and shape that leads to it by elementwise and
 layout operators, best by a linear way that passes no other output; each root once, and where there
@@ -101,13 +101,13 @@ class Pairs:
         offers: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         for new in self.outputs:
             if not values.op[values.behind(new)]:
-                continue  # an input that is handed through
+                continue  # an input that is an output as well
             for root, way in ways[new].items():
                 if way.roughness and way.lean is not None and np.all(way.lean < 0):
                     continue
                 if way.passed and way.roughness in (FACTOR, REDUCED):
                     continue  # made of other states
-                if way.passed and values.is_constant(root) and values.is_single(root):
+                if way.passed and values.is_constant(root) and values.is_scalar_like(root):
                     continue
                 if self._only_weighs(root) or self._is_called_loss(new, root):
                     continue
@@ -143,11 +143,11 @@ class Pairs:
     def _is_called_loss(self, new: int, root: int) -> bool:
         values = self.values
         is_loss, is_of_loss = ("loss" in values.name(each).lower() for each in (new, root))
-        return values.is_single(new) and is_loss and not is_of_loss
+        return values.is_scalar_like(new) and is_loss and not is_of_loss
 
     @cached_property
     def _is_contracted(self) -> list[bool]:
-        """Whether elementwise operators lead from a value to a contraction."""
+        """True if elementwise operators lead from a value to a contraction."""
         values = self.values
         found = [False] * len(values)
         for vertex in range(len(values) - 1, 0, -1):
@@ -163,7 +163,7 @@ class Pairs:
         values = self.values
         readers = values.readers[root][: _MOST_FACTORS + 1]
         return (
-            values.is_single(root)
+            values.is_scalar_like(root)
             and 0 < len(readers) <= _MOST_FACTORS
             and all(
                 values.op[reader] in ("Mul", "Div")
@@ -173,7 +173,7 @@ class Pairs:
         )
 
     def _strangeness(self, pair: tuple[int, int]) -> Strangeness:
-        """What speaks against a pair, most first; a long way does least.
+        """The objections to a pair, the gravest first; a long way is the least.
 
         A constant; a value that the loss may be computed from; a root that is taken off; one that
         is added as it is to another that is scaled.
@@ -193,14 +193,14 @@ class Pairs:
                 is_lesser = any(np.all(share > way.share) for share in rivals)
         is_constant = (
             self.values.is_constant(root)
-            and self.values.is_single(root)
+            and self.values.is_scalar_like(root)
             and not self._is_contracted[root]
         )
         is_taken_off = way.lean is not None and not np.all(way.lean >= 0)
         return is_constant, new in self._inner, is_taken_off, is_whole or is_lesser, way.length
 
     def _end_in_contractions(self, new_values: Collection[int]) -> list[bool]:
-        """Whether contractions make a value, and no new values of states, by elementwise ops."""
+        """True if contractions make a value, and no new values of states, by elementwise ops."""
         values = self.values
         made = [False] * len(values)
         found = [False] * len(values)
@@ -208,7 +208,7 @@ class Pairs:
             made[values.behind(each)] = True
         for vertex in range(1, len(values)):
             if values.op[vertex] not in ELEMENTWISE:
-                found[vertex] = self.nonfree[vertex] and not values.is_single(vertex)
+                found[vertex] = self.nonfree[vertex] and not values.is_scalar_like(vertex)
             elif not made[vertex]:
                 takes = values.takes[vertex]
                 made[vertex] = any(made[each] for each in takes)
@@ -226,7 +226,7 @@ class Pairs:
         ends = self._end_in_contractions(taken)
         kinds: dict[object, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
         for root in roots:
-            if root not in given and not values.is_single(root):
+            if root not in given and not values.is_scalar_like(root):
                 kinds[_kind(values, root)][0].append(root)
         for new in self.outputs:
             if new not in taken and values.op[values.behind(new)]:
@@ -258,7 +258,7 @@ class Pairs:
         return found
 
     def _ancestors(self, vertices: Iterable[int], but: Collection[str] = ()) -> set[int]:
-        """What values are computed from in their step, not through the operators in `but`."""
+        """The sources of values in their step, not through the operators in `but`."""
         seen = set(vertices) - {0}
         todo = list(seen)
         while todo:
@@ -271,7 +271,7 @@ class Pairs:
         return seen
 
     def _beside(self, root: int) -> set[int]:
-        """What a root is multiplied by, element by element or in contractions."""
+        """The factors of a root, element by element or in contractions."""
         values, found = self.values, set[int]()
         todo = [root]
         for at in todo:  # grows while it is read
@@ -286,7 +286,7 @@ class Pairs:
         return found - {0, root}
 
     def _factors_in(self, new: int) -> set[int]:
-        """What the contractions multiply that a value is made of by elementwise operators.
+        """The operands of the contractions that a value is made of by elementwise operators.
 
         Nothing where values of a run share so much that this would take long.
         """
@@ -303,7 +303,7 @@ class Pairs:
                     takes |= {e for x in takes if values.op[x] == "Mul" for e in values.takes[x]}
                 found.update(map(values.behind, takes))
                 continue
-            todo += [each for each in takes - seen if not values.is_single(each)]
+            todo += [each for each in takes - seen if not values.is_scalar_like(each)]
             seen |= takes
         return found - {0}
 

@@ -49,7 +49,7 @@ _LOG_PROBABILITIES = {"LogSoftmax", "Log"}
 
 
 class Role(NamedTuple):
-    """Whether an input or initializer is a parameter, and by what that is told."""
+    """The role of an input or initializer, parameter or not, and the evidence for it."""
 
     is_parameter: bool
     why: str
@@ -93,13 +93,13 @@ class Roles:
             if known is not None and not known.is_floating:
                 return Role(False, f"{value.name} is an initializer of {known.dtype_name}")
             return Role(True, f"{value.name} is an initializer")
-        return Role(True, f"{value.name} is handed in")
+        return Role(True, f"{value.name} is an input")
 
     def is_weight(self, value: Value) -> bool:
-        """Whether an input goes into a product, a convolution or a layer first."""
-        place = None if value.node is not None else _first_use(self._flow, value)
+        """True if an input goes into a product, a convolution or a layer first."""
+        use = None if value.node is not None else _first_use(self._flow, value)
         ops = _PRODUCTS | _DATA_FIRST | _WEIGHT_FIRST
-        return place is not None and place.node.op_type in ops
+        return use is not None and use.node.op_type in ops
 
     # -- deciding ------------------------------------------------------------------------------
 
@@ -111,9 +111,9 @@ class Roles:
                 undecided.append(value)
             else:
                 self._roles[value] = role
-        places = {value: _first_use(self._flow, value) for value in undecided}
-        for value, place in places.items():
-            role = None if place is None else self._by_place(value, *place)
+        uses = {value: _first_use(self._flow, value) for value in undecided}
+        for value, use in uses.items():
+            role = None if use is None else self._by_use(value, *use)
             if role is not None:
                 self._roles[value] = role
         batches = {
@@ -121,9 +121,9 @@ class Roles:
             for value, role in self._roles.items()
             if not (role.is_parameter or value in self._moments) and value.type and value.type.shape
         }
-        for value, place in places.items():
+        for value, use in uses.items():
             if value not in self._roles:
-                self._roles[value] = self._by_comparison(value, place, batches) or Role(
+                self._roles[value] = self._by_comparison(value, use, batches) or Role(
                     True, f"{value.name} is an input that nothing shows to be data"
                 )
 
@@ -142,7 +142,7 @@ class Roles:
             return Role(False, f"{name} is data: the parameters are initializers")
         return None
 
-    def _by_place(self, value: Value, frame: Frame, node: NodeProto, slot: int) -> Role | None:
+    def _by_use(self, value: Value, frame: Frame, node: NodeProto, slot: int) -> Role | None:
         where = f"input {slot} of {node.op_type}"
         if node.op_type in _DATA_FIRST:
             if slot == 0:
@@ -188,12 +188,12 @@ class Roles:
         return False
 
     def _by_comparison(
-        self, value: Value, place: Use | None, batches: set[int | str | None]
+        self, value: Value, use: Use | None, batches: set[int | str | None]
     ) -> Role | None:
         shape = value.type.shape if value.type else None
-        if place is None or not shape or shape[0] not in batches:
+        if use is None or not shape or shape[0] not in batches:
             return None
-        frame, node, slot = place
+        frame, node, slot = use
         other = self._flow.resolve(frame, node.input[1 - slot]) if len(node.input) == 2 else None
         against = None if other is None else other.node
         if node.op_type == "Sub" or (
@@ -205,7 +205,7 @@ class Roles:
 
 
 def is_surely_data(flow: Flow, value: Value) -> bool:
-    """Whether an input is data even if the graph adds something to it: a state, a latent, a sample.
+    """True if an input is data even if the graph adds something to it: a state, a latent, a sample.
 
     So it is if a dimension is symbolic or its first one unknown, and if it is the first operand of
     any product, convolution or layer whose second one is an initializer, behind an activation or

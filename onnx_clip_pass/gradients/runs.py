@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from onnx_clip_pass.graph import OUTPUT, Flow, Frame
-from onnx_clip_pass.graph.control import body_output_of_body_input
+from onnx_clip_pass.graph.control import subgraph_output_of_input
 
 __all__ = ["Run"]
 
 
 class Run(NamedTuple):
-    """What executes once: its frames, the last of which returns the outputs, and known pairs."""
+    """A part executed once: its frames, the last of which returns the outputs, and known pairs."""
 
     frames: tuple[Frame, ...]
     bound: dict[str, str] | None = None
@@ -38,7 +38,7 @@ class Run(NamedTuple):
                 pairs = {
                     name: frame.scope.outputs[out]
                     for at, name in enumerate(frame.scope.inputs)
-                    if (out := body_output_of_body_input(call, at)) is not None
+                    if (out := subgraph_output_of_input(call, at)) is not None
                     and out < len(frame.scope.outputs)
                 }
                 runs.append(cls((frame,), pairs))

@@ -53,7 +53,7 @@ class States(Pairs):
         self._ends: set[int] = set()
         self._averages: dict[tuple[int, int], bool] = {}
         self.forms = LinearForms(values, self.numbers, roots, new_values, self.nonfree)
-        numbers = [each for each in self.outputs if values.is_single(each)]
+        numbers = [each for each in self.outputs if values.is_scalar_like(each)]
         self._inner = self._ancestors(numbers) - set(numbers)
         self.states = self._bound() if run.bound is not None else self._paired(roots)
         self.of_new = {state.new: state for state in self.states}
@@ -68,7 +68,7 @@ class States(Pairs):
         numbers = self._reported_numbers()
         self.loss, self.forward = self._loss(numbers)
         self.reported = self._ancestors(numbers)
-        self.handed_out = self._ancestors(self.reports)
+        self.report_ancestors = self._ancestors(self.reports)
         self.read = self._read(self.new_values.union(*self.ways))
 
     def _reported_numbers(self) -> list[int]:
@@ -77,7 +77,7 @@ class States(Pairs):
         return [
             each
             for each in self.reports
-            if values.is_single(each)
+            if values.is_scalar_like(each)
             and (values.types[each] or TensorType()).dtype in _FLOATS
             and values.op[each]
         ]
@@ -106,14 +106,14 @@ class States(Pairs):
         return best
 
     def _updating(self) -> list[bool]:
-        """Whether elementwise operators alone lead from a value to a new value, as from a gradient.
+        """True if elementwise operators alone lead from a value to a new value, as from a gradient.
 
         Numbers are none of them: they may scale everything.
         """
         values = self.values
         found = [False] * len(values)
         for vertex in range(len(values) - 1, 0, -1):
-            if values.is_single(vertex) and vertex not in self.new_values:
+            if values.is_scalar_like(vertex) and vertex not in self.new_values:
                 continue
             found[vertex] = vertex in self.new_values or any(
                 found[reader] and values.op[reader] in ELEMENTWISE
@@ -127,7 +127,7 @@ class States(Pairs):
         seen, todo, count = {report}, [report], 0
         while todo and len(seen) < _MOST_MEASURED:
             at = todo.pop()
-            is_sum = values.op[at].startswith("Reduce") and values.is_single(at)
+            is_sum = values.op[at].startswith("Reduce") and values.is_scalar_like(at)
             if values.op[at] not in ELEMENTWISE and not is_sum:
                 count += updating[at]
                 continue
@@ -138,7 +138,7 @@ class States(Pairs):
         return count
 
     def _find_ends(self) -> set[int]:
-        """What updates make of states: a step ends there, and what is computed of it is another."""
+        """The results of updates of states: a step ends there, and the next begins."""
         found = set()
         for state, between in zip(self.states, self.ways, strict=True):
             new = self.values.behind(state.new)
@@ -164,7 +164,7 @@ class States(Pairs):
         return self._averages[new, root]
 
     def _adds_up(self, new: int, root: int) -> bool:
-        """Whether shares add up to 1, see `is_average`."""
+        """True if shares add up to 1, see `is_average`."""
         is_known = self.forms.is_average(new, root)
         shares: dict[int, Sample] = {self.values.behind(new): np.ones(POINTS)}
         todo, total, others, mine = [-self.values.behind(new)], np.zeros(POINTS), False, None
@@ -204,7 +204,7 @@ class States(Pairs):
             op = values.op[vertex]
             if not op or op in ("Constant", "ConstantOfShape", *SHAPES) or "Random" in op:
                 continue
-            if but_numbers and values.is_single(vertex):
+            if but_numbers and values.is_scalar_like(vertex):
                 continue
             is_plain = op in ELEMENTWISE or op == "Expand"
             found[vertex] = not is_plain or any(found[x] for x in values.takes[vertex])
@@ -250,9 +250,9 @@ class States(Pairs):
                 if op in SHAPES or (reader in ends and op not in ALIASES):
                     continue
                 is_end = op not in ELEMENTWISE and op not in VIEWS and op not in _SPREAD
-                if (is_end and (not values.is_single(reader) or reader in self.forward)) or found[
-                    reader
-                ]:
+                if (
+                    is_end and (not values.is_scalar_like(reader) or reader in self.forward)
+                ) or found[reader]:
                     found[vertex] = True
                     break
         return found

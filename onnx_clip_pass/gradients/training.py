@@ -28,13 +28,13 @@ from onnx_clip_pass.gradients.runs import Run
 from onnx_clip_pass.gradients.states import State, States
 from onnx_clip_pass.graph import Flow
 
-__all__ = ["Step", "Training"]
+__all__ = ["StateUpdate", "Training"]
 
 _WHOLE = 0.5
 _MOST_NUMBERS = 64
 
 
-class Step(NamedTuple):
+class StateUpdate(NamedTuple):
     """From `base` to `new`; `root` is the parameter, `base` that or what a step before made."""
 
     root: int
@@ -49,7 +49,7 @@ class Training:
     """
 
     is_optimizer = False
-    """Whether the run holds no backward pass, so that its gradients are inputs."""
+    """True if the run holds no backward pass, so that its gradients are inputs."""
 
     def __init__(self, flow: Flow, run: Run) -> None:
         self.flow = flow
@@ -57,8 +57,8 @@ class Training:
         self.states = states = States(flow, run)
         self.values = states.values
         self.carried: list[State] = []
-        self.steps: list[Step] = []
-        self.untold: list[Step] = []
+        self.state_updates: list[StateUpdate] = []
+        self.untold: list[StateUpdate] = []
         self._reached: dict[int, bytearray] = {}
         self._tell_apart()
 
@@ -73,29 +73,31 @@ class Training:
             for state in states.states
         ):
             self.chains = Chains(states, cuts, self._starts())
-        is_free = not any(
-            (states.nonfree if self.values.is_single(state.root) else states.contracted)[state.new]
+        from_inputs_only = not any(
+            (states.nonfree if self.values.is_scalar_like(state.root) else states.contracted)[
+                state.new
+            ]
             for state in states.states
         ) and not any(states.read[state.root] for state in states.states)
-        if (is_free and states.states) or not any(self.chains.depends):
+        if (from_inputs_only and states.states) or not any(self.chains.depends):
             self._take_inputs_for_gradients(cuts)
-        self.steps = [step for step in steps if self._is_trained(step)]
-        trained = {step.root for step in self.steps}
-        told = set(self.steps)
+        self.state_updates = [update for update in steps if self._is_trained(update)]
+        trained = {update.root for update in self.state_updates}
+        told = set(self.state_updates)
         self.untold = [
-            step
-            for step in steps
-            if step.root in trained and step not in told and self.chains.depends[step.new]
+            update
+            for update in steps
+            if update.root in trained and update not in told and self.chains.depends[update.new]
         ]
         self.carried = [state for state in self.states.states if state.root not in trained]
 
-    def _unrolled(self) -> tuple[list[Step], set[tuple[int, int]]]:
+    def _unrolled(self) -> tuple[list[StateUpdate], set[tuple[int, int]]]:
         """The steps from states to new values, cut where the forward pass reads what is between.
 
         A moment is cut with the parameters: what it was in one step carries nothing to the next.
         """
         states, values = self.states, self.values
-        steps: list[Step] = []
+        steps: list[StateUpdate] = []
         ends: set[int] = set()
         for state, between in zip(states.states, states.ways, strict=True):
             at = state.root
@@ -109,10 +111,10 @@ class Training:
                     and way is not None
                     and way.roughness < FACTOR
                 ):
-                    steps.append(Step(state.root, at, vertex))
+                    steps.append(StateUpdate(state.root, at, vertex))
                     ends.add(vertex)
                     at = vertex
-            steps.append(Step(state.root, at, state.new))
+            steps.append(StateUpdate(state.root, at, state.new))
         if not ends:
             return steps, set()
         stage = [0] * len(values)
@@ -138,11 +140,11 @@ class Training:
             and vertex not in states.roots
             and states.read[vertex]
             and (not among or vertex in among)
-            and not (values.is_constant(vertex) and values.is_single(vertex))
+            and not (values.is_constant(vertex) and values.is_scalar_like(vertex))
         }
 
     def _take_inputs_for_gradients(self, cuts: set[tuple[int, int]]) -> None:
-        """Where nothing depends on data, gradients are inputs: the graph is an optimizer alone."""
+        """Take inputs for gradients if nothing depends on data: the graph is an optimizer alone."""
         states, values = self.states, self.values
         free = [
             vertex
@@ -157,72 +159,76 @@ class Training:
         starts = named or {
             vertex
             for vertex in free
-            if (values.shape(vertex) in kinds if kinds else not values.is_single(vertex))
+            if (values.shape(vertex) in kinds if kinds else not values.is_scalar_like(vertex))
         }
         self.chains = Chains(states, cuts, starts)
         self.is_optimizer = True
 
-    def _is_trained(self, step: Step) -> bool:
+    def _is_trained(self, update: StateUpdate) -> bool:
         """Return whether a step trains a parameter, see the head of this module."""
         states, chains = self.states, self.chains
-        if not chains.depends[step.new]:
+        if not chains.depends[update.new]:
             return False
-        way = states.forms.ways[step.new].get(step.root)
+        way = states.forms.ways[update.new].get(update.root)
         if way is not None and way.roughness == UNKNOWN:
-            return states.read[step.root] or self._is_alone(step)
-        if not self._is_carried(step):
+            return states.read[update.root] or self._is_alone(update)
+        if not self._is_carried(update):
             is_skipped = way is not None and way.roughness != REDUCED and not is_share(way.share)
-            return (is_skipped or states.read[step.root]) and (
-                not self._is_rounded(step) and self._is_made_of_moments(step)
+            return (is_skipped or states.read[update.root]) and (
+                not self._is_rounded(update) and self._is_made_of_moments(update)
             )
         assert way is not None
         if self.is_optimizer:
-            return way.share is not None and self._is_last(step)
-        if not states.read[step.root] and not self._is_master(step):
+            return way.share is not None and self._is_last(update)
+        if not states.read[update.root] and not self._is_master(update):
             return False
-        if self._is_mixed(step):
+        if self._is_mixed(update):
             return False
-        if states.reported and step.root not in states.handed_out and not self._is_own(step):
+        if (
+            states.reported
+            and update.root not in states.report_ancestors
+            and not self._is_own(update)
+        ):
             return False
         if way.passed:
             return way.roughness < REDUCED
-        return way.roughness < FACTOR and not self._is_gated(step)
+        return way.roughness < FACTOR and not self._is_gated(update)
 
     def lives_on(self, state: State) -> bool:
         """True if what the forward pass reads is a part of what is returned for it."""
         is_read = self.states.read[state.root] and self.states.nonfree[state.new]
-        return is_read and self._is_carried(Step(state.root, state.root, state.new))
+        return is_read and self._is_carried(StateUpdate(state.root, state.root, state.new))
 
-    def _is_carried(self, step: Step) -> bool:
-        """Whether a parameter lives on in its new value; else that replaces it."""
+    def _is_carried(self, update: StateUpdate) -> bool:
+        """True if a parameter lives on in its new value; else that replaces it."""
         states = self.states
-        way = states.forms.ways[step.new].get(step.root)
-        if way is None or way.roughness == REDUCED or states.is_average(step.new, step.root):
+        way = states.forms.ways[update.new].get(update.root)
+        if way is None or way.roughness == REDUCED or states.is_average(update.new, update.root):
             return False
         is_lean = way.lean is None or not np.all(way.lean > _WHOLE)
         if way.share is None and way.passed and (way.roughness >= FACTOR or is_lean):
             return False
         if way.share is None or (np.all(way.share >= 0) and np.any(way.share > _WHOLE)):
             return True
-        total = states.forms.total[step.new]
+        total = states.forms.total[update.new]
         return (  # a number that is given lessens it, as a mask of one element may
             not way.passed
             and states.is_loss_sure
-            and states.read[step.root]
-            and self.values.behind(step.new) not in states.forward
+            and states.read[update.root]
+            and self.values.behind(update.new) not in states.forward
             and bool(np.all(way.share > 0))
             and total is not None
             and not is_one(total - way.share)  # a gradient with decay
         )
 
-    def _is_rounded(self, step: Step) -> bool:
-        """Whether a new value is that of other weights in another dtype, which are trained."""
-        return bool(self._becomes[self.values.behind(step.new)] - {step.root})
+    def _is_rounded(self, update: StateUpdate) -> bool:
+        """True if a new value is that of other weights in another dtype, which are trained."""
+        return bool(self._becomes[self.values.behind(update.new)] - {update.root})
 
-    def _is_alone(self, step: Step) -> bool:
+    def _is_alone(self, update: StateUpdate) -> bool:
         """Return whether the operator that nobody knows returns the new value of no other state."""
-        takes = map(self.values.behind, self.values.operands(self.values.behind(step.new)))
-        return not any(each in self.states.roots and each != step.root for each in takes)
+        takes = map(self.values.behind, self.values.operands(self.values.behind(update.new)))
+        return not any(each in self.states.roots and each != update.root for each in takes)
 
     @cached_property
     def _becomes(self) -> dict[int, set[int]]:
@@ -232,33 +238,33 @@ class Training:
             found[self.values.behind(state.new)].add(state.root)
         return found
 
-    def _is_own(self, step: Step) -> bool:
-        """Whether what is added to a state depends on it, as a gradient does on its parameter."""
-        if self._is_master(step):
+    def _is_own(self, update: StateUpdate) -> bool:
+        """True if what is added to a state depends on it, as a gradient does on its parameter."""
+        if self._is_master(update):
             return True
-        path = self.bases(step)
+        path = self.bases(update)
         return any(
-            self.flows(step.base, source)
+            self.flows(update.base, source)
             for vertex in path
             for source in self.chains.sources[vertex]
             if source not in path
         )
 
-    def _is_master(self, step: Step) -> bool:
+    def _is_master(self, update: StateUpdate) -> bool:
         """Return whether the forward pass reads a copy of the new value in another dtype."""
-        return any(each != step.new for each in self._outputs[self.values.behind(step.new)])
+        return any(each != update.new for each in self._outputs[self.values.behind(update.new)])
 
     @cached_property
     def _outputs(self) -> dict[int, list[int]]:
-        """As which outputs a value is handed out, behind aliases."""
+        """The outputs that a value is, behind aliases."""
         found: dict[int, list[int]] = defaultdict(list)
         for each in self.states.outputs:
             found[self.values.behind(each)].append(each)
         return found
 
-    def _is_last(self, step: Step) -> bool:
+    def _is_last(self, update: StateUpdate) -> bool:
         """In an optimizer alone: a parameter's new value goes into no other state's but copies."""
-        return self._goes_into[self.values.behind(step.new)] in (NOBODY, step.root)
+        return self._goes_into[self.values.behind(update.new)] in (NOBODY, update.root)
 
     @cached_property
     def _goes_into(self) -> list[int]:
@@ -273,40 +279,45 @@ class Training:
                 found[each] = either(found[each], found[vertex])
         return found
 
-    def _is_made_of_moments(self, step: Step) -> bool:
-        """Whether new values of states, none of which the forward pass reads, make a value."""
-        made_of = self._made_of(step)
+    def _is_made_of_moments(self, update: StateUpdate) -> bool:
+        """True if new values of states, none of which the forward pass reads, make a value."""
+        made_of = self._made_of(update)
         return bool(made_of) and not any(self.states.read[root] for root in made_of)
 
-    def _is_mixed(self, step: Step) -> bool:
-        """Whether new values of other parameters are all that depends on data in a value."""
-        return any(self.states.read[root] for root in self._made_of(step))
+    def _is_mixed(self, update: StateUpdate) -> bool:
+        """True if new values of other parameters are all that depends on data in a value."""
+        return any(self.states.read[root] for root in self._made_of(update))
 
-    def _made_of(self, step: Step) -> set[int]:
+    def _made_of(self, update: StateUpdate) -> set[int]:
         """The states of whose new values elementwise operators make a value; none for others."""
         values, states = self.values, self.states
-        seen, todo, found = {step.new}, [step.new], set[int]()
+        seen, todo, found = {update.new}, [update.new], set[int]()
         while todo:
             at = todo.pop()
             made = [
                 state
                 for state in self._made.get(values.behind(at), ())
-                if state.root != step.root and values.behind(state.new) != values.behind(step.new)
+                if state.root != update.root
+                and values.behind(state.new) != values.behind(update.new)
             ]
             if made:
                 found.add(made[-1].root)
             elif values.op[at] not in ELEMENTWISE:
-                if states.nonfree[at] and not values.is_single(at):
+                if states.nonfree[at] and not values.is_scalar_like(at):
                     return set()
             else:
                 new = {each for each in values.takes[at] if each} - seen
                 seen |= new
-                todo += [x for x in new if not values.is_single(x) or values.is_single(step.new)]
+                todo += [
+                    x
+                    for x in new
+                    if not values.is_scalar_like(x) or values.is_scalar_like(update.new)
+                ]
         return found
 
     @cached_property
     def _made(self) -> dict[int, list[State]]:
-        """What becomes of states on the way to their new values."""
+        """The values on the way of states to their new values."""
         found: dict[int, list[State]] = defaultdict(list)
         for state, between in zip(self.states.states, self.states.ways, strict=True):
             for each in (*between, self.values.behind(state.new)):
@@ -314,17 +325,17 @@ class Training:
                     found[each].append(state)
         return dict(found)
 
-    def _is_gated(self, step: Step) -> bool:
-        """Whether a tensor that depends on data scales the state, as the gates of an LSTM do."""
+    def _is_gated(self, update: StateUpdate) -> bool:
+        """True if a tensor that depends on data scales the state, as the gates of an LSTM do."""
         values, chains = self.values, self.chains
         ways = self.states.forms.ways
-        path = self.bases(step)
+        path = self.bases(update)
         for vertex in path:
-            via = ways[vertex][step.root].via if step.root in ways[vertex] else 0
+            via = ways[vertex][update.root].via if update.root in ways[vertex] else 0
             if values.op[vertex] not in ("Mul", "Div", "Tanh", "Sigmoid", "Exp"):
                 continue
             for other in values.takes[vertex]:
-                if other == via or not other or values.is_single(other):
+                if other == via or not other or values.is_scalar_like(other):
                     continue
                 if chains.depends[other] and not (
                     chains.depends[via] and chains.tree.common(via, other) in path
@@ -332,15 +343,15 @@ class Training:
                     return True
         return False
 
-    def bases(self, step: Step) -> set[int]:
+    def bases(self, update: StateUpdate) -> set[int]:
         """The values from the base to the new value, in which the parameter itself is."""
-        path = {step.new}
-        if not self._is_carried(step):
+        path = {update.new}
+        if not self._is_carried(update):
             return path
         ways = self.states.forms.ways
-        at = step.new
-        while at != step.base and step.root in ways[at] and ways[at][step.root].via != at:
-            at = ways[at][step.root].via
+        at = update.new
+        while at != update.base and update.root in ways[at] and ways[at][update.root].via != at:
+            at = ways[at][update.root].via
             path.add(at)
         return path
 
@@ -358,7 +369,7 @@ class Training:
 
     @cached_property
     def moved(self) -> dict[int, set[int]]:
-        """What a user may call parameters: roots that more reads than their updates, or lessened.
+        """The values that users may call parameters: roots read elsewhere, too, or decremented.
 
         Each with the values in which something is added to it: if it is one, a step ends there.
         """
@@ -382,7 +393,7 @@ class Training:
                 found[state.root] = {*ends, state.new}
         return found
 
-    def summed(self) -> set[int]:
+    def accumulated(self) -> set[int]:
         """Return what is added, as it is or scaled, to sums that are carried from run to run."""
         found: set[int] = set()
         forms, values = self.states.forms, self.values
@@ -403,7 +414,7 @@ class Training:
         return found
 
     def flows(self, number: int, end: int, *, unknown: bool = True) -> bool:
-        """Whether a value is used in computing another, as the scale of a loss in a gradient."""
+        """True if a value is used in computing another, as the scale of a loss in a gradient."""
         values = self.values
         if number not in self._reached:
             if len(self._reached) >= _MOST_NUMBERS:

@@ -17,7 +17,7 @@ class Updates:
     `trained` are the parameters, `carried` the other states, `moved` those that a user may call
     parameters, with `moved_ends`, where something is added to them. `ends` are the new values of
     parameters, at which the backward pass of a step ends, `new_values` those whose gradients are
-    found, `summed` is what is added to sums over runs, and `loss` the output of the main graph
+    found, `accumulated` is what is added to sums over runs, and `loss` the output of the main graph
     that is the loss; None where that is not clear.
     """
 
@@ -31,14 +31,14 @@ class Updates:
         self.moved_ends: set[Value] = set()
         self.new_values: set[Value] = set()
         self.ends: set[Value] = set()
-        self.summed: set[Value] = set()
+        self.accumulated: set[Value] = set()
         for run in self.runs:
             value = run.values.value
             self.found += run.found
             self.questions += run.questions
             self.trained |= {found.parameter for found in run.found if found.parameter}
             self.trained |= {question.parameter for question in run.questions}
-            if run.steps:
+            if run.state_updates:
                 self.carried |= {
                     value[state.root]
                     for state in run.carried
@@ -47,16 +47,16 @@ class Updates:
                 }
             elif run.run.bound is None:  # else a gradient may look like its weight's new value
                 self.carried |= {value[state.root] for state in run.carried if run.lives_on(state)}
-            self.ends |= {value[step.new] for step in run.steps}
+            self.ends |= {value[update.new] for update in run.state_updates}
             self.moved_ends |= {value[each] for ends in run.moved.values() for each in ends}
             self.moved |= {value[root] for root in run.moved}
             sure = {found.parameter for found in run.found}
             self.new_values |= {
-                value[step.new]
-                for step in run.steps
-                if not run.is_optimizer and value[step.root] in sure
+                value[update.new]
+                for update in run.state_updates
+                if not run.is_optimizer and value[update.root] in sure
             }
-            self.summed |= {value[each] for each in run.summed()}
+            self.accumulated |= {value[each] for each in run.accumulated()}
         self.loss = self._loss(flow)
 
     def _loss(self, flow: Flow) -> str | None:
@@ -80,10 +80,10 @@ class Updates:
             return value
         return run.values.value[run.values.behind(run.values.find(value))]
 
-    def is_single(self, value: Value) -> bool:
+    def is_scalar_like(self, value: Value) -> bool:
         """Return whether a value is known to hold one element."""
         run = self._run_of(value)
-        return run is not None and run.values.is_single(run.values.find(value))
+        return run is not None and run.values.is_scalar_like(run.values.find(value))
 
     def root_of(self, value: Value) -> Value | None:
         """Return the parameter of which a value is an alias, or what a step has made."""

@@ -5,9 +5,9 @@ computed from it and it from the inputs, so that their ways are as many as input
 not as pairs of them.
 
 A run is what executes once: the main graph, an algorithm of `training_info` joined with it, or one
-iteration of the body of a Loop or Scan. Local functions are entered at each call, and both
-branches of an If. A Loop or Scan inside the run is one operator here, since its body is a run of
-its own; so nothing waits for itself.
+iteration of the subgraph of a Loop or Scan. Local functions are entered at each call, and both
+branches of an If. A Loop or Scan inside the run is one operator here, since its subgraph is a run
+of its own; so there is no cycle.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Values:
     """The vertices, in topological order; number 0 is none of them.
 
     `value[i]` is where vertex i is defined, `op[i]` the operator that computes it ("" for an
-    input, an initializer or what a nested body takes from around it), `takes[i]` what that
+    input, an initializer or what a nested subgraph takes from around it), `takes[i]` what that
     operator is given, slot by slot (0 where a slot is left empty); of an output of a hub that
     alone, see `operands`.
     """
@@ -89,12 +89,12 @@ class Values:
         """Return the number of elements; None if it is unknown."""
         return size_of(self.shape(vertex))
 
-    def is_single(self, vertex: int) -> bool:
+    def is_scalar_like(self, vertex: int) -> bool:
         """Return whether a vertex is known to hold one element."""
         return self.size(vertex) == 1
 
     def is_constant(self, vertex: int) -> bool:
-        """Whether a vertex is a Constant node, or an initializer that no caller can replace."""
+        """True if a vertex is a Constant node, or an initializer that no caller can replace."""
         if self.op[vertex]:
             return self.op[vertex] == "Constant"
         frame, name = self.value[vertex]
@@ -127,18 +127,18 @@ class Values:
     def _add_node(self, frame: Frame, number: int) -> None:
         scope, flow = frame.scope, self.flow
         node = scope.nodes[number]
-        bodies = flow.bodies(frame, number, node)
+        inner_frames = flow.inner_frames(frame, number, node)
         op = intern(node.op_type)
         takes = tuple(self._read(frame, name) for name in scope.takes[number])
         is_call = flow.index.function_of(node) is not None
         if is_call or op == "If":
-            for _, body in bodies:
-                self._add_frame(body)
-        elif bodies:
+            for _, inner_frame in inner_frames:
+                self._add_frame(inner_frame)
+        elif inner_frames:
             takes += tuple(
                 found
-                for _, body in bodies
-                for name in _captured(body.scope)
+                for _, inner_frame in inner_frames
+                for name in _captured(inner_frame.scope)
                 if (found := self._read(frame, name))
             )
         elif node.domain not in ("", "ai.onnx") and op in ELEMENTWISE:
@@ -153,9 +153,9 @@ class Values:
             if is_call or op == "If":
                 inner = tuple(
                     found
-                    for _, body in bodies
-                    if slot < len(body.scope.outputs)
-                    and (found := self._read(body, body.scope.outputs[slot]))
+                    for _, inner_frame in inner_frames
+                    if slot < len(inner_frame.scope.outputs)
+                    and (found := self._read(inner_frame, inner_frame.scope.outputs[slot]))
                 )
                 kind = CALL if is_call else PHI
                 self._add(Value(frame, name), kind, inner if is_call else (*takes[:1], *inner))
@@ -222,7 +222,7 @@ class Values:
         if op not in ELEMENTWISE:
             return None
         if op in ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"):
-            single = bool(takes) and self.is_single(takes[0])
+            single = bool(takes) and self.is_scalar_like(takes[0])
             return (1,) if single and op != "Squeeze" else () if single else None
         if op in ALIASES:
             return self.shape(takes[0]) if takes else None
@@ -257,9 +257,9 @@ def _order(scope: Scope) -> Iterable[int]:
 
 
 def _captured(scope: Scope) -> list[str]:
-    """The names that a body takes from around it, those of bodies in it included."""
+    """The names that a subgraph takes from around it, those of subgraphs in it included."""
     names = {name for takes in scope.takes for name in takes} | set(scope.outputs)
-    for bodies in scope.bodies.values():
-        for body in bodies.values():
-            names.update(_captured(body))
+    for subgraphs in scope.subgraphs.values():
+        for subgraph in subgraphs.values():
+            names.update(_captured(subgraph))
     return sorted(name for name in names - scope.names if name)

@@ -16,7 +16,7 @@ from onnx_clip_pass.gradients.ops import (
     PHI,
 )
 from onnx_clip_pass.gradients.runs import Run
-from onnx_clip_pass.gradients.training import Step
+from onnx_clip_pass.gradients.training import StateUpdate
 from onnx_clip_pass.graph import Flow, Value
 from onnx_clip_pass.graph.dominators import ROOT
 
@@ -36,11 +36,11 @@ class Walks(Doubts):
         self._asked: Counter[tuple[int, object]] = Counter()
         self._segments_of: dict[int, dict[float, int]] = {}
 
-    def _walk(self, number: int, step: Step, start: int) -> tuple[int, list[int], str]:
+    def _walk(self, number: int, update: StateUpdate, start: int) -> tuple[int, list[int], str]:
         """The gradient, other candidates, and why there are some."""
         chains, values, states = self.chains, self.values, self.states
         if self._is_unknown(start):
-            operands = self._operands(start, step)
+            operands = self._operands(start, update)
             if len(operands) != 1:
                 why = f"{values.op[start]}, which nobody knows, takes several values"
                 return 0, operands, f"{why}; --optimizer-op says which is the gradient"
@@ -49,20 +49,20 @@ class Walks(Doubts):
         trail = [at]
         others: list[int] = []
         why = ""
-        base = self.bases(step)
+        base = self.bases(update)
         while True:
             link, above = chains.link[at], chains.tree.above[at]
             segment = self._joined(at)
             if segment:
                 whole = values.behind(segment)
-                at = whole if values.is_like(whole, step.root) else segment
+                at = whole if values.is_like(whole, update.root) else segment
                 trail = [at]
                 continue
             if Link.END in link or (Link.FACTOR in link and at not in base):
                 break
             if values.op[at] in ("Where", PHI) and chains.sources[at] == values.takes[at][:1]:
                 return 0, [above], "it only decides by a test what is added"
-            if self.backward[at] not in (NOBODY, number) and at != step.new:
+            if self.backward[at] not in (NOBODY, number) and at != update.new:
                 break
             if self.is_optimizer and not values.op[at]:
                 break
@@ -71,7 +71,9 @@ class Walks(Doubts):
             if (
                 above != ROOT
                 and not values.op[above]
-                and is_named_after(values.name(above), self.flow.root_name(values.value[step.root]))
+                and is_named_after(
+                    values.name(above), self.flow.root_name(values.value[update.root])
+                )
             ):
                 trail.append(above)
                 break
@@ -85,48 +87,48 @@ class Walks(Doubts):
             ):
                 links = [chains.link[each] for each in trail]
                 is_plain = set(links) <= {Link(0), Link.NUMBER, Link.TERM}
-                if is_plain and links.count(Link.NUMBER) < 2 and start == step.new:
+                if is_plain and links.count(Link.NUMBER) < 2 and start == update.new:
                     trail.append(above)  # nothing but a rate is in between
                 break
-            if Link.REDUCED in link and step.root in self.averaged:
+            if Link.REDUCED in link and update.root in self.averaged:
                 break
             is_sum = values.op[at] in ("Add", "Sub", "Sum")
             if (
                 is_sum
                 and at not in base
-                and step.root in self.penalized
+                and update.root in self.penalized
                 and any(
-                    step.root in states.forms.ways[x] or step.root in self.free_of_data(x)
+                    update.root in states.forms.ways[x] or update.root in self.free_of_data(x)
                     for x in values.takes[at]
                     if x and x not in chains.sources[at]
                 )
             ):
                 others.append(at)
-                why = "a term in it alone is decay, or comes of a penalty in the loss"
+                why = "a term in it alone is decay, or the slope of a penalty in the loss"
             at = above
             trail.append(at)
-        rival = self.rival(number, step, trail[-1])
+        rival = self.rival(number, update, trail[-1])
         if rival and not why:
             others.append(rival)
             why = "matrix products of a value of its shape make it, as an optimizer's may do"
         others = [
-            self._picked(step, trail[: trail.index(each) + 1]) if each in trail else each
+            self._picked(update, trail[: trail.index(each) + 1]) if each in trail else each
             for each in others
         ]
-        return self._picked(step, trail), others, why
+        return self._picked(update, trail), others, why
 
-    def _operands(self, vertex: int, step: Step) -> list[int]:
-        """What an operator that nobody knows is given of the backward pass, like a parameter.
+    def _operands(self, vertex: int, update: StateUpdate) -> list[int]:
+        """The operands of an unknown operator that are of the backward pass and like a parameter.
 
         Of many those whose turn it is: most likely they are in the order of the parameters.
         """
         values, sources = self.values, self.chains.sources
         hub = values.hub(vertex)
         if not hub:
-            return [each for each in sources[vertex] if values.is_like(each, step.root)]
-        kind = hub, values.types[step.root]
+            return [each for each in sources[vertex] if values.is_like(each, update.root)]
+        kind = hub, values.types[update.root]
         if kind not in self._given:
-            self._given[kind] = [x for x in sources[hub] if values.is_like(x, step.root)]
+            self._given[kind] = [x for x in sources[hub] if values.is_like(x, update.root)]
         self._asked[kind] += 1
         return self._given[kind][max(self._asked[kind] - _MOST_ORIGINS, 0) :][: 2 * _MOST_ORIGINS]
 
@@ -173,15 +175,15 @@ class Walks(Doubts):
             and (node.domain not in KNOWN_DOMAINS)
         )
 
-    def _picked(self, step: Step, trail: list[int]) -> int:
+    def _picked(self, update: StateUpdate, trail: list[int]) -> int:
         """The end of the walk with the numbers that belong to the gradient, see rule 4.
 
         Then of a chain of aliases the last that has the parameter's dtype and shape, and what a
         branch or a function computes where that gives it.
         """
         values, chains = self.values, self.chains
-        base = self.bases(step)
-        name = self.flow.root_name(values.value[step.root])
+        base = self.bases(update)
+        name = self.flow.root_name(values.value[update.root])
         at = len(trail) - 1
         for index in range(at, -1, -1):
             if is_named_after(values.name(trail[index]), name):
@@ -189,7 +191,7 @@ class Walks(Doubts):
                 break
         is_named = is_named_after(values.name(trail[at]), name)
         if not is_named:
-            at = self.with_numbers(step, trail)
+            at = self.with_numbers(update, trail)
         best = trail[at]
         turns = self._turns(base)
         for index in range(at - 1, -1, -1):
@@ -199,17 +201,17 @@ class Walks(Doubts):
             )
             if (chains.link[vertex] or values.op[vertex] not in ALIASES) and not is_out:
                 break
-            if values.op[vertex] == "Cast" and self._has_type_of(best, step.root):
+            if values.op[vertex] == "Cast" and self._has_type_of(best, update.root):
                 break  # it is rounded on its way
-            if values.op[vertex] == "Transpose" and values.is_like(best, step.root):
+            if values.op[vertex] == "Transpose" and values.is_like(best, update.root):
                 # in a square both layouts look alike: that of the parameter is as often turned
-                if self._turns(self.down(vertex, step.new)) != turns:
+                if self._turns(self.down(vertex, update.new)) != turns:
                     break
                 best = vertex
             if (
-                self._has_type_of(vertex, step.root)
-                or (is_out and values.is_like(vertex, step.root))
-                or not values.is_like(best, step.root)
+                self._has_type_of(vertex, update.root)
+                or (is_out and values.is_like(vertex, update.root))
+                or not values.is_like(best, update.root)
                 or values.shape(best) is None
             ):
                 best = vertex
@@ -220,7 +222,7 @@ class Walks(Doubts):
         return bool(sum(self.values.op[each] == "Transpose" for each in path) % 2)
 
     def _has_type_of(self, vertex: int, root: int) -> bool:
-        """Whether a value has the shape of a parameter and, as far as it is known, its dtype."""
+        """True if a value has the shape of a parameter and, as far as it is known, its dtype."""
         ours, theirs = self.values.types[vertex], self.values.types[root]
         return (
             ours is not None
@@ -245,7 +247,9 @@ class Walks(Doubts):
         seen, todo = {vertex}, [vertex]
         while todo and len(seen) < _MOST_SEEN:
             at = todo.pop()
-            if at == parameter or (values.is_single(at) and not values.is_single(parameter)):
+            if at == parameter or (
+                values.is_scalar_like(at) and not values.is_scalar_like(parameter)
+            ):
                 continue
             if values.op[at] not in ELEMENTWISE:
                 return False

@@ -3,7 +3,6 @@
 Knows nothing of clipping.
 """
 
-from onnx_clip_pass.graph.bodies import Body, attribute, bodies_of, graphs_in, outermost
 from onnx_clip_pass.graph.edit import Added, Editor, rename_in_attributes
 from onnx_clip_pass.graph.flow import Flow, Frame, Value
 from onnx_clip_pass.graph.scopes import (
@@ -14,6 +13,13 @@ from onnx_clip_pass.graph.scopes import (
     Scope,
 )
 from onnx_clip_pass.graph.spec import TRAINING_DOMAIN
+from onnx_clip_pass.graph.subgraphs import (
+    GraphOrFunction,
+    attribute,
+    graphs_and_functions,
+    graphs_in,
+    outermost,
+)
 from onnx_clip_pass.graph.types import Shape, TensorType
 from onnx_clip_pass.graph.uses import Use, ancestors_in, descendants_in, uses
 from onnx_clip_pass.graph.versions import is_of_default_set, take_back_imports, versions_of
@@ -23,10 +29,10 @@ __all__ = [
     "OUTPUT",
     "TRAINING_DOMAIN",
     "Added",
-    "Body",
     "Editor",
     "Flow",
     "Frame",
+    "GraphOrFunction",
     "Index",
     "Read",
     "Scope",
@@ -36,8 +42,8 @@ __all__ = [
     "Value",
     "ancestors_in",
     "attribute",
-    "bodies_of",
     "descendants_in",
+    "graphs_and_functions",
     "graphs_in",
     "is_of_default_set",
     "outermost",

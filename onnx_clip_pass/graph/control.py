@@ -8,10 +8,10 @@ from __future__ import annotations
 from onnx import NodeProto
 
 __all__ = [
-    "body_output",
-    "body_output_of_body_input",
     "node_input_of_output",
-    "node_inputs_of_body_input",
+    "node_inputs_of_subgraph_input",
+    "subgraph_output",
+    "subgraph_output_of_input",
 ]
 
 
@@ -20,13 +20,15 @@ def _scan_states(node: NodeProto) -> int:
     return max(len(node.input) - count, 0)
 
 
-def body_output(node: NodeProto, slot: int) -> int:
-    """The output of the body that output `slot` of the node comes from."""
-    return slot + 1 if node.op_type == "Loop" else slot  # a Loop body hands out its condition first
+def subgraph_output(node: NodeProto, slot: int) -> int:
+    """The output of the subgraph that output `slot` of the node comes from."""
+    return (
+        slot + 1 if node.op_type == "Loop" else slot
+    )  # a Loop's first output inside is its condition
 
 
 def node_input_of_output(node: NodeProto, slot: int) -> int | None:
-    """The input that the node hands on as output `slot` if its body never runs."""
+    """The input that becomes output `slot` of the node if its subgraph never runs."""
     if node.op_type == "Loop" and slot + 2 < len(node.input):
         return slot + 2
     if node.op_type == "Scan" and slot < _scan_states(node):
@@ -34,17 +36,17 @@ def node_input_of_output(node: NodeProto, slot: int) -> int | None:
     return None
 
 
-def node_inputs_of_body_input(node: NodeProto, at: int) -> list[int]:
-    """The inputs of the node that its body may get as input `at`."""
+def node_inputs_of_subgraph_input(node: NodeProto, at: int) -> list[int]:
+    """The inputs of the node that its subgraph may get as input `at`."""
     if node.op_type == "Loop":
-        return [at] if at > 0 else []  # input 0 of the body counts the iterations
+        return [at] if at > 0 else []  # input 0 of the subgraph counts the iterations
     if node.op_type in ("Scan", "If"):
         return [at]
     return list(range(len(node.input)))  # an operator that this module does not know
 
 
-def body_output_of_body_input(node: NodeProto, at: int) -> int | None:
-    """The output of the body that becomes its input `at` in the next iteration."""
+def subgraph_output_of_input(node: NodeProto, at: int) -> int | None:
+    """The output of the subgraph that becomes its input `at` in the next iteration."""
     if node.op_type == "Loop" and at >= 1:
         return at - 1
     if node.op_type == "Scan" and at < _scan_states(node):

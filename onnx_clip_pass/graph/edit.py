@@ -26,9 +26,9 @@ from onnx import (
 )
 
 from onnx_clip_pass.graph import spec
-from onnx_clip_pass.graph.bodies import bodies_of
 from onnx_clip_pass.graph.ordering import in_order
 from onnx_clip_pass.graph.scopes import BY_NAME, OUTPUT, Index, Read, Scope
+from onnx_clip_pass.graph.subgraphs import graphs_and_functions
 from onnx_clip_pass.graph.types import TensorType
 from onnx_clip_pass.graph.versions import importer_of
 
@@ -44,10 +44,10 @@ _STORAGE: dict[int, np.dtype[Any]] = {
 class Added:
     """The additions of an editor in their order: messages, and names of values.
 
-    `order` says of bodies (by their number in `bodies_of` the model before) whose nodes had to move
-    in which runs (first, count) of their old numbers the old nodes stand now. `imports` says what
-    was given an import of the default operator set: () the model, else a function by domain, name
-    and overload.
+    `order` says of graphs (by their number in `graphs_and_functions` the model before) whose nodes
+    had to move in which runs (first, count) of their old numbers the old nodes are now. `imports`
+    says what was given an import of the default operator set: () the model, else a function by
+    domain, name and overload.
     """
 
     nodes: list[NodeProto] = field(default_factory=list)
@@ -153,7 +153,7 @@ class Editor:
         return self._constants[key]
 
     def _add_constant(self, scope: Scope, label: str, array: NDArray[Any], dtype: int) -> str:
-        """An initializer, or a Constant node where the body can have none."""
+        """An initializer, or a Constant node where the graph can have none."""
         name = self.fresh(f"clip/{label}")
         tensor = TensorProto(dims=array.shape, data_type=dtype, raw_data=array.tobytes())
         if isinstance(scope.proto, GraphProto) and self.model.ir_version >= spec.FREE_INITIALIZERS:
@@ -168,7 +168,7 @@ class Editor:
         return name
 
     def declare(self, scope: Scope, name: str, tensor: TensorType) -> None:
-        """Note the type of a new value, where the body has room for it."""
+        """Note the type of a new value, where the graph declares types."""
         if scope.is_function and (
             self.model.ir_version < spec.FUNCTION_TYPES or not hasattr(scope.proto, "value_info")
         ):
@@ -193,12 +193,12 @@ class Editor:
         self.added.initializers.append(tensor)
 
     def add_output(self, name: str, tensor: TensorType) -> None:
-        """Hand a value of the main graph out, behind the other outputs."""
+        """Make a value of the main graph an output, behind the others."""
         self.model.graph.output.add(name=name).type.CopyFrom(self._type(tensor))
         self.added.outputs.append(name)
 
     def rename_producer(self, scope: Scope, name: str, new: str) -> None:
-        """Let the maker of `name` (a node or an initializer) call it `new`; readers stay."""
+        """Let the producer of `name` (a node or an initializer) call it `new`; readers stay."""
         if name in scope.producers:
             number, slot = scope.producers[name]
             scope.nodes[number].output[slot] = new
@@ -219,12 +219,14 @@ class Editor:
                 scope.nodes[number].input[slot] = new
 
     def unsettle(self, scope: Scope) -> None:
-        """Say that nodes of this scope may now stand before what they read."""
+        """Say that nodes of this scope may now come before what they read."""
         self._unsettled.add(id(scope))
 
     def finish(self, advice: str = "") -> None:
-        """Put the inserted nodes into place; `advice` is for those that wait for each other."""
-        bodies = list(bodies_of(self.model)) if self._unsettled else []  # as they stand now
+        """Put the new nodes into topological order; `advice` is for those that form a cycle."""
+        bodies = (
+            list(graphs_and_functions(self.model)) if self._unsettled else []
+        )  # as they stand now
         for scope in self.index.scopes:
             pending = self._pending.pop(id(scope), None)
             if not pending:
@@ -238,7 +240,7 @@ class Editor:
                 if moved != sorted(moved):
                     number = next(n for n, body in enumerate(bodies) if body is scope.proto)
                     self.added.order.append((number, _runs(moved)))
-            # Nothing is copied: a node that is taken out of a message still takes room in it.
+            # Nothing is copied: a node that is taken out of a message still takes memory in it.
             order = {id(node): place for place, node in enumerate(merged)}
             places = iter([order[id(node)] for node in (*scope.nodes, *new)])
             scope.proto.node.sort(key=lambda _: next(places))

@@ -1,9 +1,9 @@
 """The sources of a value, followed through control flow and into local functions.
 
-The same function may be called from several places, so values are told apart by `Frame`: a scope
+The same function may be called by several nodes, so values are told apart by `Frame`: a scope
 as entered by one call. If, Loop and Scan follow the operators' specifications
 (https://onnx.ai/onnx/operators/): output k of an If is output k of either branch; a value carried
-by a Loop is what the body handed out in the iteration before, or what the node was given.
+by a Loop is what the subgraph returned in the iteration before, or what the node was given.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from typing import NamedTuple
 from onnx import NodeProto
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.graph.bodies import names_by_attribute
 from onnx_clip_pass.graph.control import (
-    body_output,
-    body_output_of_body_input,
     node_input_of_output,
-    node_inputs_of_body_input,
+    node_inputs_of_subgraph_input,
+    subgraph_output,
+    subgraph_output_of_input,
 )
 from onnx_clip_pass.graph.ordering import in_order
 from onnx_clip_pass.graph.scopes import (
@@ -30,6 +29,7 @@ from onnx_clip_pass.graph.scopes import (
     Read,
     Scope,
 )
+from onnx_clip_pass.graph.subgraphs import names_by_attribute
 from onnx_clip_pass.graph.types import TensorType
 
 __all__ = ["Flow", "Frame", "Value"]
@@ -72,7 +72,7 @@ class Flow:
     """Follows values of an `Index` backwards.
 
     Raises:
-        OnnxClipError: nodes wait for each other in a circle, so that following would not end.
+        OnnxClipError: nodes form a cycle, so that following would not end.
     """
 
     def __init__(self, index: Index) -> None:
@@ -99,11 +99,13 @@ class Flow:
             for frame in self._frames:  # grows while it is read
                 for number in sorted(frame.scope.special):
                     node = frame.scope.nodes[number]
-                    self._frames += [body for _, body in self.bodies(frame, number, node)]
+                    self._frames += [
+                        inner_frame for _, inner_frame in self.inner_frames(frame, number, node)
+                    ]
         return self._frames
 
     def is_run_or_iteration(self, frame: Frame) -> bool:
-        """True if the outputs of a frame are those of a whole run, or of a turn of Loop or Scan."""
+        """True if the outputs of a frame are those of a whole run, or of an iteration."""
         if frame.caller is None or frame.call == OUTPUT:
             return True
         return frame.caller.scope.nodes[frame.call].op_type in ("Loop", "Scan")
@@ -117,14 +119,14 @@ class Flow:
             at = None if at.scope.outer is None else at.caller
         return None
 
-    def bodies(self, frame: Frame, number: int, node: NodeProto) -> list[tuple[str, Frame]]:
-        """The bodies that a node runs: the function it calls, or its nested graphs."""
+    def inner_frames(self, frame: Frame, number: int, node: NodeProto) -> list[tuple[str, Frame]]:
+        """The frames of what a node runs: the function it calls, or its subgraphs."""
         if number not in frame.scope.special:
             return []
         function = self.index.function_of(node)
         if function is not None:
             return [("", self._enter(frame, number, function))]
-        nested = frame.scope.bodies.get(number, {})
+        nested = frame.scope.subgraphs.get(number, {})
         return [(key, self._enter(frame, number, scope)) for key, scope in nested.items()]
 
     def frame_in(self, frame: Frame, scope: Scope) -> Frame | None:
@@ -190,12 +192,12 @@ class Flow:
         node = frame.scope.nodes[number]
         if self.index.function_of(node) is None and node.op_type != "If":
             return []
-        handed = [
-            self.resolve(body, body.scope.outputs[slot])
-            for _, body in self.bodies(frame, number, node)
-            if slot < len(body.scope.outputs)
+        results = [
+            self.resolve(inner_frame, inner_frame.scope.outputs[slot])
+            for _, inner_frame in self.inner_frames(frame, number, node)
+            if slot < len(inner_frame.scope.outputs)
         ]
-        return [self.canonical(inner) for inner in handed if inner is not None]
+        return [self.canonical(inner) for inner in results if inner is not None]
 
     def root_name(self, value: Value) -> str:
         """The name at the outermost graph of what a function is given or a loop starts from."""
@@ -209,7 +211,7 @@ class Flow:
             if at is None:
                 return value.name
             call = frame.caller.scope.nodes[frame.call]
-            slots = node_inputs_of_body_input(call, at)
+            slots = node_inputs_of_subgraph_input(call, at)
             outer = (
                 self.resolve(frame.caller, call.input[slots[0]])
                 if len(slots) == 1 and slots[0] < len(call.input)
@@ -220,13 +222,17 @@ class Flow:
             value = outer
             seen.add(value)
 
-    def handed_out(self, value: Value) -> Value | None:
-        """The output of the If or call around it that hands this value out as it is."""
+    def outer_output(self, value: Value) -> Value | None:
+        """The output of the If or call around it that has this value as it is."""
         frame = value.frame
-        if frame.caller is None or frame.call == OUTPUT or value.name not in frame.scope.handed_out:
+        if (
+            frame.caller is None
+            or frame.call == OUTPUT
+            or value.name not in frame.scope.output_slots
+        ):
             return None
         call = frame.caller.scope.nodes[frame.call]
-        slot = frame.scope.handed_out[value.name]
+        slot = frame.scope.output_slots[value.name]
         if (frame.scope.is_function or call.op_type == "If") and slot < len(call.output):
             return self.resolve(frame.caller, call.output[slot]) if call.output[slot] else None
         return None
@@ -241,8 +247,8 @@ class Flow:
         number, slot = made
         scope = frame.scope
         node = scope.nodes[number]
-        bodies = self.bodies(frame, number, node)
-        if not bodies:
+        inner_frames = self.inner_frames(frame, number, node)
+        if not inner_frames:
             for at, source in enumerate(scope.takes[number]):
                 if source in scope.names:
                     yield Value(frame, source), Read(scope, number, at)
@@ -254,11 +260,11 @@ class Flow:
             return
         if node.op_type == "If":
             yield from self._read(frame, node.input[0], Read(frame.scope, number, 0))
-        for _, body in bodies:
-            shift = body_output(node, slot)
-            if shift < len(body.scope.outputs):
-                handed = body.scope.outputs[shift]
-                yield from self._read(body, handed, Read(body.scope, OUTPUT, shift))
+        for _, inner_frame in inner_frames:
+            shift = subgraph_output(node, slot)
+            if shift < len(inner_frame.scope.outputs):
+                result = inner_frame.scope.outputs[shift]
+                yield from self._read(inner_frame, result, Read(inner_frame.scope, OUTPUT, shift))
         carried = node_input_of_output(node, slot)
         if carried is not None and carried < len(node.input):
             yield from self._read(frame, node.input[carried], Read(frame.scope, number, carried))
@@ -300,7 +306,7 @@ class Flow:
             return True
         if (frame, made[0]) in done:
             return False
-        if not self.bodies(frame, made[0], node):
+        if not self.inner_frames(frame, made[0], node):
             done.add((frame, made[0]))
         return True
 
@@ -342,11 +348,11 @@ class Flow:
         if frame.scope.is_function:
             passed: list[int] = [at]
         else:
-            passed = node_inputs_of_body_input(call, at)
-            fed_back = body_output_of_body_input(call, at)
+            passed = node_inputs_of_subgraph_input(call, at)
+            fed_back = subgraph_output_of_input(call, at)
             if fed_back is not None and fed_back < len(frame.scope.outputs):
-                handed = frame.scope.outputs[fed_back]
-                yield from self._read(frame, handed, Read(frame.scope, OUTPUT, fed_back))
+                result = frame.scope.outputs[fed_back]
+                yield from self._read(frame, result, Read(frame.scope, OUTPUT, fed_back))
         for slot in passed:
             if slot < len(call.input):
                 read = Read(frame.caller.scope, frame.call, slot)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from onnx import GraphProto, ModelProto, NodeProto, helper, shape_inference
 
-from onnx_clip_pass.graph.bodies import graphs_in
 from onnx_clip_pass.graph.spec import FREE_INITIALIZERS
+from onnx_clip_pass.graph.subgraphs import graphs_in
 from onnx_clip_pass.graph.types import Shape, TensorType
 
 __all__ = ["infer_types"]

@@ -9,14 +9,14 @@ from heapq import heappop, heappush
 from onnx import GraphProto, NodeProto
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.graph.bodies import graphs_in, names_by_attribute
 from onnx_clip_pass.graph.scopes import Scope
+from onnx_clip_pass.graph.subgraphs import graphs_in, names_by_attribute
 
 __all__ = ["in_order", "names_read"]
 
 
 def in_order(scope: Scope, nodes: Sequence[NodeProto], *, advice: str) -> list[NodeProto]:
-    """The nodes such that each stands behind those whose values it takes.
+    """The nodes such that each comes after those whose values it takes.
 
     Of the nodes that can come next the first one does, so a node moves only to wait for what it
     reads, itself or through another.
@@ -24,16 +24,16 @@ def in_order(scope: Scope, nodes: Sequence[NodeProto], *, advice: str) -> list[N
     Args:
         scope: where the nodes are.
         nodes: in their old order.
-        advice: for the error, why nodes may wait for each other and what to do then.
+        advice: for the error, why nodes may form a cycle and what to do then.
 
     Raises:
-        OnnxClipError: some nodes wait for each other.
+        OnnxClipError: some nodes form a cycle.
     """
-    maker = {name: number for number, node in enumerate(nodes) for name in node.output if name}
+    producer = {name: number for number, node in enumerate(nodes) for name in node.output if name}
     waits: list[int] = []
     waited_for: dict[int, list[int]] = defaultdict(list)
     for number, node in enumerate(nodes):
-        needed = {maker[name] for name in names_read(node) if name in maker}
+        needed = {producer[name] for name in names_read(node) if name in producer}
         waits.append(len(needed))
         for other in needed:
             waited_for[other].append(number)
@@ -50,13 +50,13 @@ def in_order(scope: Scope, nodes: Sequence[NodeProto], *, advice: str) -> list[N
         stuck = next(node for node, count in zip(nodes, waits, strict=True) if count)
         raise OnnxClipError(
             f"{scope.path or 'the main graph'}: node {stuck.name or stuck.op_type!r} would have to "
-            f"wait for itself: {advice}"
+            f"depend on itself: {advice}"
         )
     return ordered
 
 
 def names_read(node: NodeProto) -> Iterator[str]:
-    """The values that a node takes, those that its bodies take from around them included."""
+    """The values that a node takes, those that its subgraphs take from around them included."""
     yield from filter(None, node.input)
     yield from names_by_attribute(node)
     for _, graph in graphs_in(node):

@@ -1,6 +1,6 @@
-"""The bodies of nodes in a model, and for each value in them its maker, its readers, its type.
+"""The graphs and functions of a model, with producer, consumers and type of each value.
 
-The nodes of a model live in several bodies: the main graph, the graphs nested in nodes such as
+The nodes of a model live in several graphs: the main graph, the graphs nested in nodes such as
 If and Loop, local functions, and the graphs of `training_info`. Scoping follows the ONNX IR
 specification (https://onnx.ai/onnx/repo-docs/IR.html): a nested graph sees the names of the
 graphs around it, a function sees only its inputs, and a graph of `training_info` sees the main
@@ -24,8 +24,8 @@ from onnx import (
 )
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.graph.bodies import attributed, graphs_in, names_by_attribute
 from onnx_clip_pass.graph.inference import infer_types
+from onnx_clip_pass.graph.subgraphs import attributed, graphs_in, names_by_attribute
 from onnx_clip_pass.graph.types import TensorType
 from onnx_clip_pass.graph.versions import assume_versions, versions_of
 
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 OUTPUT = -1
-"""The node number of a `Read` by which a body hands a value out."""
+"""The node number of a `Read` by which a value is a graph output."""
 BY_NAME = -1
 """The slot of a `Read` by a string attribute (the Gradient operator names tensors so)."""
 
@@ -47,7 +47,7 @@ _UNKNOWN = TensorType()
 
 
 class Read(NamedTuple):
-    """One place where a value is read: input number `slot` of node number `node` of `scope`."""
+    """One read of a value: input number `slot` of node number `node` of `scope`."""
 
     scope: Scope
     node: int
@@ -56,18 +56,18 @@ class Read(NamedTuple):
 
 @dataclass(eq=False, slots=True, repr=False)
 class Scope:
-    """One body of nodes; `path` says where it is, and is empty for the main graph.
+    """One graph, subgraph or function; `path` says where it is, and is empty for the main graph.
 
     `at` is its place among the scopes of its index. `number` is that of the node of `outer` in
     which it is, OUTPUT if it is in none; `key` is what it is called there.
 
     What is asked for of every node of a large graph is taken out of protobuf once: `takes` are the
     inputs of each node, `by_op` the numbers of the nodes of each op type, `attributed` those of the
-    nodes that have attributes, `special` those of the nodes that run a body (an If, a call) or name
-    tensors in attributes; `is_sorted` says whether each node stands behind those whose values it
-    takes. `input_slots` and `handed_out` are the first slots of inputs and outputs by name, `reads`
-    the reads of this very scope of its own values, see `_packed`. Equal names are one
-    object, and so are equal types (`alike`).
+    nodes that have attributes, `special` those of the nodes that run a subgraph or function (an If,
+    a call) or name tensors in attributes; `is_sorted` says whether each node comes after those
+    whose values it takes. `input_slots` and `output_slots` are the first slots of inputs and
+    outputs by name, `reads` the reads of this very scope of its own values, see `_packed`. Equal
+    names are one object, and so are equal types (`alike`).
     """
 
     proto: GraphProto | FunctionProto
@@ -84,13 +84,13 @@ class Scope:
     producers: dict[str, tuple[int, int]] = field(default_factory=dict)
     initializers: dict[str, TensorProto] = field(default_factory=dict)
     types: dict[str, TensorType | TypeProto | None] = field(default_factory=dict)
-    bodies: dict[int, dict[str, Scope]] = field(default_factory=dict)
+    subgraphs: dict[int, dict[str, Scope]] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
     takes: list[tuple[str, ...]] = field(default_factory=list)
     by_op: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     special: set[int] = field(default_factory=set)
     input_slots: dict[str, int] = field(default_factory=dict)
-    handed_out: dict[str, int] = field(default_factory=dict)
+    output_slots: dict[str, int] = field(default_factory=dict)
     reads: dict[str, int | list[int]] = field(default_factory=dict)
     alike: dict[TensorType, TensorType] = field(default_factory=dict)
     is_sorted: bool = True
@@ -112,7 +112,7 @@ class Scope:
         return scope
 
     def number_in(self, outer: Scope) -> int:
-        """The number of the node of `outer` in which this body is, at whatever depth, see above."""
+        """The number of the node of `outer` in which this graph is, at any depth, see above."""
         inner = self
         while inner.outer is not None and inner.outer is not outer:
             inner = inner.outer
@@ -168,8 +168,8 @@ class Index:
             key = (function.domain, function.name, getattr(function, "overload", ""))
             self.functions[key] = self._add_function(function, opsets)
         self._mark_special()
-        bodies = [(scope.opsets, scope.nodes) for scope in self.scopes]
-        self.assumed = assume_versions(bodies, self.main.opset, model.ir_version)
+        graphs = [(scope.opsets, scope.nodes) for scope in self.scopes]
+        self.assumed = assume_versions(graphs, self.main.opset, model.ir_version)
         self._texts.clear()
         self._readers = self._index_readers()
         self._inferred: dict[str, dict[str, TensorType]] | None = None
@@ -280,7 +280,7 @@ class Index:
         scope.outputs[:] = [one(name, name) for name in scope.outputs]
         scope.names.update(scope.inputs)
         scope.input_slots = _slots(scope.inputs)
-        scope.handed_out = _slots(scope.outputs)
+        scope.output_slots = _slots(scope.outputs)
         proto = scope.proto
         declared = [*getattr(proto, "value_info", ())]
         if isinstance(proto, GraphProto):
@@ -299,9 +299,9 @@ class Index:
             scope.by_op[node.op_type].append(number)
             for key, graph in graphs_in(node) if number in scope.attributed else ():
                 path = f"{scope.path}/{node.op_type}[{number}].{key}".lstrip("/")
-                body = self._add_graph(graph, path, scope, scope.opsets, depth + 1)
-                body.number, body.key = number, key
-                scope.bodies.setdefault(number, {})[key] = body
+                subgraph = self._add_graph(graph, path, scope, scope.opsets, depth + 1)
+                subgraph.number, subgraph.key = number, key
+                scope.subgraphs.setdefault(number, {})[key] = subgraph
                 scope.special.add(number)
         scope.names.update(scope.producers)
 

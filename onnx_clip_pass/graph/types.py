@@ -60,7 +60,7 @@ class TensorType(NamedTuple):
         return self.dtype in FLOATING or self.dtype == TensorProto.UNDEFINED
 
     @property
-    def is_single(self) -> bool:
+    def is_scalar_like(self) -> bool:
         """True if the shape is known and holds exactly one element."""
         return self.shape is not None and all(d == 1 for d in self.shape)
 

@@ -51,8 +51,10 @@ def uses(
                 if by_any_slot or read.slot == 0:
                     further = [Value(frame, name) for name in node.output[:1]]
             elif flow.index.function_of(node) is not None:
-                (_, body), *_ = flow.bodies(frame, read.node, node)
-                further = [Value(body, name) for name in body.scope.inputs[read.slot :][:1]]
+                (_, inner_frame), *_ = flow.inner_frames(frame, read.node, node)
+                further = [
+                    Value(inner_frame, name) for name in inner_frame.scope.inputs[read.slot :][:1]
+                ]
             else:
                 yield Use(frame, node, read.slot)
             todo += [each for each in further if each not in seen]

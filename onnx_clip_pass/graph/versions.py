@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from onnx import FunctionProto, ModelProto, NodeProto, OperatorSetIdProto, helper
 
-from onnx_clip_pass.graph.bodies import Body, graphs_in, outermost
+from onnx_clip_pass.graph.subgraphs import GraphOrFunction, graphs_in, outermost
 
 __all__ = [
     "assume_versions",
@@ -34,12 +34,12 @@ def is_of_default_set(node: NodeProto) -> bool:
 
 
 def assume_versions(
-    bodies: Iterable[tuple[dict[str, int], Sequence[NodeProto]]], version: int | None, ir: int
+    graphs: Iterable[tuple[dict[str, int], Sequence[NodeProto]]], version: int | None, ir: int
 ) -> set[int]:
-    """Give a version to bodies that import no default operator set, where no node is of it.
+    """Give a version to graphs that import no default operator set, where no node is of it.
 
     Args:
-        bodies: the imports of each, which several may share, and its nodes.
+        graphs: the imports of each, which several may share, and its nodes.
         version: that the main graph imports, None if it imports none.
         ir: the IR version; the newest version that came with it or before it will do.
 
@@ -47,7 +47,7 @@ def assume_versions(
         The ids of the imports that have one now.
     """
     missing: dict[int, list[tuple[dict[str, int], Sequence[NodeProto]]]] = {}
-    for imports, nodes in bodies:
+    for imports, nodes in graphs:
         if "" not in imports:
             missing.setdefault(id(imports), []).append((imports, nodes))
     known = [row[2] for row in helper.VERSION_TABLE if row[1] <= ir]
@@ -72,10 +72,10 @@ def take_back_imports(model: ModelProto, importers: Collection[tuple[str, ...]])
     for owner in owners:
         if importer_of(owner) not in importers:
             continue
-        bodies: list[Body] = [owner] if isinstance(owner, FunctionProto) else []
+        graphs: list[GraphOrFunction] = [owner] if isinstance(owner, FunctionProto) else []
         if isinstance(owner, ModelProto):  # functions without imports have those of the model
-            bodies = [body for body in outermost(model) if not getattr(body, "opset_import", ())]
-        nodes = [node for body in bodies for node in body.node]
+            graphs = [graph for graph in outermost(model) if not getattr(graph, "opset_import", ())]
+        nodes = [node for graph in graphs for node in graph.node]
         for node in nodes:  # grows while it is read
             nodes += [inner for _, graph in graphs_in(node) for inner in graph.node]
         if any(is_of_default_set(node) for node in nodes):

@@ -4,8 +4,8 @@ Exports from PyTorch and JAX call their gradients `t_9` or `reducesum_out_7`, so
 helps. Here the model is run instead. `search` moves each parameter, compares the slope of the loss
 with what every value of its shape says of it, and lets `trial` try what fits, all parameters at
 once; `pairing` states the answer to every doubtful case. Where candidates are known, `deciding`
-asks for these alone. `bench` and `copies` run what must be run; in double precision as far as ONNX
-Runtime has the kernels, with what hides differences (zeros, rates of one) turned.
+asks for these alone. `harness` and `copies` run what must be run; in double precision as far as
+ONNX Runtime has the kernels, with what hides differences (zeros, rates of one) changed.
 
 What is probed are the float inputs and initializers that the loss depends on and that
 `gradients.roles` takes for parameters; `data` adds others by name. Values and parameters are those
@@ -27,13 +27,13 @@ from onnx import ModelProto
 from onnx_clip_pass.arguments import check_flags, check_path
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients.found import Gradient
-from onnx_clip_pass.probe.bench import Bench
-from onnx_clip_pass.probe.opening import open_bench
+from onnx_clip_pass.probe.harness import Harness
+from onnx_clip_pass.probe.opening import open_harness
 from onnx_clip_pass.probe.pairing import Undecided
 from onnx_clip_pass.probe.search import Probing, Search
 from onnx_clip_pass.runtime import Provider
 
-__all__ = ["Bench", "Probing", "Undecided", "probe", "probe_gradients"]
+__all__ = ["Harness", "Probing", "Undecided", "probe", "probe_gradients"]
 
 _MOST_BYTES = 1 << 30
 
@@ -69,8 +69,8 @@ def probe_gradients(
 
     Raises:
         OnnxClipError: the model cannot be read or does not run, the loss is not clear, not scalar,
-            not finite or not the same in two runs, or an argument is of another kind or names what
-            is not there.
+            not finite or not the same in two runs, or an argument is of the wrong type or names
+            what is not there.
 
     Example:
         found = probe_gradients("model.onnx", feeds={"x": x, "t": t}, loss="mse_loss")
@@ -113,5 +113,5 @@ def probe(
         except Exception as error:  # protobuf, onnx and the system have many ways to refuse
             raise OnnxClipError(f"cannot read the model {str(folder)!r}: {error}") from error
     with np.errstate(all="ignore"):
-        bench = open_bench(model, feeds, loss, dims, seed, provider, data=tuple(data))
-        return Search(bench, inner, most_bytes, progress).result()
+        harness = open_harness(model, feeds, loss, dims, seed, provider, data=tuple(data))
+        return Search(harness, inner, most_bytes, progress).result()

@@ -132,10 +132,10 @@ def _widen_graph(graph: GraphProto, single: Collection[str], dtypes: Mapping[str
 
 
 def _widen_nodes(
-    body: GraphProto | FunctionProto, single: Collection[str], dtypes: Mapping[str, int]
+    graph: GraphProto | FunctionProto, single: Collection[str], dtypes: Mapping[str, int]
 ) -> None:
     nodes: list[NodeProto] = []
-    for node in body.node:
+    for node in graph.node:
         if is_erf(node) and not {"Erf", "Gelu"}.isdisjoint(single):
             del node.attribute[:]
             node.domain = DOMAIN
@@ -149,10 +149,10 @@ def _widen_nodes(
         else:
             _widen_node(node, single, dtypes)
             nodes.append(node)
-    if len(nodes) > len(body.node):
+    if len(nodes) > len(graph.node):
         kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-        del body.node[:]
-        body.node.extend(kept)
+        del graph.node[:]
+        graph.node.extend(kept)
 
 
 def _between_casts(

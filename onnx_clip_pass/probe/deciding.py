@@ -16,7 +16,7 @@ they differ most, with a random one beside it, which shows what no candidate hol
 
 States that are zero (moments at the first step) and scalar inputs (rates, seeds) are changed
 before candidates are read, since at zero or one they hide what is computed from them. Parameters
-are moved a little for the same reason; see `Bench.point`.
+are moved a little for the same reason; see `Harness.point`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.probe.bench import Bench
-from onnx_clip_pass.probe.opening import open_bench
+from onnx_clip_pass.probe.harness import Harness
+from onnx_clip_pass.probe.opening import open_harness
 from onnx_clip_pass.probe.trial import Decision, SlopeCheck, Trial
 from onnx_clip_pass.record import strip_if_clipped
 from onnx_clip_pass.runtime import Provider
@@ -67,9 +67,9 @@ def decide(
     """
     wanted = list(dict.fromkeys(name for names in questions.values() for name in names))
     with np.errstate(all="ignore"):
-        bench = _open(model, questions, wanted, feeds, loss, dims, seed, provider)
-        trial = Trial(bench, seed, by_knobs=True)
-        trial.solve(trial.ask(questions, bench.point(1)))
+        harness = _open(model, questions, wanted, feeds, loss, dims, seed, provider)
+        trial = Trial(harness, seed, by_scalars=True)
+        trial.solve(trial.ask(questions, harness.point(1)))
         trial.agree()
     return {parameter: trial.decisions[parameter] for parameter in questions}
 
@@ -104,10 +104,10 @@ def check_slopes(
     checks: dict[str, SlopeCheck] = {}
     with np.errstate(all="ignore"):
         parameters = list(gradients.values())
-        bench = _open(model, parameters, list(gradients), feeds, loss, dims, seed, provider)
+        harness = _open(model, parameters, list(gradients), feeds, loss, dims, seed, provider)
         for pairs in _once_each(gradients):
-            trial = Trial(bench, seed)
-            asked = trial.ask({p: [name] for name, p in pairs.items()}, bench.point(2), 2)
+            trial = Trial(harness, seed)
+            asked = trial.ask({p: [name] for name, p in pairs.items()}, harness.point(2), 2)
             checks |= {check.gradient: check for check in trial.check(asked)}
     nothing = {n: SlopeCheck(n, p, float("nan"), 0.0, float("inf")) for n, p in gradients.items()}
     return [checks.get(name, nothing[name]) for name in gradients]
@@ -132,12 +132,12 @@ def _open(
     dims: Mapping[str, int] | None,
     seed: int,
     provider: Provider,
-) -> Bench:
+) -> Harness:
     model = strip_if_clipped(model)
     made = {name for node in model.graph.node for name in node.output}
     if faults := [f"{name!r} is no value of the main graph" for name in wanted if name not in made]:
         raise OnnxClipError("these candidates cannot be read:", faults)
-    return open_bench(
+    return open_harness(
         model, feeds, loss, dims, seed, provider,
         data=tuple(parameters), only=True, later=wanted,
     )  # fmt: skip

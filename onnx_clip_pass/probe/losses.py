@@ -1,4 +1,4 @@
-"""Which value is the loss, told by types and by what depends on what."""
+"""The choice of the loss, by types and dependencies."""
 
 from __future__ import annotations
 

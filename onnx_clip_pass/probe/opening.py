@@ -1,4 +1,4 @@
-"""Opening a model for probing: its loss, its feeds, and the bench on which it is run."""
+"""Opening a model for probing: its loss, its feeds, and the harness in which it is run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnx_clip_pass.graph import Index
-from onnx_clip_pass.probe.bench import Bench
+from onnx_clip_pass.probe.harness import Harness
 from onnx_clip_pass.probe.losses import find_loss
 from onnx_clip_pass.record import strip_if_clipped
 from onnx_clip_pass.runtime import Provider, check_run, make_feeds
 
-__all__ = ["open_bench"]
+__all__ = ["open_harness"]
 
 
-def open_bench(
+def open_harness(
     model: ModelProto,
     feeds: Mapping[str, NDArray[Any]] | None,
     loss: str | None,
@@ -29,8 +29,8 @@ def open_bench(
     data: Collection[str] = (),
     only: bool = False,
     later: Collection[str] = (),
-) -> Bench:
-    """A model on the bench, as it was before it was clipped; see `probe` for the arguments.
+) -> Harness:
+    """A model in the harness, as it was before it was clipped; see `probe` for the arguments.
 
     With `only` the parameters are `data` alone; `later` is what the loss cannot depend on.
 
@@ -43,11 +43,11 @@ def open_bench(
     fed = make_feeds(model, given=feeds, dims=_one_seed(model) | dict(dims or {}), seed=seed)
     index = Index(model)
     name = find_loss(model, index, fed, provider, loss, data if only else (), later)
-    bench = Bench(model, fed, name, provider, tuple(data), seed, only)
-    for knob in bench.knobs:
-        if knob not in (feeds or {}):  # a made-up seed could be negative
-            fed[knob] = np.ones_like(fed[knob])
-    return bench
+    harness = Harness(model, fed, name, provider, tuple(data), seed, only)
+    for scalar in harness.scalars:
+        if scalar not in (feeds or {}):  # a made-up seed could be negative
+            fed[scalar] = np.ones_like(fed[scalar])
+    return harness
 
 
 def _one_seed(model: ModelProto) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Which value is the gradient of which parameter, where slopes alone leave a choice.
+"""The pairs of parameter and gradient, where slopes alone leave a choice.
 
 The answer to each doubtful case:
 
@@ -56,11 +56,11 @@ class Fit:
 
 
 Before = Callable[[str, str], bool | None]
-"""Whether a value is computed from another; None if a way leads through a clip."""
+"""True if a value is computed from another; None if a way leads through a clip."""
 
 
 def layouts(value: tuple[int, ...], parameter: tuple[int, ...]) -> Iterable[str]:
-    """How a value of one shape can be the gradient of a parameter of the other."""
+    """The layouts in which a value of one shape can be the gradient of a parameter of the other."""
     if value == parameter:
         yield ""
     if len(value) == 2 and value == parameter[::-1]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.found import Gradient, Parameter
 from onnx_clip_pass.graph import Shape, TensorType
-from onnx_clip_pass.probe.bench import Bench, is_float
+from onnx_clip_pass.probe.harness import Harness, is_float
 from onnx_clip_pass.probe.losses import type_of
 from onnx_clip_pass.probe.pairing import Fit, Undecided, by_factor, laid_out, layouts, settle
 from onnx_clip_pass.probe.slopes import Arrays, Point, Slope, length_of, quick_slope, slope_along
@@ -32,7 +32,7 @@ _CLIPS = {"Clip", "Max", "Min", "Where"}
 
 @dataclass(frozen=True, slots=True)
 class Probing:
-    """What probing found: gradients, parameters left without one and why, and the loss it used."""
+    """The result of probing: gradients, parameters without one and why, and the loss it used."""
 
     gradients: tuple[Gradient, ...]
     undecided: tuple[Undecided, ...]
@@ -40,7 +40,7 @@ class Probing:
 
 
 class _Said(NamedTuple):
-    """What a value says of the slope along a mixture, and how much its rounding may do to that."""
+    """The slope along a mixture by a value, and the share of its rounding in that."""
 
     value: str
     layout: str
@@ -49,7 +49,7 @@ class _Said(NamedTuple):
 
 
 class _Measured(NamedTuple):
-    """What the values say of a parameter, and the slope that was measured."""
+    """The slopes by the values of a parameter, and the one that was measured."""
 
     says: list[_Said]
     slope: Slope
@@ -66,7 +66,7 @@ class _Measured(NamedTuple):
 class Search:
     """One run of probing: measure, compare, try, settle."""
 
-    bench: Bench
+    harness: Harness
     inner: bool
     most_bytes: int
     progress: Callable[[int, int], None] | None
@@ -74,55 +74,55 @@ class Search:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _feeds: Arrays = field(init=False)
     _here: float = field(init=False)
-    _turned: Point = field(init=False)
+    _varied: Point = field(init=False)
 
     def result(self) -> Probing:
-        bench = self.bench
-        self._feeds, self._turned = bench.point(2).feeds, bench.point(1)
-        self._here = bench.loss_at(self._feeds)
-        for name, why in bench.left_out.items():
+        harness = self.harness
+        self._feeds, self._varied = harness.point(2).feeds, harness.point(1)
+        self._here = harness.loss_at(self._feeds)
+        for name, why in harness.left_out.items():
             self.undecided[name] = Undecided(name, f"taken for data ({why})", is_data=True)
         names = self._candidates(inner=self.inner)
         wanted = []
-        for name, array in bench.parameters.items():
+        for name, array in harness.parameters.items():
             if any(_can_fit(shape, array.shape) for shape in names.values()):
                 wanted.append(name)
-            elif name not in bench.index.main.initializers:
+            elif name not in harness.index.main.initializers:
                 self._leave(name, f"no value has its shape{self._further}")
         measured = self._measure(names, wanted, 1)
         exact = {name: found for name, each in measured.items() if (found := _exact(each))}
         chosen = self._tried(exact) if exact else self._by_factor(names, list(measured))
         pairs = settle(chosen, self._before, list(names))
         for name, each in measured.items():
-            is_number = name in bench.index.main.initializers and self._at(name).size == 1
+            is_number = name in harness.index.main.initializers and self._at(name).size == 1
             if not (is_number or name in self.undecided or name in chosen):
                 noisy = "its slopes are too noisy to compare: the loss has kinks, or too few digits"
                 none = f"no value fits its slopes{self._further}"
                 self._leave(name, noisy if each.is_noisy else none)
         gradients = [self._gradient(fit, parameter, remark) for fit, parameter, remark in pairs]
-        places = bench.index.main.producers
+        places = harness.index.main.producers
         gradients.sort(key=lambda g: places.get(g.name, (-1, 0)))
-        return Probing(tuple(gradients), tuple(self.undecided.values()), bench.loss)
+        return Probing(tuple(gradients), tuple(self.undecided.values()), harness.loss)
 
     def _leave(self, parameter: str, reason: str) -> None:
         self.undecided.setdefault(parameter, Undecided(parameter, reason))
 
     def _at(self, parameter: str) -> NDArray[Any]:
-        return self.bench.parameters[parameter]
+        return self.harness.parameters[parameter]
 
     @property
     def _further(self) -> str:
-        """Where else a gradient may be that is not among the outputs."""
+        """The other places of a gradient that is not among the outputs."""
         return "" if self.inner else "; inner=True (--inner) looks inside the graph too"
 
     # -- measuring -----------------------------------------------------------------------------
 
     def _candidates(self, *, inner: bool) -> dict[str, Shape | None]:
         """Values that may be gradients, with their shapes as far as known; outputs first."""
-        index = self.bench.index
-        outputs = [output.name for output in self.bench.model.graph.output]
+        index = self.harness.index
+        outputs = [output.name for output in self.harness.model.graph.output]
         # to clip what the loss is computed from would change it
-        never = {*self.bench.ancestors(self.bench.loss), *self.bench.from_states}
+        never = {*self.harness.ancestors(self.harness.loss), *self.harness.from_states}
         found = {}
         for name in [*outputs, *(index.main.producers if inner else ())]:
             kind = type_of(index, name)
@@ -175,12 +175,12 @@ class Search:
 
     def _slope(self, says: list[_Said], move: Arrays) -> _Measured:
         """The slope by one run if a value foretells it, else by as many as it takes."""
-        bench = self.bench
+        harness = self.harness
         found = _Measured(
-            says, quick_slope(bench.loss_at, self._feeds, move, bench.noise, self._here)
+            says, quick_slope(harness.loss_at, self._feeds, move, harness.noise, self._here)
         )
         if found.is_noisy or not any(found.fits(said) for said in says):
-            slope = slope_along(bench.loss_at, self._feeds, move, bench.noise)
+            slope = slope_along(harness.loss_at, self._feeds, move, harness.noise)
             found = _Measured(says, slope)
         return found
 
@@ -201,7 +201,7 @@ class Search:
 
     def _values(self, batches: list[list[str]]) -> Iterator[Arrays]:
         for batch in batches:
-            ((_, values),) = self.bench.values(batch, [self._turned])
+            ((_, values),) = self.harness.values(batch, [self._varied])
             yield {name: array for name, array in values.items() if is_float(array)}
 
     def _matching(
@@ -222,9 +222,9 @@ class Search:
 
     def _tried(self, exact: Mapping[str, list[Fit]]) -> dict[str, list[Fit]]:
         """Of the values that fit each parameter those that go on doing so, being equal."""
-        trial = Trial(self.bench, self.bench.seed)
+        trial = Trial(self.harness, self.harness.seed)
         questions = {name: [fit.value for fit in found] for name, found in exact.items()}
-        trial.solve(trial.ask(questions, self._turned))
+        trial.solve(trial.ask(questions, self._varied))
         chosen = {}
         for name, found in exact.items():
             decision = trial.decisions[name]
@@ -250,8 +250,10 @@ class Search:
             for name in two[0]
             if name in two[1]
         }
-        sizes = {size for array in self.bench.feeds.values() for size in (array.size, *array.shape)}
-        known = [value for value in self._turned.knobs.values() if value > 0]
+        sizes = {
+            size for array in self.harness.feeds.values() for size in (array.size, *array.shape)
+        }
+        known = [value for value in self._varied.scalars.values() if value > 0]
         known += [each for size in sizes if size > 1 for each in (size, 1 / size)]
         chosen, doubts = by_factor(fits, self._before, set(names), known)
         for doubt in doubts:
@@ -260,10 +262,10 @@ class Search:
 
     def _before(self, earlier: str, later: str) -> bool | None:
         """Return whether `later` is computed from `earlier`; None if a way leads through a clip."""
-        ancestors = self.bench.ancestors
+        ancestors = self.harness.ancestors
         if earlier not in ancestors(later):
             return False
-        main = self.bench.index.main
+        main = self.harness.index.main
         clips = (
             name
             for name in ancestors(later) - {earlier}
@@ -272,19 +274,19 @@ class Search:
         return None if any(earlier in ancestors(name) for name in clips) else True
 
     def _gradient(self, fit: Fit, parameter: str, remark: str) -> Gradient:
-        bench, name = self.bench, fit.value
-        value, known = type_of(bench.index, name), type_of(bench.index, parameter)
+        harness, name = self.harness, fit.value
+        value, known = type_of(harness.index, name), type_of(harness.index, parameter)
         array = self._at(parameter)
-        evidence = [f"slopes of {bench.loss} by {parameter} agree within {fit.error:.1g}"]
+        evidence = [f"slopes of {harness.loss} by {parameter} agree within {fit.error:.1g}"]
         if fit.layout in ("transposed", "reshaped"):
             evidence.append(fit.layout)
         if fit.factor != 1:
-            knobs = [
-                (bench.feeds[knob].item(), f", scaled by input {knob!r}")
-                for knob, turned in self._turned.knobs.items()
-                if abs(fit.factor - turned) <= 1e-3 * abs(turned)
+            scalars = [
+                (harness.feeds[scalar].item(), f", scaled by input {scalar!r}")
+                for scalar, varied in self._varied.scalars.items()
+                if abs(fit.factor - varied) <= 1e-3 * abs(varied)
             ]
-            factor, why = (*knobs, (fit.factor, ""))[0]
+            factor, why = (*scalars, (fit.factor, ""))[0]
             evidence.append(f"times {factor:.6g}{why}")
         evidence += [remark] if remark else []
         shape = known.shape if known.shape is not None else array.shape

@@ -33,7 +33,7 @@ class Point:
 
     number: int
     feeds: Arrays
-    knobs: Mapping[str, float] = field(default_factory=dict)
+    scalars: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def quick_slope(loss: Loss, feeds: Arrays, move: Arrays, noise: float, here: flo
 
 
 def noise_of(loss: Loss, feeds: Arrays, moved: Iterable[str]) -> float:
-    """How far rounding takes the loss from a smooth one, in the unit of the loss."""
+    """The distance of the loss from a smooth one by rounding, in the unit of the loss."""
     rng, here = np.random.default_rng(0), loss(feeds)
     names = [name for name in moved if feeds[name].dtype == np.float64]
     if not names:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.probe.bench import Bench, is_float
+from onnx_clip_pass.probe.harness import Harness, is_float
 from onnx_clip_pass.probe.pairing import laid_out, layouts
 from onnx_clip_pass.probe.slopes import Arrays, Point, length_of, slope_along
 
@@ -46,7 +46,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class SlopeCheck:
-    """How a value compares with the slopes of the loss by a parameter.
+    """The comparison of a value with the slopes of the loss by a parameter.
 
     The value is `factor` times the slope along itself; `orthogonal` estimates what the slopes
     have beside it, as a part of the slope along it, and is 0 where noise could make it.
@@ -82,22 +82,22 @@ class _Asked:
         return flat[max(place, -len(flat)) if place < 0 else min(place, len(flat) - 1)]
 
     def may_be(self, group: int, scale: _Scale) -> bool:
-        """Whether a candidate may have a factor: only the first of those that are parallel."""
+        """True if a candidate may have a factor: only the first of those that are parallel."""
         along = self.coords[group] / self.sizes[group]
         parallel = np.abs(self.coords[:group] @ along) / self.sizes[:group]
-        return not scale.knob or bool(np.all(np.abs(parallel - 1) > _FLAT))
+        return not scale.scalar or bool(np.all(np.abs(parallel - 1) > _FLAT))
 
 
 class _Scale(NamedTuple):
-    """A factor that gradients may have: 1, or that of an input, as it was turned and as fed."""
+    """A factor that gradients may have: 1, or that of an input, as it was changed and as fed."""
 
-    turned: float = 1.0
+    varied: float = 1.0
     fed: float = 1.0
-    knob: str = ""
+    scalar: str = ""
 
 
 def precision_of(array: NDArray[Any]) -> float:
-    """What rounding on the way may do to a gradient, as a part of it."""
+    """The share of rounding in a gradient, as a part of it."""
     return {8: 1e-6, 4: 3e-4}.get(array.dtype.itemsize, 0.03)
 
 
@@ -107,13 +107,13 @@ class Trial:
     `decisions` fills up; `equal` has all candidates that are equal to the one that is named.
     """
 
-    def __init__(self, bench: Bench, seed: int, *, by_knobs: bool = False) -> None:
-        self.bench = bench
+    def __init__(self, harness: Harness, seed: int, *, by_scalars: bool = False) -> None:
+        self.harness = harness
         self.decisions: dict[str, Decision] = {}
         self.equal: dict[str, list[str]] = {}
-        self._feeds = bench.point(2).feeds
+        self._feeds = harness.point(2).feeds
         self._rng = np.random.default_rng([seed, 17])
-        self._by_knobs = by_knobs
+        self._by_scalars = by_scalars
         self._scales = [_Scale()]
 
     # -- reading candidates --------------------------------------------------------------------
@@ -125,15 +125,15 @@ class Trial:
 
         What cannot be measured is decided, and not among what is returned.
         """
-        for name, turned in point.knobs.items() if self._by_knobs else ():
-            if (fed := self.bench.feeds[name].item()) > 0:
-                self._scales.append(_Scale(turned, fed, name))
-                self._scales.append(_Scale(1 / turned, 1 / fed, name))
+        for name, varied in point.scalars.items() if self._by_scalars else ():
+            if (fed := self.harness.feeds[name].item()) > 0:
+                self._scales.append(_Scale(varied, fed, name))
+                self._scales.append(_Scale(1 / varied, 1 / fed, name))
         values: Arrays = {}
         wanted = list(dict.fromkeys(name for names in questions.values() for name in names))
         for each in (point, Point(2, self._feeds)):
             with suppress(OnnxClipError):  # with rates that it was not made for
-                ((_, values),) = self.bench.values(wanted, [each])
+                ((_, values),) = self.harness.values(wanted, [each])
                 if all(np.all(np.isfinite(array)) for array in values.values() if is_float(array)):
                     break
         asked = [self._lay_out(name, found, values, beside) for name, found in questions.items()]
@@ -142,9 +142,9 @@ class Trial:
     def _lay_out(
         self, parameter: str, names: Sequence[str], values: Arrays, beside: int
     ) -> _Asked | None:
-        at = self.bench.parameters.get(parameter)
+        at = self.harness.parameters.get(parameter)
         if at is None:
-            self._leave(parameter, f"the loss {self.bench.loss!r} does not depend on it")
+            self._leave(parameter, f"the loss {self.harness.loss!r} does not depend on it")
             return None
         arrays: list[NDArray[np.float64]] = []
         groups: list[list[str]] = []
@@ -167,7 +167,7 @@ class Trial:
                     groups.append([name])
                     sizes.append(size)
         # a state that is zero hides what it is added to: the gradient is what does without it
-        for group in groups if self.bench.zeros else ():
+        for group in groups if self.harness.zeros else ():
             group[:] = [n for n in group if self._is_stateless(n)] or group
         if not arrays:
             reason = "no candidate has its size and is finite and other than zero"
@@ -186,7 +186,7 @@ class Trial:
         )
 
     def _is_stateless(self, name: str) -> bool:
-        return self.bench.zeros.isdisjoint(self.bench.ancestors(name))
+        return self.harness.zeros.isdisjoint(self.harness.ancestors(name))
 
     # -- deciding ------------------------------------------------------------------------------
 
@@ -205,14 +205,14 @@ class Trial:
         self, asked: Sequence[_Asked], mixtures: Iterable[Sequence[NDArray[np.float64]]]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The slopes along mixtures of the directions of each, and what they may be off."""
-        bench, found = self.bench, []
+        harness, found = self.harness, []
         enough = 0.1 * _norm(each.precision * each.length * np.median(each.sizes) for each in asked)
         for mixture in mixtures:
             move = {
                 each.parameter: sum(a * v for a, v in zip(own, each.directions, strict=True))
                 for each, own in zip(asked, mixture, strict=True)
             }
-            slope = slope_along(bench.loss_at, self._feeds, move, bench.noise, enough)
+            slope = slope_along(harness.loss_at, self._feeds, move, harness.noise, enough)
             found.append((slope.value, ERRORS * slope.error))
         slopes, errors = np.array(found).T
         return slopes, errors
@@ -242,19 +242,19 @@ class Trial:
             told = sum(add[group] for add, group in zip(adds, choice, strict=True))
             blur = _norm(each.precision * each.length * each.sizes[group] for each, group in chosen)
             for scale in self._scales:
-                allowed = errors + 2 * blur / scale.turned
-                if np.all(np.abs(told / scale.turned - slopes) <= allowed) and all(
+                allowed = errors + 2 * blur / scale.varied
+                if np.all(np.abs(told / scale.varied - slopes) <= allowed) and all(
                     each.may_be(group, scale) for each, group in chosen
                 ):
                     fitting.append((chosen, scale, allowed))
-        fitting = [each for each in fitting if not each[1].knob] or fitting
+        fitting = [each for each in fitting if not each[1].scalar] or fitting
         if len(fitting) != 1:
             return asked
         ((chosen, scale, allowed),) = fitting
         left = []
         for (each, group), add in zip(chosen, adds, strict=True):
-            stakes = np.abs(np.delete(add - add[group], group, axis=0)) / scale.turned
-            error = float(allowed.max() * scale.turned / (each.length * each.sizes[group]))
+            stakes = np.abs(np.delete(add - add[group], group, axis=0)) / scale.varied
+            error = float(allowed.max() * scale.varied / (each.length * each.sizes[group]))
             if error > NOISE or np.any(np.max(stakes / allowed, axis=1) < _CLEAR):
                 left.append(each)
             else:
@@ -263,7 +263,7 @@ class Trial:
 
     def _alone(self, each: _Asked) -> None:
         slopes, errors = self._along_each(each)
-        size, off, loss = _norm(slopes), _norm(errors), f"{self.bench.loss!r}"
+        size, off, loss = _norm(slopes), _norm(errors), f"{self.harness.loss!r}"
         if np.all(np.abs(slopes) <= errors):
             return self._leave(each.parameter, f"{loss} does not move with it beyond its noise")
         if not off <= NOISE * size:
@@ -271,15 +271,15 @@ class Trial:
         fitting, parallel = [], []
         for group, told in enumerate(each.coords):
             for scale in self._scales:
-                apart = np.abs(told / scale.turned - slopes)
-                blur = each.precision * each.sizes[group] / scale.turned
+                apart = np.abs(told / scale.varied - slopes)
+                blur = each.precision * each.sizes[group] / scale.varied
                 if np.all(apart <= errors + blur) and each.may_be(group, scale):
                     fitting.append((_norm(apart), group, scale))
             factor = float(told @ slopes / size**2)
             allowed = abs(factor) * errors + each.precision * each.sizes[group]
             if np.all(np.abs(told - factor * slopes) <= allowed):
                 parallel.append((group, factor))
-        fitting = sorted([fit for fit in fitting if not fit[2].knob] or fitting)
+        fitting = sorted([fit for fit in fitting if not fit[2].scalar] or fitting)
         if not fitting and len(parallel) == 1 and len(each.names) > 1 and parallel[0][1] > 0:
             ((group, factor),) = parallel  # the others point elsewhere, whatever scales them all
             return self._name(each, group, _Scale(factor, factor), off / size)
@@ -308,10 +308,12 @@ class Trial:
 
     def _name(self, each: _Asked, group: int, scale: _Scale, error: float) -> None:
         self.equal[each.parameter] = each.names[group]
-        name, loss = each.names[group][-1], self.bench.loss
+        name, loss = each.names[group][-1], self.harness.loss
         reason = f"the slope of {loss!r} along it is its own norm within {error:.1g}"
         if scale.fed != 1:
-            made = f"as input {scale.knob!r} makes it" if scale.knob else "others point elsewhere"
+            made = (
+                f"as input {scale.scalar!r} makes it" if scale.scalar else "others point elsewhere"
+            )
             size = f"{scale.fed:.6g} times the slope of {loss!r}"
             reason = f"it is {size}, {made}, within {error:.1g}"
         self.decisions[each.parameter] = Decision(each.parameter, name, scale.fed, error, reason)

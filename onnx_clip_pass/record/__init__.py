@@ -3,7 +3,7 @@
 The note is JSON under the key `onnx_clip_pass` of `ModelProto.metadata_props`. It says what was
 clipped, how and by which version, and names every node, initializer and declared value that was
 added and every name that was changed. All these names are new to the model, so that undoing is
-removing the ones and renaming the others, wherever in the model they stand. A digest over what
+removing the ones and renaming the others, wherever in the model they are. A digest over what
 was added, and over the note itself, tells whether another tool has changed either since.
 
 Anyone can write a note and its digest, so nothing in it is trusted: its form is checked as a whole

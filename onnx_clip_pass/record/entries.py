@@ -52,8 +52,10 @@ class ClipEntry:
     def to_json(self) -> dict[str, Any]:
         """Return it as one object, the settings of the clip beside the rest."""
         about = {"gradient": self.gradient, "parameter": self.parameter, "graph": self.graph}
-        steered = {} if self.threshold_input is None else {"threshold_input": self.threshold_input}
-        return {**about, **self.clip, **steered}
+        thresholds = (
+            {} if self.threshold_input is None else {"threshold_input": self.threshold_input}
+        )
+        return {**about, **self.clip, **thresholds}
 
 
 class Measure(NamedTuple):
@@ -100,10 +102,10 @@ class Record:
     are the gradients that the caller named, with the parameters given for them; None if gradients
     were searched for.
     `renamed` maps each changed name to what it was; `nodes`, `initializers`, `values`, `inputs` and
-    `outputs` are the names of what was added. `order` says of bodies (by their number in
-    `bodies_of` the model before) whose nodes had to move in which runs (first, count) of their old
-    numbers they stand now. `emitted` has the output, the quantity, the gradients and the group of
-    each output that hands out a measure. `imports` says what was given an import of the default
+    `outputs` are the names of what was added. `order` says of graphs (by their number in
+    `graphs_and_functions` the model before) whose nodes had to move in which runs (first, count) of
+    their old numbers they are now. `emitted` has the output, the quantity, the gradients and the
+    group of each output that is a metric. `imports` says what was given an import of the default
     operator set: a function by domain, name and overload, or the model, as an empty list.
 
     `answers` are the gradients that slopes of the loss decided for, by parameter; `optimizer_ops`

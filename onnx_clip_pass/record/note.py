@@ -17,7 +17,7 @@ __all__ = ["KEY", "OURS", "digest_of", "is_clipped", "read_record", "write_recor
 
 KEY = "onnx_clip_pass"
 OURS = "clip/"
-"""How the names of nodes, constants and values begin that a rewrite adds."""
+"""The beginning of the names of nodes, constants and values that a rewrite adds."""
 
 
 def write_record(

@@ -10,8 +10,8 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 from onnx_clip_pass.arguments import check_model
 from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.graph import (
-    Body,
-    bodies_of,
+    GraphOrFunction,
+    graphs_and_functions,
     graphs_in,
     outermost,
     rename_in_attributes,
@@ -78,23 +78,23 @@ def undo(model: ModelProto) -> Record | None:
         )
     nodes, initializers = set(record.nodes), set(record.initializers)
     order = dict(record.order)
-    bodies: list[tuple[Body, list[NodeProto]]] = []
+    graphs: list[tuple[GraphOrFunction, list[NodeProto]]] = []
     todo = outermost(model)
-    for number, body in enumerate(todo):  # grows while it is read
-        bodies.append((body, _nodes_before(body, nodes, order.get(number))))
-        todo += [graph for node in bodies[-1][1] for _, graph in graphs_in(node)]
+    for number, graph in enumerate(todo):  # grows while it is read
+        graphs.append((graph, _nodes_before(graph, nodes, order.get(number))))
+        todo += [graph for node in graphs[-1][1] for _, graph in graphs_in(node)]
     # other tools declare more than we did
     values = {*record.values, *initializers, *made} - {*record.renamed.values()}
-    for body, before in reversed(bodies):  # nested ones first: putting nodes back copies them
-        if len(before) < len(body.node):
-            del body.node[:]
-            body.node.extend(before)
-        _remove(getattr(body, "value_info", ()), values)
-        if isinstance(body, GraphProto):
-            for at in range(len(body.initializer) - 1, -1, -1):  # one by one: weights stay put
-                if body.initializer[at].name in initializers:
-                    del body.initializer[at]
-        _rename_back(body, record.renamed)
+    for graph, before in reversed(graphs):  # nested ones first: putting nodes back copies them
+        if len(before) < len(graph.node):
+            del graph.node[:]
+            graph.node.extend(before)
+        _remove(getattr(graph, "value_info", ()), values)
+        if isinstance(graph, GraphProto):
+            for at in range(len(graph.initializer) - 1, -1, -1):  # one by one: weights stay put
+                if graph.initializer[at].name in initializers:
+                    del graph.initializer[at]
+        _rename_back(graph, record.renamed)
     _remove(model.graph.input, set(record.inputs))
     _remove(model.graph.output, set(record.outputs))
     take_back_imports(model, {tuple(importer) for importer in record.imports})
@@ -107,8 +107,8 @@ def undo(model: ModelProto) -> Record | None:
 
 def _made_by(model: ModelProto, nodes: set[str]) -> set[str]:
     """The values that the nodes of these names make."""
-    bodies = bodies_of(model, but_in=nodes)
-    return {name for body in bodies for n in body.node if n.name in nodes for name in n.output}
+    graphs = graphs_and_functions(model, but_in=nodes)
+    return {name for graph in graphs for n in graph.node if n.name in nodes for name in n.output}
 
 
 def _forged(model: ModelProto, record: Record, made: set[str]) -> list[str]:
@@ -116,7 +116,7 @@ def _forged(model: ModelProto, record: Record, made: set[str]) -> list[str]:
 
     A digest proves nothing here, since whoever writes a record can write its digest as well.
     """
-    steered = {entry.threshold_input for entry in record.clips}
+    thresholds = {entry.threshold_input for entry in record.clips}
     measures = {measure.output for measure in record.emitted}
     results = {*made, *record.renamed}
     constants = {*record.initializers} - {*record.inputs}
@@ -124,7 +124,7 @@ def _forged(model: ModelProto, record: Record, made: set[str]) -> list[str]:
         *(("node", name) for name in record.nodes if not name.startswith(OURS)),
         *(("initializer", name) for name in constants if not name.startswith(OURS)),
         # an input has its default, and a clip that takes it
-        *(("input", n) for n in record.inputs if n not in {*record.initializers} & steered),
+        *(("input", n) for n in record.inputs if n not in {*record.initializers} & thresholds),
         *(("output", n) for n in record.outputs if n not in made or n not in measures),
         *(("value", name) for name in record.values if name not in results),
         # on one side of a clip there is what it makes
@@ -139,12 +139,12 @@ def _forged(model: ModelProto, record: Record, made: set[str]) -> list[str]:
     return [f"the {what} {name!r}" for what, name in own]
 
 
-def _nodes_before(body: Body, names: set[str], runs: Any) -> list[NodeProto]:
+def _nodes_before(graph: GraphOrFunction, names: set[str], runs: Any) -> list[NodeProto]:
     """The nodes but those of these names, in the order that they had.
 
     If another tool has added nodes or taken some away, they stay in the order in which they are.
     """
-    kept = [node for node in body.node if node.name not in names]
+    kept = [node for node in graph.node if node.name not in names]
     if runs is not None and sum(count for _, count in runs) == len(kept):
         numbers = [number for first, count in runs for number in range(first, first + count)]
         if sorted(numbers) == list(range(len(kept))):
@@ -160,8 +160,8 @@ def _remove(items: Any, names: set[str]) -> None:
         items.extend(kept)
 
 
-def _rename_back(body: Body, names: dict[str, str]) -> None:
-    for node in body.node:
+def _rename_back(graph: GraphOrFunction, names: dict[str, str]) -> None:
+    for node in graph.node:
         for ports in (node.input, node.output):
             for slot, name in enumerate(ports):
                 if name in names:
@@ -169,15 +169,15 @@ def _rename_back(body: Body, names: dict[str, str]) -> None:
         if node.op_type == "Gradient":
             for new, old in names.items():
                 rename_in_attributes(node, new, old)
-    if isinstance(body, FunctionProto):
-        for slot, name in enumerate(body.output):
+    if isinstance(graph, FunctionProto):
+        for slot, name in enumerate(graph.output):
             if name in names:
-                body.output[slot] = names[name]
+                graph.output[slot] = names[name]
         return
-    for value in body.output:
+    for value in graph.output:
         if value.name in names:
             value.name = names[value.name]
-    for tensor in body.initializer:
+    for tensor in graph.initializer:
         if tensor.name in names:
             tensor.name = names[tensor.name]
 
@@ -185,23 +185,23 @@ def _rename_back(body: Body, names: dict[str, str]) -> None:
 def _added_to(model: ModelProto, record: Record) -> Iterator[NodeProto | TensorProto]:
     """The nodes and initializers that the record names, as far as the model still has them."""
     nodes, initializers = set(record.nodes), set(record.initializers)
-    for body in bodies_of(model):
-        yield from (node for node in body.node if node.name in nodes)
-        if isinstance(body, GraphProto):
-            yield from (tensor for tensor in body.initializer if tensor.name in initializers)
+    for graph in graphs_and_functions(model):
+        yield from (node for node in graph.node if node.name in nodes)
+        if isinstance(graph, GraphProto):
+            yield from (tensor for tensor in graph.initializer if tensor.name in initializers)
 
 
 def _is_read_by_others(model: ModelProto, record: Record, made: set[str]) -> bool:
     """Return whether a node that was not added, or an output, takes what undoing would remove."""
-    nodes, handed_out = set(record.nodes), set(record.outputs)
+    nodes, outputs = set(record.nodes), set(record.outputs)
     read: set[str] = set()
-    for body in bodies_of(model, but_in=nodes):  # what is in an added node goes with it
-        for node in body.node:
+    for graph in graphs_and_functions(model, but_in=nodes):  # what is in an added node goes with it
+        for node in graph.node:
             if node.name not in nodes:
                 read.update(node.input)
-        if isinstance(body, GraphProto):
-            read.update(value.name for value in body.output if value.name not in handed_out)
+        if isinstance(graph, GraphProto):
+            read.update(value.name for value in graph.output if value.name not in outputs)
         else:
-            read.update(body.output)
+            read.update(graph.output)
     kept = {*record.renamed, *record.renamed.values()}
     return not read.isdisjoint({*record.initializers, *made} - kept)

@@ -71,7 +71,7 @@ def askable(
     """
     steps = Counter([*(question.name for question in questions), *found])
     return {
-        question.name: [value.name for value in sorted(question.candidates, key=_place)]
+        question.name: [value.name for value in sorted(question.candidates, key=_sort_key)]
         for question in questions
         if steps[question.name] == 1
         and question.candidates
@@ -83,7 +83,7 @@ def askable(
     }
 
 
-def _place(value: Value) -> tuple[int, int]:
+def _sort_key(value: Value) -> tuple[int, int]:
     return value.frame.scope.producers.get(value.name, (-1, 0))
 
 
@@ -91,7 +91,7 @@ NOT_ASKABLE = (
     "they can tell gradients of one step in the main graph, but not of several steps of one "
     "parameter, nor in nested graphs, nor without candidates"
 )
-"""Why nothing is run."""
+"""The reason why nothing is run."""
 
 
 def refuse(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onnx_clip_pass.clips import ParameterSite
-from onnx_clip_pass.gradients import Gradient, Sighting
+from onnx_clip_pass.gradients import FoundGradient, Gradient
 from onnx_clip_pass.graph import Editor, Read, Scope
-from onnx_clip_pass.rules import Choice
+from onnx_clip_pass.rules import ClipChoice
 
 __all__ = ["Edit"]
 
@@ -30,8 +30,8 @@ class Edit:
 
     scope: Scope
     name: str
-    choice: Choice
-    sightings: list[Sighting]
+    choice: ClipChoice
+    found_gradients: list[FoundGradient]
     raw_reads: list[Read]
     redirected: list[Read] | None = None
     site: ParameterSite | None = None
@@ -40,12 +40,14 @@ class Edit:
     @property
     def gradient(self) -> Gradient:
         """The gradient, as that of the first of its parameters."""
-        return self.sightings[0].gradient
+        return self.found_gradients[0].gradient
 
     @property
     def count(self) -> int:
         """Of how many parameters the value is the gradient."""
-        return len({sighting.gradient.parameter.name for sighting in self.sightings})
+        return len(
+            {found_gradient.gradient.parameter.name for found_gradient in self.found_gradients}
+        )
 
     @property
     def position(self) -> int:
@@ -64,5 +66,5 @@ class Edit:
             new = self.clipped or editor.fresh(f"clip/{name}/clipped")
             editor.redirect(self.redirected, name, new)
         if not self.clipped:
-            editor.declare(scope, new, self.sightings[0].type)
+            editor.declare(scope, new, self.found_gradients[0].type)
         return (new, name) if self.redirected is None else (name, new)

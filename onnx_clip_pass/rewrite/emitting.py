@@ -55,8 +55,10 @@ def emit(editor: Editor, plan: Plan) -> Made:
     """Put the planned clips in, and what is to be watched; the editor is used up."""
     settings, edits = plan.settings, plan.edits
     metrics, scale = settings.metrics, settings.thresholds.factor
-    chosen = [(sighting, edit.choice) for edit in edits for sighting in edit.sightings]
-    limits = ThresholdNodes(editor, settings.thresholds, chosen, settings.numerics)
+    assignments = [
+        (found_gradient, edit.choice) for edit in edits for found_gradient in edit.found_gradients
+    ]
+    limits = ThresholdNodes(editor, settings.thresholds, assignments, settings.numerics)
     streams = []
     for edit in edits:
         clip = edit.choice.clip
@@ -98,18 +100,18 @@ def _emit_together(
             stream.source, stream.target = source, target = stream.edit.open(editor)
             stream.renamed = source if target == stream.edit.name else target
     for stream, stage in members:
-        edit, sighting = stream.edit, stream.edit.sightings[0]
+        edit, found_gradient = stream.edit, stream.edit.found_gradients[0]
         name, is_last = edit.choice.threshold_input, stage == len(stream.formulas) - 1
         target = stream.target
         if not is_last:
             target = editor.fresh(f"clip/{edit.name}/stage {stage + 1}")
-            editor.declare(edit.scope, target, sighting.type)
+            editor.declare(edit.scope, target, found_gradient.type)
         emitter = Emitter(
             editor,
             edit.scope,
             edit.position,
-            sighting.gradient,
-            Tensor(stream.source, sighting.type.dtype, sighting.gradient.shape),
+            found_gradient.gradient,
+            Tensor(stream.source, found_gradient.type.dtype, found_gradient.gradient.shape),
             target,
             settings.numerics,
             limits=limits if name is not None or settings.thresholds.is_value else None,

@@ -93,7 +93,7 @@ def _decided(
     """The verdict of a run on the questions, as far as one may be run and can decide them."""
     if not picked.asked or decide is None or settings.metrics.measures_only:
         return Verdict({}, {})
-    found = {sighting.gradient.parameter.name for sighting in seen.found}
+    found = {found_gradient.gradient.parameter.name for found_gradient in seen.found}
     questions = askable(picked.asked, found, index.main)
     verdict = Verdict({}, {})
     if len(questions) == len(picked.asked) or (questions and settings.options["partial"]):
@@ -106,7 +106,7 @@ def _decided(
 def _left_open(picked: Selected, verdict: Verdict, settings: Settings) -> tuple[Uncovered, ...]:
     """The parameters whose gradients are not known, if that is accepted and others are."""
     uncovered = uncovered_of(picked.asked)
-    is_nothing_left = not any(choice for _, choice in picked.chosen)
+    is_nothing_left = not any(choice for _, choice in picked.assignments)
     is_accepted = settings.options["partial"] or settings.metrics.measures_only
     if uncovered and (is_nothing_left or not is_accepted):
         raise refuse(uncovered, verdict.reasons, is_all=is_nothing_left)

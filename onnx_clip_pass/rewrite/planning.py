@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from onnx_clip_pass.clips import Formula, Numerics, ParameterSite, scheduled, shared_norms
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.gradients import Sighting, Survey, unit_axes
+from onnx_clip_pass.gradients import FoundGradient, Survey, unit_axes
 from onnx_clip_pass.graph import BY_NAME, OUTPUT, Index, Read, Scope, Value
 from onnx_clip_pass.graph.dtypes import dtype_of
 from onnx_clip_pass.rewrite.coverage import accepted
@@ -15,10 +15,10 @@ from onnx_clip_pass.rewrite.edits import Edit
 from onnx_clip_pass.rewrite.finding import Finds
 from onnx_clip_pass.rewrite.metrics import MetricOutputs
 from onnx_clip_pass.rewrite.reporting import Clipped, notes_on, notes_on_coverage
-from onnx_clip_pass.rewrite.selecting import Chosen
+from onnx_clip_pass.rewrite.selecting import Assignments
 from onnx_clip_pass.rewrite.settings import Settings
 from onnx_clip_pass.rewrite.unrolled import unrolled_steps
-from onnx_clip_pass.rules import Choice
+from onnx_clip_pass.rules import ClipChoice
 
 __all__ = ["Plan", "plan"]
 
@@ -47,13 +47,15 @@ def plan(index: Index, found: Finds, settings: Settings, *, replaces: bool) -> P
     Raises:
         OnnxClipError: some gradient cannot be clipped; all reasons are named.
     """
-    seen, chosen = found.seen, found.selected.chosen
+    seen, assignments = found.seen, found.selected.assignments
     faults = settings.thresholds.faults(
-        index, [choice for _, choice in chosen if choice is not None]
+        index, [choice for _, choice in assignments if choice is not None]
     )
     edits: list[Edit] = []
-    backward = _backward_reads(index, seen, [sighting.value for sighting, _ in chosen])
-    for group in _by_value(chosen):
+    backward = _backward_reads(
+        index, seen, [found_gradient.value for found_gradient, _ in assignments]
+    )
+    for group in _by_value(assignments):
         own, wrong = _edits_of(index, seen, group, backward, settings)
         edits += own
         faults += wrong
@@ -70,29 +72,29 @@ def plan(index: Index, found: Finds, settings: Settings, *, replaces: bool) -> P
     steps = unrolled_steps(index, edits)
     apart = [(id(edit.scope), step) for edit, step in zip(edits, steps, strict=True)]
     schedule = scheduled([edit.choice.clip.formulas for edit in edits], apart)
-    warnings = found.selected.warnings + notes_on(seen, chosen) + found.notes
+    warnings = found.selected.warnings + notes_on(seen, assignments) + found.notes
     warnings += accepted(found.uncovered)
     warnings += notes_on_coverage(index, found.selected.bare, settings)
     rows = tuple(
-        Clipped(sighting.gradient, choice.clip, choice.rule)
+        Clipped(found_gradient.gradient, choice.clip, choice.rule)
         if choice is not None
-        else Clipped(sighting.gradient, None)
-        for sighting, choice in chosen
+        else Clipped(found_gradient.gradient, None)
+        for found_gradient, choice in assignments
     )
     return Plan(index, settings, found, rows, edits, schedule, warnings, replaces)
 
 
-def _by_value(chosen: Chosen) -> Iterable[Chosen]:
+def _by_value(assignments: Assignments) -> Iterable[Assignments]:
     """The gradients of several parameters together where they are one value."""
-    groups: dict[tuple[int, str], Chosen] = {}
-    for sighting, choice in chosen:
-        key = (id(sighting.value.frame.scope), sighting.value.name)
-        groups.setdefault(key, []).append((sighting, choice))
+    groups: dict[tuple[int, str], Assignments] = {}
+    for found_gradient, choice in assignments:
+        key = (id(found_gradient.value.frame.scope), found_gradient.value.name)
+        groups.setdefault(key, []).append((found_gradient, choice))
     return groups.values()
 
 
 def _edits_of(
-    index: Index, seen: Survey, group: Chosen, backward: set[Read], settings: Settings
+    index: Index, seen: Survey, group: Assignments, backward: set[Read], settings: Settings
 ) -> tuple[list[Edit], list[str]]:
     """The edits of one value, and its faults."""
     choices = {_meaning(choice): choice for _, choice in group}
@@ -118,12 +120,12 @@ def _edits_of(
 _Meaning = tuple[str, str | None] | None
 
 
-def _meaning(choice: Choice | None) -> _Meaning:
+def _meaning(choice: ClipChoice | None) -> _Meaning:
     """The effect of a choice, whichever rule makes it."""
     return None if choice is None else (repr(choice.clip), choice.threshold_input)
 
 
-def _does_nothing(choice: Choice, numerics: Numerics) -> bool:
+def _does_nothing(choice: ClipChoice, numerics: Numerics) -> bool:
     return (
         choice.clip.is_identity and choice.threshold_input is None and numerics.nonfinite != "zero"
     )
@@ -165,8 +167,8 @@ def _run(scope: Scope) -> str:
 
 def _parameter_site(index: Index, seen: Survey, edit: Edit) -> ParameterSite | str:
     """The place where the clip reads the parameter, or the reason that it cannot."""
-    sighting = edit.sightings[0]
-    parameter, gradient = sighting.parameter, sighting.gradient
+    found_gradient = edit.found_gradients[0]
+    parameter, gradient = found_gradient.parameter, found_gradient.gradient
     where = f"gradient {gradient.name!r}"
     if parameter is None:
         return (
@@ -189,7 +191,7 @@ def _parameter_site(index: Index, seen: Survey, edit: Edit) -> ParameterSite | s
             return f"{where}: {found}; say the axes that a unit reaches over (axes)"
         axes = found
     return ParameterSite(
-        parameter.name, dtype_of(seen.flow, parameter) or sighting.type.dtype, axes
+        parameter.name, dtype_of(seen.flow, parameter) or found_gradient.type.dtype, axes
     )
 
 
@@ -207,8 +209,10 @@ def _backward_reads(index: Index, seen: Survey, values: list[Value]) -> set[Read
     return reads
 
 
-def _faults(sighting: Sighting, choices: Iterable[Choice], settings: Settings) -> list[str]:
-    gradient, scope = sighting.gradient, sighting.value.frame.scope
+def _faults(
+    found_gradient: FoundGradient, choices: Iterable[ClipChoice], settings: Settings
+) -> list[str]:
+    gradient, scope = found_gradient.gradient, found_gradient.value.frame.scope
     where = f"gradient {gradient.name!r}" + (f" in {gradient.graph}" if gradient.graph else "")
     if scope.opset is None:
         return [f"{where}: its graph imports no version of the default operator set"]
@@ -218,8 +222,8 @@ def _faults(sighting: Sighting, choices: Iterable[Choice], settings: Settings) -
     return [f"{where}: {fault}" for fault in found if fault is not None]
 
 
-def _clips_nothing(sighting: Sighting) -> str:
-    gradient = sighting.gradient
+def _clips_nothing(found_gradient: FoundGradient) -> str:
+    gradient = found_gradient.gradient
     return (
         f"gradient {gradient.name!r}: other gradients are computed from all that reads it, so that "
         f"its clip would change nothing; name the value of which only the update of "
@@ -228,12 +232,16 @@ def _clips_nothing(sighting: Sighting) -> str:
 
 
 def _edits_for_all(
-    group: Chosen, choice: Choice, raw: list[Read], others: list[Read], metrics: MetricOutputs
+    group: Assignments,
+    choice: ClipChoice,
+    raw: list[Read],
+    others: list[Read],
+    metrics: MetricOutputs,
 ) -> tuple[list[Edit], list[str]]:
     """One edit for all that read the value, and what is at fault with it."""
-    sightings = [sighting for sighting, _ in group]
-    scope, name = sightings[0].value.frame.scope, sightings[0].value.name
-    edit, faults = Edit(scope, name, choice, sightings, raw), []
+    found_gradients = [found_gradient for found_gradient, _ in group]
+    scope, name = found_gradients[0].value.frame.scope, found_gradients[0].value.name
+    edit, faults = Edit(scope, name, choice, found_gradients, raw), []
     if metrics.measures_only:
         return [edit], []
     if name not in scope.producers and name in scope.input_slots:
@@ -249,18 +257,20 @@ def _edits_for_all(
 
 
 def _edits_for_some(
-    seen: Survey, group: Chosen, others: list[Read]
+    seen: Survey, group: Assignments, others: list[Read]
 ) -> tuple[list[Edit], list[str]]:
     """Edits for the reads of some of the parameters, and what is at fault with them."""
     faults = []
-    ways = [_way_to_sinks(seen, sighting) for sighting, _ in group]
+    ways = [_way_to_sinks(seen, found_gradient) for found_gradient, _ in group]
     redirected: dict[_Meaning, list[Read]] = {}
-    chosen = {_meaning(choice): choice for _, choice in group}
+    assignments = {_meaning(choice): choice for _, choice in group}
     for read in others:
         takers = [pair for pair, way in zip(group, ways, strict=True) if read in way] or group
         meanings = list(dict.fromkeys(_meaning(choice) for _, choice in takers))
         if len(meanings) > 1:
-            names = " and ".join(repr(sighting.gradient.parameter.name) for sighting, _ in group)
+            names = " and ".join(
+                repr(found_gradient.gradient.parameter.name) for found_gradient, _ in group
+            )
             place = "an output" if read.node == OUTPUT else "a node"
             faults.append(
                 f"gradient {group[0][0].value.name!r} belongs to the parameters {names}, which "
@@ -270,23 +280,25 @@ def _edits_for_some(
             redirected.setdefault(meanings[0], []).append(read)
     edits = []
     for meaning, reads in redirected.items():
-        sightings = [sighting for sighting, choice in group if _meaning(choice) == meaning]
-        choice, value = chosen[meaning], sightings[0].value
+        found_gradients = [
+            found_gradient for found_gradient, choice in group if _meaning(choice) == meaning
+        ]
+        choice, value = assignments[meaning], found_gradients[0].value
         assert choice is not None
-        edits.append(Edit(value.frame.scope, value.name, choice, sightings, [], reads))
+        edits.append(Edit(value.frame.scope, value.name, choice, found_gradients, [], reads))
     return edits, faults
 
 
-def _way_to_sinks(seen: Survey, sighting: Sighting) -> set[Read]:
-    """The reads by which a gradient gets to where its parameter's optimizer takes it up."""
+def _way_to_sinks(seen: Survey, found_gradient: FoundGradient) -> set[Read]:
+    """The reads by which a gradient gets to where its parameter's optimizer consumes it."""
     way: set[Read] = set()
-    for sink in sighting.sinks:
+    for sink in found_gradient.sinks:
         scope = sink.frame.scope
         way.add(Read(scope, sink.node, sink.slot))
         taken = seen.flow.resolve(sink.frame, scope.nodes[sink.node].input[sink.slot])
         if taken is not None:
             _, reads = seen.flow.ancestors(
-                [taken], lambda value: value == sighting.value, watched={sighting.value}
+                [taken], lambda value: value == found_gradient.value, watched={found_gradient.value}
             )
             way |= reads
     return way

@@ -28,13 +28,13 @@ def record_of(plan: Plan, made: Made) -> Record:
     settings = plan.settings
     entries = [
         ClipEntry(
-            sighting.gradient.name,
-            sighting.gradient.parameter.name,
-            sighting.gradient.graph,
+            found_gradient.gradient.name,
+            found_gradient.gradient.parameter.name,
+            found_gradient.gradient.graph,
             choice.clip.to_dict(),
             choice.threshold_input or None,
         )
-        for sighting, choice in plan.found.selected.chosen
+        for found_gradient, choice in plan.found.selected.assignments
         if choice is not None
     ]
     added = made.added

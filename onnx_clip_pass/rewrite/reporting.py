@@ -14,7 +14,7 @@ from onnx_clip_pass.graph import Index, TensorType
 from onnx_clip_pass.kernels import Need, missing
 from onnx_clip_pass.record import Uncovered
 from onnx_clip_pass.rewrite.metrics import Emitted
-from onnx_clip_pass.rewrite.selecting import Chosen
+from onnx_clip_pass.rewrite.selecting import Assignments
 from onnx_clip_pass.rewrite.settings import Settings
 
 __all__ = ["Clipped", "Report", "lacking_kernels", "notes_on", "notes_on_coverage"]
@@ -75,27 +75,30 @@ def lacking_kernels(used: Iterable[Used]) -> list[str]:
     return warnings
 
 
-def notes_on(seen: Survey, sightings: Chosen) -> list[str]:
+def notes_on(seen: Survey, found_gradients: Assignments) -> list[str]:
     """Warnings about the gradients, clipped or left alone."""
     warnings = []
-    if any(clip and seen.is_accumulated(sighting.value) for sighting, clip in sightings):
+    if any(
+        clip and seen.is_accumulated(found_gradient.value)
+        for found_gradient, clip in found_gradients
+    ):
         warnings.append(
             "accumulators follow the gradients: each micro-batch is clipped before it is added, "
             "not their sum"
         )
-    chosen = {sighting.gradient.name for sighting, clip in sightings if clip}
-    before = [f"{name!r} by {op}" for name, op in seen.clipped if name in chosen]
+    assignments = {found_gradient.gradient.name for found_gradient, clip in found_gradients if clip}
+    before = [f"{name!r} by {op}" for name, op in seen.clipped if name in assignments]
     before += [f"by nodes {op}" for op in clip_nodes(seen.flow.index)]
     if before:
         warnings.append(
             f"the graph clips already, {listed(before)}; the clip that is put in comes before that"
         )
-    dismissed = [s for s in seen.of_data if all(s is not taken for taken, _ in sightings)]
+    dismissed = [s for s in seen.of_data if all(s is not taken for taken, _ in found_gradients)]
     warnings += [
-        f"{sighting.gradient.name} is left alone as the gradient of data "
-        f"({sighting.gradient.evidence}); if that is wrong, name it in need_clip, with '*' for all "
-        f"the others"
-        for sighting in dismissed[:3]
+        f"{found_gradient.gradient.name} is left alone as the gradient of data "
+        f"({found_gradient.gradient.evidence}); if that is wrong, name it in need_clip, "
+        f"with '*' for all the others"
+        for found_gradient in dismissed[:3]
     ]
     if len(dismissed) > 3:
         warnings.append(f"so are {len(dismissed) - 3} more")

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 from onnx_clip_pass.clips import Chain, Clip, Formula
 from onnx_clip_pass.errors import OnnxClipError, shown
-from onnx_clip_pass.gradients import Gradient, Parameter, Question, Sighting, Survey
+from onnx_clip_pass.gradients import FoundGradient, Gradient, Parameter, Question, Survey
 from onnx_clip_pass.gradients.optimizer import SEQUENCE_SLOTS
 from onnx_clip_pass.graph import TensorType, Value
-from onnx_clip_pass.rules import Choice, Rule, Rules, assign
-from onnx_clip_pass.selection import Chooser, by_id, select
+from onnx_clip_pass.rules import ClipChoice, Rule, Rules, assign
+from onnx_clip_pass.selection import PatternMatcher, by_id, select
 
 __all__ = [
-    "Chosen",
+    "Assignments",
     "GradientNames",
     "Selected",
     "as_clips",
@@ -27,7 +27,7 @@ __all__ = [
 GradientNames = Sequence[str] | Mapping[str, str] | None
 """Names of gradients, or gradient name to parameter name; None to search for them."""
 
-Chosen = list[tuple[Sighting, Choice | None]]
+Assignments = list[tuple[FoundGradient, ClipChoice | None]]
 """Each gradient with what is to be done to it; None for what is left alone."""
 
 
@@ -38,7 +38,7 @@ class Selected(NamedTuple):
     be and have no gradient.
     """
 
-    chosen: Chosen
+    assignments: Assignments
     warnings: list[str]
     asked: list[Question]
     bare: list[str]
@@ -106,9 +106,9 @@ def selected(
     questions = {
         id(question): _parameter(question.parameter, question.name) for question in seen.questions
     }
-    parameters = [sighting.gradient.parameter for sighting in seen.found]
+    parameters = [found_gradient.gradient.parameter for found_gradient in seen.found]
     parameters += dict.fromkeys(questions.values())
-    also = [sighting.gradient.parameter for sighting in seen.of_data]
+    also = [found_gradient.gradient.parameter for found_gradient in seen.of_data]
     warnings: list[str] = []
     if isinstance(clips, Clip):
         choices = _choices_of_clip(clips, parameters, also, skip)
@@ -116,13 +116,13 @@ def selected(
         choices, warnings = assign(clips, parameters, also, skip)
     if threshold_input is not None:
         choices = _with_input(choices, threshold_input)
-    chosen: Chosen = [(s, choices.get(s.gradient.parameter)) for s in seen.found]
-    chosen += [
+    assignments: Assignments = [(s, choices.get(s.gradient.parameter)) for s in seen.found]
+    assignments += [
         (s, choices[s.gradient.parameter]) for s in seen.of_data if s.gradient.parameter in choices
     ]
     asked = [each for each in seen.questions if questions[id(each)] in choices]
     bare = [_parameter(value, value.name) for value in seen.bare]
-    return Selected(chosen, warnings, asked, _picked_by_name(clips, skip, parameters, bare))
+    return Selected(assignments, warnings, asked, _picked_by_name(clips, skip, parameters, bare))
 
 
 def _parameter(value: Value, name: str) -> Parameter:
@@ -138,20 +138,20 @@ def _picked_by_name(
     bare: list[Parameter],
 ) -> list[str]:
     """The names of those of `bare` that would be clipped; a predicate is not asked about them."""
-    chooser = Chooser([*parameters, *bare])
+    matcher = PatternMatcher([*parameters, *bare])
     left = by_id(bare)
     for pattern in [skip] if isinstance(skip, str) else skip:
-        for p in chooser.matching(pattern, left):
+        for p in matcher.matching(pattern, left):
             del left[id(p)]
     picked: set[int] = set()
     if isinstance(clips, Clip):
         wishes = [f.need_clip for f in clips.formulas if not callable(f.need_clip)]
-        picked.update(id(p) for wish in wishes for p in chooser.choose(wish, left))
+        picked.update(id(p) for wish in wishes for p in matcher.choose(wish, left))
         return [p.name for p in bare if id(p) in picked]
     for rule in clips:
         if callable(rule.need_clip):
             break
-        for p in chooser.choose(rule.need_clip, left):
+        for p in matcher.choose(rule.need_clip, left):
             if rule.bounds.hold(p):
                 del left[id(p)]
                 picked.update([id(p)] if rule.clip is not None else [])
@@ -163,23 +163,23 @@ def _choices_of_clip(
     parameters: Sequence[Parameter],
     also: Sequence[Parameter],
     skip: str | Sequence[str],
-) -> dict[Parameter, Choice]:
+) -> dict[Parameter, ClipChoice]:
     picked: dict[Parameter, list[Formula]] = {}
     for formula in clip.formulas:
         for parameter in set(select(parameters, formula.need_clip, skip, also=also)):
             picked.setdefault(parameter, []).append(formula)
-    made: dict[tuple[Formula, ...], Choice] = {}
-    chosen: dict[Parameter, Choice] = {}
+    made: dict[tuple[Formula, ...], ClipChoice] = {}
+    assignments: dict[Parameter, ClipChoice] = {}
     for parameter, own in picked.items():
         formulas = tuple(own)
         if formulas not in made:
             whole = clip if formulas == clip.formulas else Chain(*formulas)
-            made[formulas] = Choice(formulas[0] if len(formulas) == 1 else whole)
-        chosen[parameter] = made[formulas]
-    return chosen
+            made[formulas] = ClipChoice(formulas[0] if len(formulas) == 1 else whole)
+        assignments[parameter] = made[formulas]
+    return assignments
 
 
-def _with_input(choices: dict[Parameter, Choice], name: str) -> dict[Parameter, Choice]:
+def _with_input(choices: dict[Parameter, ClipChoice], name: str) -> dict[Parameter, ClipChoice]:
     made = {
         id(choice): choice if choice.threshold_input else replace(choice, threshold_input=name)
         for choice in choices.values()

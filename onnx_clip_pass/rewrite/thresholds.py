@@ -18,10 +18,10 @@ from onnx_clip_pass.arguments import as_number
 from onnx_clip_pass.clips import Numerics, Tape, Tensor
 from onnx_clip_pass.clips.emitter import ALL
 from onnx_clip_pass.errors import OnnxClipError, shown
-from onnx_clip_pass.gradients import Sighting
+from onnx_clip_pass.gradients import FoundGradient
 from onnx_clip_pass.graph import Editor, Index, Scope, TensorType
 from onnx_clip_pass.graph.spec import BOOL, DOUBLE, FREE_INITIALIZERS
-from onnx_clip_pass.rules import Choice
+from onnx_clip_pass.rules import ClipChoice
 
 __all__ = ["LossScale", "ThresholdNodes", "Thresholds"]
 
@@ -49,7 +49,7 @@ class Thresholds:
         """True if the loss scale is a value of the graph."""
         return isinstance(self.loss_scale, str)
 
-    def faults(self, index: Index, choices: Sequence[Choice]) -> list[str]:
+    def faults(self, index: Index, choices: Sequence[ClipChoice]) -> list[str]:
         """The reasons that these thresholds and this loss scale cannot be had in this model."""
         faults = []
         defaults: dict[str, float] = {}
@@ -82,7 +82,7 @@ class Thresholds:
             faults += _faults_of_scale(index, self.loss_scale)
         return faults
 
-    def fault(self, scope: Scope, choice: Choice) -> str | None:
+    def fault(self, scope: Scope, choice: ClipChoice) -> str | None:
         """The reason that a gradient of this scope cannot have such a threshold, or None."""
         what = "a threshold input" if choice.threshold_input is not None else "a loss scale by name"
         if choice.threshold_input is None and not self.is_value:
@@ -105,7 +105,7 @@ class ThresholdNodes:
         self,
         editor: Editor,
         thresholds: Thresholds,
-        chosen: Sequence[tuple[Sighting, Choice]],
+        assignments: Sequence[tuple[FoundGradient, ClipChoice]],
         numerics: Numerics,
     ) -> None:
         self._editor = editor
@@ -117,12 +117,12 @@ class ThresholdNodes:
         self._made: dict[tuple[object, ...], Tensor] = {}
         self._products: set[Tensor] = set()
         defaults: dict[str, float] = {}
-        for sighting, choice in chosen:
+        for found_gradient, choice in assignments:
             name, threshold = choice.threshold_input, choice.clip.threshold
             if name is None or threshold is None:
                 continue
             defaults[name] = threshold
-            dtype = choice.clip.formulas[0].work_dtype(sighting.gradient.dtype, numerics)
+            dtype = choice.clip.formulas[0].work_dtype(found_gradient.gradient.dtype, numerics)
             if self._dtypes.setdefault(name, dtype) != dtype:
                 self._dtypes[name] = DOUBLE
         for name, threshold in defaults.items():

@@ -59,7 +59,7 @@ def _numbers_of_steps(edits: Sequence[Edit]) -> dict[str, int]:
     earlier: Counter[str] = Counter()
     numbers: dict[str, int] = {}
     for edit in sorted(edits, key=lambda edit: edit.position):
-        own = {sighting.gradient.parameter.name for sighting in edit.sightings}
+        own = {found_gradient.gradient.parameter.name for found_gradient in edit.found_gradients}
         numbers[edit.name] = max(numbers.get(edit.name, 0), *(earlier[name] for name in own))
         earlier.update(own)
     return numbers
@@ -78,7 +78,7 @@ def _clipped_reads(index: Index, edit: Edit) -> Iterator[Read]:
 def _captured_reads(index: Index, scope: Scope) -> dict[int, list[tuple[str, Read]]]:
     """The reads of a scope's values in subgraphs of its nodes, by number of the node."""
     found: dict[int, list[tuple[str, Read]]] = {}
-    if not scope.bodies:
+    if not scope.subgraphs:
         return found
     for name in scope.names:
         for read in index.readers_of(scope, name):

@@ -2,6 +2,6 @@
 
 from onnx_clip_pass.rules.assigning import assign
 from onnx_clip_pass.rules.loading import load_rules
-from onnx_clip_pass.rules.rule import Bounds, Choice, Rule, Rules
+from onnx_clip_pass.rules.rule import Bounds, ClipChoice, Rule, Rules
 
-__all__ = ["Bounds", "Choice", "Rule", "Rules", "assign", "load_rules"]
+__all__ = ["Bounds", "ClipChoice", "Rule", "Rules", "assign", "load_rules"]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.gradients import Parameter
-from onnx_clip_pass.rules.rule import Choice, Rule
-from onnx_clip_pass.selection import Among, Chooser, by_id, select
+from onnx_clip_pass.rules.rule import ClipChoice, Rule
+from onnx_clip_pass.selection import Among, PatternMatcher, by_id, select
 
 __all__ = ["assign"]
 
@@ -17,7 +17,7 @@ def assign(
     parameters: Sequence[Parameter],
     also: Sequence[Parameter] = (),
     skip: str | Sequence[str] = (),
-) -> tuple[dict[Parameter, Choice], list[str]]:
+) -> tuple[dict[Parameter, ClipChoice], list[str]]:
     """Assign to each parameter what the first rule that takes it says; also return warnings.
 
     Args:
@@ -34,17 +34,17 @@ def assign(
         OnnxClipError: a predicate is at fault, a skip pattern matches nothing, or nothing is left
             to clip although rules with clips match.
     """
-    chooser = Chooser(parameters, also)
+    matcher = PatternMatcher(parameters, also)
     everything = by_id(dict.fromkeys([*parameters, *also]))
     left = by_id(select(list(everything.values()), None, skip)) if skip else dict(everything)
-    taken: dict[Parameter, Choice] = {}
+    taken: dict[Parameter, ClipChoice] = {}
     warnings: list[str] = []
     owner: dict[int, int] = {}
     for number, rule in enumerate(rules, 1):
-        picked = [p for p in chooser.choose(rule.need_clip, left) if rule.bounds.hold(p)]
+        picked = [p for p in matcher.choose(rule.need_clip, left) if rule.bounds.hold(p)]
         if not picked:
-            warnings.append(_why_idle(rule, number, chooser, owner, everything))
-        choice = None if rule.clip is None else Choice(rule.clip, rule.threshold_input, number)
+            warnings.append(_why_idle(rule, number, matcher, owner, everything))
+        choice = None if rule.clip is None else ClipChoice(rule.clip, rule.threshold_input, number)
         for parameter in picked:
             owner[id(left.pop(id(parameter)))] = number
             if choice is not None:
@@ -59,7 +59,7 @@ def assign(
 def _why_idle(
     rule: Rule,
     number: int,
-    chooser: Chooser,
+    matcher: PatternMatcher,
     owner: dict[int, int],
     everything: Among,
 ) -> str:
@@ -67,7 +67,7 @@ def _why_idle(
     name = rule.where or f"rule {number}"
     if callable(rule.need_clip):
         return f"{name} takes nothing: its predicate says no to all that is left"
-    matching = [p for p in chooser.choose(rule.need_clip, everything) if rule.bounds.hold(p)]
+    matching = [p for p in matcher.choose(rule.need_clip, everything) if rule.bounds.hold(p)]
     earlier = sorted({owner[id(parameter)] for parameter in matching if id(parameter) in owner})
     if not matching:
         return f"{name} takes nothing: no parameter of this model is like it says"

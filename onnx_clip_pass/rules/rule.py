@@ -14,7 +14,7 @@ from onnx_clip_pass.gradients import OptimizerOps, Parameter
 from onnx_clip_pass.gradients.optimizer import NO_OPS
 from onnx_clip_pass.selection import NeedClip, check_need_clip
 
-__all__ = ["Bounds", "Choice", "Rule", "Rules"]
+__all__ = ["Bounds", "ClipChoice", "Rule", "Rules"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class Rules(list[Rule]):
 
 
 @dataclass(frozen=True, eq=False)
-class Choice:
+class ClipChoice:
     """The clip of a gradient; `rule` is the number of the rule that says so, from 1."""
 
     clip: Clip

@@ -1,7 +1,7 @@
 """ONNX Runtime: sessions on a chosen provider, and feeds for a model's inputs."""
 
 from onnx_clip_pass.runtime.feeds import check_run, load_feeds, make_feeds
-from onnx_clip_pass.runtime.rehearsal import rehearse
+from onnx_clip_pass.runtime.preflight import preflight
 from onnx_clip_pass.runtime.session import Arrays, Provider, Session, open_session
 
 __all__ = [
@@ -12,5 +12,5 @@ __all__ = [
     "load_feeds",
     "make_feeds",
     "open_session",
-    "rehearse",
+    "preflight",
 ]

@@ -110,15 +110,15 @@ def make_feeds(
     """
     check_run(given, dims, seed)
     given, dims = given or {}, dims or {}
-    maker = _Maker(model, given, dims, seed)
+    builder = _FeedBuilder(model, given, dims, seed)
     feeds: Arrays = {}
-    faults = list(maker.faults)
+    faults = list(builder.faults)
     for value in model.graph.input:
         if value.name in given:
             feeds[value.name] = np.asarray(given[value.name])
-        elif value.name not in maker.initialized:
+        elif value.name not in builder.initialized:
             try:
-                feeds[value.name] = maker.make(value)
+                feeds[value.name] = builder.make(value)
             except OnnxClipError as error:
                 faults.append(str(error))
     if faults:
@@ -127,7 +127,7 @@ def make_feeds(
 
 
 def check_run(feeds: Any, dims: Any, seed: Any) -> None:
-    """Refuse feeds, sizes of dimensions and a seed that are of another kind.
+    """Refuse feeds, sizes of dimensions and a seed of the wrong type.
 
     Raises:
         OnnxClipError: what was expected, and what arrived.
@@ -157,7 +157,7 @@ _TRIPS = 2
 _MOST_ELEMENTS = 1 << 30  # 8 GB while they are made
 
 
-class _Maker:
+class _FeedBuilder:
     """Makes up arrays for the inputs of one model; `faults` are those of what was given."""
 
     def __init__(

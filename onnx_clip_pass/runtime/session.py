@@ -181,7 +181,7 @@ def _source(
         return model.SerializeToString()
     except Exception as error:  # protobuf raises several kinds above 2 GB
         raise OnnxClipError(
-            "the model is too large to be handed over in memory (2 GB at most); save it with its "
+            "the model is too large to be passed in memory (2 GB at most); save it with its "
             "weights as external data"
         ) from error
 

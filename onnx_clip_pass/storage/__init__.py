@@ -2,7 +2,7 @@
 
 from onnx_clip_pass.storage.external import (
     DataFile,
-    HowToBring,
+    ExternalDataMode,
     data_files,
     locations,
     tensors_of,
@@ -18,7 +18,7 @@ from onnx_clip_pass.storage.writing import write_bytes, write_folder, write_stru
 
 __all__ = [
     "DataFile",
-    "HowToBring",
+    "ExternalDataMode",
     "Progress",
     "Source",
     "Structure",

@@ -35,15 +35,15 @@ from onnx_clip_pass.storage.targets import unforced
 
 __all__ = [
     "DataFile",
-    "HowToBring",
-    "bring",
+    "ExternalDataMode",
+    "copy_external_data",
     "data_files",
     "locations",
     "missing_files",
     "tensors_of",
 ]
 
-HowToBring = Literal["copy", "link"]
+ExternalDataMode = Literal["copy", "link"]
 """`copy` shares blocks with the source where the file system can; `link` makes a hard link."""
 
 _TRUST = "pass --trust-data (in Python: trust_data=True) if you know that it is the model's"
@@ -157,13 +157,17 @@ def missing_files(
     return missing
 
 
-def bring(
-    file: DataFile, path: Path, how: HowToBring, count: Callable[[int], None], mode: int = 0o666
+def copy_external_data(
+    file: DataFile,
+    path: Path,
+    how: ExternalDataMode,
+    count: Callable[[int], None],
+    mode: int = 0o666,
 ) -> None:
     """Make a copy of a file, or a link to it.
 
     Args:
-        file: what to bring.
+        file: what to copy.
         path: what to make; nothing is there.
         how: as a copy or as a hard link.
         count: is told of bytes that are done.

@@ -53,7 +53,7 @@ def replacing(
             _seal(entry, must_last=journal.must_last)
         journal.begin()
         check_alone(journal)
-        _place(journal)
+        _move_into_place(journal)
         journal.is_done = True
     except BaseException as error:
         is_done = _settled(journal, error)
@@ -106,7 +106,7 @@ def _settled(journal: Journal, cause: BaseException | None = None) -> bool:
         journal.close()
 
 
-def _place(journal: Journal) -> None:
+def _move_into_place(journal: Journal) -> None:
     """Let the new content take its place; an exception may leave that half done."""
     main, *others = journal.entries
     is_folder = main.fresh.is_dir()

@@ -2,13 +2,13 @@
 
 Reading copies a file's bytes but for the payload of large tensors (initializers, but also tensors
 in attributes, functions and `training_info`) and lets protobuf parse the rest. A tensor whose
-payload is left out carries a *mark* in its place: an unknown field with a token that is drawn anew
-for each file, which stays with the message wherever it is copied. Names, dims and dtypes are all
-there.
+payload is left out carries a *placeholder* instead: an unknown field with a token that is drawn
+anew for each file, which stays with the message wherever it is copied. Names, dims and dtypes are
+all there.
 
-Writing serializes the structure and walks it once more: where a mark is found, the tensor's record
-comes from the source file again. If nothing in the tensor has changed, that is the record as it
-stood, byte for byte; else its changed fields and the old payload.
+Writing serializes the structure and walks it once more: where a placeholder is found, the tensor's
+record comes from the source file again. If nothing in the tensor has changed, that is the record as
+it stood, byte for byte; else its changed fields and the old payload.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _TEXT_SUFFIXES = {
 
 _LARGE = 1 << 9
 """Bytes from which a tensor's payload is left out. Shapes, axes and scalars are below."""
-_MARK = (1 << 29) - 1  # the highest field number that there is
+_PLACEHOLDER = (1 << 29) - 1  # the highest field number that there is
 _MAX_STRUCTURE = 1 << 28
 _MAX_DEPTH = 100
 
@@ -75,7 +75,7 @@ class _Tensor:
 
 @dataclass(slots=True)
 class Structure:
-    """A parsed model whose large tensors are marked instead of filled."""
+    """A parsed model whose large tensors have placeholders for payloads."""
 
     model: ModelProto
     source: Source
@@ -86,14 +86,14 @@ class Structure:
     def pieces(self) -> list[Piece]:
         """The whole model again, as it now is, to be written in this order."""
         data = self.model.SerializeToString()
-        marks = _positions(data, self._token)
-        if not marks:
+        placeholders = _positions(data, self._token)
+        if not placeholders:
             return [data]
-        pieces, _ = self._fill(data, MODEL, 0, len(data), marks)
+        pieces, _ = self._fill(data, MODEL, 0, len(data), placeholders)
         return _joined(pieces)
 
     def _fill(
-        self, data: bytes, kind: str, start: int, end: int, marks: list[int]
+        self, data: bytes, kind: str, start: int, end: int, placeholders: list[int]
     ) -> tuple[list[Piece], int]:
         """The pieces of one message, and how many bytes they are."""
         pieces: list[Piece] = []
@@ -101,13 +101,15 @@ class Structure:
         done = start
         for each in fields(Memory(data), start, end):
             inner_kind = SUBMESSAGES.get(kind, {}).get(each.number)
-            first = bisect_left(marks, each.value)
-            if inner_kind is None or first == len(marks) or marks[first] >= each.end:
+            first = bisect_left(placeholders, each.value)
+            if inner_kind is None or first == len(placeholders) or placeholders[first] >= each.end:
                 continue
             if inner_kind == TENSOR:
                 inner, inner_length = self._restore(data, each.value, each.end)
             else:
-                inner, inner_length = self._fill(data, inner_kind, each.value, each.end, marks)
+                inner, inner_length = self._fill(
+                    data, inner_kind, each.value, each.end, placeholders
+                )
             head = length_delimited(each.number, inner_length)
             pieces += [data[done : each.start], head, *inner]
             length += each.start - done + len(head) + inner_length
@@ -116,19 +118,19 @@ class Structure:
         return pieces, length + end - done
 
     def _restore(self, data: bytes, start: int, end: int) -> tuple[list[Piece], int]:
-        marked = []  # several where protobuf has merged the records of one attribute
+        omitted = []  # several where protobuf has merged the records of one attribute
         rest = []
         for each in fields(Memory(data), start, end):
             content = data[each.value : each.end]
-            if each.number == _MARK and content.startswith(self._token):
+            if each.number == _PLACEHOLDER and content.startswith(self._token):
                 index = int.from_bytes(content[len(self._token) :], "little")
-                marked.append(self._tensors[index])
+                omitted.append(self._tensors[index])
             else:
                 rest.append(data[each.start : each.end])
         now = b"".join(rest)
-        if len(marked) == 1 and now == marked[0].rest:
-            return [(marked[0].start, marked[0].end)], marked[0].end - marked[0].start
-        payload = [span for tensor in marked for span in tensor.payload]
+        if len(omitted) == 1 and now == omitted[0].rest:
+            return [(omitted[0].start, omitted[0].end)], omitted[0].end - omitted[0].start
+        payload = [span for tensor in omitted for span in tensor.payload]
         return [now, *payload], len(now) + sum(stop - begin for begin, stop in payload)
 
 
@@ -167,7 +169,7 @@ def read_structure(source: Source) -> Structure:
     token = secrets.token_bytes(16)
     tensors: list[_Tensor] = []
     try:
-        data = _thin(source, MODEL, 0, source.size, token, tensors, 0)
+        data = _strip_payloads(source, MODEL, 0, source.size, token, tensors, 0)
         check_messages(data, name)
         model = ModelProto.FromString(data)
         if small := fault_of_small(model.graph.initializer):
@@ -182,7 +184,7 @@ def read_structure(source: Source) -> Structure:
     return Structure(model, source, b"location" in data, token, tensors)
 
 
-def _thin(
+def _strip_payloads(
     source: Source,
     kind: str,
     start: int,
@@ -207,10 +209,14 @@ def _thin(
             continue
         if inner_kind == TENSOR:
             is_part = kind in MERGING
-            inner, fault = _mark(source, each.value, each.end, token, tensors, is_part=is_part)
+            inner, fault = _with_placeholder(
+                source, each.value, each.end, token, tensors, is_part=is_part
+            )
             merged[each.number].append(fault)
         else:
-            inner = _thin(source, inner_kind, each.value, each.end, token, tensors, depth + 1)
+            inner = _strip_payloads(
+                source, inner_kind, each.value, each.end, token, tensors, depth + 1
+            )
         size += each.start - done + len(inner)
         _check_size(size)
         parts += [source.at(done, each.start), length_delimited(each.number, len(inner)), inner]
@@ -224,10 +230,10 @@ def _thin(
     return b"".join(parts)
 
 
-def _mark(
+def _with_placeholder(
     source: Source, start: int, end: int, token: bytes, tensors: list[_Tensor], *, is_part: bool
 ) -> tuple[bytes, str]:
-    """A tensor's fields but for its payload, and a mark in place of that; why they do not fit."""
+    """A tensor's fields but for its payload, and a placeholder for that; why they do not fit."""
     payload: list[tuple[int, int]] = []
     rest: list[bytes] = []
     amounts: Counter[int] = Counter()
@@ -253,8 +259,8 @@ def _mark(
     fault = fault_of(tensor, +amounts)
     content = token + encode_index(len(tensors))
     tensors.append(_Tensor(start, end, payload, canonical))
-    marked = canonical + length_delimited(_MARK, len(content)) + content
-    return marked, fault and f"tensor {tensor.name!r} {fault}"
+    omitted = canonical + length_delimited(_PLACEHOLDER, len(content)) + content
+    return omitted, fault and f"tensor {tensor.name!r} {fault}"
 
 
 def _amount(source: Source, each: Field) -> int:
@@ -268,7 +274,7 @@ def _amount(source: Source, each: Field) -> int:
 
 
 def encode_index(index: int) -> bytes:
-    """A tensor's number behind the token of a mark."""
+    """A tensor's number behind the token of a placeholder."""
     return index.to_bytes(8, "little")
 
 

@@ -9,7 +9,12 @@ from pathlib import Path
 from google.protobuf.message import EncodeError
 
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.storage.external import DataFile, HowToBring, bring, missing_files
+from onnx_clip_pass.storage.external import (
+    DataFile,
+    ExternalDataMode,
+    copy_external_data,
+    missing_files,
+)
 from onnx_clip_pass.storage.moving import Progress, copy_range, new_file, write_all
 from onnx_clip_pass.storage.sets import errors_name, replacing
 from onnx_clip_pass.storage.source import Source
@@ -23,7 +28,7 @@ def write_structures(
     files: Sequence[DataFile] = (),
     *,
     root: Path | None = None,
-    how: HowToBring = "copy",
+    how: ExternalDataMode = "copy",
     force: bool = False,
     trust: bool = False,
     progress: Progress | None = None,
@@ -35,12 +40,12 @@ def write_structures(
 
     Args:
         structures: models by where to write them, the main one first, their sources still open.
-        files: external data to bring along, beside the main one; what is there with the same
+        files: external data to copy along, beside the main one; what is there with the same
             content is left alone.
         root: the folder in which all of this is; that of the main model if None.
-        how: how to bring external data.
+        how: how to copy external data.
         force: replace data files of other content.
-        trust: bring files that a model must not name without its user's word.
+        trust: copy files that a model must not name without its user's word.
         progress: is told how many bytes are done, and of how many.
 
     Raises:
@@ -69,7 +74,7 @@ def write_structures(
                 count(file.size)
                 continue
             with errors_name(places[file]):
-                bring(file, fresh[places[file]], how, count)
+                copy_external_data(file, fresh[places[file]], how, count)
 
 
 def write_folder(
@@ -79,7 +84,7 @@ def write_folder(
     files: Mapping[str, DataFile],
     structures: Mapping[str, Structure],
     *,
-    how: HowToBring = "copy",
+    how: ExternalDataMode = "copy",
     progress: Progress | None = None,
 ) -> None:
     """Write a folder as one: it is built beside its place and takes it over when it is complete.
@@ -90,9 +95,9 @@ def write_folder(
         target: the folder to write; what is in it is replaced as a whole.
         source: the folder that it is made from.
         folders: those in it, outer ones first, by their paths relative to it.
-        files: those in it, by their relative paths, and where each is brought from.
+        files: those in it, by their relative paths, and where each is copied from.
         structures: models that are written in place of files of these paths.
-        how: how to bring the others.
+        how: how to copy the others.
         progress: is told how many bytes are done, and of how many.
 
     Raises:
@@ -117,7 +122,7 @@ def write_folder(
             (built / name).mkdir()
         for name, file in files.items():
             if name not in structures:
-                bring(file, built / name, how, count, mode=0o777)
+                copy_external_data(file, built / name, how, count, mode=0o777)
                 continue
             structure = structures[name]
             with new_file(built / name, structure.source.mode & 0o777) as out:

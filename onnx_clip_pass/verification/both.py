@@ -117,8 +117,8 @@ def _load(source: _Model, called: str, weights: Weights) -> _Loaded:
                 raise
             except Exception as error:  # protobuf and onnx raise several kinds
                 raise OnnxClipError(f"{called} is no ONNX model: {error}") from error
-    thin = weights.taken_out(model)
-    return _Loaded(thin, folder if thin is model else weights.folder, called)
+    stripped = weights.taken_out(model)
+    return _Loaded(stripped, folder if stripped is model else weights.folder, called)
 
 
 def _verify(original: _Loaded, rewritten: _Loaded, options: _Options) -> Verification:

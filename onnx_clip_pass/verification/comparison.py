@@ -10,8 +10,8 @@ from onnx_clip_pass.clips import Numerics
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record
 from onnx_clip_pass.verification.report import Verification
-from onnx_clip_pass.verification.static.steps import components
 from onnx_clip_pass.verification.static.targets import Target
+from onnx_clip_pass.verification.static.unrolled import components
 
 __all__ = ["Comparison"]
 
@@ -33,7 +33,9 @@ class Comparison:
     together: list[list[int]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.together = components([(t.clip, t.scope, t.name, t.level) for t in self.targets])
+        self.together = components(
+            [(t.clip, t.scope, t.name, t.unrolled_step) for t in self.targets]
+        )
 
     @property
     def numerics(self) -> Numerics:

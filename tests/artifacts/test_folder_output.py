@@ -125,7 +125,7 @@ def _assert_nothing_happened(folder: Path, before: dict[str, bytes]) -> None:
 
 
 @pytest.mark.parametrize("is_there", [False, True], ids=["new", "replaced"])
-@pytest.mark.parametrize("what", ["bring", "_write_pieces"])
+@pytest.mark.parametrize("what", ["copy_external_data", "_write_pieces"])
 def test_a_full_disk_leaves_everything_as_it_was(folder, out, capsys, monkeypatch, what, is_there):
     if is_there:
         assert rewrite(folder, out) == 0
@@ -277,14 +277,14 @@ def test_names_that_would_steer_a_terminal_come_along_and_are_shown_as_text(fold
 
 
 def test_a_checkpoint_that_changes_meanwhile_is_noticed(folder, out, capsys, monkeypatch):
-    real = writing.bring
+    real = writing.copy_external_data
 
-    def change_then_bring(*args, **kwargs):
+    def change_then_copy(*args, **kwargs):
         with (folder / "checkpoint").open("ab") as file:
             file.write(b"more")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(writing, "bring", change_then_bring)
+    monkeypatch.setattr(writing, "copy_external_data", change_then_copy)
     assert rewrite(folder, out) == 2
     assert "it was changed while it was being read" in capsys.readouterr().err
     assert not out.exists()

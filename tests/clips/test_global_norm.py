@@ -28,7 +28,7 @@ ONE = GradientClipByGlobalNorm(1.0)
 KINDS = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16}
 
 
-def handed_out(gradients: dict[str, np.ndarray]) -> onnx.ModelProto:
+def as_outputs(gradients: dict[str, np.ndarray]) -> onnx.ModelProto:
     """A graph that hands its inputs x_<name> out as gradients <name>_grad."""
     inputs, outputs, nodes = [], [], []
     for name, array in gradients.items():
@@ -58,7 +58,7 @@ def test_500_gradients_of_mixed_sizes_and_two_dtypes():
         shape = [(), (7,), (3, 5), (64, 33), (1,)][number % 5]
         dtype = np.float16 if number % 3 == 0 else np.float32
         gradients[f"w{number}"] = np.asarray(rng.standard_normal(shape)).astype(dtype)
-    out = clipped_by_graph(handed_out(gradients), ONE, gradients)
+    out = clipped_by_graph(as_outputs(gradients), ONE, gradients)
     wide = [x.astype(np.float64).ravel() for x in gradients.values()]
     norm = np.linalg.norm(np.concatenate(wide))
     assert norm > 1
@@ -72,7 +72,7 @@ def test_500_gradients_of_mixed_sizes_and_two_dtypes():
 def test_up_to_64_squared_norms_are_added_up_in_float32(count: int, is_wide: bool):
     gradients = {f"g{number}": np.float32([3]) for number in range(count)}
     named = {f"{name}_grad": name for name in gradients}
-    clipped = clip_gradients(handed_out(gradients), ONE, gradients=named)
+    clipped = clip_gradients(as_outputs(gradients), ONE, gradients=named)
     added = {tensor.data_type for tensor in clipped.graph.initializer}
     casts = [node for node in clipped.graph.node if node.op_type == "Cast"]
     assert (TensorProto.DOUBLE in added, bool(casts)) == (is_wide, is_wide)
@@ -83,7 +83,7 @@ def test_up_to_64_squared_norms_are_added_up_in_float32(count: int, is_wide: boo
 @pytest.mark.parametrize("ord", [1, 2, 3, np.inf])
 def test_the_order_of_the_norm_is_that_of_the_whole(ord: float):
     gradients = {"a": np.float32([[1, -2], [3, 4]]), "b": np.float32(-7), "c": np.float32([5])}
-    out = clipped_by_graph(handed_out(gradients), GradientClipByGlobalNorm(1, ord=ord), gradients)
+    out = clipped_by_graph(as_outputs(gradients), GradientClipByGlobalNorm(1, ord=ord), gradients)
     norm = np.linalg.norm([1, -2, 3, 4, -7, 5], ord=ord)
     for name, x in gradients.items():
         np.testing.assert_allclose(out[name], x / norm, rtol=1e-6)
@@ -97,7 +97,7 @@ def test_two_groups_have_a_norm_each():
         Rule(["a", "b"], GradientClipByGlobalNorm(1.0, group_name="first")),
         Rule(None, GradientClipByGlobalNorm(1.0, group_name="second")),
     ]
-    out = clipped_by_graph(handed_out(gradients), rules, gradients)
+    out = clipped_by_graph(as_outputs(gradients), rules, gradients)
     np.testing.assert_allclose([out["a"][0], out["b"][0]], [0.6, 0.8], rtol=5e-7)
     assert out["c"].tobytes() == gradients["c"].tobytes()
     assert out["d"].tobytes() == gradients["d"].tobytes()
@@ -105,20 +105,20 @@ def test_two_groups_have_a_norm_each():
 
 def test_a_predicate_that_picks_nothing_leaves_the_model_alone():
     gradients = {"a": np.float32([3])}
-    model = handed_out(gradients)
+    model = as_outputs(gradients)
     clip = GradientClipByGlobalNorm(1.0, need_clip=lambda parameter: False)
     assert clip_gradients(model, clip, gradients={"a_grad": "a"}) == model
 
 
 def test_within_the_bound_all_stay_bit_for_bit():
     gradients = {"a": np.float32([0.3, -0.1]), "b": np.float16([0.7])}
-    out = clipped_by_graph(handed_out(gradients), ONE, gradients)
+    out = clipped_by_graph(as_outputs(gradients), ONE, gradients)
     assert all(out[name].tobytes() == x.tobytes() for name, x in gradients.items())
 
 
 def test_nan_in_one_gradient_is_nan_in_all_or_zero_in_all_or_nothing():
     gradients = {"a": np.float32([np.nan, 1]), "b": np.float32([2])}
-    model = handed_out(gradients)
+    model = as_outputs(gradients)
     assert np.isnan(clipped_by_graph(model, ONE, gradients)["b"]).all()
     zero = clipped_by_graph(model, ONE, gradients, nonfinite="zero")
     np.testing.assert_array_equal([*zero["a"], *zero["b"]], [0, 0, 0])
@@ -180,7 +180,7 @@ def test_readers_wait_for_the_last_gradient_and_nothing_else_moves():
 
 def test_where_no_reader_comes_too_early_nothing_moves():
     gradients = {"a": np.float32([3]), "b": np.float32([4])}
-    clipped = clip_gradients(handed_out(gradients), ONE, gradients=["a_grad", "b_grad"])
+    clipped = clip_gradients(as_outputs(gradients), ONE, gradients=["a_grad", "b_grad"])
     old = [node for node in clipped.graph.node if not node.name.startswith("clip/")]
     assert [node.input[0] for node in old] == ["x_a", "x_b"]
 
@@ -280,7 +280,7 @@ def test_one_group_with_two_thresholds_is_refused():
     gradients = {"a": np.float32([3]), "b": np.float32([4])}
     rules = [Rule("a_grad", ONE), Rule(None, GradientClipByGlobalNorm(2.0))]
     with pytest.raises(OnnxClipError, match="cannot have one norm: they are clipped by"):
-        clip_gradients(handed_out(gradients), rules, gradients=["a_grad", "b_grad"])
+        clip_gradients(as_outputs(gradients), rules, gradients=["a_grad", "b_grad"])
 
 
 def test_one_group_with_two_threshold_inputs_is_refused():
@@ -288,17 +288,17 @@ def test_one_group_with_two_threshold_inputs_is_refused():
     rules = [Rule("a", ONE, threshold_input="one"), Rule("b", ONE, threshold_input="other")]
     named = {"a_grad": "a", "b_grad": "b"}
     with pytest.raises(OnnxClipError, match=r"'a_grad' and 'b_grad' .* cannot have one norm"):
-        clip_gradients(handed_out(gradients), rules, gradients=named)
+        clip_gradients(as_outputs(gradients), rules, gradients=named)
     rules = [replace(rule, threshold_input="one") for rule in rules]
     assert (
-        clip_gradients(handed_out(gradients), rules, gradients=named).graph.input[-1].name == "one"
+        clip_gradients(as_outputs(gradients), rules, gradients=named).graph.input[-1].name == "one"
     )
 
 
 def test_rules_with_a_clip_each_and_none():
     gradients = {"a": np.float32([3]), "b": np.float32([4]), "c": np.float32([5])}
     rules = [Rule("a", None), Rule("b", GradientClipByNorm(2.0)), Rule(None, ONE)]
-    out = clipped_by_graph(handed_out(gradients), rules, gradients)
+    out = clipped_by_graph(as_outputs(gradients), rules, gradients)
     assert [float(out[name][0]) for name in "abc"] == [3, 2, 1]
 
 
@@ -306,25 +306,25 @@ def test_a_chain_that_one_gradient_enters_later_has_one_norm_all_the_same():
     """a: 30 to 3 by its value, then with b the norm 5; b is no part of the first clip."""
     gradients = {"a": np.float32([30]), "b": np.float32([4])}
     clip = Chain(GradientClipByValue(3.0, need_clip="a"), ONE)
-    out = clipped_by_graph(handed_out(gradients), clip, gradients)
+    out = clipped_by_graph(as_outputs(gradients), clip, gradients)
     np.testing.assert_allclose([out["a"][0], out["b"][0]], [0.6, 0.8], rtol=5e-7)
     eager = clip.apply(gradients)
     np.testing.assert_allclose([eager["a"][0], eager["b"][0]], [0.6, 0.8], rtol=5e-7)
 
 
-def test_groups_that_wait_for_each_other_are_refused():
+def test_groups_that_form_a_cycle_are_refused():
     first, second = (GradientClipByGlobalNorm(1.0, group_name=name) for name in ("x", "y"))
     rules = [Rule("a", Chain(first, second)), Rule("b", Chain(second, first))]
     gradients = {"a": np.float32([3]), "b": np.float32([4])}
-    with pytest.raises(OnnxClipError, match="'x' and 'y' wait for each other"):
-        clip_gradients(handed_out(gradients), rules, gradients={"a_grad": "a", "b_grad": "b"})
+    with pytest.raises(OnnxClipError, match="'x' and 'y' form a cycle"):
+        clip_gradients(as_outputs(gradients), rules, gradients={"a_grad": "a", "b_grad": "b"})
 
 
 def test_samples_that_are_not_equally_many_are_refused():
     gradients = {"a": np.ones((3, 2), np.float32), "b": np.ones((4, 2), np.float32)}
     clip = GradientClipByGlobalNorm(1.0, per_sample=True)
     with pytest.raises(OnnxClipError, match="they have 3 and 4 samples"):
-        clipped_by_graph(handed_out(gradients), clip, gradients)
+        clipped_by_graph(as_outputs(gradients), clip, gradients)
     with pytest.raises(OnnxClipError, match="cannot have one norm: they have 3 and 4 samples"):
         clip.apply(gradients)
 
@@ -347,7 +347,7 @@ def test_samples_of_which_one_gradient_alone_tells_the_number_have_norms_of_thei
 def test_a_power_that_may_overflow_tells_what_is_not_finite_in_float64(nonfinite: str):
     """With p = 1 / 32, the norm of n ones is n ** 32: 2 ** 32 of two of them."""
     gradients = {"a": np.float32([1]), "b": np.float32([1, np.inf])}
-    model, clip = handed_out(gradients), GradientClipByGlobalNorm(2.0**31, ord=1 / 32)
+    model, clip = as_outputs(gradients), GradientClipByGlobalNorm(2.0**31, ord=1 / 32)
     out = clipped_by_graph(model, clip, gradients, nonfinite=nonfinite)
     for name, x in gradients.items():
         np.testing.assert_array_equal(out[name], np.zeros_like(x) if nonfinite == "zero" else x)
@@ -360,7 +360,7 @@ def test_a_gradient_without_an_axis_for_samples_is_refused():
     gradients = {"a": np.array(3, np.float32)}
     clip = GradientClipByGlobalNorm(1.0, per_sample=True)
     with pytest.raises(OnnxClipError, match="first axis is that of samples"):
-        clipped_by_graph(handed_out(gradients), clip, gradients)
+        clipped_by_graph(as_outputs(gradients), clip, gradients)
     with pytest.raises(OnnxClipError, match="first axis is that of samples"):
         clip.apply(gradients)
 
@@ -369,7 +369,7 @@ def test_a_sample_that_is_not_finite_is_zeroed_alone_where_there_is_no_bound():
     gradients = {"a": np.float32([np.nan, 1, 2]), "b": np.arange(1, 10, dtype=np.float32)}
     gradients["b"] = gradients["b"].reshape(3, 3)
     clip = GradientClipByGlobalNorm(np.inf, per_sample=True)
-    out = clipped_by_graph(handed_out(gradients), clip, gradients, nonfinite="zero")
+    out = clipped_by_graph(as_outputs(gradients), clip, gradients, nonfinite="zero")
     np.testing.assert_array_equal(out["a"], [0, 1, 2])
     np.testing.assert_array_equal(out["b"], [[0, 0, 0], [4, 5, 6], [7, 8, 9]])
 
@@ -379,7 +379,7 @@ def test_a_sample_of_one_element_is_finite_though_its_square_overflows(nonfinite
     """1e20 is finite, and its square beyond float32: it is clipped to 1 as any other."""
     gradients = {"a": np.float32([1e20, 0.1]), "b": np.zeros((2, 2), np.float32)}
     clip = GradientClipByGlobalNorm(1.0, per_sample=True)
-    out = clipped_by_graph(handed_out(gradients), clip, gradients, nonfinite=nonfinite)
+    out = clipped_by_graph(as_outputs(gradients), clip, gradients, nonfinite=nonfinite)
     np.testing.assert_allclose(out["a"], [1, 0.1], rtol=1e-6)
 
 

@@ -64,7 +64,7 @@ def test_a_question_shows_its_candidates_and_why():
     (step,) = found.steps
     assert step.candidates == ("whole", "g")
     assert [each.name for each in step.chain if each.mark == "candidate"] == ["whole", "g"]
-    assert step.why == "a term in it alone is decay, or comes of a penalty in the loss"
+    assert step.why == "a term in it alone is decay, or the slope of a penalty in the loss"
     assert "W: no gradient is known for sure" in found.lines()
 
 

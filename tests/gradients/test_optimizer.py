@@ -21,7 +21,7 @@ def test_an_operator_of_the_same_name_in_another_domain_is_no_optimizer(find):
     assert find(text, inputs=INPUTS, outputs="float[3] a, float[3] b") == []
 
 
-def test_sequences_handed_in_as_they_are_show_no_gradients(find):
+def test_sequences_that_are_inputs_show_no_gradients(find):
     found = find(
         "done = com.microsoft.SGDOptimizerV2 (rate, weights, gradients)",
         inputs="float[1] rate, seq(float[N]) weights, seq(float[N]) gradients",

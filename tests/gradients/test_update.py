@@ -22,7 +22,7 @@ def test_what_only_resembles_an_update_shows_no_gradient(find_after_backward, te
     assert find_after_backward(text, more_inputs=", float[4,3] e") == []
 
 
-def test_a_buffer_handed_on_beside_its_new_value_is_no_parameter(find_after_backward):
+def test_a_buffer_returned_beside_its_new_value_is_no_parameter(find_after_backward):
     text = "h = Mul (half, g)  W_new = Add (e, h)  e_new = Identity (e)"
     assert find_after_backward(text, states="e") == []
 

@@ -59,7 +59,7 @@ def _in_runtime(
 def _readable(model: ModelProto) -> tuple[ModelProto, list[str]]:
     """A model whose outputs Python can read, and their names.
 
-    ONNX Runtime hands out bfloat16 to no array; it is read as float32, which holds it exactly.
+    ONNX Runtime gives bfloat16 to no array; it is read as float32, which holds it exactly.
     """
     kinds = {output.name: output.type.tensor_type.elem_type for output in model.graph.output}
     if TensorProto.BFLOAT16 not in kinds.values():

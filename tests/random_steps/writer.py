@@ -49,7 +49,7 @@ class Writer:
     def __init__(self, draw: Random, dtype: int, opset: int, style: str) -> None:
         self.draw, self.dtype, self.opset, self.style = draw, dtype, opset, style
         self.working = dtype  # the dtype in which arithmetic is being written
-        self.names = Random(draw.random())  # apart, so that names do not steer other draws
+        self.names = Random(draw.random())  # apart, so that names do not change other draws
         self.scalars: tuple[Shape, ...] = ((),)  # shapes that a number may have
         self.shapes: dict[str, Shape] = {}
         self.dtypes: dict[str, int] = {}
@@ -232,7 +232,7 @@ class Writer:
         flag: str,
         branches: Sequence[tuple[list[onnx.NodeProto], list[str]]],
     ) -> list[str]:
-        """An If; each branch is its nodes and the values that it hands out."""
+        """An If; each branch is its nodes and the values that it returns."""
         results = branches[0][1]
         outs = [self.know(self.fresh(), self.shapes[r], self.dtypes[r]) for r in results]
         then_branch, else_branch = (
@@ -319,12 +319,12 @@ def rename(node: onnx.NodeProto, names: dict[str, str]) -> None:
 
 def shuffled(nodes: Sequence[onnx.NodeProto], draw: Random) -> list[onnx.NodeProto]:
     """The nodes in another order in which each still stands behind what it reads."""
-    makers = {name: at for at, node in enumerate(nodes) for name in node.output}
-    waits = [{makers[name] for name in _reads(node) if name in makers} for node in nodes]
+    producers = {name: at for at, node in enumerate(nodes) for name in node.output}
+    waits = [{producers[name] for name in _reads(node) if name in producers} for node in nodes]
     readers: dict[int, list[int]] = {}
     for at, wait in enumerate(waits):
-        for maker in wait:
-            readers.setdefault(maker, []).append(at)
+        for producer in wait:
+            readers.setdefault(producer, []).append(at)
     ready, order = [at for at, wait in enumerate(waits) if not wait], []
     while ready:
         at = ready.pop(draw.randrange(len(ready)))

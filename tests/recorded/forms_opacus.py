@@ -17,7 +17,7 @@ from opacus.optimizers import DPOptimizer, DPPerLayerOptimizer
 
 
 def summed(kind: type[DPOptimizer], batch: inputs.Tensors, max_grad_norm: Any) -> dict[str, Any]:
-    """The sum over the batch of the clipped gradients: what the wrapped optimizer is handed."""
+    """The sum over the batch of the clipped gradients: what the wrapped optimizer is given."""
     parameters = {name: torch.nn.Parameter(torch.zeros(x.shape[1:])) for name, x in batch.items()}
     for name, parameter in parameters.items():
         parameter.grad_sample = torch.tensor(batch[name])  # where GradSampleModule leaves them

@@ -1,4 +1,4 @@
-"""Record Paddle's three clips, each handed to an optimizer as its `grad_clip`.
+"""Record Paddle's three clips, each given to an optimizer as its `grad_clip`.
 
 Needs paddlepaddle==3.3.1 and numpy; run anywhere. Writes `forms_paddle.json` beside itself.
 """

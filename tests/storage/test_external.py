@@ -34,7 +34,7 @@ def test_in_the_same_folder_references_stay_and_data_is_not_touched(source: Path
 
 def test_beside_six_gigabytes_of_data_a_rewrite_takes_no_time_and_no_memory(tmp_path: Path):
     with (tmp_path / "w.bin").open("wb") as data:
-        data.truncate(6 << 30)  # a hole: it takes no room
+        data.truncate(6 << 30)  # a hole: it takes no space
     source = save(tmp_path / "model.onnx", location="w.bin", offset=5 << 30, length=SIZE)
     rewrite(source, tmp_path / "warm.onnx")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

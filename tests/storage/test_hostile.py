@@ -195,7 +195,7 @@ def test_three_gigabytes_that_are_no_weights_are_refused_in_little_memory(tmp_pa
     source, size = tmp_path / "model.onnx", 3 << 30
     with source.open("wb") as file:
         file.write(make_step().SerializeToString() + b"\x32" + varint(size))  # doc_string
-        file.truncate(file.tell() + size)  # a hole: it takes no room
+        file.truncate(file.tell() + size)  # a hole: it takes no space
     command = [sys.executable, "-c", MEASURE, str(source), str(tmp_path / "out.onnx")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     *message, memory = done.stdout.splitlines()

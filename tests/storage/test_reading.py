@@ -63,7 +63,7 @@ def test_a_folder_is_refused(read, tmp_path: Path):
 @pytest.mark.parametrize("read", [load_rules, read_map])
 def test_a_text_that_hardly_ends_is_refused_before_it_is_read(read, tmp_path: Path):
     with (tmp_path / "long").open("wb") as file:
-        file.truncate(1 << 40)  # a hole: it takes no room
+        file.truncate(1 << 40)  # a hole: it takes no space
     with pytest.raises(OnnxClipError, match="more than 4,194,304 bytes"):
         read(tmp_path / "long")
 

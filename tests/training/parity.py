@@ -186,7 +186,7 @@ def train(folder: Path, case: Case) -> dict[str, NDArray[Any]]:
 
 
 def _run_torch(case: Case, clip_norm: float, seen: list[bool]) -> dict[str, NDArray[Any]]:
-    """The trained parameters; `seen` takes up whether each picked gradient was too long."""
+    """The trained parameters; `seen` collects whether each picked gradient was too long."""
 
     def clip(gradients: Tensors) -> Tensors:
         clipped = dict(gradients)

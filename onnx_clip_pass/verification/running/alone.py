@@ -1,6 +1,6 @@
 """The clips of one graph as a model of their own: raw gradients in, clipped ones out.
 
-What a clip does to a gradient is a function of the gradient, its parameter and what steers it. Cut
+What a clip does to a gradient is a function of the gradient, its parameter and its threshold. Cut
 out of the rewritten model, it can be given any gradient, many times, for what the clip costs.
 """
 
@@ -26,7 +26,7 @@ class Alone:
     Args:
         after: the rewritten model.
         targets: those of one graph.
-        outputs: of the main graph that hand out what is measured of them.
+        outputs: of the main graph that are metrics of them.
         feeds: of the model, for what clips read besides: thresholds and loss scales.
         provider: where to run.
         folder: where external data of the model lies.
@@ -51,7 +51,7 @@ class Alone:
         wanted = [name for name in dict.fromkeys(wanted) if name not in given]
         found = _Slice(scope, wanted, given, feeds)
         self.reads_more = sorted(found.unknown)
-        """What the clips read that cannot be given here; if there is such, they cannot be run."""
+        """The values that clips read and that cannot be given here, so that they cannot run."""
         self._feeds = {name: feeds[name] for name in found.inputs if name in feeds}
         self._session: Session | None = None
         if not self.reads_more:
@@ -95,7 +95,7 @@ class _Slice:
         """Add what makes a value; what that reads."""
         if home is not None and name in home.producers:
             number = home.producers[name][0]
-            if number not in home.bodies:
+            if number not in home.subgraphs:
                 self._nodes.setdefault(id(home), (home, set()))[1].add(number)
                 return home.nodes[number].input
         elif home is not None and home.outer is None and self._is_fed(home, name):

@@ -193,7 +193,7 @@ def _norm(array: Array, has_seeds: bool) -> float:
 
 def check_raw(seen: Seen) -> None:
     """Hold the backward pass to what it gives when it sees raw gradients."""
-    behind = {place for target in seen.of.targets for place in target.behind}
+    behind = {ref for target in seen.of.targets for ref in target.behind}
     for number, target in enumerate(seen.of.targets):
         depends = (target.scope, target.name) in behind
         ports = zip(seen.expected.outlets.raw[number], seen.rewritten.raw[number], strict=True)
@@ -290,9 +290,7 @@ def _measure_fault(seen: Clipped, measure: Measure, outcome: Outcome, actual: An
         allowed = (precision + rounding) * abs(wanted) + unrounded / seen.clipping.loss_scale
     elif outcome.scale is None:
         if not seen.when:
-            seen.of.note(
-                "what is handed out of gradients with nan or inf was not compared, but for norms"
-            )
+            seen.of.note("metrics of gradients with nan or inf were not compared, but for norms")
         return ""
     else:
         wanted, allowed = outcome.scale, max(outcome.precision, outcome.rounding) + rounding

@@ -73,14 +73,14 @@ class Clipping:
                 f"{self.loss_scale:g} in this run; feed another"
             )
         self._clips = [self._clip_of(target, thresholds) for target in of.targets]
-        self._is_steered = [
+        self._has_runtime_threshold = [
             target.threshold_input is not None or self.loss_scale != 1 for target in of.targets
         ]
 
     def ones(self, ports: Sequence[Sequence[Port]], run: Arrays) -> Iterator[list[One]]:
         """The gradients in a run, those of one iteration that have anything to do with each other.
 
-        They are taken up one after another, for each takes several times its memory.
+        They are computed one after another, for each takes several times its memory.
         """
         for numbers in self.of.together:
             for port, first in enumerate(ports[numbers[0]]):
@@ -146,8 +146,10 @@ class Clipping:
             target.count,
             target.gradient.has_seeds and np.ndim(array) > 0,
         )
-        clip, is_steered = self._clips[number], self._is_steered[number]
-        return Member(clip.formulas, case, target.level, is_steered, self._is_given)
+        clip, has_runtime_threshold = self._clips[number], self._has_runtime_threshold[number]
+        return Member(
+            clip.formulas, case, target.unrolled_step, has_runtime_threshold, self._is_given
+        )
 
     def _parameter(self, number: int, port: int, at: tuple[int, ...]) -> Array | None:
         arrays = self._parameters[number]

@@ -33,7 +33,7 @@ class Port:
 class Copy:
     """A copy of a model, to be changed and run; `numbers` in its interface count its scopes.
 
-    Values become outputs and are fed first (`bring_out`), then changed (`change`); then `finish`.
+    Values become outputs and are fed first (`expose`), then changed (`change`); then `finish`.
     """
 
     def __init__(self, model: ModelProto) -> None:
@@ -48,17 +48,17 @@ class Copy:
         self._editor.finish()
         return self.model
 
-    def bring_out(
+    def expose(
         self, number: int, name: str, dtype: int, feeds: list[Read] | None = None
     ) -> list[Port]:
-        """Hand a value of scope `number` out, and let the given reads take a fed one.
+        """Make a value of scope `number` an output, and let the given reads take a fed one.
 
         Args:
             number: of the scope.
             name: of the value.
             dtype: of the value.
             feeds: the reads that shall take what is fed, or None to feed nothing. Reads by which
-                the main graph hands the value out are left as they are.
+                the value is an output of the main graph are left as they are.
 
         Returns:
             A port for each way by which the main graph gets there: a function has one a call.
@@ -135,7 +135,7 @@ class Copy:
             _put(node.output, len(scope.proto.output) - 1 - (op_type == "Loop"), outside)
             given = fed if op_type == "If" or not fed else self._editor.fresh(f"fed/{name}")
             if op_type == "If":
-                self._fill_other_branches(scope, outer.bodies[number], name, fed, dtype)
+                self._fill_other_branches(scope, outer.subgraphs[number], name, fed, dtype)
             elif op_type == "Loop" and fed:
                 count = scope.inputs[0]
                 self._editor.insert(scope, 0, "Gather", [given, count], fed, f"take/{name}")
@@ -152,17 +152,17 @@ class Copy:
         self, scope: Scope, branches: Mapping[str, Scope], name: str, fed: str, dtype: int
     ) -> None:
         """Let branches that are not taken return what is fed, or else a zero."""
-        for body in branches.values():
-            if body is scope:
+        for subgraph in branches.values():
+            if subgraph is scope:
                 continue
             wish = f"not taken/{name}"
             if fed:
-                out = self._copied(body, fed, wish)
+                out = self._copied(subgraph, fed, wish)
             else:
                 out = self._editor.fresh(wish)
                 zero = TensorProto(dims=[], data_type=dtype, raw_data=bytes(_SIZES[dtype]))
-                self._append(body, "Constant", [], out, value=zero)
-            _declare(body.proto.output, out, dtype)
+                self._append(subgraph, "Constant", [], out, value=zero)
+            _declare(subgraph.proto.output, out, dtype)
 
     def _holders(self, scope: Scope) -> list[tuple[Scope, int]]:
         """The nodes that run a graph."""

@@ -78,7 +78,7 @@ class Expected:
 
         The first are those of the given run, which is to be found there by the given outlets.
 
-        A gradient of a second step depends on the clipped one of the first: each round settles at
+        A gradient of a second step depends on the clipped one of the first: each iteration fixes at
         least one step more.
         """
         raw = self.outlets.raw

@@ -22,7 +22,7 @@ __all__ = ["Factors", "Outlets", "Runs"]
 
 Ports = list[list[Port]]
 Factors = Mapping[int, float]
-"""What gradients are multiplied by, in both models alike, by the numbers of their targets."""
+"""The factors of gradients in both models alike, by the numbers of their targets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Runs:
         copy = Copy(self.of.before.model)
         scopes = copy.index.scopes
         ports = [
-            copy.bring_out(
+            copy.expose(
                 target.scope,
                 target.name,
                 target.dtype,
@@ -65,12 +65,12 @@ class Runs:
             for target in self.of.targets
         ]
         parameters = [
-            [] if target.parameter is None else copy.bring_out(*target.parameter)
+            [] if target.parameter is None else copy.expose(*target.parameter)
             for target in self.of.targets
         ]
         scale = ""
         if isinstance(self.of.record.loss_scale, str):
-            scale = copy.bring_out(0, self.of.record.loss_scale, spec.FLOAT)[0].output
+            scale = copy.expose(0, self.of.record.loss_scale, spec.FLOAT)[0].output
         for target, factor in self._changed(factors):
             copy.change(target.scope, target.name, target.dtype, factor)
         session = self._open(copy.finish(), self.of.before_folder)
@@ -79,8 +79,8 @@ class Runs:
     def rewritten(self, factors: Factors) -> tuple[Session, Outlets]:
         """The rewritten model."""
         copy = Copy(self.of.after.model)
-        raw = [copy.bring_out(t.scope, t.raw, t.dtype) for t in self.of.targets]
-        clipped = [copy.bring_out(t.scope, t.clipped, t.dtype) for t in self.of.targets]
+        raw = [copy.expose(t.scope, t.raw, t.dtype) for t in self.of.targets]
+        clipped = [copy.expose(t.scope, t.clipped, t.dtype) for t in self.of.targets]
         for target, factor in self._changed(factors):
             copy.change(target.scope, target.raw, target.dtype, factor)
         return self._open(copy.finish(), self.of.after_folder), Outlets(raw, clipped, [], "")
@@ -93,7 +93,7 @@ class Runs:
             for at in scope.numbers_of("If"):
                 name = scope.nodes[at].input[0]
                 if (number, name) not in ports:
-                    ports[number, name] = copy.bring_out(number, name, spec.BOOL)
+                    ports[number, name] = copy.expose(number, name, spec.BOOL)
         run = self._open(copy.finish(), self.of.before_folder).run(self.given)
         return {
             key: np.concatenate([run[port.output].ravel() for port in own])

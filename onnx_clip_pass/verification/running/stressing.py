@@ -37,14 +37,14 @@ class Stressing:
 
     `members` are a gradient of each target, as it was in the first run, None if it was not
     computed; `loss_scale` is the one of that run, `thresholds` are those that are inputs, and
-    `steered` are they as arrays.
+    `threshold_feeds` are they as arrays.
     """
 
     runs: Runs
     members: Sequence[Member | None]
     loss_scale: float
     thresholds: Mapping[str, float]
-    steered: Arrays
+    threshold_feeds: Arrays
 
     def run_all(self) -> None:
         """All stresses of all graphs; what they show goes to the result."""
@@ -61,7 +61,7 @@ class Stressing:
             return
         try:
             outputs = () if scope else of.record.outputs
-            alone = self.runs.alone(scope, outputs, self.steered)
+            alone = self.runs.alone(scope, outputs, self.threshold_feeds)
         except OnnxClipError as error:
             of.result.faults.append(f"the clips of {path} do not run alone: {error}")
             return

@@ -22,7 +22,7 @@ from onnx_clip_pass.verification.tolerance.expected import Member, activating_sc
 
 __all__ = ["Trials"]
 
-_TURNS = 2  # scaling a first step can make the gradients of the second vanish: again without it
+_ATTEMPTS = 2  # scaling a first step can make the gradients of the second vanish: again without it
 
 
 class Trials:
@@ -51,7 +51,7 @@ class Trials:
         if any(check.faults for check in checks_):
             return
         self._run({}, "")
-        for up, sign in ((True, 1), (False, 1)) * _TURNS + ((True, -1),):
+        for up, sign in ((True, 1), (False, 1)) * _ATTEMPTS + ((True, -1),):
             self._force_clipping(up, sign, "")
         if self._inputs:
             self._force_by_thresholds()

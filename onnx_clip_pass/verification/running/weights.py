@@ -41,7 +41,7 @@ class Weights:
             model: to be used no more where another is returned.
 
         Raises:
-            OnnxClipError: there is no room for them.
+            OnnxClipError: there is not enough space for them.
         """
         if any(uses_external_data(t) for t in tensors_of(model)):
             return model

@@ -87,7 +87,9 @@ class Forward:
         """
         main = self.index.main
         roots = dict.fromkeys([*main.inputs, *main.initializers])
-        tensors = [root for root in roots if not (main.declared(root) or TensorType()).is_single]
+        tensors = [
+            root for root in roots if not (main.declared(root) or TensorType()).is_scalar_like
+        ]
         find = partial(find_loss, self.model, self.index, None, self.provider, None)
         try:
             return find(set(parameters), set(gradients))
@@ -103,7 +105,7 @@ class Forward:
         return name in self.index.main.input_slots or name in self.index.main.initializers
 
     def with_copies(self, roots: Sequence[str]) -> tuple[ModelProto, dict[str, str]]:
-        """The model with a node that hands on each of these inputs and initializers; its names."""
+        """The model with an Identity of each of these inputs and initializers; its names."""
         if not roots:
             return self.model, {}
         model, fresh = ModelProto(), Editor(self.index).fresh

@@ -34,7 +34,7 @@ from onnx_clip_pass.verification.static.targets import Target
 __all__ = ["Meaning", "Slopes", "check_choice"]
 
 Slopes = Literal["on", "strict", "off"]
-"""What is made of gradients that are no slopes of the loss, see `verify`."""
+"""The treatment of gradients that are no slopes of the loss, see `verify`."""
 
 _ASIDE = 2e-3  # times the slope: what points no farther aside points where the slope does
 _NOISE = 0.2  # times the slope: with more of it nothing can be said
@@ -280,7 +280,8 @@ class Meaning:
         return {
             pair.gradient: check.factor
             for pair, check in found
-            if _is_parallel(check) and not type_of(self.forward.index, pair.parameter).is_single
+            if _is_parallel(check)
+            and not type_of(self.forward.index, pair.parameter).is_scalar_like
         }
 
     def _of_later_steps(self, pairs: Sequence[_Pair]) -> set[_Pair]:

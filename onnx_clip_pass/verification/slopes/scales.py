@@ -42,7 +42,7 @@ def seeds_of(
     values = list(factors.values())
     if not values or not all(is_near(value, values[0]) for value in values):
         return
-    knobs = [
+    scalars = [
         name
         for name, array in feeds.items()
         if name not in forward
@@ -50,10 +50,10 @@ def seeds_of(
         and array.dtype.kind == "f"
         and is_near(values[0], float(array.reshape(())))
     ]
-    if len(knobs) == 1 and not all(_is_rate(index, knobs[0], name) for name in factors):
-        yield float(feeds[knobs[0]].reshape(()))
+    if len(scalars) == 1 and not all(_is_rate(index, scalars[0], name) for name in factors):
+        yield float(feeds[scalars[0]].reshape(()))
 
 
-def _is_rate(index: Index, knob: str, gradient: str) -> bool:
+def _is_rate(index: Index, scalar: str, gradient: str) -> bool:
     """Return whether an input scales a value behind the last sum or matrix product before it."""
-    return knob in ancestors_in(index.main.nodes, lambda node: node.op_type in _TAIL)(gradient)
+    return scalar in ancestors_in(index.main.nodes, lambda node: node.op_type in _TAIL)(gradient)

@@ -145,7 +145,7 @@ def _parts(
     op_type = node.op_type
     if op_type in _SIGNS:
         return list(zip(inputs, _SIGNS[op_type], strict=False))
-    slots = [at for at in _NUMBERS.get(op_type, ()) if type_of(index, inputs[at]).is_single]
+    slots = [at for at in _NUMBERS.get(op_type, ()) if type_of(index, inputs[at]).is_scalar_like]
     if not slots:
         return []
     number = inputs[slots[0]]

@@ -58,22 +58,22 @@ def declared_faults(
 def recorded_faults(record: Record) -> list[str]:
     """Contradictions within a record, so that nothing can be held against it."""
     faults = []
-    steered = {e.threshold_input for e in record.clips if e.threshold_input is not None}
-    if steered != set(record.inputs):
+    thresholds = {e.threshold_input for e in record.clips if e.threshold_input is not None}
+    if thresholds != set(record.inputs):
         faults.append(
-            f"the clips are steered by {_list(sorted(steered))}, but the inputs that were added "
+            f"the threshold inputs are {_list(sorted(thresholds))}, but the inputs that were added "
             f"are {_list(record.inputs)}"
         )
     measures = [measure.output for measure in record.emitted]
     if measures != record.outputs:
         faults.append(
-            f"the outputs that were added are {_list(record.outputs)}, but the measures handed out "
+            f"the outputs that were added are {_list(record.outputs)}, but the metrics recorded "
             f"are {_list(measures)}"
         )
     clipped = {entry.gradient for entry in record.clips}
     for output, quantity, gradients, _ in record.emitted:
         if quantity not in get_args(Emit):
-            faults.append(f"the output {output!r} is said to hand out {quantity!r}")
+            faults.append(f"the output {output!r} is said to be {quantity!r}")
         if not gradients or not clipped.issuperset(gradients):
             faults.append(f"the output {output!r} is said to measure {_list(gradients)}")
     return faults

@@ -66,8 +66,10 @@ def _step(index: Index, read: Read, next_iterations: bool) -> list[ValueRef]:
     states = _states(scope, number)
     if node.op_type not in ("Loop", "Scan") or (node.op_type == "Loop" and slot < 2):
         return made
-    bodies = list(scope.bodies.get(number, {}).values())
-    inner = [(body, body.inputs[slot]) for body in bodies if slot < len(body.inputs)]
+    subgraphs = list(scope.subgraphs.get(number, {}).values())
+    inner = [
+        (subgraph, subgraph.inputs[slot]) for subgraph in subgraphs if slot < len(subgraph.inputs)
+    ]
     at = slot - 2 if node.op_type == "Loop" else slot
     if at < states and at < len(node.output) and node.output[at]:
         inner.append((scope, node.output[at]))  # if it never runs

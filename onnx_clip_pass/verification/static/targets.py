@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from onnx_clip_pass.clips import Clip, clip_from_dict
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import (
+    FoundGradient,
     Gradient,
-    Sighting,
     Survey,
     name_gradients,
     survey,
@@ -27,11 +27,11 @@ from onnx_clip_pass.graph.spec import FLOAT
 from onnx_clip_pass.record import ClipEntry, Record
 from onnx_clip_pass.verification.static.reach import ValueRef, reach
 from onnx_clip_pass.verification.static.reads import Readers
-from onnx_clip_pass.verification.static.steps import levels
+from onnx_clip_pass.verification.static.unrolled import unrolled_steps
 
 __all__ = ["Target", "targets_of"]
 
-_Group = list[tuple[Sighting, ClipEntry]]
+_Group = list[tuple[FoundGradient, ClipEntry]]
 """Gradients of one value, each with its entry in the record."""
 
 
@@ -44,7 +44,7 @@ class Target:
     (number of the scope, node, slot), that must see the clipped value; `misread` says which reads
     of it do not see what they must. `parameter` is the number of its parameter's scope, its name
     and dtype, for a clip that reads it, and `axes` those of a unit; `count` says of how many
-    parameters it is the gradient, `level` of which step of its graph.
+    parameters it is the gradient, `unrolled_step` which of the unrolled steps of its graph.
     """
 
     gradient: Gradient
@@ -62,7 +62,7 @@ class Target:
     outputs: frozenset[int]
     behind: set[tuple[int, str]]
     misread: list[str] = field(default_factory=list)
-    level: int = 0
+    unrolled_step: int = 0
 
 
 def targets_of(before: Index, after: Index, record: Record) -> list[Target]:
@@ -83,7 +83,7 @@ def targets_of(before: Index, after: Index, record: Record) -> list[Target]:
         (s.gradient.name, s.gradient.parameter.name, s.gradient.graph): s
         for s in (*seen.of_data, *seen.found)
     }
-    sightings = []
+    found_gradients = []
     for entry in record.clips:
         name, parameter, graph = entry.gradient, entry.parameter, entry.graph
         if (name, parameter, graph) not in known:
@@ -92,8 +92,8 @@ def targets_of(before: Index, after: Index, record: Record) -> list[Target]:
                 f"it is not in the original; use the original of this model, and the version of "
                 f"onnx-clip that rewrote it"
             )
-        sightings.append(known[name, parameter, graph])
-    return _Reading(before, after, record, seen).targets(sightings)
+        found_gradients.append(known[name, parameter, graph])
+    return _Reading(before, after, record, seen).targets(found_gradients)
 
 
 class _Reading:
@@ -109,13 +109,13 @@ class _Reading:
         self._gradients: set[ValueRef] = set()
         self._stops: set[ValueRef] = set()
         self._shared: dict[ValueRef, set[str]] = defaultdict(set)
-        for sighting in seen.found:
-            self._shared[_ref_of(sighting)].add(sighting.gradient.parameter.name)
+        for found_gradient in seen.found:
+            self._shared[_ref_of(found_gradient)].add(found_gradient.gradient.parameter.name)
 
-    def targets(self, sightings: Iterable[Sighting]) -> list[Target]:
+    def targets(self, found_gradients: Iterable[FoundGradient]) -> list[Target]:
         groups: dict[ValueRef, _Group] = {}
-        for sighting, entry in zip(sightings, self._record.clips, strict=True):
-            groups.setdefault(_ref_of(sighting), []).append((sighting, entry))
+        for found_gradient, entry in zip(found_gradients, self._record.clips, strict=True):
+            groups.setdefault(_ref_of(found_gradient), []).append((found_gradient, entry))
         self._gradients = {*groups, *self._shared}
         self._stops = self._gradients | self._ends
         targets: list[Target] = []
@@ -131,10 +131,10 @@ class _Reading:
                 name: {s.gradient.parameter.name for s, _ in groups[scope, name]}
                 for name in reads_of
             }
-            found = levels(self._before, scope, reads_of, parameters)
+            found = unrolled_steps(self._before, scope, reads_of, parameters)
             for target in targets:
                 if target.scope == scope.at:
-                    target.level = found.get(target.name, 0)
+                    target.unrolled_step = found.get(target.name, 0)
         return targets
 
     def _targets_of(self, ref: ValueRef, group: _Group) -> list[tuple[Target, list[Read]]]:
@@ -163,7 +163,7 @@ class _Reading:
         now = self._after.scopes[scope.at]
         renamed = self._record.renamed.items()
         new = [new for new, old in renamed if old == name and new in now.names]
-        recorded = {sighting.gradient.parameter.name for sighting, _ in group}
+        recorded = {found_gradient.gradient.parameter.name for found_gradient, _ in group}
         if (
             self._shared[ref] <= recorded
             and len(new) <= 1
@@ -175,14 +175,14 @@ class _Reading:
                 raw, clipped = clipped, raw
             return [_Part(group, raw, clipped, reads)]
         parts: dict[tuple[str, str], _Part] = {}
-        for sighting, entry in group:
-            own = [read for read in reads if self._leads_to(read, sighting)]
+        for found_gradient, entry in group:
+            own = [read for read in reads if self._leads_to(read, found_gradient)]
             read_now = map(self._readers.name_at, own)
             clipped = next((n for n in read_now if n in new), new[0] if new else name)
             part = parts.setdefault((_facts(entry), clipped), _Part([], name, clipped, []))
-            part.group.append((sighting, entry))
+            part.group.append((found_gradient, entry))
             part.reads += [read for read in own if read not in part.reads]
-        # in the order in which a rewrite puts them in, which is that of what they hand out
+        # in the order in which a rewrite puts them in, which is that of the outputs they add
         return sorted(parts.values(), key=lambda part: min(map(reads.index, part.reads), default=0))
 
     def _target(self, ref: ValueRef, part: _Part) -> Target:
@@ -196,7 +196,7 @@ class _Reading:
             threshold_input=entry.threshold_input,
             parameter=_parameter(self._seen, first, clip),
             axes=_axes(self._before, first, clip),
-            count=len({sighting.gradient.parameter.name for sighting, _ in part.group}),
+            count=len({found_gradient.gradient.parameter.name for found_gradient, _ in part.group}),
             dtype=first.type.dtype or FLOAT,
             scope=ref[0].at,
             name=ref[1],
@@ -212,9 +212,9 @@ class _Reading:
         values, _ = reach(self._before, [read], stop=self._stops, next_iterations=False)
         return any(x in self._gradients and x != own and x not in self._ends for x in values)
 
-    def _leads_to(self, read: Read, sighting: Sighting) -> bool:
+    def _leads_to(self, read: Read, found_gradient: FoundGradient) -> bool:
         """Return whether its parameter is updated through this read, in the same step."""
-        sinks = {Read(sink.frame.scope, sink.node, sink.slot) for sink in sighting.sinks}
+        sinks = {Read(sink.frame.scope, sink.node, sink.slot) for sink in found_gradient.sinks}
         values, _ = reach(self._before, [read], stop=self._ends, next_iterations=False)
         return read in sinks or any(
             further in sinks
@@ -233,8 +233,8 @@ class _Part:
     reads: list[Read]
 
 
-def _ref_of(sighting: Sighting) -> ValueRef:
-    return sighting.value.frame.scope, sighting.value.name
+def _ref_of(found_gradient: FoundGradient) -> ValueRef:
+    return found_gradient.value.frame.scope, found_gradient.value.name
 
 
 def _facts(entry: ClipEntry) -> str:
@@ -242,16 +242,18 @@ def _facts(entry: ClipEntry) -> str:
     return json.dumps([entry.clip, entry.threshold_input], sort_keys=True)
 
 
-def _parameter(seen: Survey, sighting: Sighting, clip: Clip) -> tuple[int, str, int] | None:
-    parameter = sighting.parameter
+def _parameter(
+    seen: Survey, found_gradient: FoundGradient, clip: Clip
+) -> tuple[int, str, int] | None:
+    parameter = found_gradient.parameter
     if parameter is None or not clip.reads_parameter:
         return None
-    dtype = dtype_of(seen.flow, parameter) or sighting.type.dtype or FLOAT
+    dtype = dtype_of(seen.flow, parameter) or found_gradient.type.dtype or FLOAT
     return parameter.frame.scope.at, parameter.name, dtype
 
 
-def _axes(index: Index, sighting: Sighting, clip: Clip) -> tuple[int, ...] | None:
-    if sighting.parameter is None or not clip.reads_parameter:
+def _axes(index: Index, found_gradient: FoundGradient, clip: Clip) -> tuple[int, ...] | None:
+    if found_gradient.parameter is None or not clip.reads_parameter:
         return None
-    found = unit_axes(index, sighting.parameter)
+    found = unit_axes(index, found_gradient.parameter)
     return None if isinstance(found, str) else found

@@ -143,7 +143,7 @@ def output_fault(actual: Array, expected: Array, moves: Iterable[Array]) -> str:
     left, right = wide(actual), wide(expected)
     finite = np.isfinite(right)
     if not np.array_equal(left[~finite], right[~finite], equal_nan=True):
-        return "nan or inf at other places"
+        return "nan or inf at other indices"
     error = float(np.max(np.abs(left[finite] - right[finite]), initial=0.0))
     allowed = rounding = _OUTPUT_ROUNDING * epsilon(str(expected.dtype)) * largest(right)
     if error <= allowed:

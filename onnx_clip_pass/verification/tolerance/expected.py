@@ -44,8 +44,8 @@ class Member:
 
     formulas: tuple[Formula, ...]
     case: Case
-    level: int
-    is_steered: bool
+    unrolled_step: int
+    has_runtime_threshold: bool
     is_given: bool = False
 
     @property
@@ -152,8 +152,8 @@ def _stages(members: Sequence[Member], nonfinite: NonFinite) -> Iterator[_Stage]
     """Apply the formulas of gradients, one after another."""
     cases = [member.case for member in members]
     chains = [member.formulas for member in members]
-    for turn in scheduled(chains, [member.level for member in members]):
-        numbers, at = [number for number, _ in turn], [stage for _, stage in turn]
+    for batch in scheduled(chains, [member.unrolled_step for member in members]):
+        numbers, at = [number for number, _ in batch], [stage for _, stage in batch]
         formula, taken = chains[numbers[0]][at[0]], [cases[number] for number in numbers]
         clipped = formula.reference(taken, nonfinite)
         yield _Stage(formula, [members[n] for n in numbers], numbers, at, taken, clipped)
@@ -162,7 +162,7 @@ def _stages(members: Sequence[Member], nonfinite: NonFinite) -> Iterator[_Stage]
 
 
 def _tell_stage(stage: _Stage, found: list[Outcome], numerics: Numerics) -> None:
-    """Tell what comes of a stage, and how exactly it is known."""
+    """Tell the results of a stage, and how exactly they are known."""
     formula, members, _, stages, cases, clipped = stage
     scale = _scale(formula, cases)
     measured = [
@@ -181,7 +181,7 @@ def _tell_stage(stage: _Stage, found: list[Outcome], numerics: Numerics) -> None
     promised = is_promised(formula, cases, norms, whole, numerics)
     if not formula.is_elementwise:  # rounding once more keeps to the bounds
         precision += max(each.part for each in measured)
-    if any(member.is_steered for member in members):
+    if any(member.has_runtime_threshold for member in members):
         precision += _precision_of_limit(cases, numerics)
     for number, (case, outcome) in enumerate(zip(cases, found, strict=True)):
         rounding = compare.epsilon(str(case.gradient.dtype))
@@ -311,7 +311,8 @@ def _precision_of_limit(cases: Sequence[Case], numerics: Numerics) -> float:
     """Of a threshold that is an input, times a factor and a loss scale.
 
     The input, the factor, and two products are rounded by half a unit each, to float64 if that is
-    what all the gradients are clipped in: an input that steers one of them is float64 then.
+    what all the gradients are clipped in: an input that is the threshold of one of them is float64
+    then.
     """
     return 2 * (2.0**-52 if _is_wide(cases, numerics) else 2.0**-23)
 

@@ -13,10 +13,10 @@ from onnx_clip_pass.runtime.feeds import make_feeds
 from onnx_clip_pass.runtime.session import Provider, open_session
 from onnx_clip_pass.storage import open_model
 
-__all__ = ["rehearse"]
+__all__ = ["preflight"]
 
 
-def rehearse(
+def preflight(
     model: str | os.PathLike[str],
     *,
     feeds: Mapping[str, NDArray[Any]] | None = None,

@@ -1,4 +1,4 @@
-"""The bodies of nodes in a model, as protobuf has them."""
+"""Main graph, subgraphs and functions of a model, as protobuf has them."""
 
 from __future__ import annotations
 
@@ -10,33 +10,35 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 from onnx_clip_pass.graph.spec import TRAINING_DOMAIN
 
 __all__ = [
-    "Body",
+    "GraphOrFunction",
     "attribute",
     "attributed",
-    "bodies_of",
+    "graphs_and_functions",
     "graphs_in",
     "names_by_attribute",
     "outermost",
 ]
 
-Body = GraphProto | FunctionProto
+GraphOrFunction = GraphProto | FunctionProto
 
 
-def bodies_of(model: ModelProto, *, but_in: Collection[str] = ()) -> Iterator[Body]:
-    """Every body of nodes in a model, an outer one before those in its nodes.
+def graphs_and_functions(
+    model: ModelProto, *, but_in: Collection[str] = ()
+) -> Iterator[GraphOrFunction]:
+    """Every graph and function of a model, an outer graph before those in its nodes.
 
     Those in the nodes named in `but_in` are left out.
     """
     todo = outermost(model)
-    for body in todo:  # grows while it is read
-        yield body
-        for node in body.node:
+    for graph in todo:  # grows while it is read
+        yield graph
+        for node in graph.node:
             if node.name not in but_in:
                 todo += [graph for _, graph in graphs_in(node)]
 
 
-def outermost(model: ModelProto) -> list[Body]:
-    """The bodies that are in no node: main graph, training_info, functions."""
+def outermost(model: ModelProto) -> list[GraphOrFunction]:
+    """The graphs that are in no node: main graph, training_info, functions."""
     algorithms = [(info.initialization, info.algorithm) for info in model.training_info]
     return [model.graph, *chain.from_iterable(algorithms), *model.functions]
 
@@ -52,13 +54,14 @@ def graphs_in(node: NodeProto) -> list[tuple[str, GraphProto]]:
     return graphs
 
 
-def attributed(body: Body) -> set[int]:
+def attributed(graph: GraphOrFunction) -> set[int]:
     """The numbers of the nodes that have attributes.
 
-    A node takes room for attributes when it is asked for them, and keeps it for as long as it is
+    A node allocates memory for attributes when it is asked for them, and keeps it for as long as it
+    is
     held: here none is.
     """
-    return {number for number, node in enumerate(body.node) if node.attribute}
+    return {number for number, node in enumerate(graph.node) if node.attribute}
 
 
 def attribute(node: NodeProto, name: str) -> AttributeProto | None:

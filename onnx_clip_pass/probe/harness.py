@@ -1,4 +1,4 @@
-"""A model on the bench: its parameters made movable, its loss and its values read at will."""
+"""A harness for a model: its parameters made movable, its loss and its values read at will."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from onnx_clip_pass.probe.copies import (
 from onnx_clip_pass.probe.slopes import Arrays, Point, noise_of
 from onnx_clip_pass.runtime import Provider, Session, open_session
 
-__all__ = ["Bench", "is_float"]
+__all__ = ["Harness", "is_float"]
 
 _JITTER = 0.02
 _FROM_ZERO = 0.01
-_TURN = 1.37  # a factor that no constant of an optimizer is
+_SCALAR_FACTOR = 1.37  # a factor that no constant of an optimizer is
 _LACKING = re.compile(r"no kernel for (\w+) of|Type 'tensor\(double\)' .* of operator \((\w+)\)")
 
 
@@ -67,18 +67,18 @@ def _einsum_weights(main: Scope) -> Iterator[str]:
 
 
 def is_float(array: NDArray[Any]) -> bool:
-    """Whether a loss or a gradient can have this dtype (ml_dtypes has floats NumPy lacks)."""
+    """True if a loss or a gradient can have this dtype (ml_dtypes has floats NumPy lacks)."""
     return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
 
 
 @dataclass(slots=True)
-class Bench:
+class Harness:
     """A model, its feeds, and what of it moves.
 
     `parameters` are moved; `left_out` are the inputs taken for data, with the reason. With `only`
-    the parameters are what `data` names, and nothing else. `knobs` are scalar inputs that the loss
-    does not read: a seed of the backward pass, a learning rate; `states` are larger ones. What is
-    computed `from_states`, such as moments and buffers of accumulated gradients, is no gradient;
+    the parameters are what `data` names, and nothing else. `scalars` are scalar inputs that the
+    loss does not read: a seed of the backward pass, a learning rate; `states` are larger ones. What
+    is computed `from_states`, such as moments and buffers of accumulated gradients, is no gradient;
     `zeros` are initializers that may be states that have not been filled yet.
     """
 
@@ -92,7 +92,7 @@ class Bench:
     index: Index = field(init=False)
     parameters: Arrays = field(init=False)
     left_out: dict[str, str] = field(init=False)
-    knobs: tuple[str, ...] = field(init=False)
+    scalars: tuple[str, ...] = field(init=False)
     states: tuple[str, ...] = field(init=False)
     from_states: set[str] = field(init=False)
     zeros: set[str] = field(init=False)
@@ -122,7 +122,7 @@ class Bench:
         self._sort_what_is_read()
         fed = {n: self.feeds[n] for n in main.inputs if n not in read and n in self.feeds}
         floats = {name: array for name, array in fed.items() if is_float(array)}
-        self.knobs = tuple(name for name, array in floats.items() if array.size == 1)
+        self.scalars = tuple(name for name, array in floats.items() if array.size == 1)
         self.states = tuple(name for name, array in floats.items() if array.size > 1)
         states = set(self.states)
         if self.model.ir_version >= FREE_INITIALIZERS:
@@ -173,7 +173,7 @@ class Bench:
     # -- points --------------------------------------------------------------------------------
 
     def point(self, number: int) -> Point:
-        """The feeds as they are (0), or with parameters moved (2) and what hides others turned (1).
+        """The feeds as they are (0), or with parameters moved (2) and what hides others varied (1).
 
         Where parameters, states or rates are zero or one, values are equal that differ elsewhere.
         Initializers are moved only where they are zero: an exporter may have given the backward
@@ -191,9 +191,11 @@ class Bench:
         for name in self.states if number == 1 else ():
             if not np.any(feeds[name]):
                 feeds[name] = rng.uniform(0.1, 1, size=feeds[name].shape).astype(feeds[name].dtype)
-        for name in self.knobs if number == 1 else ():
-            feeds[name] = (feeds[name] * _TURN or feeds[name] + _TURN - 1).astype(feeds[name].dtype)
-        return Point(number, feeds, {name: float(feeds[name].reshape(())) for name in self.knobs})
+        for name in self.scalars if number == 1 else ():
+            feeds[name] = (feeds[name] * _SCALAR_FACTOR or feeds[name] + _SCALAR_FACTOR - 1).astype(
+                feeds[name].dtype
+            )
+        return Point(number, feeds, {name: float(feeds[name].reshape(())) for name in self.scalars})
 
     # -- running -------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Thresholds that can be fed, the loss scale, and what is handed out."""
+"""Thresholds that can be fed, the loss scale, and metrics as outputs."""
 
 from __future__ import annotations
 
@@ -66,15 +66,15 @@ def same(left: list[Any], right: list[Any]) -> bool:
 @pytest.mark.parametrize("make", CLIPS.values(), ids=CLIPS)
 def test_default_and_fed_threshold_give_what_a_rebuilt_model_gives(make: Any, level: str):
     model = parse(TWO)
-    steered = clip_gradients(model, make(2.5), gradients=NAMED, threshold_input="limit")
-    session = session_of(steered, level)
+    adjustable = clip_gradients(model, make(2.5), gradients=NAMED, threshold_input="limit")
+    session = session_of(adjustable, level)
     built = {
         c: session_of(clip_gradients(model, make(c), gradients=NAMED), level) for c in (2.5, 0.7)
     }
     assert same(session.run(None, FEEDS), built[2.5].run(None, FEEDS))
     fed = session.run(None, FEEDS | {"limit": np.array(0.7, np.float32)})
     assert same(fed, built[0.7].run(None, FEEDS))
-    assert strip(steered) == model
+    assert strip(adjustable) == model
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -112,7 +112,7 @@ def test_each_rule_can_have_an_input_of_its_own():
     np.testing.assert_array_equal(b, [[-1, -2], [-2, 2]])
 
 
-def test_adaptive_clipping_can_be_steered():
+def test_adaptive_clipping_can_have_a_threshold_input():
     model = parse("""step (float[2] W, float[2] x) => (float[2] W_grad) { W_grad = Identity(x) }""")
     clipped = clip_gradients(
         model, AdaptiveGradientClip(0.1), gradients={"W_grad": "W"}, threshold_input="ratio"
@@ -135,7 +135,7 @@ WHAT_FEEDING_DOES = {
     ("limit", "of_3_4", "of_zeros"), WHAT_FEEDING_DOES.values(), ids=WHAT_FEEDING_DOES
 )
 def test_what_feeding_0_a_negative_number_nan_and_inf_does(limit, of_3_4, of_zeros):
-    """As docs/steering.md says: no check is in the graph. 0 / 0 is nan, -1 / 0 is -inf."""
+    """As docs/thresholds.md says: no check is in the graph. 0 / 0 is nan, -1 / 0 is -inf."""
     model = clip_gradients(
         single("float32", (2,)), GradientClipByNorm(1.0), gradients=["g"], threshold_input="limit"
     )
@@ -168,7 +168,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("model", "clip", "named", "words"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_steered_is_refused(model, clip, named, words):
+def test_what_can_have_no_threshold_input_is_refused(model, clip, named, words):
     with pytest.raises(OnnxClipError, match=words):
         clip_gradients(model(), clip, gradients=named, threshold_input="limit")
 
@@ -236,7 +236,7 @@ def test_a_loss_scale_that_is_no_number_is_refused(kind: str, words: str):
         clip_gradients(model, GradientClipByNorm(1), gradients={"a_grad": "a"}, loss_scale="S")
 
 
-# -- what is handed out ------------------------------------------------------------------------
+# -- metrics as outputs -----------------------------------------------------------------------
 
 
 def test_norm_scale_and_clipped_of_each_gradient_come_behind_the_old_outputs():
@@ -271,7 +271,7 @@ def test_as_a_vector_in_the_order_that_the_record_names():
     assert [entry[2] for entry in read_record(model).emitted] == [["a_grad", "b_grad"]] * 2
 
 
-def test_a_global_norm_is_handed_out_for_the_group_too():
+def test_a_global_norm_is_an_output_for_the_group_too():
     model = clip_gradients(parse(TWO), GradientClipByGlobalNorm(1), gradients=NAMED, emit=("norm",))
     out = run(model, FEEDS)
     np.testing.assert_allclose(out["default_group/norm"], (169 + 30) ** 0.5, rtol=1e-6)
@@ -354,7 +354,7 @@ def test_nothing_is_added_when_nothing_is_asked_for():
     assert len(plain.graph.output) == 2
 
 
-def test_what_is_measured_in_a_nested_graph_cannot_be_handed_out():
+def test_what_is_measured_in_a_nested_graph_cannot_be_an_output():
     model = onnx.parser.parse_model(CALLED)
     with pytest.raises(OnnxClipError, match="cannot be an output of the model"):
         clip_gradients(model, GradientClipByNorm(1), gradients=["g"], emit=("norm",))

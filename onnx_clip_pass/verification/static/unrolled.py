@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from onnx_clip_pass.clips import Clip, shared_norms
 from onnx_clip_pass.graph import OUTPUT, Index, Read, Scope
 
-__all__ = ["components", "levels"]
+__all__ = ["components", "unrolled_steps"]
 
 
-def levels(
+def unrolled_steps(
     index: Index,
     scope: Scope,
     reads: Mapping[str, Sequence[Read]],
@@ -71,8 +71,8 @@ def components(clips: Sequence[tuple[Clip, int, str, int]]) -> list[list[int]]:
             number = root[number]
         return number
 
-    for number, (clip, scope, name, level) in enumerate(clips):
-        for key in ((scope, name), *shared_norms(clip.formulas, (scope, level))):
+    for number, (clip, scope, name, unrolled_step) in enumerate(clips):
+        for key in ((scope, name), *shared_norms(clip.formulas, (scope, unrolled_step))):
             if key is not None:
                 root[find(number)] = find(owner.setdefault(key, number))
     found: dict[int, list[int]] = {}
