@@ -42,9 +42,11 @@ class Option:
 
     def is_said_by(self, value: object) -> bool:
         """Return whether a value is another one than the default."""
+        if self.default is None:
+            return value is not None
         if isinstance(self.default, Collection) and isinstance(value, Collection):
             return len(value) != 0 if not self.default else value != self.default
-        return value is not self.default and value != self.default
+        return bool(value != self.default)
 
 
 @cache

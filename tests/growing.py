@@ -214,6 +214,13 @@ def names_of_what_is_left_over(step: Step, count: int) -> None:
     step.node("Neg", "d", to=step.output("y"))
 
 
+def names_in_a_sum(step: Step, count: int) -> None:
+    end = "d"
+    for n in range(count):
+        end = step.node("Add", end, step.gradient(step.input(f"w{n}"), to=f"w{n}_grad"))
+    step.node("Transpose", end, to=step.output("y", [1, 4]))
+
+
 def functions(step: Step, count: int) -> None:
     opset = [helper.make_opsetid("", 17)]
     for n in range(count):
@@ -274,8 +281,8 @@ KINDS: dict[str, Callable[[Step, int], None]] = {
         sgd, momentum, averages, half_precision, sums_over_runs, penalties,
         clipped_by_global_norm, one_flat_vector, steps_in_a_row, uses_of_one, optimizer_alone,
         unknown_optimizers, one_unknown_optimizer, one_known_optimizer, one_gradient_operator,
-        accumulators, names_alone, names_of_what_is_left_over, functions, a_large_function,
-        a_loop_of_many_states, branches,
+        accumulators, names_alone, names_of_what_is_left_over, names_in_a_sum, functions,
+        a_large_function, a_loop_of_many_states, branches,
     )
 }  # fmt: skip
 """What a step may have many of, by name."""

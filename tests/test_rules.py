@@ -165,6 +165,14 @@ def test_rules_that_say_the_same_agree_on_a_value_that_two_parameters_share():
     assert apart.graph.node == together.graph.node
 
 
+def test_clips_that_differ_only_in_what_they_pick_agree_on_a_shared_value():
+    model = onnx.load(ROOT / "models" / "in_graph" / "sum_of_parameters.onnx")
+    picked = [GradientClipByNorm(1.0, need_clip=name) for name in ("A", "B")]
+    apart = clip_gradients(model, Chain(*picked))
+    together = clip_gradients(model, GradientClipByNorm(1.0, need_clip=["A", "B"]))
+    assert apart.graph.node == together.graph.node
+
+
 def test_a_rule_cannot_hold_a_clip_that_selects_for_itself():
     with pytest.raises(OnnxClipError, match="say need_clip in the rule"):
         Rule("a", GradientClipByNorm(1.0, need_clip="b"))

@@ -25,7 +25,7 @@ from onnx_clip_pass.gradients.naming import SHORT, parameter_names
 from onnx_clip_pass.gradients.ops import ELEMENTWISE, PRODUCTS
 from onnx_clip_pass.gradients.roles import Roles
 from onnx_clip_pass.gradients.updates import Updates
-from onnx_clip_pass.graph import Flow, Frame, TensorType, Value, uses
+from onnx_clip_pass.graph import Flow, Frame, TensorType, Value
 
 __all__ = ["Candidates", "Named", "candidates", "find"]
 
@@ -58,7 +58,7 @@ def find(
             from the other.
     """
     named = Named([], [])
-    taken, used = set(known), _Used(flow)
+    taken, used, passed_back = set(known), _Used(flow), _PassedBack(flow)
     for of_frame in candidates:
         for parameter, values in of_frame.items():
             name = flow.root_name(parameter)
@@ -67,7 +67,7 @@ def find(
                 for value in values
                 if name not in taken
                 and value in used
-                and not (roles.is_weight(value) or _is_passed_back(flow, value))
+                and not (roles.is_weight(value) or value in passed_back)
             ]
             if not taken_up:
                 continue
@@ -126,12 +126,33 @@ class _Used:
         return self._flow.ancestors(end for end in named if end is not None)[0]
 
 
-def _is_passed_back(flow: Flow, value: Value) -> bool:
-    """True for an inner value of which the gradients of other parameters are made by products."""
-    if value.node is None or value.name in value.frame.scope.output_slots:
-        return False
-    found = uses(flow, value, ELEMENTWISE, by_any_slot=True)
-    return any(use.node.op_type in PRODUCTS for use in found)
+class _PassedBack:
+    """The inner values of which the gradients of other parameters are made by products."""
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+
+    def __contains__(self, value: Value) -> bool:
+        is_inner = value.node is not None and value.name not in value.frame.scope.output_slots
+        return is_inner and value in self._multiplied
+
+    @cached_property
+    def _multiplied(self) -> set[Value]:
+        """What products take, and what that is made of by elementwise operators."""
+        operands = {
+            value
+            for frame in self._flow.frames()
+            for node in frame.scope.nodes
+            if node.op_type in PRODUCTS
+            for name in node.input
+            if (value := self._flow.resolve(frame, name)) is not None
+        }
+        starts = [value for value in operands if not _is_computed_otherwise(value)]
+        return operands | self._flow.ancestors(starts, _is_computed_otherwise)[0]
+
+
+def _is_computed_otherwise(value: Value) -> bool:
+    return value.node is not None and value.node.op_type not in ELEMENTWISE
 
 
 def _fits(flow: Flow, value: Value, parameter: Value) -> bool:

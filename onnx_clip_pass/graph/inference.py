@@ -28,8 +28,8 @@ _MOST_FUNCTIONS = 1000
 _MOST_AXES = 64
 """Axes of the largest shape that an Expand is told; NumPy has no more either."""
 
-_ROUNDS = 4
-"""Inferences of one model at most: one more for each Slice behind a Slice."""
+_MOST_NODES = 1_000_000
+"""Nodes of all inferences of one model together: one more is made for each Slice behind a Slice."""
 
 Types = dict[str, dict[str, TensorType]]
 """The types of the values of each graph, by the path of its `Scope`."""
@@ -41,7 +41,7 @@ def infer_types(model: ModelProto) -> Types:
     held = list(_hold(structure.graph.node, ("",)))
     for function in structure.functions:  # the types in them are not told: they stay held
         list(_hold(function.node, ()))
-    for _ in range(_ROUNDS):
+    for _ in range(2 + _MOST_NODES // max(len(structure.graph.node), 1)):
         types: Types = {}
         inferred = shape_inference.infer_shapes(structure.SerializeToString())
         _collect(inferred.graph, "", types)

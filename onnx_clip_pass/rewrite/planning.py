@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -122,7 +123,9 @@ _Meaning = tuple[str, str | None] | None
 
 def _meaning(choice: ClipChoice | None) -> _Meaning:
     """The effect of a choice, whichever rule makes it."""
-    return None if choice is None else (repr(choice.clip), choice.threshold_input)
+    if choice is None:
+        return None
+    return json.dumps(choice.clip.to_dict(), sort_keys=True), choice.threshold_input
 
 
 def _does_nothing(choice: ClipChoice, numerics: Numerics) -> bool:

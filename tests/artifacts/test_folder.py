@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from sequences import ADAMW, ARTIFACTS, FOLDERS, SGD, folder_files
@@ -52,6 +53,20 @@ def test_at_the_step_only_the_optimizer_model_changes_and_this_is_the_default(fo
     assert "as in PyTorch and Paddle (--at step" in out
     assert "each gradient by its own L2 norm" in out
     assert "SGDOptimizerV2" in err
+
+
+@pytest.mark.parametrize("skip", [None, (), []])
+def test_nothing_to_skip_may_be_said_at_the_step(folder, tmp_path, skip):
+    clip_artifacts(folder, tmp_path / "out", GradientClipByNorm(1.0), skip=skip)
+    assert clips_in(tmp_path / "out" / "optimizer_model.onnx")
+
+
+def test_gradients_in_an_array_are_names(folder, tmp_path):
+    names = np.array(["nothing", "of the kind"])
+    with pytest.raises(OnnxClipError, match="nothing"):
+        clip_artifacts(
+            folder, tmp_path / "out", GradientClipByNorm(1.0), at="micro-batch", gradients=names
+        )
 
 
 def test_measures_are_named_as_outputs(folder, capsys):

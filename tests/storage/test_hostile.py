@@ -177,6 +177,12 @@ def test_slices_of_known_sizes_are_inferred():
         "{ z = Slice (x, s, e, a2)\n y = Slice (z, s, e, a2) }"
     )
     assert inferred(twice) == "('b', 1, 5)"
+    more = " ".join(f"v{n} = Slice (v{n - 1}, s, e, a2)\n" for n in range(1, 12))
+    often = (
+        f"g (float[b, 1, 30] x) => (float[] y) <{SLICE}>"
+        f"{{ v0 = Slice (x, s, e, a2)\n {more} y = Neg (v11) }}"
+    )
+    assert inferred(often) == "('b', 1, 5)"
 
 
 def test_a_shape_of_any_number_of_axes_does_not_end_the_process():
