@@ -19,11 +19,12 @@ from typing import Any
 
 import onnx
 from onnx import ModelProto
+from onnx.external_data_helper import uses_external_data
 
 from onnx_clip_pass.arguments import check_flags
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.rewrite import Decide, Verdict
-from onnx_clip_pass.storage import data_files
+from onnx_clip_pass.storage import data_files, tensors_of
 
 __all__ = ["Apart", "decider"]
 
@@ -132,13 +133,21 @@ def _search(model: ModelProto | Path, loss: str | None) -> Verdict:
 
     try:
         found = probe(_loaded(model), loss=loss)
-    except OnnxClipError:  # no loss, say: then the graph has no gradients, which is said
-        return Verdict({}, {})
-    return Verdict({each.parameter.name: each.name for each in found.gradients}, {})
+    except OnnxClipError as error:
+        return Verdict({}, {"the model as a whole": str(error)})
+    return Verdict(
+        {each.parameter.name: each.name for each in found.gradients},
+        {each.parameter: each.reason for each in found.undecided if each.is_asked},
+    )
 
 
 def _loaded(model: ModelProto | Path) -> ModelProto:
     if isinstance(model, ModelProto):
+        if any(uses_external_data(tensor) for tensor in tensors_of(model)):
+            raise OnnxClipError(
+                "the model cannot be run: some of its weights are in files of their own; load it "
+                "with its external data, or clip the file (clip_gradients_file)"
+            )
         return model
     try:
         return onnx.load(model)

@@ -102,7 +102,11 @@ def _ask(need_clip: Callable[[Parameter], bool], parameter: Parameter) -> bool:
 
 def _patterns(given: object, what: str) -> list[str]:
     patterns = [given] if isinstance(given, str) else given
-    if not isinstance(patterns, Iterable) or isinstance(patterns, bytes):
+    if (
+        not isinstance(patterns, Iterable)
+        or isinstance(patterns, bytes | Mapping)
+        or getattr(patterns, "shape", None) == ()  # an array without axes has no items
+    ):
         raise OnnxClipError(
             f"{what} must be a callable, a pattern or a list of patterns, not {shown(given)}"
         )

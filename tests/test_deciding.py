@@ -273,6 +273,26 @@ def test_a_graph_that_tells_of_no_gradient_is_searched_if_it_may_be_run() -> Non
     assert strip(again) == model
 
 
+def test_a_search_leaves_nothing_out_in_silence() -> None:
+    """`v2` is twice the gradient of b, and fits nothing else: it may have been meant for it."""
+    step = STEP.replace("v2 = ReduceSum<keepdims=0>(d, zero)", "") + (
+        " two = Constant<value_float=2.0>() s = ReduceSum<keepdims=0>(d, zero) v2 = Mul(s, two)"
+    )
+    model = graph(outputs="float loss, float[4,2] v1, float[2] v2", step=step)
+    with pytest.raises(OnnxClipError, match="tell the gradients of 'W', but not of all") as caught:
+        clip_gradients(model, GradientClipByNorm(1.0), probe=True)
+    assert "'b': no value fits its slopes" in str(caught.value)
+    record = read_record(clip_gradients(model, GradientClipByNorm(1.0), probe=True, partial=True))
+    assert record is not None
+    assert record.named == {"v1": "W"}
+
+
+def test_a_search_that_cannot_run_the_model_says_why() -> None:
+    model = graph(outputs="float[4,2] v1, float[2] v2")
+    with pytest.raises(OnnxClipError, match="which output is the loss"):
+        clip_gradients(model, GradientClipByNorm(1.0), probe=True)
+
+
 def test_masks_do_not_drown_slopes_in_noise() -> None:
     """A causal mask adds -1e9 to what is not to be seen; moved by a part of itself it stays so."""
     step = """

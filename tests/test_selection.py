@@ -116,6 +116,8 @@ def test_more_parameters_are_selected_only_by_their_very_name():
     ("need_clip", "message"),
     [
         pytest.param(3, "a callable, a pattern or a list of patterns, not 3", id="number"),
+        pytest.param(np.array(2.0), "a callable, a pattern or a list of patterns", id="array"),
+        pytest.param({"a": 1}, "a callable, a pattern or a list of patterns", id="mapping"),
         pytest.param(b"w", "not b'w'", id="bytes"),
         pytest.param(["w", 3], "a list of strings", id="list-with-a-number"),
         pytest.param("re:(", "'re:(' is no regular expression", id="broken-expression"),

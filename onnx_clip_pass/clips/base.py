@@ -142,7 +142,8 @@ class Formula(Clip):
     """A clip that is one formula.
 
     Every subclass is a frozen dataclass. Its fields are its settings, each with its description,
-    and `need_clip`; all that is known of settings elsewhere follows from that.
+    and `need_clip`; all that is known of settings elsewhere follows from that. So give a subclass
+    fields, and no `__init__` of its own: copies are made by the fields.
     """
 
     summary: ClassVar[str]

@@ -35,11 +35,12 @@ from onnx_clip_pass.gradients.found import Gradient
 from onnx_clip_pass.graph.spec import BOOL, DOUBLE, FLOAT
 from onnx_clip_pass.selection import NeedClip
 
-__all__ = ["GradientClipByGlobalNorm"]
+__all__ = ["MOST_SUMMED_IN_FLOAT32", "GradientClipByGlobalNorm"]
 
 _DEFAULT_GROUP = "default_group"
 _NO_SAMPLES = "per_sample needs a gradient of known rank whose first axis is that of samples"
-_MOST_SUMMED_IN_FLOAT32 = 64  # so many roundings keep the root of a sum of squares below 4e-6
+MOST_SUMMED_IN_FLOAT32 = 64
+"""Norms joined in float32: so many roundings keep the root of a sum of squares below 4e-6."""
 
 
 class GradientClipByGlobalNorm(Formula):
@@ -253,9 +254,9 @@ class GradientClipByGlobalNorm(Formula):
         join = "Max" if self.ord == math.inf else "Sum"
         narrow = [power for power in counted if power.dtype == FLOAT]
         wide = [power for power in counted if power.dtype == DOUBLE]
-        if wide or len(narrow) > _MOST_SUMMED_IN_FLOAT32:
-            for begin in range(0, len(narrow), _MOST_SUMMED_IN_FLOAT32):
-                part = _join(at, join, narrow[begin : begin + _MOST_SUMMED_IN_FLOAT32])
+        if wide or len(narrow) > MOST_SUMMED_IN_FLOAT32:
+            for begin in range(0, len(narrow), MOST_SUMMED_IN_FLOAT32):
+                part = _join(at, join, narrow[begin : begin + MOST_SUMMED_IN_FLOAT32])
                 wide.append(at.cast(part, DOUBLE, result="part"))
         return emit_root(at, Norm(_join(at, join, wide or narrow), is_finite, Over(())), self.ord)
 

@@ -138,7 +138,7 @@ class _PassedBack:
 
     @cached_property
     def _multiplied(self) -> set[Value]:
-        """What products take, and what that is made of by elementwise operators."""
+        """The operands of products, and all that these are made of by elementwise operators."""
         operands = {
             value
             for frame in self._flow.frames()

@@ -4,10 +4,16 @@ The inference of two operators can end the process, which no `except` sees: Slic
 a negative size, and Expand to a shape of more axes than memory holds. Negative sizes come out of
 damaged types, but also of a kernel that is larger than its input. So these nodes are held back,
 without the input that leads there, until an inference has shown that theirs are sound.
+
+Two more do not survive attributes that no valid model has: Einsum never ends with an equation of
+stray dots, and GatherND reads before its shapes with negative batch_dims. Where one is so, nothing
+is inferred.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -31,12 +37,20 @@ _MOST_AXES = 64
 _MOST_NODES = 1_000_000
 """Nodes of all inferences of one model together: one more is made for each Slice behind a Slice."""
 
+_TERM = r"[A-Za-z ]*(\.\.\.)?[A-Za-z ]*"
+_EQUATION = re.compile(rf"{_TERM}(,{_TERM})*(->{_TERM})?")
+
 Types = dict[str, dict[str, TensorType]]
 """The types of the values of each graph, by the path of its `Scope`."""
 
 
 def infer_types(model: ModelProto) -> Types:
-    """The types of values that inference finds, by the path of the graph and by name."""
+    """The types of values that inference finds, by the path of the graph and by name.
+
+    Raises:
+        ValueError: a node is such that inference would not return.
+        onnx.shape_inference.InferenceError: and other errors of onnx.
+    """
     structure = _structure_of(model)
     held = list(_hold(structure.graph.node, ("",)))
     for function in structure.functions:  # the types in them are not told: they stay held
@@ -85,6 +99,7 @@ class _Held:
 
 def _hold(nodes: Iterable[NodeProto], paths: tuple[str, ...]) -> Iterator[_Held]:
     for number, node in enumerate(nodes):
+        _check_attributes(node)
         if node.op_type in ("Slice", "Expand") and len(node.input) > 1:
             second = node.input[1]
             node.input[1] = ""
@@ -92,6 +107,15 @@ def _hold(nodes: Iterable[NodeProto], paths: tuple[str, ...]) -> Iterator[_Held]
         for key, inner in graphs_in(node):
             path = _path_in(paths[0] if paths else "", node, number, key)
             yield from _hold(inner.node, (path, *paths))
+
+
+def _check_attributes(node: NodeProto) -> None:
+    for attribute in node.attribute if node.op_type in ("Einsum", "GatherND") else ():
+        is_equation = attribute.name == "equation"
+        if is_equation and not _EQUATION.fullmatch(attribute.s.decode(errors="replace")):
+            raise ValueError(f"the equation {attribute.s!r} is none")
+        if attribute.name == "batch_dims" and attribute.i < 0:
+            raise ValueError(f"{attribute.i} is no number of dimensions")
 
 
 def _path_in(path: str, node: NodeProto, number: int, key: str) -> str:
@@ -109,10 +133,9 @@ def _structure_of(model: ModelProto) -> ModelProto:
         getattr(graph, name).extend(getattr(model.graph, name))
     inputs = {value.name for value in graph.input}
     for tensor in model.graph.initializer:
-        size = 1
-        for dim in tensor.dims:
-            size *= dim
-        if 0 <= size <= _LARGEST_SHAPE_TENSOR and not tensor.external_data:
+        if min(tensor.dims, default=0) < 0:
+            continue  # damaged: nothing is known of it
+        if math.prod(tensor.dims) <= _LARGEST_SHAPE_TENSOR and not tensor.external_data:
             graph.initializer.append(tensor)
         elif tensor.name not in inputs:
             graph.input.append(
@@ -124,7 +147,8 @@ def _structure_of(model: ModelProto) -> ModelProto:
 def _collect(graph: GraphProto, path: str, types: Types) -> None:
     found = types.setdefault(path, {})
     for tensor in graph.initializer:
-        found[tensor.name] = TensorType(tensor.data_type, tuple(tensor.dims))
+        shape = tuple(dim if dim >= 0 else None for dim in tensor.dims)
+        found[tensor.name] = TensorType(tensor.data_type, shape)
     for value in (*graph.value_info, *graph.input, *graph.output):
         known = TensorType.of(value.type)
         if known is not None:

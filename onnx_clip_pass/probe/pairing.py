@@ -34,11 +34,15 @@ _EXPLAINED = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Undecided:
-    """A parameter that was given no gradient, and why; or an input that was taken for data."""
+    """A parameter that was given no gradient, and why; or an input that was taken for data.
+
+    `is_asked` says that a value of its shape is the gradient of nothing else, and may be its.
+    """
 
     parameter: str
     reason: str
     is_data: bool = False
+    is_asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

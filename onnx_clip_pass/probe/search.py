@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,10 +102,19 @@ class Search:
         gradients = [self._gradient(fit, parameter, remark) for fit, parameter, remark in pairs]
         places = harness.index.main.producers
         gradients.sort(key=lambda g: places.get(g.name, (-1, 0)))
-        return Probing(tuple(gradients), tuple(self.undecided.values()), harness.loss)
+        left = self._left(names, {gradient.name for gradient in gradients})
+        return Probing(tuple(gradients), tuple(left), harness.loss)
 
     def _leave(self, parameter: str, reason: str) -> None:
         self.undecided.setdefault(parameter, Undecided(parameter, reason))
+
+    def _left(self, names: Mapping[str, Shape | None], taken: set[str]) -> Iterator[Undecided]:
+        """Those left without a gradient; a value that is nobody's may be that of one."""
+        free = [shape for name, shape in names.items() if name not in taken]
+        for each in self.undecided.values():
+            array = self.harness.parameters.get(each.parameter)
+            is_asked = array is not None and any(_can_fit(shape, array.shape) for shape in free)
+            yield replace(each, is_asked=is_asked)
 
     def _at(self, parameter: str) -> NDArray[Any]:
         return self.harness.parameters[parameter]

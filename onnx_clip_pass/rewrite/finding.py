@@ -64,8 +64,12 @@ def find(
         if verdict.gradients:
             named: dict[str, str | None] = {g: name for name, g in verdict.gradients.items()}
             found = find(index, clips, replace(settings, named=named), before, None)
-            note = f"the model was run: the slopes of the loss tell {len(named)} gradients"
-            return found._replace(notes=[note])
+            return found._replace(notes=_notes_on_search(verdict, settings))
+        if verdict.reasons:
+            raise OnnxClipError(
+                f"{nothing_found(seen, can_name=True)}; the run found none:",
+                [f"{name}: {reason}" for name, reason in verdict.reasons.items()],
+            )
     if is_empty and before is not None and before.named:
         raise OnnxClipError(
             f"{nothing_found(seen, can_name=True)}; the clip that the model has was put behind "
@@ -85,6 +89,21 @@ def find(
     uncovered = _left_open(picked, verdict, settings)
     kept_answers = {name: answers[name] for name in kept}
     return Finds(settings, seen, picked, kept_answers, uncovered, notes)
+
+
+def _notes_on_search(verdict: Verdict, settings: Settings) -> list[str]:
+    """The outcome of a search in a few words; refused if it leaves out what may have a gradient."""
+    left = [f"{name!r}: {reason}" for name, reason in verdict.reasons.items()]
+    if left and not (settings.options["partial"] or settings.metrics.measures_only):
+        names = listed([repr(name) for name in verdict.gradients])
+        raise OnnxClipError(
+            f"the slopes of the loss tell the gradients of {names}, but not of all that may have "
+            f"one; name all gradients (--gradient or --map; gradients=…), or accept that these are "
+            f"not clipped (--partial; partial=True):",
+            left,
+        )
+    note = f"the model was run: the slopes of the loss tell {len(verdict.gradients)} gradients"
+    return [note, *(f"no gradient is known for {each}" for each in left)]
 
 
 def _decided(

@@ -46,7 +46,8 @@ class Selected(NamedTuple):
 
 def as_mapping(gradients: Sequence[str] | Mapping[str, str]) -> dict[str, str | None]:
     """Gradient name to parameter name, or None where the caller does not say it."""
-    names = list(gradients) if hasattr(gradients, "__iter__") else []
+    is_list = hasattr(gradients, "__iter__") and getattr(gradients, "shape", None) != ()
+    names = list(gradients) if is_list else []
     if any(isinstance(name, Gradient) for name in names):
         raise OnnxClipError(
             "gradients must be names, not Gradient objects: for those found, pass "

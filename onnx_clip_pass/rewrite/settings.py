@@ -172,7 +172,7 @@ def _words(emit: object) -> tuple[Any, ...]:
     """The measures to be emitted, one word or several; `MetricOutputs` says which there are."""
     if isinstance(emit, str):
         return (emit,)
-    if not isinstance(emit, Iterable):
+    if not isinstance(emit, Iterable) or getattr(emit, "shape", None) == ():
         raise OnnxClipError(
             f"emit takes a list of {', '.join(get_args(Emit))}, and () for nothing, not "
             f"{shown(emit)}"

@@ -197,6 +197,38 @@ def test_a_shape_of_any_number_of_axes_does_not_end_the_process():
     assert inferred(known) == "(2, 3)"
 
 
+@pytest.mark.parametrize(
+    "node",
+    [
+        'Einsum <equation = "i.->i"> (x)',
+        'Einsum <equation = "i...j...,jk->i..."> (x, x)',
+        "GatherND <batch_dims = -2> (x, at)",
+    ],
+)
+def test_attributes_that_inference_does_not_survive_leave_all_unknown(node: str):
+    text = f"g (float[3, 3] x, int64[3, 1] at) => (float[] y) {{ z = Neg (x)\n y = {node} }}"
+    assert "ValueError" in inferred(text)
+
+
+def test_an_equation_with_dots_is_inferred():
+    text = 'g (float[2, 3, 4] x) => (float[] y) { y = Einsum <equation = "...ij->...ji"> (x) }'
+    assert inferred(text) == "(2, 4, 3)"
+
+
+def test_an_initializer_of_negative_sizes_does_not_end_the_process():
+    step = make_step()
+    step.graph.initializer.append(onnx.TensorProto(name="D", data_type=1, dims=[-2, -2]))
+    step.graph.initializer[-1].float_data.extend([1.0] * 4)
+    for name in ("s", "e"):
+        step.graph.initializer.append(onnx.helper.make_tensor(name, 7, [1], [name == "e"]))
+    step.graph.node.append(onnx.helper.make_node("Slice", ["D", "s", "e", "s"], ["cut"]))
+    code = "import sys, onnx; from onnx_clip_pass.graph.inference import infer_types\n"
+    code += "print(infer_types(onnx.load_from_string(sys.stdin.buffer.read()))[''].get('D'))"
+    command, data = [sys.executable, "-c", code], step.SerializeToString()
+    done = subprocess.run(command, input=data, capture_output=True, timeout=60)
+    assert done.stdout.strip() == b"None", done.stderr
+
+
 def test_three_gigabytes_that_are_no_weights_are_refused_in_little_memory(tmp_path: Path):
     source, size = tmp_path / "model.onnx", 3 << 30
     with source.open("wb") as file:

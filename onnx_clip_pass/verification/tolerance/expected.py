@@ -17,6 +17,7 @@ from onnx_clip_pass.clips import (
     Numerics,
     scheduled,
 )
+from onnx_clip_pass.clips.by_global_norm import MOST_SUMMED_IN_FLOAT32
 from onnx_clip_pass.clips.norms import norm_of
 from onnx_clip_pass.verification.tolerance import compare
 from onnx_clip_pass.verification.tolerance.ranges import is_promised
@@ -29,7 +30,6 @@ __all__ = [
     "enlarged",
 ]
 
-_MOST_SUMMED_IN_FLOAT32 = 64
 _MOST_POWERS = 120
 _DIVIDED = 3.5  # half a unit for each: dividing, casting and multiplying; and as much again
 _STRIDE = 4  # each factor that is tried takes as long as a check: by 16 first, then in between
@@ -303,7 +303,7 @@ def _precision_of_sum(formula: Formula, cases: Sequence[Case], numerics: Numeric
         return 0.0
     is_wide = _is_wide(cases, numerics)
     eps = 2.0**-52 if is_wide else 2.0**-23
-    count = len(cases) if is_wide else min(len(cases), _MOST_SUMMED_IN_FLOAT32)
+    count = len(cases) if is_wide else min(len(cases), MOST_SUMMED_IN_FLOAT32)
     return eps * (count + 2) / (2 * formula.order)
 
 
