@@ -16,6 +16,7 @@ from onnx import ModelProto, TensorProto, checker
 from onnx.shape_inference import infer_shapes
 
 from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.graph.inference import survives_inference
 
 __all__ = ["blaming", "why_invalid"]
 
@@ -74,9 +75,13 @@ def why_invalid(model: ModelProto) -> str:
                 return f"{descriptor.full_name} is no UTF-8 in it"
     for tensor in tensors:  # what they say of themselves stays, but for dims
         tensor.CopyFrom(TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0]))
-    return _told_by(lambda: checker.check_model(copy)) or _told_by(
-        lambda: infer_shapes(model, check_type=True, strict_mode=True)
-    )
+    return _told_by(lambda: checker.check_model(copy)) or _told_by(lambda: _infer(model))
+
+
+def _infer(model: ModelProto) -> None:
+    """Raise what inference says against a model, as strictly as it survives."""
+    if survives_inference(model):
+        infer_shapes(model, check_type=True, strict_mode=True)
 
 
 def _told_by(check: Callable[[], object]) -> str:

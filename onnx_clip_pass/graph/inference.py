@@ -23,7 +23,7 @@ from onnx_clip_pass.graph.spec import FREE_INITIALIZERS
 from onnx_clip_pass.graph.subgraphs import graphs_in
 from onnx_clip_pass.graph.types import Shape, TensorType
 
-__all__ = ["infer_types"]
+__all__ = ["infer_types", "survives_inference"]
 
 _LARGEST_SHAPE_TENSOR = 64
 """Elements of the largest initializer that is kept: shapes and axes, which inference reads."""
@@ -51,6 +51,16 @@ def infer_types(model: ModelProto) -> Types:
         ValueError: a node is such that inference would not return.
         onnx.shape_inference.InferenceError: and other errors of onnx.
     """
+    return _inferred(model)[0]
+
+
+def survives_inference(model: ModelProto) -> bool:
+    """True if onnx's inference is known to survive a whole model; raises as `infer_types` does."""
+    return not _inferred(model)[1]
+
+
+def _inferred(model: ModelProto) -> tuple[Types, list[_Held]]:
+    """The types, and the nodes that were held back to the end."""
     structure = _structure_of(model)
     held = list(_hold(structure.graph.node, ("",)))
     for function in structure.functions:  # the types in them are not told: they stay held
@@ -63,7 +73,7 @@ def infer_types(model: ModelProto) -> Types:
         if len(waiting) == len(held):
             break
         held = waiting
-    return types
+    return types, held
 
 
 @dataclass(frozen=True)
