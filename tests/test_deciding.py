@@ -15,6 +15,8 @@ from onnx_clip_pass import (
 )
 from onnx_clip_pass.probe.deciding import Decision, SlopeCheck, check_slopes, decide
 from onnx_clip_pass.probe.harness import Harness
+from onnx_clip_pass.probe.search import _Measured, _multiples, _Said
+from onnx_clip_pass.probe.slopes import Slope
 from onnx_clip_pass.record import read_record
 
 pytest.importorskip("onnxruntime", reason="slopes come from running the model")
@@ -291,6 +293,15 @@ def test_a_search_that_cannot_run_the_model_says_why() -> None:
     model = graph(outputs="float[4,2] v1, float[2] v2")
     with pytest.raises(OnnxClipError, match="which output is the loss"):
         clip_gradients(model, GradientClipByNorm(1.0), probe=True)
+
+
+def test_a_loss_that_stands_still_along_a_mixture_tells_of_no_multiple() -> None:
+    said = [_Said("g", "same", 0.5, 1e-9)]
+    moves, stands = (_Measured(said, Slope(value, 1e-9)) for value in (0.25, 0.0))
+    for pair in ((moves, stands), (stands, moves)):
+        assert _multiples(*pair, is_telling=True) == []
+    (found,) = _multiples(moves, moves, is_telling=True)
+    assert found.factor == 2
 
 
 def test_masks_do_not_drown_slopes_in_noise() -> None:

@@ -325,7 +325,8 @@ def _multiples(first: _Measured, second: _Measured, *, is_telling: bool) -> list
     others = {(said.value, said.layout): said for said in second.says}
     found = []
     for said in first.says:
-        if other := others.get((said.value, said.layout)):
+        other = others.get((said.value, said.layout))
+        if other and said.slope and first.slope.value and second.slope.value:
             both = ((said, first.slope), (other, second.slope))
             factors = [one.slope / slope.value for one, slope in both]
             error = sum(
