@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from onnx import GraphProto, ModelProto, NodeProto, helper, shape_inference
@@ -34,7 +34,7 @@ _MOST_FUNCTIONS = 1000
 _MOST_AXES = 64
 """Axes of the largest shape that an Expand is told; NumPy has no more either."""
 
-_MOST_NODES = 1_000_000
+_MOST_NODES = 200_000
 """Nodes of all inferences of one model together: one more is made for each Slice behind a Slice."""
 
 _TERM = r"[A-Za-z ]*(\.\.\.)?[A-Za-z ]*"
@@ -62,18 +62,18 @@ def survives_inference(model: ModelProto) -> bool:
 def _inferred(model: ModelProto) -> tuple[Types, list[_Held]]:
     """The types, and the nodes that were held back to the end."""
     structure = _structure_of(model)
-    held = list(_hold(structure.graph.node, ("",)))
+    held = _hold(structure.graph.node, ("",))
     for function in structure.functions:  # the types in them are not told: they stay held
-        list(_hold(function.node, ()))
+        _hold(function.node, ())
     for _ in range(2 + _MOST_NODES // max(len(structure.graph.node), 1)):
-        types: Types = {}
         inferred = shape_inference.infer_shapes(structure.SerializeToString())
-        _collect(inferred.graph, "", types)
+        wanted = {node.decisive for node in held}
+        types = _types_in(inferred.graph, wanted) if held else {}
         waiting = [node for node in held if not node.release_if_sound(types)]
         if len(waiting) == len(held):
             break
         held = waiting
-    return types, held
+    return _types_in(inferred.graph), held
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,16 @@ class _Held:
             self.node.input[1] = self.second
         return sound
 
+    @property
+    def decisive(self) -> str:
+        """The name of the input whose shape decides: what is cut, or the shape to expand to."""
+        return self.node.input[0] if self.node.op_type == "Slice" else self.second
+
     def _is_sound(self, types: Types) -> bool:
-        is_slice = self.node.op_type == "Slice"
-        shape = self._shape_of(self.node.input[0] if is_slice else self.second, types)
+        shape = self._shape_of(self.decisive, types)
         if shape is None:
             return False
-        if is_slice:  # a size that inference made up may turn out as anything
+        if self.node.op_type == "Slice":  # a size that inference made up may turn out as anything
             return not any(
                 dim is None or (isinstance(dim, str) and dim.startswith("unk__")) for dim in shape
             )
@@ -107,16 +111,19 @@ class _Held:
         return next((known.shape for known in found if known is not None), None)
 
 
-def _hold(nodes: Iterable[NodeProto], paths: tuple[str, ...]) -> Iterator[_Held]:
+def _hold(nodes: Iterable[NodeProto], paths: tuple[str, ...]) -> list[_Held]:
+    """Take from nodes the input that may end the process; those from which it was taken."""
+    held: list[_Held] = []
     for number, node in enumerate(nodes):
         _check_attributes(node)
         if node.op_type in ("Slice", "Expand") and len(node.input) > 1:
             second = node.input[1]
             node.input[1] = ""
-            yield _Held(node, second, paths)
+            held.append(_Held(node, second, paths))
         for key, inner in graphs_in(node):
             path = _path_in(paths[0] if paths else "", node, number, key)
-            yield from _hold(inner.node, (path, *paths))
+            held += _hold(inner.node, (path, *paths))
+    return held
 
 
 def _check_attributes(node: NodeProto) -> None:
@@ -154,15 +161,21 @@ def _structure_of(model: ModelProto) -> ModelProto:
     return structure
 
 
-def _collect(graph: GraphProto, path: str, types: Types) -> None:
-    found = types.setdefault(path, {})
-    for tensor in graph.initializer:
-        shape = tuple(dim if dim >= 0 else None for dim in tensor.dims)
-        found[tensor.name] = TensorType(tensor.data_type, shape)
-    for value in (*graph.value_info, *graph.input, *graph.output):
-        known = TensorType.of(value.type)
-        if known is not None:
-            found[value.name] = known
-    for number, node in enumerate(graph.node):
-        for key, inner in graphs_in(node):
-            _collect(inner, _path_in(path, node, number, key), types)
+def _types_in(graph: GraphProto, wanted: Collection[str] | None = None) -> Types:
+    """The types of all values, or of those that are wanted, in a graph and those inside it."""
+    types: Types = {}
+    todo = [(graph, "")]
+    for each, path in todo:  # grows while it is read
+        found = types.setdefault(path, {})
+        for tensor in each.initializer:
+            if wanted is None or tensor.name in wanted:
+                shape = tuple(dim if dim >= 0 else None for dim in tensor.dims)
+                found[tensor.name] = TensorType(tensor.data_type, shape)
+        for value in (*each.value_info, *each.input, *each.output):
+            if wanted is None or value.name in wanted:
+                known = TensorType.of(value.type)
+                if known is not None:
+                    found[value.name] = known
+        for number, node in enumerate(each.node):
+            todo += [(inner, _path_in(path, node, number, key)) for key, inner in graphs_in(node)]
+    return types
