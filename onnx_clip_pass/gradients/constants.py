@@ -20,16 +20,17 @@ _MOST_SEEN = 512
 _MOST_READ = 65536
 _MOST_CONSTANTS = 12
 _TIMES = {"Div", "Mul", "Where"}
-_SUMS = {"ReduceMean", "ReduceSum"}
+_ADDITIVE = LINEAR | {"ReduceMean", "ReduceSum"}
 _MEAN_LOSSES = {"SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss"}
 
 
 class _Scales(NamedTuple):
-    """Constants that scale values on some ways: their products by way, each, and the values."""
+    """Constants that scale values on some ways: their products by way, and each."""
 
     products: set[float]
     constants: set[float]
-    values: set[int]
+    values: frozenset[int] = frozenset()
+    """The values on the ways, of the terms of a loss."""
 
 
 class Constants(Training):
@@ -48,11 +49,9 @@ class Constants(Training):
         if number is not None:
             return float(number[0])
         if vertex not in self._filled:
-            array = array_of(self.values, vertex, _MOST_READ)
-            array = np.empty(0) if array is None else array
-            is_filled = array.size > 0 and bool(np.all(array == array[0]))
-            is_filled = is_filled and self._is_fixed(vertex)
-            self._filled[vertex] = float(array[0]) if is_filled else None
+            array = array_of(self.values, vertex, _MOST_READ) if self._is_fixed(vertex) else None
+            is_filled = array is not None and array.size > 0 and bool(np.all(array == array[0]))
+            self._filled[vertex] = float(array[0]) if array is not None and is_filled else None
         return self._filled[vertex]
 
     @cached_property
@@ -74,20 +73,19 @@ class Constants(Training):
             if (constant := self._constant(op, each)) is not None:
                 yield constant[0]
 
-    def _derivatives(self, root: int, end: int) -> set[float]:
+    def _derivatives(self, of_root: _Scales, end: int) -> set[float]:
         """Constants that the derivative of the loss by a parameter may have as its factor."""
-        of_loss, of_root = self._loss_terms.products, self._of_root(root).products
+        of_loss = self._loss_terms.products
         if not self.states.is_loss_sure or self._is_mean_inside:
             of_loss = of_loss | {times / size for size in self._sizes(end) for times in (1, 2)}
-        return {a * b for a in of_loss for b in of_root}
+        return {a * b for a in of_loss for b in of_root.products}
 
     def _of_root(self, root: int) -> _Scales:
         """Constants by which functions of a parameter alone scale it before it meets the data."""
         values, found, todo = self.values, set[float](), [(root, 1.0)]
-        each_alone, seen = set[float](), set[int]()
+        each_alone = set[float]()
         while todo and len(found) < _MOST_CONSTANTS:
             at, times = todo.pop()
-            seen.add(at)
             for reader in values.readers[at][:_MOST_OPERANDS]:
                 if reader not in self.states.forward:
                     continue
@@ -102,7 +100,7 @@ class Constants(Training):
                 if constant is not None:
                     each_alone.add(constant)
                     todo.append((reader, times * constant))
-        return _Scales(found or {1.0}, each_alone, seen)
+        return _Scales(found or {1.0}, each_alone)
 
     def _has_linear_term(self, root: int) -> bool:
         """True if the loss has a term that is linear in a parameter alone, whose slope is fixed."""
@@ -113,7 +111,7 @@ class Constants(Training):
                 return True
             for reader in values.readers[at][:_MOST_OPERANDS]:
                 others = [each for each in values.takes[reader] if each and each != at]
-                is_linear = values.op[reader] in LINEAR | _SUMS and (
+                is_linear = values.op[reader] in _ADDITIVE and (
                     values.op[reader] not in _TIMES or (others and all(map(self._is_fixed, others)))
                 )
                 if is_linear and reader in self.states.forward and reader not in seen:
@@ -186,7 +184,7 @@ class Constants(Training):
                 left = 2.0 if is_square else power[0] if power else 1.0
                 each_alone.add(left)
                 found.add(times * left)
-        return _Scales(found or {1.0}, each_alone, seen)
+        return _Scales(found or {1.0}, each_alone, frozenset(seen))
 
     @cached_property
     def _is_mean_inside(self) -> bool:

@@ -34,6 +34,7 @@ _MOST_OPERANDS = 16
 _MOST_TERMS = 1000
 _MOST_NUMBERS = 64
 _SAME = 1e-3
+_SUMS = {"Add", "Sub", "Sum"}
 _LEFT_BY_SQUARES = (0.5, 1.0, 2.0)
 
 
@@ -140,19 +141,14 @@ class Factors(Constants):
                 seen.add(each)
                 if chains.depends[each] and chains.tree.dominates(inner, each):
                     todo.append(each)
-                elif values.is_scalar_like(each) and values.op[at] not in (
-                    "Add",
-                    "Sub",
-                    "Sum",
-                    "Mean",
-                ):
+                elif values.is_scalar_like(each) and values.op[at] not in {*_SUMS, "Mean"}:
                     found.add(each)
         return found
 
     def _is_drift(self, vertex: int, root: int) -> bool:
         """True if all else that is added is what a term of the loss leaves, linear in `root`."""
         values, states, sources = self.values, self.states, self.chains.sources[vertex]
-        if values.op[vertex] not in ("Add", "Sub", "Sum"):
+        if values.op[vertex] not in _SUMS:
             return False
         others = [each for each in values.takes[vertex] if each and each not in sources]
         if others and states.is_loss_sure and not self._has_linear_term(root):
@@ -273,11 +269,11 @@ class Factors(Constants):
             return True
         if sign > 0 and any(abs(times * scale - 1) < _SAME for scale in self._scales):
             return True
-        own = self._loss_terms.constants | self._of_root(root).constants
-        between = self._constants_of_forward - own
+        of_root = self._of_root(root)
+        between = self._constants_of_forward - self._loss_terms.constants - of_root.constants
         there = [*(self._constants_behind(end) - between), *spent]
         product = float(np.prod(there))
-        wholes = self._derivatives(root, end)
+        wholes = self._derivatives(of_root, end)
         if there and any(abs(product / whole - 1) < _SAME for whole in wholes):
             return False  # the backward pass has it already
         return any(
@@ -292,7 +288,7 @@ class Factors(Constants):
         count, todo = 0, [end]
         while todo and count < _MOST_TERMS:
             at = todo.pop()
-            if self.values.op[at] in ("Add", "Sub", "Sum", *ALIASES):
+            if self.values.op[at] in _SUMS | ALIASES:
                 todo += self.chains.sources[at]
             else:
                 count += 1
