@@ -20,6 +20,7 @@ import click
 
 from onnx_clip_pass import __version__
 from onnx_clip_pass.cli.extracting import extract
+from onnx_clip_pass.cli.helping import Group
 from onnx_clip_pass.cli.inspecting import inspect
 from onnx_clip_pass.cli.options import TEXT
 from onnx_clip_pass.cli.rewriting import rewrite, strip
@@ -123,13 +124,23 @@ def _let_go_of_streams() -> None:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="onnx-clip")
 def cli() -> None:
     """Gradient clipping for ONNX training graphs.
 
     Finds the gradients of a training graph and puts the clip behind each of them:
     out = x where norm(x) <= clip_norm, else clip_norm * x / norm(x).
+
+    \b
+    A first try:
+      onnx-clip inspect model.onnx                # which gradients, and how known
+      onnx-clip rewrite model.onnx                # writes model.clipped.onnx
+      onnx-clip verify model.onnx model.clipped.onnx
+      onnx-clip rewrite --help                    # options and examples of each
     """
 
 

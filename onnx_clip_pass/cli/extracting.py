@@ -9,6 +9,7 @@ import click
 
 from onnx_clip_pass.cli.clipping import ClipOptions, GradientOptions, clip_options
 from onnx_clip_pass.cli.finding import FindOptions
+from onnx_clip_pass.cli.helping import Command
 from onnx_clip_pass.cli.options import OUTPUT, PATH, json_option, output_path
 from onnx_clip_pass.cli.showing import report_facts, tell_rewrite
 from onnx_clip_pass.cli.words import print_json
@@ -17,7 +18,7 @@ from onnx_clip_pass.extract import extract_clip_file
 __all__ = ["extract"]
 
 
-@click.command(short_help="Write the clip of a model alone.")
+@click.command(cls=Command, short_help="Write the clip of a model alone.")
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", type=OUTPUT, help="Where to write. [default: MODEL.clip.onnx]")
 @clip_options
@@ -35,6 +36,11 @@ def extract(
     """Write the clip of MODEL alone: its gradients in, NAME.clipped out, in the same order.
 
     For gradients that are averaged over workers, or kept outside of ONNX, before they are clipped.
+
+    \b
+    Examples:
+      onnx-clip extract model.onnx                # writes model.clip.onnx
+      onnx-clip extract model.onnx -o clip.onnx --clip global-norm --clip-norm 5
     """
     finding, named = FindOptions.take(options), GradientOptions.take(options)
     finding.refuse_with(*named.given)

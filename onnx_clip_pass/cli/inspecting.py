@@ -10,6 +10,7 @@ import click
 
 from onnx_clip_pass.cli.finding import OptimizerOptions, tell_uncovered
 from onnx_clip_pass.cli.folders import inspect_folder, is_folder
+from onnx_clip_pass.cli.helping import Command
 from onnx_clip_pass.cli.options import PATH, json_option
 from onnx_clip_pass.cli.probing import ProbeOptions
 from onnx_clip_pass.cli.showing import done_by, gradient_facts, record_facts, show_inspected
@@ -22,7 +23,7 @@ from onnx_clip_pass.record import Record
 __all__ = ["inspect"]
 
 
-@click.command(short_help="Show gradients, and what is clipped.")
+@click.command(cls=Command, short_help="Show gradients, and what is clipped.")
 @click.argument("model", type=PATH)
 @click.option(
     "--explain",
@@ -47,6 +48,13 @@ def inspect(
     the way, and so are states that are carried from step to step and not trained.
 
     MODEL is a file, or a folder of ONNX Runtime's training artifacts.
+
+    \b
+    Examples:
+      onnx-clip inspect model.onnx
+      onnx-clip inspect model.onnx --explain fc1.weight
+      onnx-clip inspect model.onnx --probe        # by slopes of the loss
+      onnx-clip inspect artifacts/                # of ONNX Runtime training
     """
     probing, run = ProbeOptions.take(options), RunOptions.take(options)
     if not probing.probes:

@@ -59,7 +59,7 @@ class _Number(click.types.FloatParamType):
             self.fail(str(error), param, ctx)
 
 
-class _Whole(click.IntRange):
+class _Whole(click.types.IntParamType):
     """A whole number, 0 or more, read as everywhere."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -67,7 +67,9 @@ class _Whole(click.IntRange):
             number = whole_in(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
-        return super().convert(number, param, ctx)
+        if number < 0:
+            self.fail(f"expected a whole number, 0 or more, not {shown(value)}", param, ctx)
+        return number
 
 
 class _Text(click.types.StringParamType):
@@ -82,7 +84,7 @@ class _Text(click.types.StringParamType):
 NUMBER = _Number()
 """The type of an option that is a number."""
 
-WHOLE = _Whole(min=0)
+WHOLE = _Whole()
 """The type of an option that is a whole number, 0 or more."""
 
 TEXT = _Text()

@@ -14,6 +14,7 @@ from onnx_clip_pass.artifacts import ClipStage
 from onnx_clip_pass.cli.clipping import ClipOptions, GradientOptions, clip_options
 from onnx_clip_pass.cli.finding import FindOptions
 from onnx_clip_pass.cli.folders import AT, beside_folder, is_folder, rewrite_folder, strip_folder
+from onnx_clip_pass.cli.helping import Command
 from onnx_clip_pass.cli.options import (
     OUTPUT,
     PATH,
@@ -40,7 +41,7 @@ _NO_TRUST = (
 )
 
 
-@click.command(short_help="Clip the gradients of models.")
+@click.command(cls=Command, short_help="Clip the gradients of models.")
 @click.argument("models", type=PATH, nargs=-1, required=True, metavar="MODEL...")
 @click.option("-o", "--output", type=OUTPUT, help="Where to write. [default: MODEL.clipped.onnx]")
 @clip_options
@@ -69,14 +70,15 @@ def rewrite(
 
     \b
     Examples:
-      onnx-clip rewrite training_model.onnx
-      onnx-clip rewrite model.onnx --clip-norm 0.5 --need-clip 'encoder.*' --skip '*.bias'
-      onnx-clip rewrite model.onnx --clip global-norm --clip-norm 1.0 --emit norm
-      onnx-clip rewrite model.onnx --rules clip.toml --dry-run
+      onnx-clip rewrite model.onnx                # writes model.clipped.onnx
+      onnx-clip rewrite model.onnx --dry-run      # shows what it would clip
+      onnx-clip rewrite model.onnx -o out.onnx --clip-norm 0.5 --skip '*.bias'
+      onnx-clip rewrite model.onnx --clip global-norm         # as PyTorch clips
+      onnx-clip rewrite model.onnx --rules clip.toml --verify
+      onnx-clip rewrite model.onnx --threshold-input clip_norm --emit norm
       onnx-clip rewrite model.onnx --gradient t_9 --gradient view_1
       onnx-clip rewrite model.onnx --probe --feeds inputs.npz --loss mse_loss
-      onnx-clip rewrite model.onnx --optimizer-op vendor::SGD:parameter=0,gradient=1
-      onnx-clip rewrite artifacts/ -o clipped/ --at step
+      onnx-clip rewrite artifacts/ -o clipped/    # of ONNX Runtime training
     """
     work = _Rewriting.of(models, output, dry_run=dry_run, as_json=as_json, options=options)
     targets = [_target(model, output, work.replaces, "clipped") for model in models]
@@ -200,12 +202,19 @@ class _Rewriting:
             yield {"verification": told}
 
 
-@click.command(short_help="Undo a rewrite.")
+@click.command(cls=Command, short_help="Undo a rewrite.")
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", type=OUTPUT, help="Where to write. [default: MODEL.stripped.onnx]")
 @options_of(FileOptions)
 def strip(model: Path, output: str | None, **how: Any) -> None:
-    """Undo a rewrite: write MODEL, a file or a folder, as it was before it was clipped."""
+    """Undo a rewrite: write MODEL, a file or a folder, as it was before it was clipped.
+
+    \b
+    Examples:
+      onnx-clip strip model.clipped.onnx          # writes ….stripped.onnx
+      onnx-clip strip model.clipped.onnx -o model.onnx
+      onnx-clip strip clipped/ --in-place         # of ONNX Runtime training
+    """
     refuse(
         {
             "--in-place and --output exclude each other": how["replace"] and output is not None,

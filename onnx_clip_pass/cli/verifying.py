@@ -12,6 +12,7 @@ import click
 
 from onnx_clip_pass.arguments import whole_in
 from onnx_clip_pass.cli.folders import is_folder, refuse_to_verify
+from onnx_clip_pass.cli.helping import Command
 from onnx_clip_pass.cli.options import (
     PATH,
     WHOLE,
@@ -77,7 +78,7 @@ class RunOptions(OptionGroup):
         help="Where ONNX Runtime runs the models; never the CPU in place of CUDA.",
     )
     seed: int = option(
-        "--seed", type=WHOLE, default=0, show_default=True, help="For made-up inputs."
+        "--seed", type=WHOLE, default=0, metavar="N", help="For made-up inputs. [default: 0]"
     )
 
     @classmethod
@@ -131,7 +132,7 @@ def slopes_option(command: _Command) -> _Command:
     )(command)
 
 
-@click.command(short_help="Run a rewrite beside its original.")
+@click.command(cls=Command, short_help="Run a rewrite beside its original.")
 @click.argument("original", type=PATH)
 @click.argument("rewritten", type=PATH)
 @slopes_option
@@ -157,6 +158,12 @@ def verify(
     loss, what is clipped must be its slope and no multiple of it, no parameter and no state; what
     is none of these, such as a straight-through estimate, is a note. Exit code 1 if not.
     Both are model files; of a folder of training artifacts name the training models.
+
+    \b
+    Examples:
+      onnx-clip verify model.onnx model.clipped.onnx
+      onnx-clip verify model.onnx model.clipped.onnx --feeds batch.npz
+      onnx-clip verify model.onnx model.clipped.onnx --dim batch=8 --slopes strict
     """
     if is_folder(original):
         refuse_to_verify(original, rewritten)

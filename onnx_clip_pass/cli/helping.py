@@ -1,0 +1,73 @@
+"""Help in sections: the options of a command by what they are for, behind its examples.
+
+Libraries that do this for click take a tenth of the time in which the command line starts.
+"""
+
+from __future__ import annotations
+
+import click
+
+from onnx_clip_pass.cli.options import spelled
+from onnx_clip_pass.clips import setting_names
+
+__all__ = ["SECTIONS", "Command", "Group"]
+
+_WIDEST = 24  # of an option with help beside it
+
+_SETTINGS = " ".join(map(spelled, setting_names()))
+SECTIONS = {
+    "Clip": f"--clip {_SETTINGS} --rules --norm-precision --nonfinite --at",
+    "Selection": "--need-clip --skip --partial",
+    "Thresholds and watching": "--threshold-input --loss-scale --emit --emit-as --measure-only",
+    "Finding gradients": "--gradient --map --optimizer-op --no-run --probe --inner --data "
+    "--explain",
+    "Running the model (with ONNX Runtime)": "--verify --slopes --loss --feeds --dim --provider "
+    "--seed",
+    "Output": "--output --in-place --force --dry-run --external-data --trust-data --json --verbose "
+    "--quiet --help",
+}
+"""The options of all commands by section, in the order in which help shows them."""
+
+
+class _Formatter(click.HelpFormatter):
+    """Writes headings bold, as far as the terminal has it."""
+
+    def write_heading(self, heading: str) -> None:
+        """Write a heading."""
+        super().write_heading(click.style(heading, bold=True))
+
+
+class _Context(click.Context):
+    formatter_class = _Formatter
+
+
+class Command(click.Command):
+    """A command whose options are shown in sections."""
+
+    context_class = _Context
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options."""
+        left = {
+            param.opts[-1]: (record[0].ljust(_WIDEST), record[1])
+            for param in self.get_params(ctx)
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx))
+        }
+        sections = [
+            (title, [left.pop(name) for name in names.split() if name in left])
+            for title, names in SECTIONS.items()
+        ]
+        for title, rows in [*sections, ("Other", list(left.values()))]:
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows, col_max=_WIDEST)
+
+
+class Group(click.Group):
+    """Commands in the order in which they are added, which is that of need."""
+
+    context_class = _Context
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of the commands."""
+        return list(self.commands)
