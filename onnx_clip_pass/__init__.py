@@ -27,14 +27,16 @@ if TYPE_CHECKING:
         GradientClipByRMS,
         GradientClipByValue,
     )
-    from onnx_clip_pass.errors import OnnxClipError
+    from onnx_clip_pass.errors import OnnxClipError, OnnxClipWarning
     from onnx_clip_pass.extract import extract_clip, extract_clip_file
     from onnx_clip_pass.files import clip_gradients_file
     from onnx_clip_pass.gradients import Gradient, Parameter, find_gradients
+    from onnx_clip_pass.plans import Plan, plan_clips
     from onnx_clip_pass.probe import probe_gradients
     from onnx_clip_pass.record import strip
     from onnx_clip_pass.rewrite import Clipped, Emitted, Report, Uncovered
     from onnx_clip_pass.rules import Bounds, Rule, load_rules
+    from onnx_clip_pass.verification import Verification, verify
 
 __all__ = [
     "AdaptiveGradientClip",
@@ -48,10 +50,13 @@ __all__ = [
     "GradientClipByRMS",
     "GradientClipByValue",
     "OnnxClipError",
+    "OnnxClipWarning",
     "Parameter",
+    "Plan",
     "Report",
     "Rule",
     "Uncovered",
+    "Verification",
     "__version__",
     "clip_artifacts",
     "clip_gradients",
@@ -60,17 +65,21 @@ __all__ = [
     "extract_clip_file",
     "find_gradients",
     "load_rules",
+    "plan_clips",
     "probe_gradients",
     "strip",
+    "verify",
 ]
 
 _ROOMS = {
-    "OnnxClipError": "errors",
     "clip_artifacts": "artifacts",
     "clip_gradients": "clipping",
     "clip_gradients_file": "files",
     "probe_gradients": "probe",
     "strip": "record",
+    **dict.fromkeys(("OnnxClipError", "OnnxClipWarning"), "errors"),
+    **dict.fromkeys(("Plan", "plan_clips"), "plans"),
+    **dict.fromkeys(("Verification", "verify"), "verification"),
     **dict.fromkeys(("Clipped", "Emitted", "Report", "Uncovered"), "rewrite"),
     **dict.fromkeys(("Gradient", "Parameter", "find_gradients"), "gradients"),
     **dict.fromkeys(("Bounds", "Rule", "load_rules"), "rules"),

@@ -1,11 +1,11 @@
-"""The one error that every caller needs to catch."""
+"""The one error that every caller needs to catch, and the one category of warnings."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 
-__all__ = ["OnnxClipError", "listed", "shortened", "shown"]
+__all__ = ["OnnxClipError", "OnnxClipWarning", "listed", "shortened", "shown"]
 
 _SHOWN = 10
 _LONG_NAME = re.compile(r"\S{1000,}|'[^'\n]{1000,}'")
@@ -28,6 +28,14 @@ class OnnxClipError(Exception):
         shown = [f"  - {fault}" for fault in self.faults[:_SHOWN]]
         more = [f"  and {len(self.faults) - _SHOWN} more"] if self.faults[_SHOWN:] else []
         super().__init__("\n".join([shortened(message), *shown, *more]))
+
+
+class OnnxClipWarning(UserWarning):
+    """Something to know of a model that is clipped all the same.
+
+    Calls that return a model in memory give these; where a report or a plan is returned, its
+    `warnings` say the same. `warnings.simplefilter("error", OnnxClipWarning)` makes errors of them.
+    """
 
 
 def shortened(text: str) -> str:

@@ -28,10 +28,10 @@ from onnx_clip_pass.rewrite import (
     Clipped,
     Decide,
     Options,
-    Plan,
+    PlannedEdits,
     Report,
     emit,
-    plan_clips,
+    plan_edits,
     report_of,
 )
 from onnx_clip_pass.storage import (
@@ -138,7 +138,7 @@ def _extract(
             "here, not that one: give the original, or what onnx-clip strip (in Python: strip) "
             "makes of it"
         )
-    planned = plan_clips(model, clip, decide=decide, **options)
+    planned = plan_edits(model, clip, decide=decide, **options)
     if not any(row.clip for row in planned.rows):
         raise OnnxClipError("nothing is clipped, so there is no clip to extract")
     gradients = {row.gradient.name: row.gradient for row in planned.rows if not row.gradient.graph}
@@ -172,7 +172,7 @@ def _extract(
     return alone, report_of(planned, made)
 
 
-def _read_besides(planned: Plan) -> list[str]:
+def _read_besides(planned: PlannedEdits) -> list[str]:
     """The values besides gradients that clips may read: parameters, and a named loss scale."""
     names = [edit.site.name for edit in planned.edits if edit.site is not None]
     scale = planned.settings.thresholds.loss_scale

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, Unpack
+from typing import Unpack
 
-from onnx_clip_pass.arguments import check_flags, check_path
+from onnx_clip_pass.arguments import check_flags
 from onnx_clip_pass.deciding import decider
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient, name_gradients, survey
 from onnx_clip_pass.gradients.explaining import Explanation, explain
 from onnx_clip_pass.gradients.optimizer import NO_OPS, OptimizerOps, checked_ops
 from onnx_clip_pass.graph import Index
-from onnx_clip_pass.options import Option, checked, described, takes_options
-from onnx_clip_pass.record import Record, is_clipped, read_record, undo
+from onnx_clip_pass.options import checked, takes_options
+from onnx_clip_pass.record import Record, read_record, undo
 from onnx_clip_pass.rewrite import (
     ClipOrRules,
     Decide,
@@ -29,28 +27,23 @@ from onnx_clip_pass.rewrite import (
     nothing_found,
     uncovered_of,
 )
+from onnx_clip_pass.saving import (
+    FileOptions,
+    Writing,
+    check_target,
+    files_along,
+    paths_of,
+    write_model,
+)
 from onnx_clip_pass.storage import (
-    DataFile,
-    ExternalDataMode,
-    Progress,
-    Structure,
-    check_replaceable,
-    data_files,
-    errors_name,
-    file_at,
-    holds,
     open_model,
     recover,
-    write_structures,
 )
 from onnx_clip_pass.storage.reading import read_text
 
 __all__ = [
     "ClipFileOptions",
-    "FileOptions",
     "Inspection",
-    "WriteOptions",
-    "Writing",
     "clip_gradients_file",
     "explain_file",
     "inspect_file",
@@ -76,71 +69,8 @@ class Inspection:
     carried: tuple[str, ...] = ()
 
 
-class WriteOptions(TypedDict, total=False):
-    """The options of writing files and folders."""
-
-    external_data: Annotated[
-        ExternalDataMode,
-        Option(
-            "copy",
-            'how data files get into another folder: "copy" or "link" (a hard link).',
-            "How weights in files of their own get into another folder: link makes hard links.",
-        ),
-    ]
-    replace: Annotated[
-        bool,
-        Option(
-            False, "allow `target` to be `source`.", "Replace MODEL itself.", spelled="--in-place"
-        ),
-    ]
-    force: Annotated[
-        bool,
-        Option(
-            False,
-            "replace a target, or data files of other content, that onnx-clip did not write.",
-            "Replace an output without a record of onnx-clip.",
-        ),
-    ]
-    progress: Annotated[
-        Progress | None, Option(None, "is told how many bytes are written, and of how many.")
-    ]
-
-
-class FileOptions(WriteOptions, total=False):
-    """The options of writing files."""
-
-    trust_data: Annotated[
-        bool,
-        Option(
-            False,
-            "use data files, too, to which symbolic links lead out of the model's folder, and take "
-            "those along that have hidden names or several names (hard links).",
-            "Use weights to which links lead out of the model's folder, and take those along that "
-            "have hidden names or several.",
-        ),
-    ]
-
-
 class ClipFileOptions(Options, FileOptions):
     """The arguments of `clip_gradients_file`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Writing:
-    """The options of writing, checked."""
-
-    external_data: ExternalDataMode
-    replace: bool
-    force: bool
-    progress: Progress | None
-    trust_data: bool = False
-
-    @classmethod
-    def split(cls, kind: type, options: Mapping[str, Any]) -> tuple[Writing, dict[str, Any]]:
-        """Take the options of a kind out of all that are given; return the others, too."""
-        own = {name: value for name, value in options.items() if name in described(kind)}
-        others = {name: value for name, value in options.items() if name not in own}
-        return cls(**checked(kind, own)), others
 
 
 @takes_options(ClipFileOptions)
@@ -173,16 +103,16 @@ def clip_gradients_file(
     """
     check_flags(dry_run=dry_run)
     how, others = Writing.split(FileOptions, options)
-    source, target = _paths(source, target, how)
+    source, target = paths_of(source, target, how)
     decide = decider(probe, source)
     if not dry_run:
         recover(target.parent)
     with open_model(source) as structure:
-        _check_target(source, target, how)
+        check_target(source, target, how)
         report = clip_in_place(structure.model, clip, decide=decide, **others)
-        files = _data_files(structure, target, how)
+        files = files_along(structure, target, how)
         if not dry_run:
-            _write(structure, target, files, how)
+            write_model(structure, target, files, how)
     return report
 
 
@@ -195,15 +125,15 @@ def strip_file(source: _Path, target: _Path, **options: Unpack[FileOptions]) -> 
             read or written, or must not be replaced.
     """
     how = Writing(**checked(FileOptions, options))
-    source, target = _paths(source, target, how)
+    source, target = paths_of(source, target, how)
     recover(target.parent)
     with open_model(source) as structure:
-        _check_target(source, target, how)
+        check_target(source, target, how)
         if not undo(structure.model):
             raise OnnxClipError(
                 f"{str(source)!r} is not clipped by onnx-clip: there is nothing to undo"
             )
-        _write(structure, target, _data_files(structure, target, how), how)
+        write_model(structure, target, files_along(structure, target, how), how)
 
 
 def inspect_file(source: _Path, optimizer_ops: OptimizerOps = NO_OPS) -> Inspection:
@@ -274,53 +204,3 @@ def read_map(path: _Path) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
         raise OnnxClipError(f"{expected} in {str(path)!r}, with a string for each gradient")
     return found
-
-
-def _paths(source: _Path, target: _Path, how: Writing) -> tuple[Path, Path]:
-    """Both as paths, the target that of the file itself where a link to it is to be replaced."""
-    check_path("source", source)
-    check_path("target", target)
-    found = Path(target)
-    with errors_name(found):
-        return Path(source), found.resolve() if how.replace and found.is_symlink() else found
-
-
-def _check_target(source: Path, target: Path, how: Writing) -> None:
-    """Refuse a target that must not be written."""
-    with errors_name(target):  # of a name that is too long
-        is_there = file_at(target, source.name)
-        is_source = is_there and target.samefile(source)
-    if is_source and not how.replace:
-        raise OnnxClipError(
-            f"the output {str(target)!r} is the model itself; pass --in-place (in Python: "
-            f"replace=True) to replace it"
-        )
-    if is_there and not is_source:
-        check_replaceable(target, partial(holds, is_clipped), force=how.force)
-
-
-def _data_files(structure: Structure, target: Path, how: Writing) -> list[DataFile]:
-    """The external data of a model; refused if the target would take its place."""
-    if not structure.may_have_external_data:
-        return []
-    files = data_files(structure.model, structure.source.path.parent, trust=how.trust_data)
-    paths = [path for file in files for path in (file.path, target.parent / file.location)]
-    if any(path.resolve() == target.resolve() for path in paths):
-        raise OnnxClipError(
-            f"the output {str(target)!r} is where the model's external data lies, or is to lie; "
-            f"choose another name"
-        )
-    return files
-
-
-def _write(structure: Structure, target: Path, files: list[DataFile], how: Writing) -> None:
-    with errors_name(target):
-        stays = target.parent.samefile(structure.source.path.parent)
-    write_structures(
-        {target: structure},
-        [] if stays else files,
-        how=how.external_data,
-        force=how.force,
-        trust=how.trust_data,
-        progress=how.progress,
-    )

@@ -10,6 +10,7 @@ import pytest
 
 from onnx_clip_pass.cli import main
 from onnx_clip_pass.cli.tables import show_table
+from onnx_clip_pass.views import Table
 
 SEED = Path(__file__).parent.parent / "models" / "seed" / "train_step.onnx"
 WORDS = ["fc_0.w_0@GRAD", "fc_0.b_0@GRAD", "float32", "[2, 3]"]
@@ -92,7 +93,8 @@ def test_of_very_many_wrong_gradients_the_first_are_told(wide, capsys):
 def test_in_a_file_each_row_is_one_line_however_long(monkeypatch, capsys):
     monkeypatch.delenv("COLUMNS", raising=False)
     evidence = "because of this and that " * 20
-    show_table(("gradient", "evidence"), [("g", evidence.strip())], is_result=True)
+    table = Table(("gradient", "evidence"), (("g", evidence.strip()),))
+    show_table(table, is_result=True)
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 

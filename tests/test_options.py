@@ -12,22 +12,27 @@ import pytest
 
 from onnx_clip_pass import (
     GradientClipByNorm,
+    Plan,
     clip_artifacts,
     clip_gradients,
     clip_gradients_file,
     extract_clip,
     extract_clip_file,
+    plan_clips,
 )
 from onnx_clip_pass.artifacts import strip_artifacts
 from onnx_clip_pass.cli.rewriting import rewrite
-from onnx_clip_pass.files import FileOptions, WriteOptions, strip_file
+from onnx_clip_pass.files import strip_file
 from onnx_clip_pass.options import described
 from onnx_clip_pass.rewrite import Options, Settings
+from onnx_clip_pass.saving import FileOptions, WriteOptions
 
 SEED = Path(__file__).parent.parent / "models" / "seed" / "train_step.onnx"
 TAKEN = {  # the kinds of options of each function, and those that it does not take
     clip_gradients: ([Options], set()),
     clip_gradients_file: ([Options, FileOptions], set()),
+    plan_clips: ([Options], set()),
+    Plan.save: ([FileOptions], set()),
     strip_file: ([FileOptions], set()),
     extract_clip: ([Options], {"measure_only"}),
     extract_clip_file: ([Options], {"measure_only"}),

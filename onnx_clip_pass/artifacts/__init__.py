@@ -24,7 +24,7 @@ from onnx_clip_pass.artifacts.placing import check_target
 from onnx_clip_pass.artifacts.sequence import clip_sequence, find_optimizer
 from onnx_clip_pass.clips import Clip
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.files import Inspection, WriteOptions, Writing, inspect_file
+from onnx_clip_pass.files import Inspection, inspect_file
 from onnx_clip_pass.options import checked, takes_options
 from onnx_clip_pass.record import Record, read_record, undo
 from onnx_clip_pass.rewrite import (
@@ -36,6 +36,7 @@ from onnx_clip_pass.rewrite import (
 )
 from onnx_clip_pass.rewrite.selecting import as_clips
 from onnx_clip_pass.rules import Rule
+from onnx_clip_pass.saving import WriteOptions, Writing
 from onnx_clip_pass.storage import (
     Structure,
     data_files,

@@ -109,7 +109,7 @@ def rewrite_folder(
         report,
         as_json=as_json,
         what="folder",
-        count="all gradients" if stage == "step" else None,
+        count="all gradients" if stage == "step" else "",
         when=f" {_WHEN[stage]}",
     )
     return {"output": str(target) if is_written else None, "at": stage} | report_facts(report)

@@ -30,8 +30,9 @@ from onnx_clip_pass.cli.showing import ProgressBar, report_facts, tell_rewrite
 from onnx_clip_pass.cli.verifying import RunOptions, slopes_option, tell_verification
 from onnx_clip_pass.cli.words import error_facts, escape_control, print_json, say
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.files import FileOptions, clip_gradients_file, strip_file
+from onnx_clip_pass.files import clip_gradients_file, strip_file
 from onnx_clip_pass.rewrite import ClipOrRules
+from onnx_clip_pass.saving import FileOptions
 
 __all__ = ["rewrite", "strip"]
 
@@ -198,7 +199,7 @@ class _Rewriting:
         yield {"output": None if written is None else str(written)} | report_facts(report)
         if self.verifies:
             found = self.run.verify(model, target, slopes=self.slopes, loss=self.probing.loss)
-            told = tell_verification(target, found, as_json=self.as_json, is_result=False)
+            told = tell_verification(found, as_json=self.as_json, is_result=False)
             yield {"verification": told}
 
 

@@ -7,17 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import click
 from rich.console import Console
 
-from onnx_clip_pass.cli.tables import show_gradients
-from onnx_clip_pass.cli.words import counted, escape_control, say
+from onnx_clip_pass.cli.tables import show_table
+from onnx_clip_pass.cli.words import escape_control, say
 from onnx_clip_pass.clips import clip_from_dict
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import Inspection
 from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.record import ClipEntry, Record
-from onnx_clip_pass.rewrite import Clipped, Report
+from onnx_clip_pass.rewrite import Report, gradient_table
 
 __all__ = [
     "ProgressBar",
@@ -29,8 +28,6 @@ __all__ = [
     "show_inspected",
     "tell_rewrite",
 ]
-
-_MOST_EMITTED = 10
 
 
 class ProgressBar:
@@ -75,7 +72,7 @@ def tell_rewrite(
     *,
     as_json: bool,
     what: str = "model",
-    count: str | None = None,
+    count: str = "",
     when: str = "",
 ) -> None:
     """Tell what was done: notes always, the rest unless it is told as JSON.
@@ -89,63 +86,28 @@ def tell_rewrite(
         count: how many gradients were clipped, if not so many of so many.
         when: when they are clipped, with a space before it.
     """
-    for warning in report.warnings:
-        say(f"note: {warning}")
-    if report.replaced:
-        say(f"note: the {what} was clipped already; the clips it had are replaced")
+    view = report.as_view(
+        report.summary(f"{source}{when}", is_done=target is not None, count=count), what
+    )
+    for note in view.notes:
+        say(f"note: {note}")
     if as_json:
         return
-    show_gradients(((row.gradient, _done_to(row)) for row in report.rows), is_result=False)
-    if target is None:
-        done = "would measure" if report.measured_only else "would clip"
-        written = "nothing was written"
-    else:
-        done = "measured" if report.measured_only else "clipped"
-        written = f"wrote {escape_control(target)}"
-    count = count or f"{len(report.clipped)} of {counted(len(report.rows))}"
-    where = f"{escape_control(source)}{when}"
-    click.echo(f"{done} {count} in {where}, {_bounds_in_words(report)}; {written}")
-    _tell_ports(report)
+    show_table(view.table, is_result=False)
+    written = "nothing was written" if target is None else f"wrote {target}"
+    for line in (f"{view.summary}; {written}", *view.further):
+        say(line, is_result=True)
 
 
 def show_inspected(found: Inspection) -> None:
     """The gradients that were found, each with the clip that it has."""
     done = found.record.clips if found.record else []
     clips = {(clip.gradient, clip.parameter): clip for clip in done}
-    show_gradients(
-        (
-            (gradient, settings_in_words(clips.get((gradient.name, gradient.parameter.name))))
-            for gradient in found.gradients
-        ),
-        is_result=True,
+    table = gradient_table(
+        (gradient, settings_in_words(clips.get((gradient.name, gradient.parameter.name))))
+        for gradient in found.gradients
     )
-
-
-def _tell_ports(report: Report) -> None:
-    """The inputs and outputs that were added."""
-    for name in report.threshold_inputs:
-        click.echo(f"input {escape_control(name)}: the threshold; not fed, it is as given here")
-    for emitted in report.emitted[:_MOST_EMITTED]:
-        of = emitted.group or ", ".join(emitted.gradients)
-        of = of if len(of) < 60 else counted(len(emitted.gradients))
-        click.echo(f"output {escape_control(emitted.output)}: {emitted.quantity} of "
-                   f"{escape_control(of)}")  # fmt: skip
-    if len(report.emitted) > _MOST_EMITTED:
-        click.echo(f"and {len(report.emitted) - _MOST_EMITTED} outputs more (--json lists them)")
-
-
-def _done_to(row: Clipped) -> str:
-    if row.clip is None:
-        return "-"
-    return row.clip.label + (f" [rule {row.rule}]" if row.rule is not None else "")
-
-
-def _bounds_in_words(report: Report) -> str:
-    """By what the gradients are bounded: there must be no doubt whether a norm is global."""
-    found = list(dict.fromkeys(row.clip.bounds for row in report.clipped if row.clip))
-    if not found:
-        return "none of them"
-    return "; ".join(found[:3]) + (f"; and in {len(found) - 3} other ways" if found[3:] else "")
+    show_table(table, is_result=True)
 
 
 def report_facts(report: Report) -> dict[str, Any]:

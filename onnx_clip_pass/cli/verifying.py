@@ -22,9 +22,10 @@ from onnx_clip_pass.cli.options import (
     option,
     say_together,
 )
-from onnx_clip_pass.cli.tables import MOST_ROWS, show_table
-from onnx_clip_pass.cli.words import counted, escape_control, print_json, say
+from onnx_clip_pass.cli.tables import show_table
+from onnx_clip_pass.cli.words import counted, print_json, say
 from onnx_clip_pass.errors import shown
+from onnx_clip_pass.views import MOST_ROWS
 
 if TYPE_CHECKING:
     from onnx_clip_pass.verification import Verification
@@ -170,20 +171,17 @@ def verify(
     if loss is not None and slopes == "off":
         raise click.UsageError("--loss says whose slopes to take: not with --slopes off")
     found = RunOptions.take(options).verify(original, rewritten, slopes=slopes, loss=loss)
-    facts = tell_verification(rewritten, found, as_json=as_json, is_result=True)
+    facts = tell_verification(found, as_json=as_json, is_result=True)
     if as_json:
         print_json({"original": str(original), "rewritten": str(rewritten)} | facts)
     if not found.ok:
         raise click.exceptions.Exit(1)
 
 
-def tell_verification(
-    model: Path, found: Verification, *, as_json: bool, is_result: bool
-) -> dict[str, Any]:
+def tell_verification(found: Verification, *, as_json: bool, is_result: bool) -> dict[str, Any]:
     """Say what was found, unless it is told as JSON.
 
     Args:
-        model: the rewritten model.
         found: what was found.
         as_json: whether it is told as JSON, which the caller prints.
         is_result: whether all of it goes to standard output, being what was asked for.
@@ -191,30 +189,20 @@ def tell_verification(
     Returns:
         The facts in the types of JSON.
     """
-    for note in found.notes:
+    view = found.view()
+    for note in view.notes:
         say(f"note: {note}")
-    faults = [*found.faults]
-    faults += [
-        f"gradient {row.gradient}: {fault}" for row in found.gradients for fault in row.faults
-    ]
-    faults += [f"output {row.name}: {fault}" for row in found.outputs for fault in row.faults]
     if not as_json:
-        _show(found, is_result=is_result)
-        for fault in faults[:MOST_ROWS]:
+        show_table(view.table, is_result=is_result)
+        for fault in view.faults[:MOST_ROWS]:
             say(f"wrong: {fault}", is_result=is_result)
-        if faults[MOST_ROWS:]:
-            more = counted(len(faults) - MOST_ROWS, "fault")
+        if view.faults[MOST_ROWS:]:
+            more = counted(len(view.faults) - MOST_ROWS, "fault")
             say(f"and {more} more (--json lists them)", is_result=is_result)
-        verdict = "is what its original and the formula say" if found.ok else "is WRONG"
-        gradients = counted(len(found.gradients), "clipped gradient")
-        outputs = counted(len(found.outputs), "output")
-        click.echo(
-            f"{escape_control(model)} {verdict}: {gradients} and {outputs} compared, "
-            f"{counted(len(faults), 'fault')}"
-        )
+        say(view.summary, is_result=True)
     return {
         "ok": found.ok,
-        "faults": faults,
+        "faults": found.wrong,
         "notes": found.notes,
         "gradients": [_plain(asdict(row)) for row in found.gradients],
         "outputs": [_plain(asdict(row)) for row in found.outputs],
@@ -227,28 +215,3 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
         name: str(value) if isinstance(value, float) and not isfinite(value) else value
         for name, value in row.items()
     }
-
-
-def _show(found: Verification, *, is_result: bool) -> None:
-    if len(found.gradients) > MOST_ROWS:
-        rows = [row for row in found.gradients if row.faults][:MOST_ROWS]
-    else:
-        rows = found.gradients
-    headings = ("gradient", "clip", "raw norm", "clipped", "expected", "error (ulps)", "verdict")
-    show_table(
-        headings,
-        [
-            (
-                row.gradient,
-                row.clip,
-                *(
-                    f"{norm:.4g}" if row.has_run else "-"
-                    for norm in (row.raw_norm, row.clipped_norm, row.expected_norm)
-                ),
-                f"{row.error_ulps:.3g} of {row.allowed_ulps:.3g}" if row.has_run else "-",
-                row.verdict,
-            )
-            for row in rows
-        ],
-        is_result=is_result,
-    )

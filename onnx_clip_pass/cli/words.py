@@ -7,18 +7,9 @@ from typing import Any
 
 import click
 
-from onnx_clip_pass.errors import shortened
+from onnx_clip_pass.views import counted, escape_control
 
 __all__ = ["counted", "error_facts", "escape_control", "print_json", "say"]
-
-
-def escape_control(text: object) -> str:
-    """Text from outside, shortened, with control characters made visible.
-
-    A name must not steer a terminal, and not fill it.
-    """
-    shown = shortened(str(text))
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
 def say(message: str, *, is_result: bool = False) -> None:
@@ -37,8 +28,3 @@ def error_facts(error: Exception) -> dict[str, Any]:
     message = error.format_message() if isinstance(error, click.ClickException) else str(error)
     faults = getattr(error, "faults", ())
     return {"error": message} | ({"faults": list(faults)} if faults else {})
-
-
-def counted(number: int, noun: str = "gradient") -> str:
-    """A count in words: 1 gradient, 2 gradients."""
-    return f"{number} {noun}" + ("s" if number != 1 else "")

@@ -20,9 +20,9 @@ from onnx_clip_pass.rewrite.coverage import Decide, Uncovered, Verdict, uncovere
 from onnx_clip_pass.rewrite.emitting import emit
 from onnx_clip_pass.rewrite.finding import find
 from onnx_clip_pass.rewrite.metrics import EmitAs, Emitted
-from onnx_clip_pass.rewrite.planning import Plan, plan
+from onnx_clip_pass.rewrite.planning import PlannedEdits, plan
 from onnx_clip_pass.rewrite.recording import record_of, report_of
-from onnx_clip_pass.rewrite.reporting import Clipped, Report
+from onnx_clip_pass.rewrite.reporting import Clipped, Report, gradient_table
 from onnx_clip_pass.rewrite.selecting import GradientNames, as_clips, nothing_found
 from onnx_clip_pass.rewrite.settings import Options, Settings
 from onnx_clip_pass.rewrite.thresholds import LossScale
@@ -37,15 +37,16 @@ __all__ = [
     "GradientNames",
     "LossScale",
     "Options",
-    "Plan",
+    "PlannedEdits",
     "Report",
     "Settings",
     "Uncovered",
     "Verdict",
     "clip_in_place",
     "emit",
+    "gradient_table",
     "nothing_found",
-    "plan_clips",
+    "plan_edits",
     "report_of",
     "uncovered_of",
 ]
@@ -70,7 +71,7 @@ def clip_in_place(
         **options: see `clip_gradients`.
     """
     with _without_collecting():
-        planned = plan_clips(model, clip, decide=decide, **options)
+        planned = plan_edits(model, clip, decide=decide, **options)
         made = emit(Editor(planned.index), planned)
         if any(row.clip for row in planned.rows):
             record = record_of(planned, made)
@@ -78,13 +79,13 @@ def clip_in_place(
         return report_of(planned, made)
 
 
-def plan_clips(
+def plan_edits(
     model: ModelProto,
     clip: ClipOrRules,
     *,
     decide: Decide | None = None,
     **options: Unpack[Options],
-) -> Plan:
+) -> PlannedEdits:
     """Plan what `clip_in_place` does; a clip that the model has is undone, nothing else changes."""
     clips, settings = as_clips(clip), Settings.of(**options)
     if isinstance(clips, Rules) and clips.optimizer_ops:

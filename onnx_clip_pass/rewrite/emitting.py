@@ -11,7 +11,7 @@ from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Added, Editor
 from onnx_clip_pass.rewrite.edits import Edit
 from onnx_clip_pass.rewrite.metrics import Emitted, GroupMetricSource, MetricSource
-from onnx_clip_pass.rewrite.planning import Plan
+from onnx_clip_pass.rewrite.planning import PlannedEdits
 from onnx_clip_pass.rewrite.settings import Settings
 from onnx_clip_pass.rewrite.thresholds import ThresholdNodes
 
@@ -51,7 +51,7 @@ def _scaled(clip: Clip, factor: float) -> Clip:
         ) from error
 
 
-def emit(editor: Editor, plan: Plan) -> Made:
+def emit(editor: Editor, plan: PlannedEdits) -> Made:
     """Put the planned clips in, and what is to be watched; the editor is used up."""
     settings, edits = plan.settings, plan.edits
     metrics, scale = settings.metrics, settings.thresholds.factor

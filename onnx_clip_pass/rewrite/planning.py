@@ -21,11 +21,11 @@ from onnx_clip_pass.rewrite.settings import Settings
 from onnx_clip_pass.rewrite.unrolled import unrolled_steps
 from onnx_clip_pass.rules import ClipChoice
 
-__all__ = ["Plan", "plan"]
+__all__ = ["PlannedEdits", "plan"]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PlannedEdits:
     """A rewrite that can be done: what was found, the edits, and what a user should know of both.
 
     `schedule` says which formulas act together, one after another: the numbers of their edits, and
@@ -42,7 +42,7 @@ class Plan:
     replaces: bool
 
 
-def plan(index: Index, found: Finds, settings: Settings, *, replaces: bool) -> Plan:
+def plan(index: Index, found: Finds, settings: Settings, *, replaces: bool) -> PlannedEdits:
     """Plan the edits that put the clips in.
 
     Raises:
@@ -82,7 +82,7 @@ def plan(index: Index, found: Finds, settings: Settings, *, replaces: bool) -> P
         else Clipped(found_gradient.gradient, None)
         for found_gradient, choice in assignments
     )
-    return Plan(index, settings, found, rows, edits, schedule, warnings, replaces)
+    return PlannedEdits(index, settings, found, rows, edits, schedule, warnings, replaces)
 
 
 def _by_value(assignments: Assignments) -> Iterable[Assignments]:

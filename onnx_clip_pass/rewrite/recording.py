@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from onnx_clip_pass.record import ClipEntry, Measure, Record
 from onnx_clip_pass.rewrite.emitting import Made
-from onnx_clip_pass.rewrite.planning import Plan
+from onnx_clip_pass.rewrite.planning import PlannedEdits
 from onnx_clip_pass.rewrite.reporting import Report, lacking_kernels
 
 __all__ = ["record_of", "report_of"]
 
 
-def report_of(plan: Plan, made: Made) -> Report:
+def report_of(plan: PlannedEdits, made: Made) -> Report:
     """The report on a plan that is carried out, in its model or in another."""
     return Report(
         plan.rows,
@@ -23,7 +23,7 @@ def report_of(plan: Plan, made: Made) -> Report:
     )
 
 
-def record_of(plan: Plan, made: Made) -> Record:
+def record_of(plan: PlannedEdits, made: Made) -> Record:
     """The note on a plan and what was added for it."""
     settings = plan.settings
     entries = [

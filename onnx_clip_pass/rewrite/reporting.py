@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,8 +17,19 @@ from onnx_clip_pass.record import Uncovered
 from onnx_clip_pass.rewrite.metrics import Emitted
 from onnx_clip_pass.rewrite.selecting import Assignments
 from onnx_clip_pass.rewrite.settings import Settings
+from onnx_clip_pass.views import Table, View, Viewed, counted
 
-__all__ = ["Clipped", "Report", "lacking_kernels", "notes_on", "notes_on_coverage"]
+__all__ = [
+    "Clipped",
+    "Report",
+    "gradient_table",
+    "lacking_kernels",
+    "notes_on",
+    "notes_on_coverage",
+]
+
+_MOST_EMITTED = 10
+_LONGEST_LIST = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +43,16 @@ class Clipped:
     clip: Clip | None
     rule: int | None = None
 
+    @property
+    def label(self) -> str:
+        """The clip in a few words, with its rule; "-" for none."""
+        if self.clip is None:
+            return "-"
+        return self.clip.label + (f" [rule {self.rule}]" if self.rule is not None else "")
 
-@dataclass(frozen=True, slots=True)
-class Report:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Report(Viewed):
     """The result of a rewrite: every gradient found, in graph order, and what to know of it.
 
     `emitted` are the outputs that were added, `threshold_inputs` the inputs; with `measured_only`
@@ -53,6 +72,70 @@ class Report:
     def clipped(self) -> tuple[Clipped, ...]:
         """The gradients that are clipped, or measured."""
         return tuple(row for row in self.rows if row.clip is not None)
+
+    def summary(self, where: str = "", *, is_done: bool = True, count: str = "") -> str:
+        """All of it in a line: how many gradients, and by what they are bounded.
+
+        There must be no doubt whether a norm is global.
+
+        Args:
+            where: the model, behind "in".
+            is_done: whether the model is rewritten, or would be.
+            count: how many gradients, if not so many of so many.
+        """
+        done = {True: ("clipped", "measured"), False: ("would clip", "would measure")}
+        count = count or f"{len(self.clipped)} of {counted(len(self.rows))}"
+        bounds = list(dict.fromkeys(row.clip.bounds for row in self.clipped if row.clip))
+        if bounds[3:]:
+            bounds[3:] = [f"and in {len(bounds) - 3} other ways"]
+        place = f" in {where}" if where else ""
+        by = "; ".join(bounds) or "none of them"
+        return f"{done[is_done][self.measured_only]} {count}{place}, {by}"
+
+    def view(self) -> View:
+        return self.as_view(self.summary())
+
+    def as_view(self, summary: str, what: str = "model") -> View:
+        """Return its view under another summary, for a model or what else is rewritten."""
+        notes = self.warnings
+        if self.replaced:
+            notes += (f"the {what} was clipped already; the clips it had are replaced",)
+        table = gradient_table((row.gradient, row.label) for row in self.rows)
+        return View(summary, table, notes, further=tuple(self._ports()))
+
+    def _ports(self) -> list[str]:
+        """Lines on the inputs and outputs that were added."""
+        lines = [
+            f"input {name}: the threshold; not fed, it is as given here"
+            for name in self.threshold_inputs
+        ]
+        for emitted in self.emitted[:_MOST_EMITTED]:
+            of = emitted.group or ", ".join(emitted.gradients)
+            of = of if len(of) < _LONGEST_LIST else counted(len(emitted.gradients))
+            lines.append(f"output {emitted.output}: {emitted.quantity} of {of}")
+        if self.emitted[_MOST_EMITTED:]:
+            lines.append(f"and {len(self.emitted) - _MOST_EMITTED} outputs more")
+        return lines
+
+
+def gradient_table(gradients: Iterable[tuple[Gradient, str]]) -> Table:
+    """The table of gradients, each with its clip in words, "-" for none."""
+    rows = list(gradients)
+    counts = Counter((clip, gradient.dtype) for gradient, clip in rows)
+    return Table(
+        ("gradient", "parameter", "shape", "dtype", "clip", "evidence"),
+        tuple((g.name, g.parameter.name, _shape(g), g.dtype, clip, g.evidence) for g, clip in rows),
+        tuple(
+            f"{counted(count)}, {dtype}: {'not clipped' if clip == '-' else clip}"
+            for (clip, dtype), count in counts.items()
+        ),
+    )
+
+
+def _shape(gradient: Gradient) -> str:
+    if gradient.shape is None:
+        return "?"
+    return "[" + ", ".join("?" if d is None else str(d) for d in gradient.shape) + "]"
 
 
 def lacking_kernels(used: Iterable[Used]) -> list[str]:

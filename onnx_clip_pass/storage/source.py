@@ -32,18 +32,35 @@ class Source:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._open()
+        self._opened_as = os.fstat(self.descriptor)
+        self._window = b""
+        self._window_at = 0
+
+    def _open(self) -> None:
         try:
             # Not to wait for whoever writes to a pipe.
             flags = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-            self.descriptor = os.open(path, os.O_RDONLY | flags)
-            self._opened_as = os.fstat(self.descriptor)
+            self.descriptor = os.open(self.path, os.O_RDONLY | flags)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             if isinstance(error, FileNotFoundError):
-                reason = unfinished(path) or reason
-            raise OnnxClipError(f"cannot read {str(path)!r}: {reason}") from error
-        self._window = b""
-        self._window_at = 0
+                reason = unfinished(self.path) or reason
+            raise OnnxClipError(f"cannot read {str(self.path)!r}: {reason}") from error
+
+    def reopened(self) -> Source:
+        """Open the file again once it is closed, as it was; use it as a context manager, too.
+
+        Raises:
+            OnnxClipError: it cannot be read, or is another by now.
+        """
+        self._open()
+        try:
+            self.check_unchanged()
+        except OnnxClipError:
+            os.close(self.descriptor)
+            raise
+        return self
 
     def __enter__(self) -> Source:
         return self
@@ -98,7 +115,7 @@ class Source:
             has_its_name = os.path.samestat(now, self.path.stat())
         except OSError:  # it is gone
             return False
-        facts = "st_size", "st_mtime_ns", "st_ctime_ns"
+        facts = "st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns"
         return has_its_name and all(getattr(then, each) == getattr(now, each) for each in facts)
 
     def _read(self, start: int, end: int) -> bytes:

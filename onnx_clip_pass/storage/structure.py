@@ -92,6 +92,12 @@ class Structure:
         pieces, _ = self._fill(data, MODEL, 0, len(data), placeholders)
         return _joined(pieces)
 
+    def to_bytes(self) -> bytes:
+        """The same in memory; the source is open."""
+        return b"".join(
+            piece if isinstance(piece, bytes) else self.source.at(*piece) for piece in self.pieces()
+        )
+
     def _fill(
         self, data: bytes, kind: str, start: int, end: int, placeholders: list[int]
     ) -> tuple[list[Piece], int]:

@@ -83,7 +83,8 @@ def verify(
             blaming(lambda: before.model, before.called),
             blaming(lambda: after.model, after.called),
         ):
-            return _verify(before, after, options)
+            found = _verify(before, after, options)
+    return found if isinstance(rewritten, ModelProto) else replace(found, model=str(rewritten))
 
 
 @dataclass(frozen=True, slots=True)

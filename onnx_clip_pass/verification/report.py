@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from onnx_clip_pass.views import MOST_ROWS, Table, View, Viewed, counted
+
 __all__ = ["GradientCheck", "OutputCheck", "Verification"]
+
+_HEADINGS = ("gradient", "clip", "raw norm", "clipped", "expected", "error (ulps)", "verdict")
 
 
 @dataclass(slots=True)
@@ -39,6 +43,17 @@ class GradientCheck:
             return "wrong"
         return "right" if self.acted else "right, never acted"
 
+    def cells(self) -> tuple[str, ...]:
+        """Return it as a row of the table of a verification."""
+        norms = (self.raw_norm, self.clipped_norm, self.expected_norm)
+        return (
+            self.gradient,
+            self.clip,
+            *(f"{norm:.4g}" if self.has_run else "-" for norm in norms),
+            f"{self.error_ulps:.3g} of {self.allowed_ulps:.3g}" if self.has_run else "-",
+            self.verdict,
+        )
+
 
 @dataclass(slots=True)
 class OutputCheck:
@@ -54,17 +69,54 @@ class OutputCheck:
     faults: list[str] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class Verification:
-    """All findings; `faults` are those that belong to no gradient and no output."""
+@dataclass(slots=True, repr=False)
+class Verification(Viewed):
+    """All findings on a rewritten model, which `model` names; true where everything agrees.
+
+    `gradients` and `outputs` are what was compared; `faults` belong to none of them, `notes` are no
+    faults.
+    """
 
     gradients: list[GradientCheck]
     outputs: list[OutputCheck]
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    model: str = "the rewritten model"
 
     @property
     def ok(self) -> bool:
         """True if everything agrees."""
         found = [row.faults for row in self.gradients] + [row.faults for row in self.outputs]
         return not self.faults and not any(found)
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    @property
+    def rows(self) -> list[GradientCheck]:
+        """The clipped gradients, as `Report` and `Plan` have rows."""
+        return self.gradients
+
+    @property
+    def wrong(self) -> list[str]:
+        """Every fault in words, with the gradient or the output that it belongs to."""
+        found = [*self.faults]
+        found += [f"gradient {row.gradient}: {f}" for row in self.gradients for f in row.faults]
+        found += [f"output {row.name}: {fault}" for row in self.outputs for fault in row.faults]
+        return found
+
+    def view(self) -> View:
+        rows = self.gradients
+        if len(rows) > MOST_ROWS:
+            rows = [row for row in rows if row.faults][:MOST_ROWS]
+        faults = tuple(self.wrong)
+        verdict = "is what its original and the formula say" if self.ok else "is WRONG"
+        gradients = counted(len(self.gradients), "clipped gradient")
+        outputs = counted(len(self.outputs), "output")
+        return View(
+            f"{self.model} {verdict}: {gradients} and {outputs} compared, "
+            f"{counted(len(faults), 'fault')}",
+            Table(_HEADINGS, tuple(row.cells() for row in rows)),
+            tuple(self.notes),
+            faults,
+        )

@@ -1,0 +1,157 @@
+"""Models written to files: the options of it, what may be replaced, what comes along."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+from onnx_clip_pass.arguments import check_path
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.options import Option, checked, described
+from onnx_clip_pass.record import is_clipped
+from onnx_clip_pass.storage import (
+    DataFile,
+    ExternalDataMode,
+    Progress,
+    Structure,
+    check_replaceable,
+    data_files,
+    errors_name,
+    file_at,
+    holds,
+    write_structures,
+)
+
+__all__ = [
+    "FileOptions",
+    "WriteOptions",
+    "Writing",
+    "check_target",
+    "files_along",
+    "paths_of",
+    "write_model",
+]
+
+_Path = str | os.PathLike[str]
+
+
+class WriteOptions(TypedDict, total=False):
+    """The options of writing files and folders."""
+
+    external_data: Annotated[
+        ExternalDataMode,
+        Option(
+            "copy",
+            'how data files get into another folder: "copy" or "link" (a hard link).',
+            "How weights in files of their own get into another folder: link makes hard links.",
+        ),
+    ]
+    replace: Annotated[
+        bool,
+        Option(
+            False, "allow `target` to be `source`.", "Replace MODEL itself.", spelled="--in-place"
+        ),
+    ]
+    force: Annotated[
+        bool,
+        Option(
+            False,
+            "replace a target, or data files of other content, that onnx-clip did not write.",
+            "Replace an output without a record of onnx-clip.",
+        ),
+    ]
+    progress: Annotated[
+        Progress | None, Option(None, "is told how many bytes are written, and of how many.")
+    ]
+
+
+class FileOptions(WriteOptions, total=False):
+    """The options of writing files."""
+
+    trust_data: Annotated[
+        bool,
+        Option(
+            False,
+            "use data files, too, to which symbolic links lead out of the model's folder, and take "
+            "those along that have hidden names or several names (hard links).",
+            "Use weights to which links lead out of the model's folder, and take those along that "
+            "have hidden names or several.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """The options of writing, checked."""
+
+    external_data: ExternalDataMode
+    replace: bool
+    force: bool
+    progress: Progress | None
+    trust_data: bool = False
+
+    @classmethod
+    def split(cls, kind: type, options: Mapping[str, Any]) -> tuple[Writing, dict[str, Any]]:
+        """Take the options of a kind out of all that are given; return the others, too."""
+        own = {name: value for name, value in options.items() if name in described(kind)}
+        others = {name: value for name, value in options.items() if name not in own}
+        return cls(**checked(kind, own)), others
+
+    def place(self, target: _Path) -> Path:
+        """Return the path to write to: the file itself where a link to it is to be replaced."""
+        found = Path(target)
+        with errors_name(found):
+            return found.resolve() if self.replace and found.is_symlink() else found
+
+
+def paths_of(source: _Path, target: _Path, how: Writing) -> tuple[Path, Path]:
+    """Both as paths, see `Writing.place`."""
+    check_path("source", source)
+    check_path("target", target)
+    return Path(source), how.place(target)
+
+
+def check_target(source: Path | None, target: Path, how: Writing) -> None:
+    """Refuse a target that must not be written; no `source` where the model is in memory."""
+    with errors_name(target):  # of a name that is too long
+        is_there = file_at(target, "model.onnx" if source is None else source.name)
+        is_source = is_there and source is not None and target.samefile(source)
+    if is_source and not how.replace:
+        raise OnnxClipError(
+            f"the output {str(target)!r} is the model itself; pass --in-place (in Python: "
+            f"replace=True) to replace it"
+        )
+    if is_there and not is_source:
+        check_replaceable(target, partial(holds, is_clipped), force=how.force)
+
+
+def files_along(structure: Structure, target: Path, how: Writing) -> list[DataFile]:
+    """The external data of a model; refused if the target would take its place."""
+    if not structure.may_have_external_data:
+        return []
+    files = data_files(structure.model, structure.source.path.parent, trust=how.trust_data)
+    paths = [path for file in files for path in (file.path, target.parent / file.location)]
+    if any(path.resolve() == target.resolve() for path in paths):
+        raise OnnxClipError(
+            f"the output {str(target)!r} is where the model's external data lies, or is to lie; "
+            f"choose another name"
+        )
+    return files
+
+
+def write_model(structure: Structure, target: Path, files: list[DataFile], how: Writing) -> None:
+    """Write a model, whose source is open, and external data that comes along."""
+    with errors_name(target):
+        stays = target.parent.samefile(structure.source.path.parent)
+    write_structures(
+        {target: structure},
+        [] if stays else files,
+        how=how.external_data,
+        force=how.force,
+        trust=how.trust_data,
+        progress=how.progress,
+    )
