@@ -121,13 +121,20 @@ def run(
     return dict(zip(names, found, strict=True))
 
 
-def open_session(model: onnx.ModelProto | Path, *, optimize: bool) -> Any:
-    """An `onnxruntime.InferenceSession` on the CPU; the test is skipped if there is no runtime."""
+def open_session(
+    model: onnx.ModelProto | Path, *, optimize: bool, optimized_path: Path | None = None
+) -> Any:
+    """An `onnxruntime.InferenceSession` on the CPU; the test is skipped if there is no runtime.
+
+    `optimized_path` is where it leaves what it made of the model.
+    """
     ort = pytest.importorskip("onnxruntime", reason="running a graph needs ONNX Runtime")
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if optimized_path is not None:
+        options.optimized_model_filepath = str(optimized_path)
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 

@@ -152,6 +152,7 @@ def test_inspect_shows_gradients_evidence_and_record(seed, capsys):
         "loss_scale": 1.0,
         "norm_precision": "auto",
         "nonfinite": "propagate",
+        "layout": "cpu",
         "inputs": [],
         "outputs": [],
         "answers": {},

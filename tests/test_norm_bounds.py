@@ -66,12 +66,14 @@ def exact_norm(x: Array, ord: float) -> np.longdouble:
     return np.sqrt(np.sum(wide * wide)) if ord == 2 else np.sum(wide)
 
 
-def norms_of(model: onnx.ModelProto, clip: Clip, **options: Any) -> Callable[[Array], Array]:
+def norms_of(
+    model: onnx.ModelProto, clip: Clip, *, optimize: bool = True, **options: Any
+) -> Callable[[Array], Array]:
     """What gives the norm, or each of several, as the clip in the graph has it."""
     clipped = clip_gradients(model, clip, gradients=["g"], **options)
     norm = next(node.input[1] for node in clipped.graph.node if node.op_type == "Div")
     clipped.graph.output.append(onnx.ValueInfoProto(name=norm))
-    session = open_session(clipped, optimize=True)
+    session = open_session(clipped, optimize=optimize)
     return lambda x: session.run([norm], {"x": x})[0].astype(np.longdouble)
 
 

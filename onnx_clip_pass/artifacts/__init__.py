@@ -59,7 +59,7 @@ ClipStage = Literal["step", "micro-batch"]
 """The stage at which gradients are clipped: after micro-batches are added up, or before."""
 
 _Path = str | os.PathLike[str]
-_AT_STEP = {"norm_precision", "nonfinite", "partial", "optimizer_ops", "emit_as"}
+_AT_STEP = {"norm_precision", "nonfinite", "layout", "partial", "optimizer_ops", "emit_as"}
 """The options that can be had at the step, or make no difference there."""
 
 
@@ -107,8 +107,8 @@ def clip_artifacts(
         dry_run: write nothing.
         **options: `progress` is told how many bytes are written, and of how many. Those of
             `clip_gradients` but `threshold_input`, which the runtime cannot feed; at the step only
-            `norm_precision` and `nonfinite`. What is emitted the runtime returns behind the loss,
-            from every call of the module.
+            `norm_precision`, `nonfinite` and `layout`. What is emitted the runtime returns behind
+            the loss, from every call of the module.
 
     Returns:
         What was found and clipped. At the step it has one row for the whole sequence.

@@ -30,7 +30,7 @@ from onnx_clip_pass.gradients import Gradient, Parameter
 from onnx_clip_pass.graph import OUTPUT, Editor, Index, Read, TensorType
 from onnx_clip_pass.record import ClipEntry, Record, undo, write_record
 from onnx_clip_pass.rewrite import Clipped, Report
-from onnx_clip_pass.rewrite.reporting import lacking_kernels
+from onnx_clip_pass.rewrite.reporting import lacking_kernels, operators_of
 
 __all__ = ["GRADIENTS", "Optimizer", "clip_sequence", "find_optimizer"]
 
@@ -114,6 +114,7 @@ def clip_sequence(model: ModelProto, clip: Clip, numerics: Numerics, name: str) 
     )
     if fault := clip.fault(gradient, opset, numerics):
         raise OnnxClipError(f"{name} cannot be clipped: {fault}")
+    there = operators_of(index)
     editor = Editor(index)
     loops = Loops(editor, GRADIENTS, optimizer.dtype, numerics)
     renamed: dict[str, str] = {}
@@ -124,13 +125,20 @@ def clip_sequence(model: ModelProto, clip: Clip, numerics: Numerics, name: str) 
         _put(loops, clip, clipped)
         editor.finish()
     _write_record(editor, renamed, clip, numerics)
+    new_operators = operators_of(Index(model)) - there
     warnings = tuple(lacking_kernels(loops.used))
     if optimizer.clips_already:
         warnings += (
             "the optimizer model clips by a global norm already (InplaceClipGradNorm); that stays, "
             "and takes what is clipped here",
         )
-    return Report((Clipped(gradient, clip),), warnings, replaced)
+    return Report(
+        (Clipped(gradient, clip),),
+        warnings,
+        replaced,
+        layout=numerics.layout,
+        new_operators=tuple(sorted(new_operators)),
+    )
 
 
 def _check(reads: list[Read], opset: int, name: str) -> None:
@@ -198,6 +206,7 @@ def _write_record(editor: Editor, renamed: dict[str, str], clip: Clip, numerics:
         clips=[ClipEntry(GRADIENTS, _PARAMETERS, "", clip.to_dict())],
         norm_precision=numerics.norm_precision,
         nonfinite=numerics.nonfinite,
+        layout=numerics.layout,
         renamed=renamed,
         values=[value.name for value in graph.value_info if value.name in values],
     )

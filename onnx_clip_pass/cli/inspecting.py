@@ -115,7 +115,7 @@ def _in_words(record: Record | None) -> list[str]:
         return ["not clipped by onnx-clip"]
     lines = [
         f"{done_by(record)}: {len(record.clips)} of them, norms {record.norm_precision}, "
-        f"nan and inf: {record.nonfinite}"
+        f"nan and inf: {record.nonfinite}, laid out for {record.layout}"
     ]
     if record.measures_only:
         lines.append("nothing is clipped: the gradients are only measured")

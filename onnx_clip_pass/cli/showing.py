@@ -114,6 +114,10 @@ def report_facts(report: Report) -> dict[str, Any]:
     """A report in the types of JSON."""
     return {
         "replaced": report.replaced,
+        "layout": report.layout,
+        "new_operators": [
+            {"operator": operator, "opset": opset} for operator, opset in report.new_operators
+        ],
         "warnings": list(report.warnings),
         "gradients": [
             gradient_facts(row.gradient)
@@ -153,6 +157,7 @@ def record_facts(record: Record | None) -> dict[str, Any] | None:
         "loss_scale": record.loss_scale,
         "norm_precision": record.norm_precision,
         "nonfinite": record.nonfinite,
+        "layout": record.layout,
         "inputs": record.inputs,
         "outputs": record.outputs,
         "answers": record.answers,

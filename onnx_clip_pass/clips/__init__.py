@@ -8,7 +8,7 @@ from onnx_clip_pass.clips.by_rms import GradientClipByRMS
 from onnx_clip_pass.clips.by_value import GradientClipByValue
 from onnx_clip_pass.clips.chain import Chain
 from onnx_clip_pass.clips.emitter import Emitter, Limits, Measured, ParameterSite, Tape, Tensor
-from onnx_clip_pass.clips.numerics import NonFinite, NormPrecision, Numerics
+from onnx_clip_pass.clips.numerics import ClipLayout, NonFinite, NormPrecision, Numerics
 from onnx_clip_pass.clips.registry import CLIPS, clip_from_dict, setting_names
 from onnx_clip_pass.clips.schedule import scheduled, shared_norms
 
@@ -18,6 +18,7 @@ __all__ = [
     "Case",
     "Chain",
     "Clip",
+    "ClipLayout",
     "Emitter",
     "Formula",
     "GradientClipByGlobalNorm",

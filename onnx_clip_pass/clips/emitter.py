@@ -214,6 +214,34 @@ class Tape:
         names = [value.name, self._editor.integers(self._scope, "shape", dims)]
         return self._node("Reshape", names, value.dtype, value.dtype, shape, "rows", {})
 
+    def row_products(self, value: Tensor, length: int) -> Tensor:
+        """The products of rows of this length with themselves: their sums of squares.
+
+        As a MatMul with the rows' Transpose, which ONNX Runtime's CPU provider makes one node of,
+        whose kernel on x86-64 is a dot product by vector instructions.
+        """
+        shape = (None, 1, length)
+        names = [value.name, self._editor.integers(self._scope, "shape", [-1, 1, length])]
+        rows = self._node("Reshape", names, value.dtype, value.dtype, shape, "rows", {})
+        down = self._node(
+            "Transpose",
+            [rows.name],
+            value.dtype,
+            value.dtype,
+            (None, length, 1),
+            "rows on end",
+            {"perm": [0, 2, 1]},
+        )
+        return self._node(
+            "MatMul",
+            [rows.name, down.name],
+            value.dtype,
+            value.dtype,
+            (None, 1, 1),
+            "sums",
+            {},
+        )
+
     def unsqueeze(self, value: Tensor, axes: tuple[int, ...]) -> Tensor:
         """The value with axes of size 1 put in, counted in the result."""
         rest = iter(value.shape or ())

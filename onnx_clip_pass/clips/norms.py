@@ -33,6 +33,7 @@ __all__ = [
 
 _HIGHEST_HELD_POWER = 8  # of any float32 in float64
 _LEAST_HELD_POWER = 1 / 16  # below, the norm of 2 ** 40 numbers may be beyond float64 itself
+_FIRST_FUSED = 9  # ONNX Runtime makes one node of a MatMul and a Transpose before it
 _SIDE_BY_SIDE = 16  # elements behind an axis, so that a ReduceSum over it is faster than a ReduceL2
 _LIMITS: dict[int, np.finfo[Any]] = {
     DOUBLE: np.finfo(np.float64),
@@ -202,22 +203,31 @@ def _emit_sum(to: Emitter, x: Tensor, ord: float, over: Over, way: Reduction) ->
     ReduceL2 and ReduceL1 would not need the powers as a tensor, but ONNX Runtime's CPU provider
     adds up their rows element by element, and those of ReduceSum by vector instructions.
     """
-    sums = to.op("Abs", x, result="sizes") if ord == 1 else to.op("Mul", x, x, result="squares")
-    if isinstance(way.rows, int):
-        count = len(over.axes or ())
-        axis = min(over.axes or (0,)) + max(count, 2) - 1
-        rows = to.rows(sums, way.rows, over)
-        sums = to.reduce("ReduceSum", rows, Over((axis,), count > 1), result="sums")
-    elif way.rows:
-        before = 0 if over.axes is None else min(over.axes)
-        axes = tuple(before + axis for axis in way.rows)
-        keepdims = over.keepdims or over.axes is not None
-        sums = to.reduce("ReduceSum", sums, Over(axes, keepdims), result="sums")
+    if way.multiplied and isinstance(way.rows, int) and to.opset >= _FIRST_FUSED:
+        sums = to.row_products(x, way.rows)
+    else:
+        sums = to.op("Abs", x, result="sizes") if ord == 1 else to.op("Mul", x, x, result="squares")
+        sums = _emit_row_sums(to, sums, over, way)
     if way.joins_in_float64:
         sums = to.cast(sums, DOUBLE, result="sums in float64")
     if isinstance(way.rows, int) and over.axes is None and over.keepdims:
         return to.spread(to.reduce("ReduceSum", sums, ALL, result="total"))
     return to.reduce("ReduceSum", sums, over, result="total")
+
+
+def _emit_row_sums(to: Emitter, sums: Tensor, over: Over, way: Reduction) -> Tensor:
+    """The sums of powers over each row, or the powers if there are no rows."""
+    if isinstance(way.rows, int):
+        count = len(over.axes or ())
+        axis = min(over.axes or (0,)) + max(count, 2) - 1
+        rows = to.rows(sums, way.rows, over)
+        return to.reduce("ReduceSum", rows, Over((axis,), count > 1), result="sums")
+    if way.rows:
+        before = 0 if over.axes is None else min(over.axes)
+        axes = tuple(before + axis for axis in way.rows)
+        keepdims = over.keepdims or over.axes is not None
+        return to.reduce("ReduceSum", sums, Over(axes, keepdims), result="sums")
+    return sums
 
 
 def _emit_root_of_sum(to: Emitter, x: Tensor, ord: float, over: Over, way: Reduction) -> Tensor:

@@ -17,12 +17,18 @@ from onnx_clip_pass.arguments import check_choice
 from onnx_clip_pass.graph import Shape
 from onnx_clip_pass.graph.spec import DOUBLE, FLOAT
 
-__all__ = ["NonFinite", "NormPrecision", "Numerics", "Reach", "Reduction"]
+__all__ = ["ClipLayout", "NonFinite", "NormPrecision", "Numerics", "Reach", "Reduction"]
 
 NormPrecision = Literal["auto", "plain", "wide"]
 """plain: one ReduceL2 in float32 (float64 for float64). wide: everything in float64, error below
 1e-12. auto: plain where its error stays below 1e-5, else sums of squares by rows, which are added
 up in float64 where they are many; all in float64 where there is no cutting into rows."""
+
+ClipLayout = Literal["cpu", "x86-64", "cuda"]
+"""The machine that a clip is laid out for; it runs on the others too, as right, but slower or, laid
+out for CUDA, less exact. cpu: any processor, at any level of graph optimization. x86-64: large L2
+norms by MatMul, which reads a gradient once, where ONNX Runtime optimizes graphs (the default
+there). cuda: one reduction for every norm, since CUDA's are trees."""
 
 NonFinite = Literal["propagate", "zero", "keep"]
 """The policy for a gradient with nan or inf in it. propagate: what the formula gives, as Paddle
@@ -46,6 +52,7 @@ _LANES = {FLOAT: 8, DOUBLE: 4}
 _JOINED = 10  # additions that join the lanes, and what is left of a number that they do not divide
 _UNIT = {FLOAT: 2.0**-24, DOUBLE: 2.0**-53}
 _SHORTEST_ROW = 16
+_SMALL_PRODUCTS = 65536
 _LEAST_IN_FLOAT32, _MOST_IN_FLOAT32 = 2.0**-40, 2.0**40  # thresholds: about 1e-12 and 1e12
 
 
@@ -56,22 +63,25 @@ class Reduction:
     `widens` says that the elements are taken to float64 first. `rows` is None for one reduction
     over everything; else the powers of the elements are added up by rows, and then the rows' sums,
     in float64 if `joins_in_float64`. Rows are axes of the tensor, or none of them, or have a length
-    to which the tensor is cut.
+    to which the tensor is cut; where they are `multiplied`, each is a product of a row with itself.
     """
 
     widens: bool = False
     rows: int | tuple[int, ...] | None = None
     joins_in_float64: bool = False
+    multiplied: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """The caller's choice of precision and policy."""
+    """The caller's choice of precision, policy and layout."""
 
     norm_precision: NormPrecision = "auto"
     nonfinite: NonFinite = "propagate"
+    layout: ClipLayout = "cpu"
 
     def __post_init__(self) -> None:
+        check_choice("layout", self.layout, ClipLayout)
         check_choice("norm_precision", self.norm_precision, NormPrecision)
         check_choice("nonfinite", self.nonfinite, NonFinite)
 
@@ -101,12 +111,15 @@ class Numerics:
         """The cheapest reduction that keeps the stated precision.
 
         1. L-infinity rounds nothing. Powers other than 1 and 2 leave the range of float32 early.
-        2. In one go where it is plain, short, or float64 that need not be wide.
+        2. In one go where it is plain, short, float64 that need not be wide, or for CUDA.
         3. Over some of the axes, where there are no rows or float64 is needed anyway, in one go in
            float64.
-        4. By rows that are axes of the tensor: the sums of rows are few.
-        5. By rows to which it is cut, whose length divides its size.
-        6. Else in one go in float64.
+        4. For x86-64, squares of float32 by products of rows with themselves: as long as they may
+           be, for a product has its price, but for a tensor so small that to join them in float64
+           has a higher one.
+        5. By rows that are axes of the tensor: the sums of rows are few.
+        6. By rows to which it is cut, whose length divides its size.
+        7. Else in one go in float64.
 
         Args:
             shape: of what becomes one number, as far as it is known.
@@ -116,6 +129,7 @@ class Numerics:
             reach: over which of a tensor's axes the norm reaches.
         """
         is_wide, is_plain = self.norm_precision == "wide", self.norm_precision == "plain"
+        is_tree = self.layout == "cuda"
         if ord not in (1, 2):  # rule 1
             return Reduction(
                 widens=not in_float64 and ord != math.inf and (must_widen or not is_plain)
@@ -127,19 +141,23 @@ class Numerics:
         known = math.prod(dims)  # divides the size, whatever the other dimensions are
         size = known if shape is not None and len(dims) == len(shape) else None
         is_short = size is not None and size <= limit
-        if is_plain or is_short or (in_float64 and not is_wide):  # rule 2
+        if is_plain or is_short or is_tree or (in_float64 and not is_wide):  # rule 2
             is_slow = reach in ("last", "one") and (size or 0) > _ONE_BY_ONE  # but for a ReduceSum
-            is_summed = is_slow and work == FLOAT and not is_plain
+            is_summed = is_slow and work == FLOAT and not is_plain and not is_tree
             return Reduction(widens, () if is_summed else None)
         if reach == "some" or (reach != "all" and (work == DOUBLE or size is None)):  # rule 3
             return Reduction(widens=not in_float64)
-        if size is not None and (rows := _own_axes(dims, limit)) is not None:  # rule 4
-            return Reduction(widens, rows)
-        cut = _length_of_rows(known, limit // 2)
-        if cut is None:  # rule 6
+        multiplied = (
+            self.layout == "x86-64" and work == FLOAT and ord == 2 and reach == "all"
+        )  # rule 4
+        if not multiplied and size is not None and (rows := _own_axes(dims, limit)) is not None:
+            return Reduction(widens, rows)  # rule 5
+        is_small = size is not None and size <= _SMALL_PRODUCTS
+        cut = _length_of_rows(known, limit if multiplied and not is_small else limit // 2)
+        if cut is None:  # rule 7
             return Reduction(widens=not in_float64)
         are_few = size is not None and cut + size // cut <= limit
-        return Reduction(widens, cut, joins_in_float64=not are_few)  # rule 5
+        return Reduction(widens, cut, not are_few, multiplied)  # rule 6
 
     def bound(self, dtype: str, size: int, ord: float, *, is_along: bool = False) -> float:
         """The relative error that a norm of elements of this dtype may have, whatever they are.
@@ -148,7 +166,7 @@ class Numerics:
         power is rounded once and the root once; a p-th root has a p-th of the error of its sum.
         Powers other than 1 and 2 have exponents that are rounded too, by half a unit, which counts
         as often as the logarithm of what is raised to them: below 90 in float32; all but "plain"
-        form them in float64.
+        form them in float64. What is laid out for CUDA is bounded as it is on the CPU.
         """
         work = DOUBLE if dtype == "float64" or self.norm_precision == "wide" else FLOAT
         is_plain = self.norm_precision == "plain"
@@ -160,7 +178,7 @@ class Numerics:
         chain = float(max(size - 1, 0))
         if not is_along:
             chain = min(chain, size / _LANES[work] + _JOINED)
-        if work == FLOAT and not is_plain:
+        if work == FLOAT and not is_plain and self.layout != "cuda":
             chain = min(chain, _ADDED[work][ord] / _LANES[work] + 2 * _JOINED)
         return ((chain + ord - 1) / ord + 1) * _UNIT[work]
 

@@ -120,6 +120,7 @@ class Record:
     named: dict[str, str | None] | None = None
     norm_precision: str = "plain"
     nonfinite: str = "propagate"
+    layout: str = "cpu"
     renamed: dict[str, str] = field(default_factory=dict)
     nodes: list[str] = field(default_factory=list)
     initializers: list[str] = field(default_factory=list)
@@ -138,10 +139,16 @@ class Record:
     imports: list[list[str]] = field(default_factory=list)
 
     def fields(self) -> dict[str, Any]:
-        """Return all of it by name, in the types of JSON; no imports if there are none."""
+        """Return all of it by name, in the types of JSON.
+
+        Without what was not there at first in this format, where it says nothing: so it is as it
+        was written before, and as the digest covers it.
+        """
         found = {name: getattr(self, name) for name in Record.__slots__}
         for name in ("clips", "uncovered"):
             found[name] = [entry.to_json() for entry in found[name]]
-        if not self.imports:  # as it was written before there were any, and as the digest covers it
+        if not self.imports:
             del found["imports"]
+        if self.layout == "cpu":
+            del found["layout"]
         return found

@@ -15,7 +15,12 @@ from onnx_clip_pass.rewrite.coverage import accepted
 from onnx_clip_pass.rewrite.edits import Edit
 from onnx_clip_pass.rewrite.finding import Finds
 from onnx_clip_pass.rewrite.metrics import MetricOutputs
-from onnx_clip_pass.rewrite.reporting import Clipped, notes_on, notes_on_coverage
+from onnx_clip_pass.rewrite.reporting import (
+    Clipped,
+    notes_on,
+    notes_on_coverage,
+    operators_of,
+)
 from onnx_clip_pass.rewrite.selecting import Assignments
 from onnx_clip_pass.rewrite.settings import Settings
 from onnx_clip_pass.rewrite.unrolled import unrolled_steps
@@ -30,6 +35,7 @@ class PlannedEdits:
 
     `schedule` says which formulas act together, one after another: the numbers of their edits, and
     of each its number among the formulas of that edit. `replaces` says that the model was clipped.
+    `operators` are those that it has already, with the opset.
     """
 
     index: Index
@@ -40,6 +46,7 @@ class PlannedEdits:
     schedule: list[list[tuple[int, int]]]
     warnings: list[str]
     replaces: bool
+    operators: frozenset[tuple[str, int]]
 
 
 def plan(index: Index, found: Finds, settings: Settings, *, replaces: bool) -> PlannedEdits:
@@ -82,7 +89,9 @@ def plan(index: Index, found: Finds, settings: Settings, *, replaces: bool) -> P
         else Clipped(found_gradient.gradient, None)
         for found_gradient, choice in assignments
     )
-    return PlannedEdits(index, settings, found, rows, edits, schedule, warnings, replaces)
+    return PlannedEdits(
+        index, settings, found, rows, edits, schedule, warnings, replaces, operators_of(index)
+    )
 
 
 def _by_value(assignments: Assignments) -> Iterable[Assignments]:

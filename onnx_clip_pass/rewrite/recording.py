@@ -20,6 +20,8 @@ def report_of(plan: PlannedEdits, made: Made) -> Report:
         tuple(made.added.inputs),
         plan.settings.metrics.measures_only,
         plan.found.uncovered,
+        plan.settings.numerics.layout,
+        tuple(sorted({used[:2] for used in made.used} - plan.operators)),
     )
 
 
@@ -43,6 +45,7 @@ def record_of(plan: PlannedEdits, made: Made) -> Record:
         named=settings.named,
         norm_precision=settings.numerics.norm_precision,
         nonfinite=settings.numerics.nonfinite,
+        layout=settings.numerics.layout,
         renamed=made.renamed,
         values=added.values,
         inputs=added.inputs,

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from onnx_clip_pass.clips import Clip
+from onnx_clip_pass.clips import Clip, ClipLayout
 from onnx_clip_pass.clips.emitter import Used
 from onnx_clip_pass.errors import listed
 from onnx_clip_pass.gradients import Gradient, Survey
 from onnx_clip_pass.gradients.clipped import clip_nodes
 from onnx_clip_pass.graph import Index, TensorType
+from onnx_clip_pass.graph.versions import is_of_default_set
 from onnx_clip_pass.kernels import Need, missing
 from onnx_clip_pass.record import Uncovered
 from onnx_clip_pass.rewrite.metrics import Emitted
@@ -26,6 +27,7 @@ __all__ = [
     "lacking_kernels",
     "notes_on",
     "notes_on_coverage",
+    "operators_of",
 ]
 
 _MOST_EMITTED = 10
@@ -57,7 +59,10 @@ class Report(Viewed):
 
     `emitted` are the outputs that were added, `threshold_inputs` the inputs; with `measured_only`
     nothing was clipped, and the clips of the rows are what was measured against. `uncovered` are
-    trained parameters that are not clipped, since their gradients are not known.
+    trained parameters that are not clipped, since their gradients are not known. `layout` is the
+    machine that the nodes were chosen for, `new_operators` those of the default domain that the
+    model did not use before, with the opset, as a build of ONNX Runtime for few operators has to
+    know them.
     """
 
     rows: tuple[Clipped, ...]
@@ -67,6 +72,8 @@ class Report(Viewed):
     threshold_inputs: tuple[str, ...] = ()
     measured_only: bool = False
     uncovered: tuple[Uncovered, ...] = ()
+    layout: ClipLayout = "cpu"
+    new_operators: tuple[tuple[str, int], ...] = ()
 
     @property
     def clipped(self) -> tuple[Clipped, ...]:
@@ -156,6 +163,16 @@ def lacking_kernels(used: Iterable[Used]) -> list[str]:
                 f"nodes run elsewhere, or not at all"
             )
     return warnings
+
+
+def operators_of(index: Index) -> frozenset[tuple[str, int]]:
+    """The operators of the default domain that a model uses, with the opset."""
+    return frozenset(
+        (node.op_type, scope.opset or 0)
+        for scope in index.scopes
+        for node in scope.nodes
+        if is_of_default_set(node)
+    )
 
 
 def notes_on(seen: Survey, found_gradients: Assignments) -> list[str]:

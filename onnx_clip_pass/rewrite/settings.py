@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict, Unpack, get_args
 
 from onnx_clip_pass.arguments import check_input_name
-from onnx_clip_pass.clips import NonFinite, NormPrecision, Numerics
+from onnx_clip_pass.clips import ClipLayout, NonFinite, NormPrecision, Numerics
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients.optimizer import NO_OPS, OptimizerOps, checked_ops
 from onnx_clip_pass.options import Option, checked, described
@@ -48,6 +48,17 @@ class Options(TypedDict, total=False):
             "else the cheapest form that keeps it.",
             "plain: one reduction. wide: all in float64. auto: plain where its error is below "
             "1e-5.",
+        ),
+    ]
+    layout: Annotated[
+        ClipLayout,
+        Option(
+            "cpu",
+            'the machine that the nodes are chosen for: "cpu", any processor; "x86-64", faster '
+            'there, where ONNX Runtime optimizes graphs, as it does by default; "cuda", fewest '
+            "nodes. Elsewhere the result is right too, but slower, and norms laid out for CUDA are "
+            "as exact as plain ones on a CPU.",
+            "Choose nodes for any processor, for x86-64 with graph optimizations, or for CUDA.",
         ),
     ]
     nonfinite: Annotated[
@@ -155,7 +166,7 @@ class Settings:
         return cls(
             given,
             None if gradients is None else as_mapping(gradients),
-            Numerics(given["norm_precision"], given["nonfinite"]),
+            Numerics(given["norm_precision"], given["nonfinite"], given["layout"]),
             Thresholds(given["loss_scale"]),
             MetricOutputs(_words(given["emit"]), given["emit_as"], given["measure_only"]),
             checked_ops(given["optimizer_ops"]),

@@ -39,9 +39,9 @@ class Comparison:
 
     @property
     def numerics(self) -> Numerics:
-        """The recorded precision and policy."""
+        """The recorded precision, policy and layout."""
         record: Any = self.record
-        return Numerics(record.norm_precision, record.nonfinite)
+        return Numerics(record.norm_precision, record.nonfinite, record.layout)
 
     def note(self, note: str) -> None:
         """Tell something that is no fault, once."""
