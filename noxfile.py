@@ -25,7 +25,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(tags=["ci"])
 def types(session: nox.Session) -> None:
     """Check the types of the package with mypy."""
-    session.install(".", PINNED["mypy"], PINNED["types-protobuf"])
+    session.install(".[ir]", PINNED["mypy"], PINNED["types-protobuf"])
     session.run("mypy")
 
 
@@ -107,6 +107,7 @@ def readers(session: nox.Session) -> None:
         "onnxruntime==1.32.0",
         "onnx-graphsurgeon==0.6.1",
         "onnx-ir==1.1.0",
+        "onnxscript==0.7.2",
         "onnxsim==0.8.1",
         "onnxslim==0.1.98",
     )
@@ -141,6 +142,7 @@ OLDEST = [
     "ml_dtypes==0.5.0",
     "numpy==1.26.0",
     "onnx==1.21.0",
+    "onnx-ir==0.1.16",
     "protobuf==4.25.8",
     "pytest==8.0.0",
     "pytest-cov==5.0.0",

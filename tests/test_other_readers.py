@@ -9,8 +9,10 @@ dropped what was added.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +26,18 @@ import onnx_graphsurgeon
 import onnx_ir
 import onnxsim
 import onnxslim
-from graphs import ENTRIES, Arrays, Entry, assert_identical, run
+from graphs import ENTRIES, MODELS, Arrays, Entry, assert_identical, run
 from onnx.reference import ReferenceEvaluator
 from single import single
 
-from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients, strip
+from onnx_clip_pass import (
+    GradientClipByGlobalNorm,
+    GradientClipByNorm,
+    OnnxClipError,
+    clip_gradients,
+    strip,
+)
+from onnx_clip_pass.clips import Clip
 from onnx_clip_pass.record import read_record
 
 Tool = Callable[[onnx.ModelProto], onnx.ModelProto]
@@ -165,6 +174,32 @@ def test_the_reference_evaluator_computes_the_same(subject: Subject):
             rtol=0,
             atol=largest * (2.0**-10 if is_half else 1e-5),
         )
+
+
+# -- the page about onnx_ir and graphsurgeon -----------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "name", "clip"), [
+    (0, "momentum", GradientClipByGlobalNorm(0.1)),
+    (1, "sgd", GradientClipByNorm(1.0)),
+], ids=["onnx_ir and onnxscript", "graphsurgeon"])  # fmt: skip
+def test_the_python_of_the_page_clips_as_without_the_other_tools(
+    number: int, name: str, clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "models").symlink_to(MODELS)
+    monkeypatch.chdir(tmp_path)
+    page = (MODELS.parent / "docs" / "onnx_ir.md").read_text(encoding="utf-8")
+    block = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[number]
+    exec(compile(block, "docs/onnx_ir.md", "exec"), {})
+    made = onnx.load(tmp_path / f"{name}.clipped.onnx")
+    entry = next(entry for entry in ENTRIES if entry.file == f"in_graph/{name}.onnx")
+    original, feeds = entry.load(), entry.load_feeds()
+    expected, found = run(clip_gradients(original, clip), feeds), run(made, feeds)
+    unclipped = run(original, feeds)
+    new = [value for value in expected if value.endswith("_new")]
+    assert any(not np.allclose(expected[value], unclipped[value]) for value in new)  # it acts
+    for value, array in expected.items():  # onnxscript's optimizer may fold in another order
+        np.testing.assert_allclose(found[value], array, rtol=1e-5, err_msg=value)
 
 
 # -- the record --------------------------------------------------------------------------------

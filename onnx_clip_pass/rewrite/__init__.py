@@ -42,6 +42,7 @@ __all__ = [
     "Settings",
     "Uncovered",
     "Verdict",
+    "as_clips",
     "clip_in_place",
     "emit",
     "gradient_table",
