@@ -18,7 +18,8 @@ __all__ = ["StandIns", "graphs_of"]
 
 _LARGE = 1 << 9
 """Bytes from which a tensor stays behind, as in files. Shapes, axes and scalars are below."""
-_LOCATION = "onnx-clip stand-in "
+_LOCATION = f"onnx-clip stand-in {secrets.token_hex(16)}"
+"""The beginning of the names of files that are not there, drawn anew so that no model has it."""
 
 _Tensor = ir.TensorProtocol | None
 _Exchange = Callable[[_Tensor, ir.Value | None], _Tensor]
@@ -28,11 +29,11 @@ class StandIns:
     """The tensors of one model, and their stand-ins.
 
     A stand-in is a tensor in a file that is not there; the offset is the number of what it stands
-    for. The name of the file is drawn anew each time, so that no model can have it already.
+    for.
     """
 
     def __init__(self) -> None:
-        self._location = _LOCATION + secrets.token_hex(16)
+        self._location = f"{_LOCATION} {secrets.token_hex(16)}"
         self._tensors: list[_Tensor] = []
 
     @property
