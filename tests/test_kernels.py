@@ -101,6 +101,16 @@ def test_cuda_has_every_cast_until_opset_23_and_none_from_24(opset: int):
     assert missing("CUDA", needs) == (sorted(needs) if opset >= 24 else [])
 
 
+@pytest.mark.parametrize("opset", range(9, 24))
+def test_what_is_laid_out_for_a_machine_has_kernels_on_both_providers(opset: int):
+    for layout in ("cpu", "x86-64", "cuda"):
+        model = single("float32", (768, 768), opset)
+        clip = GradientClipByNorm(1.0)
+        report = clip_in_place(model, clip, gradients=["g"], layout=layout)  # type: ignore[arg-type]
+        assert report.warnings == (), layout
+        assert missing("CPU", emitted(model)) == missing("CUDA", emitted(model)) == [], layout
+
+
 # -- the table, looked up by hand --------------------------------------------------------------
 
 
