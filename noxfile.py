@@ -68,6 +68,15 @@ def examples(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", *(session.posargs or ["tests/examples"]))
 
 
+@nox.session(tags=["ci"])
+def docs(session: nox.Session) -> None:
+    """Build the site, strictly, and look for dead links and for what it loads from elsewhere."""
+    session.install("-e", ".[docs,ir]", "pytest>=8")
+    session.run("zensical", "build", "--clean", "--strict", env={"PYTHONPATH": "docs"})
+    session.run("python", "docs/check_site.py", "site")
+    session.run("python", "-m", "pytest", "--noconftest", "tests/site", *session.posargs)
+
+
 @nox.session(default=False)
 def nightly(session: nox.Session) -> None:
     """Run what takes too long for every change: hostile files, faults, random graphs, norms."""
