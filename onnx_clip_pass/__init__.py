@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from onnx_clip_pass.gradients import Gradient, Parameter, find_gradients
     from onnx_clip_pass.plans import Plan, plan_clips
     from onnx_clip_pass.probe import probe_gradients
+    from onnx_clip_pass.progress import Progress, ProgressBar
     from onnx_clip_pass.record import strip
     from onnx_clip_pass.rewrite import Clipped, Emitted, Report, Uncovered
     from onnx_clip_pass.rules import Bounds, Rule, load_rules
@@ -53,6 +54,8 @@ __all__ = [
     "OnnxClipWarning",
     "Parameter",
     "Plan",
+    "Progress",
+    "ProgressBar",
     "Report",
     "Rule",
     "Uncovered",
@@ -78,6 +81,7 @@ _ROOMS = {
     "probe_gradients": "probe",
     "strip": "record",
     **dict.fromkeys(("OnnxClipError", "OnnxClipWarning"), "errors"),
+    **dict.fromkeys(("Progress", "ProgressBar"), "progress"),
     **dict.fromkeys(("Plan", "plan_clips"), "plans"),
     **dict.fromkeys(("Verification", "verify"), "verification"),
     **dict.fromkeys(("Clipped", "Emitted", "Report", "Uncovered"), "rewrite"),

@@ -9,14 +9,16 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal, TypeVar, get_origin, get_type_hints
+from difflib import get_close_matches
+from functools import cache, wraps
+from typing import Annotated, Any, Literal, TypeVar, cast, get_origin, get_type_hints
 
 from onnx_clip_pass.arguments import check_choice, check_flags
+from onnx_clip_pass.progress import WantsProgress, check_progress
 
-__all__ = ["Option", "checked", "described", "takes_options"]
+__all__ = ["Option", "ProgressOption", "checked", "described", "takes_options"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _PLACE_IN_DOC = re.compile(r"^( +)\*\*options: .*\n(?:\1 +.*\n)*", re.MULTILINE)
@@ -49,6 +51,17 @@ class Option:
         return bool(value != self.default)
 
 
+ProgressOption = Annotated[
+    WantsProgress,
+    Option(
+        None,
+        "a callback, which is told how much is done by a `Progress`, or True for a bar in a "
+        "terminal or a notebook.",
+    ),
+]
+"""The option of everything that takes long."""
+
+
 @cache
 def described(kind: type) -> dict[str, tuple[Any, Option]]:
     """The type and the description of each key of a `TypedDict` of options."""
@@ -65,13 +78,15 @@ def checked(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     known = described(kind)
     if unknown := given.keys() - known.keys():
-        raise TypeError(f"there is no option {min(unknown)!r}; there are {', '.join(known)}")
+        raise TypeError(_unknown(min(unknown), known))
     values = {name: option.default for name, (_, option) in known.items()} | dict(given)
     for name, (type_, _) in known.items():
         if type_ is bool:
             check_flags(**{name: values[name]})
         elif get_origin(type_) is Literal:
             check_choice(name, values[name], type_)
+        elif type_ == WantsProgress:
+            check_progress(values[name])
     return values
 
 
@@ -79,14 +94,21 @@ def takes_options(kind: type, *without: str) -> Callable[[_Function], _Function]
     """Show what the options are in the signature of a function with `**options: Unpack[kind]`.
 
     So does its docstring: what it does not say itself takes the place of `**options`, unless that
-    refers to another function.
+    refers to another function. An option that it does not have is refused, by a `TypeError`, before
+    anything else.
 
     Args:
         kind: the `TypedDict`.
-        without: those that the function does not take.
+        without: those that the function does not take, and refuses itself.
     """
 
     def told(function: _Function) -> _Function:
+        @wraps(function)
+        def asked(*arguments: Any, **given: Any) -> Any:
+            if unknown := given.keys() - known:
+                raise TypeError(f"{function.__name__}: {_unknown(min(unknown), shown)}")
+            return function(*arguments, **given)
+
         own = {name: each for name, each in described(kind).items() if name not in without}
         signature = inspect.signature(function)
         parameters = [
@@ -98,7 +120,9 @@ def takes_options(kind: type, *without: str) -> Callable[[_Function], _Function]
             )
             for name, (type_, option) in own.items()
         ]
-        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        shown = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
+        known = {each.name for each in parameters}.union(without)
+        asked.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         text = function.__doc__ or ""
         place = _PLACE_IN_DOC.search(text)
         if place and f"see `{kind.__name__}`" in place[0]:
@@ -107,10 +131,18 @@ def takes_options(kind: type, *without: str) -> Callable[[_Function], _Function]
                 for name, (_, option) in own.items()
                 if f"{place[1]}{name}: " not in text
             ]
-            function.__doc__ = "".join([text[: place.start()], *lines, text[place.end() :]])
-        return function
+            asked.__doc__ = "".join([text[: place.start()], *lines, text[place.end() :]])
+        return cast(_Function, asked)
 
     return told
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    """The message about an option that there is not."""
+    known = list(known)
+    near = get_close_matches(name, known, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"there is no option {name!r}{hint or '; there are ' + ', '.join(known)}"
 
 
 def _line(name: str, option: Option, indent: str) -> str:

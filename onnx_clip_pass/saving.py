@@ -11,12 +11,12 @@ from typing import Annotated, Any, TypedDict
 
 from onnx_clip_pass.arguments import check_path
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.options import Option, checked, described
+from onnx_clip_pass.options import Option, ProgressOption, checked, described
+from onnx_clip_pass.progress import WantsProgress, told
 from onnx_clip_pass.record import is_clipped
 from onnx_clip_pass.storage import (
     DataFile,
     ExternalDataMode,
-    Progress,
     Structure,
     check_replaceable,
     data_files,
@@ -64,9 +64,7 @@ class WriteOptions(TypedDict, total=False):
             "Replace an output without a record of onnx-clip.",
         ),
     ]
-    progress: Annotated[
-        Progress | None, Option(None, "is told how many bytes are written, and of how many.")
-    ]
+    progress: ProgressOption
 
 
 class FileOptions(WriteOptions, total=False):
@@ -91,7 +89,7 @@ class Writing:
     external_data: ExternalDataMode
     replace: bool
     force: bool
-    progress: Progress | None
+    progress: WantsProgress
     trust_data: bool = False
 
     @classmethod
@@ -147,11 +145,12 @@ def write_model(structure: Structure, target: Path, files: list[DataFile], how: 
     """Write a model, whose source is open, and external data that comes along."""
     with errors_name(target):
         stays = target.parent.samefile(structure.source.path.parent)
-    write_structures(
-        {target: structure},
-        [] if stays else files,
-        how=how.external_data,
-        force=how.force,
-        trust=how.trust_data,
-        progress=how.progress,
-    )
+    with told(how.progress) as progress:
+        write_structures(
+            {target: structure},
+            [] if stays else files,
+            how=how.external_data,
+            force=how.force,
+            trust=how.trust_data,
+            progress=progress,
+        )

@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 
 from onnx_clip_pass import (
     GradientClipByNorm,
+    OnnxClipError,
     Plan,
     clip_artifacts,
     clip_gradients,
@@ -19,12 +22,15 @@ from onnx_clip_pass import (
     extract_clip,
     extract_clip_file,
     plan_clips,
+    probe_gradients,
+    verify,
 )
 from onnx_clip_pass.artifacts import strip_artifacts
 from onnx_clip_pass.cli.rewriting import rewrite
 from onnx_clip_pass.files import strip_file
 from onnx_clip_pass.options import described
 from onnx_clip_pass.rewrite import Options, Settings
+from onnx_clip_pass.runtime import RunOptions
 from onnx_clip_pass.saving import FileOptions, WriteOptions
 
 SEED = Path(__file__).parent.parent / "models" / "seed" / "train_step.onnx"
@@ -38,6 +44,8 @@ TAKEN = {  # the kinds of options of each function, and those that it does not t
     extract_clip_file: ([Options], {"measure_only"}),
     clip_artifacts: ([Options, WriteOptions], {"threshold_input"}),
     strip_artifacts: ([WriteOptions], set()),
+    probe_gradients: ([RunOptions], set()),
+    verify: ([RunOptions], set()),
 }
 
 
@@ -57,7 +65,10 @@ def test_a_signature_shows_each_option_with_its_default(function, kinds, lacking
             assert parameters[name].annotation == type_
 
 
-@pytest.mark.parametrize("function", [clip_gradients, clip_gradients_file])
+@pytest.mark.parametrize(
+    "function",
+    [clip_gradients, clip_gradients_file, plan_clips, Plan.save, verify, probe_gradients],
+)
 def test_help_says_what_each_option_means(function):
     text = inspect.getdoc(function)
     assert "**options" not in text
@@ -82,9 +93,40 @@ def test_what_is_said_is_told_from_defaults():
     assert set(said) < set(Options.__annotations__)
 
 
-def test_an_option_that_there_is_not_is_refused():
-    with pytest.raises(TypeError, match="no option 'non_finite'"):
+def test_an_option_that_there_is_not_is_refused_for_the_one_that_is_meant():
+    with pytest.raises(TypeError, match="option 'non_finite'; did you mean 'nonfinite'"):
         clip_gradients(onnx.load(SEED), GradientClipByNorm(1.0), non_finite="zero")
+
+
+def calls_of(function: Callable[..., Any], tmp_path: Path) -> None:
+    """Call it with an option that there is not, and with arguments that are wrong, too."""
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(b"no model")
+    required = [
+        each
+        for each in inspect.signature(function).parameters.values()
+        if each.kind is each.POSITIONAL_OR_KEYWORD
+    ]
+    function(*[damaged] * len(required), bogus=1)
+
+
+@pytest.mark.parametrize("function", TAKEN, ids=lambda function: function.__name__)
+def test_it_is_refused_before_all_else_beside_all_that_the_function_takes(function, tmp_path):
+    with pytest.raises(TypeError) as caught:
+        calls_of(function, tmp_path)
+    start, _, listed = str(caught.value).partition("; there are ")
+    assert start == f"{function.__name__}: there is no option 'bogus'"
+    parameters = inspect.signature(function).parameters.values()
+    assert listed.split(", ") == [
+        each.name for each in parameters if each.kind is each.KEYWORD_ONLY
+    ]
+
+
+def test_what_a_function_does_not_take_is_refused_in_its_own_words(tmp_path):
+    with pytest.raises(OnnxClipError, match="measure_only clips nothing"):
+        extract_clip(onnx.load(SEED), GradientClipByNorm(1.0), measure_only=True)
+    with pytest.raises(OnnxClipError, match="the training runtime feeds no input"):
+        clip_artifacts(SEED, tmp_path, GradientClipByNorm(1.0), threshold_input="limit")
 
 
 NEW = f"""

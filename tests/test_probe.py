@@ -14,6 +14,7 @@ from graphs import MODELS, Arrays, Entry, assert_identical, each, run
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients, probe_gradients
 from onnx_clip_pass.cli import main
 from onnx_clip_pass.probe import Harness, Probing, probe
+from onnx_clip_pass.progress import Progress
 from onnx_clip_pass.runtime import make_feeds
 
 pytest.importorskip("onnxruntime", reason="probing runs the model")
@@ -287,9 +288,9 @@ def test_data_are_left_out_unless_they_are_named():
 
 def test_holds_few_values_at_a_time_and_tells_its_progress():
     model, told = graph(LOSS + GRADIENTS, "loss, float[4,2] v1, float[2] v2"), []
-    found = probe(model, inner=True, most_bytes=1, progress=lambda *now: told.append(now))
+    found = probe(model, inner=True, most_bytes=1, progress=told.append)
     assert pairs(found) == TRUE
-    assert told[-1] == (2, 2)
+    assert told[-1] == Progress("taking slopes of loss", 2, 2, "parameters")
 
 
 # -- the command line --------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from onnx_clip_pass.clips import Clip
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import Inspection, inspect_file
 from onnx_clip_pass.options import checked, takes_options
+from onnx_clip_pass.progress import told
 from onnx_clip_pass.record import Record, read_record, undo
 from onnx_clip_pass.rewrite import (
     ClipOrRules,
@@ -105,10 +106,9 @@ def clip_artifacts(
         force: replace a target that onnx-clip did not write, or in which has been trained since.
             Files that the artifacts have not are never removed.
         dry_run: write nothing.
-        **options: `progress` is told how many bytes are written, and of how many. Those of
-            `clip_gradients` but `threshold_input`, which the runtime cannot feed; at the step only
-            `norm_precision`, `nonfinite` and `layout`. What is emitted the runtime returns behind
-            the loss, from every call of the module.
+        **options: `progress`, and those of `clip_gradients` but `threshold_input`, which the
+            runtime cannot feed; at the step only `norm_precision`, `nonfinite` and `layout`. What
+            is emitted the runtime returns behind the loss, from every call of the module.
 
     Returns:
         What was found and clipped. At the step it has one row for the whole sequence.
@@ -273,21 +273,22 @@ def _check_written(
 
 def _write(layout: Layout, target: Path, changed: Mapping[str, Structure], how: Writing) -> None:
     """Write the folder with these models in place of its own."""
-    if how.replace:  # the training model first: without it the runtime loads none of them
-        names = sorted(changed, key=lambda name: name != layout.training)
-        root = layout.folder.resolve()
-        models = {(root / name).resolve(): changed[name] for name in names}
-        write_structures(models, root=root, progress=how.progress)
-        return
-    write_folder(
-        target,
-        layout.folder,
-        layout.folders,
-        layout.files,
-        changed,
-        how=how.external_data,
-        progress=how.progress,
-    )
+    with told(how.progress) as progress:
+        if how.replace:  # the training model first: without it the runtime loads none of them
+            names = sorted(changed, key=lambda name: name != layout.training)
+            root = layout.folder.resolve()
+            models = {(root / name).resolve(): changed[name] for name in names}
+            write_structures(models, root=root, progress=progress)
+            return
+        write_folder(
+            target,
+            layout.folder,
+            layout.folders,
+            layout.files,
+            changed,
+            how=how.external_data,
+            progress=progress,
+        )
 
 
 def _with_notes(report: Report, layout: Layout, chosen: str, *, replaced: bool) -> Report:

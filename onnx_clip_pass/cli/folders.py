@@ -16,7 +16,6 @@ from onnx_clip_pass.artifacts import (
 )
 from onnx_clip_pass.artifacts.layout import find_layout
 from onnx_clip_pass.cli.showing import (
-    ProgressBar,
     done_by,
     gradient_facts,
     record_facts,
@@ -100,8 +99,7 @@ def rewrite_folder(
     if verifies:
         refuse_to_verify(folder, target)
     stage: ClipStage = at or "step"
-    with ProgressBar(f"writing {target.name}") as progress:
-        report = clip_artifacts(folder, target, clip, at=stage, progress=progress, **options)
+    report = clip_artifacts(folder, target, clip, at=stage, progress=True, **options)
     is_written = not options["dry_run"]
     tell_rewrite(
         folder,
@@ -132,8 +130,7 @@ def refuse_to_verify(folder: Path, rewritten: Path) -> NoReturn:
 
 def strip_folder(folder: Path, target: Path, **options: Any) -> None:
     """Undo the rewrite of a folder."""
-    with ProgressBar(f"writing {target.name}") as progress:
-        strip_artifacts(folder, target, progress=progress, **options)
+    strip_artifacts(folder, target, progress=True, **options)
     click.echo(f"wrote {escape_control(target)}")
 
 

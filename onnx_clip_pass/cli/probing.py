@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from onnx_clip_pass.cli.options import OptionGroup, given_options, option, say_together
-from onnx_clip_pass.cli.showing import ProgressBar
 from onnx_clip_pass.cli.verifying import RunOptions
 from onnx_clip_pass.cli.words import say
 from onnx_clip_pass.errors import OnnxClipError
@@ -51,9 +50,8 @@ class ProbeOptions(OptionGroup):
         """Probe a model; the modules that run models are imported only here."""
         from onnx_clip_pass.probe import probe
 
-        with ProgressBar(f"probing {model.name}") as progress:
-            return probe(model, loss=self.loss, inner=self.inner, data=self.data,
-                         progress=progress, **run.as_arguments())  # fmt: skip
+        return probe(model, loss=self.loss, inner=self.inner, data=self.data, progress=True,
+                     **run.as_arguments())  # fmt: skip
 
     def gradients(self, model: Path, run: RunOptions) -> tuple[Gradient, ...]:
         """The gradients; what could not be decided is told.

@@ -26,7 +26,7 @@ from onnx_clip_pass.cli.options import (
     take_options,
 )
 from onnx_clip_pass.cli.probing import ProbeOptions, with_evidence
-from onnx_clip_pass.cli.showing import ProgressBar, report_facts, tell_rewrite
+from onnx_clip_pass.cli.showing import report_facts, tell_rewrite
 from onnx_clip_pass.cli.verifying import RunOptions, slopes_option, tell_verification
 from onnx_clip_pass.cli.words import error_facts, escape_control, print_json, say
 from onnx_clip_pass.errors import OnnxClipError
@@ -190,8 +190,7 @@ class _Rewriting:
         probed = self.probing.gradients(model, self.run) if self.probing.probes else None
         if probed is not None:
             options["gradients"] = {each.name: each.parameter.name for each in probed}
-        with ProgressBar(f"writing {target.name}") as progress:
-            report = clip_gradients_file(model, target, self.clip, progress=progress, **options)
+        report = clip_gradients_file(model, target, self.clip, progress=True, **options)
         if probed is not None:
             report = with_evidence(report, probed)
         written = None if options["dry_run"] else target
@@ -227,8 +226,7 @@ def strip(model: Path, output: str | None, **how: Any) -> None:
         del how["trust_data"]
         strip_folder(model, target, **how)
         return
-    with ProgressBar(f"writing {target.name}") as progress:
-        strip_file(model, target, progress=progress, **how)
+    strip_file(model, target, progress=True, **how)
     click.echo(f"wrote {escape_control(target)}")
 
 

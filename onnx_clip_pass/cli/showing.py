@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from onnx_clip_pass.cli.tables import show_table
 from onnx_clip_pass.cli.words import escape_control, say
@@ -19,7 +16,6 @@ from onnx_clip_pass.record import ClipEntry, Record
 from onnx_clip_pass.rewrite import Report, gradient_table
 
 __all__ = [
-    "ProgressBar",
     "done_by",
     "gradient_facts",
     "record_facts",
@@ -28,41 +24,6 @@ __all__ = [
     "show_inspected",
     "tell_rewrite",
 ]
-
-
-class ProgressBar:
-    """A bar on standard error, from the second second on and only where a person watches."""
-
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._start = time.monotonic()
-        self._bar: Any = None
-        self._task: Any = None
-
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._bar is None:
-            console = Console(stderr=True)
-            if time.monotonic() - self._start < 1 or not console.is_terminal:
-                return
-            from rich import progress
-
-            self._bar = progress.Progress(
-                progress.TextColumn("{task.description}", markup=False),
-                progress.BarColumn(),
-                progress.DownloadColumn(),
-                console=console,
-                transient=True,
-            )
-            self._task = self._bar.add_task(escape_control(self._title))
-            self._bar.start()
-        self._bar.update(self._task, completed=done, total=total)
 
 
 def tell_rewrite(

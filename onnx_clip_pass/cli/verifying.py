@@ -107,7 +107,8 @@ class RunOptions(OptionGroup):
         """Verify with these options; the modules that run models are imported only here."""
         from onnx_clip_pass.verification import verify as run_both
 
-        return run_both(original, rewritten, slopes=slopes, loss=loss, **self.as_arguments())
+        how = self.as_arguments()
+        return run_both(original, rewritten, slopes=slopes, loss=loss, progress=True, **how)
 
     def as_arguments(self) -> dict[str, Any]:
         """The same as arguments of whatever runs a model."""

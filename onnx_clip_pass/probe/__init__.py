@@ -15,39 +15,38 @@ of the main graph.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnx_clip_pass.arguments import check_flags, check_path
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients.found import Gradient
+from onnx_clip_pass.options import checked, takes_options
 from onnx_clip_pass.probe.harness import Harness
 from onnx_clip_pass.probe.opening import open_harness
 from onnx_clip_pass.probe.pairing import Undecided
 from onnx_clip_pass.probe.search import Probing, Search
-from onnx_clip_pass.runtime import Provider
+from onnx_clip_pass.progress import told
+from onnx_clip_pass.runtime import RunOptions
 
 __all__ = ["Harness", "Probing", "Undecided", "probe", "probe_gradients"]
 
 _MOST_BYTES = 1 << 30
 
 
+@takes_options(RunOptions)
 def probe_gradients(
     model: ModelProto | str | os.PathLike[str],
     *,
-    feeds: Mapping[str, NDArray[Any]] | None = None,
     loss: str | None = None,
-    dims: Mapping[str, int] | None = None,
-    seed: int = 0,
     inner: bool = False,
     data: Sequence[str] = (),
-    provider: Provider = "cpu",
+    **options: Unpack[RunOptions],
 ) -> list[Gradient]:
     """The gradients among a model's outputs, recognised by running it.
 
@@ -56,13 +55,10 @@ def probe_gradients(
     Args:
         model: a training graph that ONNX Runtime can run, or its path. A model that is clipped
             already is probed as it was before.
-        feeds: arrays by input name; the others are made up.
         loss: the value whose slopes are taken; by default the one scalar float output.
-        dims: sizes of symbolic dimensions.
-        seed: of made-up feeds and of the second point.
         inner: look among the values inside the main graph too, not only at its outputs.
         data: inputs to be treated as parameters though they look like data.
-        provider: where to run: "cpu" or "cuda".
+        **options: see `RunOptions` in `onnx_clip_pass.runtime`.
 
     Returns:
         One `Gradient` for each that is recognised, with its evidence; an empty list where none is.
@@ -76,32 +72,24 @@ def probe_gradients(
         found = probe_gradients("model.onnx", feeds={"x": x, "t": t}, loss="mse_loss")
         clip_gradients(model, clip, gradients={g.name: g.parameter.name for g in found})
     """
-    found = probe(
-        model, feeds=feeds, loss=loss, dims=dims, seed=seed, inner=inner, data=data,
-        provider=provider,
-    )  # fmt: skip
-    return list(found.gradients)
+    return list(probe(model, loss=loss, inner=inner, data=data, **options).gradients)
 
 
 def probe(
     model: ModelProto | str | os.PathLike[str],
     *,
-    feeds: Mapping[str, NDArray[Any]] | None = None,
     loss: str | None = None,
-    dims: Mapping[str, int] | None = None,
-    seed: int = 0,
     inner: bool = False,
     data: Sequence[str] = (),
-    provider: Provider = "cpu",
     most_bytes: int = _MOST_BYTES,
-    progress: Callable[[int, int], None] | None = None,
+    **options: Unpack[RunOptions],
 ) -> Probing:
     """Find gradients as `probe_gradients` does, and say what could not be decided.
 
-    It holds at most about `most_bytes` in values at a time; `progress` is told how many parameters
-    are measured, and of how many.
+    It holds at most about `most_bytes` in values at a time.
     """
     check_flags(inner=inner)
+    how: Any = checked(RunOptions, options)
     if isinstance(data, str) or not hasattr(data, "__iter__"):
         raise OnnxClipError(f"data must be a list of names of inputs, not {shown(data)}")
     folder = None
@@ -112,6 +100,8 @@ def probe(
             model = onnx.load(folder)
         except Exception as error:  # protobuf, onnx and the system have many ways to refuse
             raise OnnxClipError(f"cannot read the model {str(folder)!r}: {error}") from error
-    with np.errstate(all="ignore"):
-        harness = open_harness(model, feeds, loss, dims, seed, provider, data=tuple(data))
+    with np.errstate(all="ignore"), told(how["progress"]) as progress:
+        harness = open_harness(
+            model, how["feeds"], loss, how["dims"], how["seed"], how["provider"], data=tuple(data)
+        )
         return Search(harness, inner, most_bytes, progress).result()

@@ -8,7 +8,7 @@ is tried by `trial`, all parameters at once.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from onnx_clip_pass.probe.losses import type_of
 from onnx_clip_pass.probe.pairing import Fit, Undecided, by_factor, laid_out, layouts, settle
 from onnx_clip_pass.probe.slopes import Arrays, Point, Slope, length_of, quick_slope, slope_along
 from onnx_clip_pass.probe.trial import ERRORS, NOISE, Trial, precision_of
+from onnx_clip_pass.progress import Progress, TellProgress
 
 __all__ = ["Probing", "Search"]
 
@@ -69,7 +70,7 @@ class Search:
     harness: Harness
     inner: bool
     most_bytes: int
-    progress: Callable[[int, int], None] | None
+    progress: TellProgress
     undecided: dict[str, Undecided] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _feeds: Arrays = field(init=False)
@@ -165,7 +166,7 @@ class Search:
                 says[parameter].append(_Said(name, layout, slope, blur))
         measured = {}
         for done, name in enumerate(wanted):
-            self._tell(done, len(wanted))
+            self._tell(number, done, len(wanted))
             try:
                 found = self._slope(says[name], {name: moves.pop(name)})
             except OnnxClipError as error:
@@ -175,12 +176,13 @@ class Search:
                 self._leave(name, "the loss does not move with it here: its gradient is zero")
             else:
                 measured[name] = found
-        self._tell(len(wanted), len(wanted))
+        self._tell(number, len(wanted), len(wanted))
         return measured
 
-    def _tell(self, done: int, of: int) -> None:
-        if self.progress is not None:
-            self.progress(done, of)
+    def _tell(self, number: int, done: int, of: int) -> None:
+        again = " once more" if number > 1 else ""
+        doing = f"taking slopes of {self.harness.loss}{again}"
+        self.progress(Progress(doing, done, of, "parameters"))
 
     def _slope(self, says: list[_Said], move: Arrays) -> _Measured:
         """The slope by one run if a value foretells it, else by as many as it takes."""

@@ -9,7 +9,6 @@ from onnx_clip_pass.storage.external import (
 )
 from onnx_clip_pass.storage.journal import files_in
 from onnx_clip_pass.storage.leftovers import recover, unfinished
-from onnx_clip_pass.storage.moving import Progress
 from onnx_clip_pass.storage.sets import errors_name
 from onnx_clip_pass.storage.source import Source
 from onnx_clip_pass.storage.structure import Structure, open_model
@@ -19,7 +18,6 @@ from onnx_clip_pass.storage.writing import write_bytes, write_folder, write_stru
 __all__ = [
     "DataFile",
     "ExternalDataMode",
-    "Progress",
     "Source",
     "Structure",
     "check_replaceable",

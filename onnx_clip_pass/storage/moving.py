@@ -8,10 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["Progress", "copy_range", "new_file", "share_blocks", "sync", "write_all"]
-
-Progress = Callable[[int, int], None]
-"""Is told how many bytes are done, and of how many."""
+__all__ = ["copy_range", "new_file", "share_blocks", "sync", "write_all"]
 
 _FICLONE = 0x40049409  # Linux: let a file share all blocks of another
 _BLOCK = 1 << 26

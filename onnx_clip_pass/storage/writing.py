@@ -9,13 +9,14 @@ from pathlib import Path
 from google.protobuf.message import EncodeError
 
 from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.progress import Progress, TellProgress
 from onnx_clip_pass.storage.external import (
     DataFile,
     ExternalDataMode,
     copy_external_data,
     missing_files,
 )
-from onnx_clip_pass.storage.moving import Progress, copy_range, new_file, write_all
+from onnx_clip_pass.storage.moving import copy_range, new_file, write_all
 from onnx_clip_pass.storage.sets import errors_name, replacing
 from onnx_clip_pass.storage.source import Source
 from onnx_clip_pass.storage.structure import Piece, Structure
@@ -31,7 +32,7 @@ def write_structures(
     how: ExternalDataMode = "copy",
     force: bool = False,
     trust: bool = False,
-    progress: Progress | None = None,
+    progress: TellProgress | None = None,
 ) -> None:
     """Write models as they now are; weights go from file to file without passing through here.
 
@@ -61,7 +62,7 @@ def write_structures(
         nonlocal done
         done += copied
         if progress is not None:
-            progress(done, total)
+            progress(Progress(f"writing {main.name}", done, total, "bytes"))
 
     missing = missing_files(files, main.parent, force=force, trust=trust)
     places = {file: main.parent / file.location for file in missing}
@@ -85,7 +86,7 @@ def write_folder(
     structures: Mapping[str, Structure],
     *,
     how: ExternalDataMode = "copy",
-    progress: Progress | None = None,
+    progress: TellProgress | None = None,
 ) -> None:
     """Write a folder as one: it is built beside its place and takes it over when it is complete.
 
@@ -111,7 +112,7 @@ def write_folder(
         nonlocal done
         done += copied
         if progress is not None:
-            progress(min(done, total), total)
+            progress(Progress(f"writing {target.name}", min(done, total), total, "bytes"))
 
     place = target.resolve()  # a link to a folder stays
     with replacing(place) as fresh:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Unpack
 
 import onnx
 from numpy.typing import NDArray
@@ -16,8 +16,10 @@ from onnx import ModelProto, numpy_helper
 from onnx_clip_pass.arguments import check_path
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Index
+from onnx_clip_pass.options import checked, takes_options
+from onnx_clip_pass.progress import Progress, TellProgress, told
 from onnx_clip_pass.record import Record, read_record, strip_if_clipped
-from onnx_clip_pass.runtime import Arrays, Provider, make_feeds
+from onnx_clip_pass.runtime import Arrays, Provider, RunOptions, make_feeds
 from onnx_clip_pass.storage import unfinished
 from onnx_clip_pass.storage.messages import check_messages
 from onnx_clip_pass.storage.reading import open_regular
@@ -39,16 +41,14 @@ _OTHER_SIZE = 3  # than what is made up
 _Model = ModelProto | str | os.PathLike[str]
 
 
+@takes_options(RunOptions)
 def verify(
     original: _Model,
     rewritten: _Model,
     *,
-    feeds: Mapping[str, NDArray[Any]] | None = None,
-    dims: Mapping[str, int] | None = None,
-    provider: Provider = "cpu",
-    seed: int = 0,
     slopes: Slopes = "on",
     loss: str | None = None,
+    **options: Unpack[RunOptions],
 ) -> Verification:
     """Run both models and compare what they do with the formula in float64.
 
@@ -56,26 +56,29 @@ def verify(
         original: the model before clipping, or its path (needed for external data). One that is
             clipped itself is undone first, and a note says so.
         rewritten: the same after clipping; its record says which gradients are clipped and how.
-        feeds: arrays for inputs; the others are made up, see `make_feeds`.
-        dims: sizes of symbolic dimensions.
-        provider: where to run: "cpu" or "cuda".
-        seed: for what is made up.
         slopes: hold gradients to the slopes of the loss, too: "on" takes for wrong what is a
             multiple of its slope, a parameter, a state, or the new value of one; "strict" all that
             is not its slope. "off" does not take slopes.
         loss: the value whose slopes are taken; by default the one scalar output.
+        **options: see `RunOptions` in `onnx_clip_pass.runtime`.
 
     Returns:
-        What was found; a wrong rewrite is no error, see `Verification.ok`.
+        What was found, which is true where all is right: a wrong rewrite is no error. Printed, it
+        is what `onnx-clip verify` shows.
 
     Raises:
         OnnxClipError: a model cannot be read, the rewritten one bears no record, the feeds do not
             fit, there is not enough memory, or the original does not run here.
     """
     check_choice(slopes)
-    given = {} if feeds is None else feeds
-    options = _Options(given, {} if dims is None else dims, provider, seed, slopes, loss)
-    with TemporaryDirectory(prefix="onnx-clip-verify-", ignore_cleanup_errors=True) as folder:
+    asked: Any = checked(RunOptions, options)
+    wants = asked.pop("progress")
+    how = _Options(**asked, slopes=slopes, loss=loss)
+    with (
+        told(wants) as progress,
+        TemporaryDirectory(prefix="onnx-clip-verify-", ignore_cleanup_errors=True) as folder,
+    ):
+        progress(Progress("reading both models"))
         weights = Weights(Path(folder))
         before = _load(original, "the original model", weights)
         after = _load(rewritten, "the rewritten model", weights)
@@ -83,7 +86,7 @@ def verify(
             blaming(lambda: before.model, before.called),
             blaming(lambda: after.model, after.called),
         ):
-            found = _verify(before, after, options)
+            found = _verify(before, after, how, progress)
     return found if isinstance(rewritten, ModelProto) else replace(found, model=str(rewritten))
 
 
@@ -122,7 +125,9 @@ def _load(source: _Model, called: str, weights: Weights) -> _Loaded:
     return _Loaded(stripped, folder if stripped is model else weights.folder, called)
 
 
-def _verify(original: _Loaded, rewritten: _Loaded, options: _Options) -> Verification:
+def _verify(
+    original: _Loaded, rewritten: _Loaded, options: _Options, progress: TellProgress
+) -> Verification:
     record = read_record(rewritten.model)
     if record is None:
         raise OnnxClipError(
@@ -131,7 +136,7 @@ def _verify(original: _Loaded, rewritten: _Loaded, options: _Options) -> Verific
         )
     before, after = Index(strip_if_clipped(original.model)), Index(rewritten.model)
     _check_related(before, original.called, rewritten.called, record)
-    feeds = options.feeds(before.model)
+    feeds = options.feeds_of(before.model)
     result = Verification([], [], recorded_faults(record))
     if result.faults:
         return result
@@ -143,7 +148,9 @@ def _verify(original: _Loaded, rewritten: _Loaded, options: _Options) -> Verific
         result.faults.append("the models differ in their nested graphs and functions")
         return result
     targets = targets_of(before, after, record)
-    of = Comparison(before, original.folder, after, rewritten.folder, record, targets, result)
+    of = Comparison(
+        before, original.folder, after, rewritten.folder, record, targets, result, progress
+    )
     result.gradients = [
         GradientCheck(t.gradient.name, t.gradient.parameter.name, t.gradient.graph, t.clip.label)
         for t in targets
@@ -171,25 +178,26 @@ def _verify(original: _Loaded, rewritten: _Loaded, options: _Options) -> Verific
 class _Options:
     """The arguments of `verify`."""
 
-    given: Mapping[str, NDArray[Any]]
-    dims: Mapping[str, int]
+    feeds: Mapping[str, NDArray[Any]] | None
+    dims: Mapping[str, int] | None
     provider: Provider
     seed: int
     slopes: Slopes
     loss: str | None
 
-    def feeds(self, model: ModelProto) -> Arrays:
-        return make_feeds(model, given=self.given, dims=self.dims, seed=self.seed)
+    def feeds_of(self, model: ModelProto) -> Arrays:
+        return make_feeds(model, given=self.feeds, dims=self.dims, seed=self.seed)
 
     def feeds_of_other_sizes(self, model: ModelProto) -> Arrays | None:
         """The same where the sizes that were made up are others; None if none was made up."""
-        told: set[str] = set(self.dims)
+        dims, feeds = self.dims or {}, self.feeds or {}
+        known: set[str] = set(dims)
         made_up: set[str] = set()
         for value in model.graph.input:
             symbols = {dim.dim_param for dim in value.type.tensor_type.shape.dim if dim.dim_param}
-            (told if value.name in self.given else made_up).update(symbols)
-        sizes = dict.fromkeys(made_up - told, _OTHER_SIZE)
-        return replace(self, dims={**self.dims, **sizes}).feeds(model) if sizes else None
+            (known if value.name in feeds else made_up).update(symbols)
+        sizes = dict.fromkeys(made_up - known, _OTHER_SIZE)
+        return replace(self, dims={**dims, **sizes}).feeds_of(model) if sizes else None
 
 
 def _check_related(before: Index, original: str, rewritten: str, record: Record) -> None:

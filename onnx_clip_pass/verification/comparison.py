@@ -8,6 +8,7 @@ from typing import Any
 
 from onnx_clip_pass.clips import Numerics
 from onnx_clip_pass.graph import Index
+from onnx_clip_pass.progress import Progress, TellProgress, silent
 from onnx_clip_pass.record import Record
 from onnx_clip_pass.verification.report import Verification
 from onnx_clip_pass.verification.static.targets import Target
@@ -30,6 +31,7 @@ class Comparison:
     record: Record
     targets: list[Target]
     result: Verification
+    progress: TellProgress = silent
     together: list[list[int]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -47,6 +49,10 @@ class Comparison:
         """Tell something that is no fault, once."""
         if note not in self.result.notes:
             self.result.notes.append(note)
+
+    def tell(self, doing: str, done: int = 0, total: int = 0, unit: str = "") -> None:
+        """Tell what is done now."""
+        self.progress(Progress(doing, done, total, unit))
 
     def fault(self, number: int, fault: str) -> None:
         """Tell what is wrong with a clip."""

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from sequences import ADAMW, ARTIFACTS, FOLDERS, SGD, folder_files
 
-from onnx_clip_pass import GradientClipByNorm, OnnxClipError, Rule, clip_artifacts, strip
+from onnx_clip_pass import GradientClipByNorm, OnnxClipError, Progress, Rule, clip_artifacts, strip
 from onnx_clip_pass.cli import main
 
 TRAINING, OPTIMIZER = "training_model.onnx", "optimizer_model.onnx"
@@ -432,16 +432,16 @@ def test_python_says_the_same(folder):
 
 def test_python_clips_a_folder_and_reports(folder):
     target = folder.with_name("out")
-    done: list[tuple[int, int]] = []
+    told: list[Progress] = []
     report = clip_artifacts(
         folder,
         target,
         GradientClipByNorm(1.0),
         at="micro-batch",
         gradients={"fc1.weight_grad": "fc1.weight"},
-        progress=lambda now, total: done.append((now, total)),
+        progress=told.append,
     )
     assert [row.gradient.name for row in report.clipped] == ["fc1.weight_grad"]
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    assert done[-1] == (size, size)
+    assert told[-1] == Progress("writing out", size, size, "bytes")
     assert changed(folder, target) == [TRAINING]

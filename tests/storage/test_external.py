@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 
 from onnx_clip_pass import OnnxClipError
 from onnx_clip_pass.files import strip_file
+from onnx_clip_pass.progress import Progress
 from onnx_clip_pass.storage import moving
 
 # -- in the same folder ------------------------------------------------------------------------
@@ -130,8 +131,8 @@ def test_a_folder_where_one_file_is_to_lie_leaves_the_others_as_they_were(source
 def test_data_that_changes_while_it_is_copied_is_an_error(source, outside, size: int):
     data = source.parent / "sub" / "w.bin"
 
-    def change(done: int, total: int) -> None:
-        if done < total:
+    def change(progress: Progress) -> None:
+        if progress.done < progress.total:
             os.truncate(data, size)
 
     with pytest.raises(OnnxClipError, match=r"w\.bin' (was changed|had \d+ bytes and now has)"):

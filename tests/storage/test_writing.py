@@ -18,6 +18,7 @@ from bytewise import COUNT, make_step, rewrite
 
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, extract_clip_file
 from onnx_clip_pass.files import inspect_file
+from onnx_clip_pass.progress import Progress
 from onnx_clip_pass.storage import Source, moving
 from onnx_clip_pass.storage.journal import PREFIX
 
@@ -390,10 +391,11 @@ def test_rights_of_a_group_are_not_given_to_another(saved: Path, target: Path, m
 
 
 def test_progress_ends_at_the_size_of_the_output(saved: Path, target: Path):
-    seen: list[tuple[int, int]] = []
-    rewrite(saved, target, force=True, progress=lambda *step: seen.append(step))
-    assert seen[-1] == 2 * (target.stat().st_size,)
-    assert seen == sorted(seen)
+    seen: list[Progress] = []
+    rewrite(saved, target, force=True, progress=seen.append)
+    size = target.stat().st_size
+    assert seen[-1] == Progress(f"writing {target.name}", size, size, "bytes")
+    assert [each.done for each in seen] == sorted(each.done for each in seen)
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,8 @@ class Stressing:
             _LEAST_STRESSES * sum(array.size for array in arrays.gradients.values()), _MOST_ELEMENTS
         )
         values = [target.raw for target in of.targets]
-        for stress in stresses(groups, values, of.numerics):
+        for number, stress in enumerate(stresses(groups, values, of.numerics)):
+            of.tell(f"trying the clips of {path} alone, {number} done")
             most -= sum(array.size for array in stress.gradients.values())
             if most < 0:
                 of.note(

@@ -151,6 +151,7 @@ class Trials:
         self, factors: Factors, when: str, thresholds: Mapping[str, float] | None = None
     ) -> None:
         """One trial: run both models and compare."""
+        self._of.tell(f"running both models {when.removesuffix(': ')}".rstrip())
         thresholds = thresholds or {}
         feeds = self._runs.feeds(factors)
         # one session after another, for each has weights of its own

@@ -192,6 +192,7 @@ class Meaning:
         roots = {pair.gradient for pair in pairs if forward.is_root(pair.gradient)}
         model, names = forward.with_copies(sorted(roots))
         found: list[_Measured] = []
+        self.of.tell(f"taking slopes of {forward.loss} along {len(pairs)} gradients")
         for part in _each_gradient_once(pairs):
             of = {names.get(pair.gradient, pair.gradient): pair for pair in part}
             checks = check_slopes(
