@@ -103,12 +103,6 @@ def takes_options(kind: type, *without: str) -> Callable[[_Function], _Function]
     """
 
     def told(function: _Function) -> _Function:
-        @wraps(function)
-        def asked(*arguments: Any, **given: Any) -> Any:
-            if unknown := given.keys() - known:
-                raise TypeError(f"{function.__name__}: {_unknown(min(unknown), shown)}")
-            return function(*arguments, **given)
-
         own = {name: each for name, each in described(kind).items() if name not in without}
         signature = inspect.signature(function)
         parameters = [
@@ -120,9 +114,10 @@ def takes_options(kind: type, *without: str) -> Callable[[_Function], _Function]
             )
             for name, (type_, option) in own.items()
         ]
-        shown = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
-        known = {each.name for each in parameters}.union(without)
-        asked.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        asked: Any = function if isinstance(function, type) else _refusing(
+            function, parameters, without
+        )  # fmt: skip
+        asked.__signature__ = signature.replace(parameters=parameters)
         text = function.__doc__ or ""
         place = _PLACE_IN_DOC.search(text)
         if place and f"see `{kind.__name__}`" in place[0]:
@@ -135,6 +130,22 @@ def takes_options(kind: type, *without: str) -> Callable[[_Function], _Function]
         return cast(_Function, asked)
 
     return told
+
+
+def _refusing(
+    function: Callable[..., Any], parameters: Iterable[inspect.Parameter], without: Iterable[str]
+) -> Callable[..., Any]:
+    """Return the function, but that it refuses options that it does not have before all else."""
+    shown = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
+    known = {each.name for each in parameters}.union(without)
+
+    @wraps(function)
+    def asked(*arguments: Any, **given: Any) -> Any:
+        if unknown := given.keys() - known:
+            raise TypeError(f"{function.__name__}: {_unknown(min(unknown), shown)}")
+        return function(*arguments, **given)
+
+    return asked
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
