@@ -18,7 +18,15 @@ from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.gradients.found import Parameter
 from onnx_clip_pass.patterns import check_pattern, fixed_part, reader_of, start_of
 
-__all__ = ["Among", "NeedClip", "PatternMatcher", "as_skip", "by_id", "check_need_clip", "select"]
+__all__ = [
+    "Among",
+    "NeedClip",
+    "PatternMatcher",
+    "as_patterns",
+    "by_id",
+    "check_need_clip",
+    "select",
+]
 
 NeedClip = Callable[[Parameter], bool] | str | Sequence[str] | None
 """A predicate, a pattern, several patterns (any of them), or None for all parameters."""
@@ -35,13 +43,13 @@ def check_need_clip(need_clip: object) -> None:
         check_pattern(pattern)
 
 
-def as_skip(skip: object) -> tuple[str, ...]:
-    """The patterns of what to leave out; None and an empty list are none.
+def as_patterns(given: object, what: str) -> tuple[str, ...]:
+    """The patterns of an argument called `what`; None and an empty list are none.
 
     Raises:
         OnnxClipError: it is no pattern and no list of patterns.
     """
-    return () if _is_empty(skip) else tuple(_patterns(skip, "skip"))
+    return () if _is_empty(given) else tuple(_patterns(given, what))
 
 
 def select(
@@ -64,7 +72,7 @@ def select(
             bool.
     """
     everything = [*parameters, *also]
-    left_out = as_skip(skip)
+    left_out = as_patterns(skip, "skip")
     asked = [] if need_clip is None or callable(need_clip) else _patterns(need_clip, "need_clip")
     matches = _matches([*asked, *left_out], everything, PatternMatcher(parameters, also))
     skipped = {parameter for pattern in left_out for parameter in matches[pattern]}

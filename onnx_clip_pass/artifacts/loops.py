@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from onnx import GraphProto, TypeProto, helper
 
 from onnx_clip_pass.clips import Emitter, Numerics, Tensor
-from onnx_clip_pass.clips.emitter import Used
+from onnx_clip_pass.clips.tape import Used
 from onnx_clip_pass.gradients import Gradient, Parameter
 from onnx_clip_pass.graph import Editor, Scope, TensorType
 from onnx_clip_pass.graph.spec import BOOL, DOUBLE, INT64

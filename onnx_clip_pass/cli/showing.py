@@ -92,6 +92,7 @@ def report_facts(report: Report) -> dict[str, Any]:
         "threshold_inputs": list(report.threshold_inputs),
         "emitted": [asdict(emitted) for emitted in report.emitted],
         "uncovered": [each.to_json() for each in report.uncovered],
+        "reduced": None if report.reduced is None else report.reduced._asdict(),
     }
 
 

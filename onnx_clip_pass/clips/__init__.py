@@ -7,10 +7,11 @@ from onnx_clip_pass.clips.by_norm import GradientClipByNorm
 from onnx_clip_pass.clips.by_rms import GradientClipByRMS
 from onnx_clip_pass.clips.by_value import GradientClipByValue
 from onnx_clip_pass.clips.chain import Chain
-from onnx_clip_pass.clips.emitter import Emitter, Limits, Measured, ParameterSite, Tape, Tensor
+from onnx_clip_pass.clips.emitter import Emitter, Limits, Measured, ParameterSite
 from onnx_clip_pass.clips.numerics import ClipLayout, NonFinite, NormPrecision, Numerics
 from onnx_clip_pass.clips.registry import CLIPS, clip_from_dict, setting_names
 from onnx_clip_pass.clips.schedule import scheduled, shared_norms
+from onnx_clip_pass.clips.tape import Tape, Tensor
 
 __all__ = [
     "CLIPS",

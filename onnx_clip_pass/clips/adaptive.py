@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_clip_pass.clips.base import Case
-from onnx_clip_pass.clips.emitter import Emitter, Over, Tensor
+from onnx_clip_pass.clips.emitter import Emitter
 from onnx_clip_pass.clips.norms import Norm, emit_norm, norm_of
 from onnx_clip_pass.clips.numerics import Numerics
 from onnx_clip_pass.clips.scaling import ScalingClip, normal_axes, shared_fault
 from onnx_clip_pass.clips.settings import AXES, LIMIT, Number, setting
+from onnx_clip_pass.clips.tape import Over, Tensor
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.found import Gradient
 from onnx_clip_pass.selection import NeedClip

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_clip_pass.clips.base import Case, Formula
-from onnx_clip_pass.clips.emitter import Emitter, Measured, Over, SequenceLoops, Tensor
+from onnx_clip_pass.clips.emitter import Emitter, Measured, SequenceLoops
 from onnx_clip_pass.clips.norms import (
     Norm,
     emit_norm,
@@ -20,6 +20,7 @@ from onnx_clip_pass.clips.norms import (
     norm_word,
 )
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
+from onnx_clip_pass.clips.parts import emit_total
 from onnx_clip_pass.clips.scaling import (
     emit_product,
     emit_scale,
@@ -29,6 +30,7 @@ from onnx_clip_pass.clips.scaling import (
     widened,
 )
 from onnx_clip_pass.clips.settings import FLAG, LIMIT, NAME, ORDER, setting
+from onnx_clip_pass.clips.tape import Over, Tensor
 from onnx_clip_pass.clips.verdicts import emit_judged, emit_nothing
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.found import Gradient
@@ -241,15 +243,19 @@ class GradientClipByGlobalNorm(Formula):
     def _emit_total(self, at: Emitter, parts: Sequence[_Part]) -> Norm:
         """The norm of all together."""
         is_finite = all(part.power.is_finite for part in parts)
+        power = Norm(self._emit_sum(at, parts), is_finite, parts[0].power.over)
+        return emit_root(at, power, self.ord)
+
+    def _emit_sum(self, at: Emitter, parts: Sequence[_Part]) -> Tensor:
+        """The power of the norm of all together."""
         if self.ord not in (1, 2, math.inf):
             powers = [part.power.value for part in parts]
             dtype = max(power.dtype for power in powers)  # DOUBLE is above FLOAT
             same = [at.cast(power, dtype, result="part") for power in powers]
             counts = [part.to.count for part in parts]
             if counts == [1]:
-                return Norm(same[0], is_finite, Over(()))
-            each = list(zip(same, counts, strict=True))
-            return Norm(emit_together(at, each, self.ord), is_finite, Over(()))
+                return same[0]
+            return emit_together(at, list(zip(same, counts, strict=True)), self.ord)
         counted = [self._counted(part) for part in parts]
         join = "Max" if self.ord == math.inf else "Sum"
         narrow = [power for power in counted if power.dtype == FLOAT]
@@ -258,7 +264,7 @@ class GradientClipByGlobalNorm(Formula):
             for begin in range(0, len(narrow), MOST_SUMMED_IN_FLOAT32):
                 part = _join(at, join, narrow[begin : begin + MOST_SUMMED_IN_FLOAT32])
                 wide.append(at.cast(part, DOUBLE, result="part"))
-        return emit_root(at, Norm(_join(at, join, wide or narrow), is_finite, Over(())), self.ord)
+        return _join(at, join, wide or narrow)
 
     def _counted(self, part: _Part) -> Tensor:
         """The power once for each parameter that the value is the gradient of."""
@@ -283,7 +289,8 @@ class GradientClipByGlobalNorm(Formula):
             else:
                 zero = emit_nothing(to, power, x)
             zeros.append(to.cast(zero, DOUBLE, result="zero"))
-        return emit_judged(at, _join(at, "Sum", zeros), 1.0)
+        zero = emit_total(at, _join(at, "Sum", zeros), parts[0].power.over, "not finite")
+        return emit_judged(at, zero, 1.0)
 
 
 class _Part(NamedTuple):

@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_clip_pass.clips.base import Case
-from onnx_clip_pass.clips.emitter import Emitter, Over, Tensor
+from onnx_clip_pass.clips.emitter import Emitter
 from onnx_clip_pass.clips.norms import Norm, emit_norm, norm_of
+from onnx_clip_pass.clips.parts import emit_share, emit_total
 from onnx_clip_pass.clips.scaling import ScalingClip, own_axes
 from onnx_clip_pass.clips.settings import LIMIT, setting
+from onnx_clip_pass.clips.tape import Over, Tensor
 from onnx_clip_pass.selection import NeedClip
 
 __all__ = ["GradientClipByRMS"]
@@ -65,13 +67,14 @@ class GradientClipByRMS(ScalingClip):
             return None
         dtype, summed = norm.value.dtype, (x.shape or ())[: -1 if to.gradient.has_seeds else None]
         sizes = [d for d in summed if isinstance(d, int)]
-        if x.shape is not None and len(sizes) == len(summed):
+        if to.workers is None and x.shape is not None and len(sizes) == len(summed):
             # of no elements too, the limit is not zero: 0 / 0 would be their scale
             return to.limit(self.threshold, dtype, math.sqrt(max(1, math.prod(sizes))))
         count = to.cast(to.size(x), dtype, result="elements")
         if to.gradient.has_seeds:
             seeds = to.cast(to.size(norm.value), dtype, result="seeds")
             count = to.op("Div", count, seeds, result="elements of one")
+        count = emit_total(to, emit_share(to, count), norm.over, "elements")
         count = to.op("Max", count, 1.0, result="one or more")
         root = to.op("Sqrt", count, result="root of elements")
         return to.op("Mul", to.limit(self.threshold, dtype), root, result="limit")

@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_clip_pass.clips.base import Case, Formula
-from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter, Measured, Over, Tensor
+from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter, Measured
 from onnx_clip_pass.clips.extremes import emit_maximum
 from onnx_clip_pass.clips.norms import Norm, emit_norm, norm_of
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
+from onnx_clip_pass.clips.parts import emit_whole_largest, emit_whole_least
 from onnx_clip_pass.clips.scaling import emit_clipped, shared_fault, widened
 from onnx_clip_pass.clips.settings import Number, setting
+from onnx_clip_pass.clips.tape import Over, Tensor
 from onnx_clip_pass.clips.verdicts import emit_verdict
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.found import Gradient
@@ -182,6 +184,8 @@ class GradientClipByValue(Formula):
                 end = emit_maximum(to, x, over, result="end")
             elif over.axes != ():
                 end = to.reduce("ReduceMin", x, over, result="end")
+            whole = emit_whole_largest if op_type == "Max" else emit_whole_least
+            end = whole(to, end, over)
             end = to.op(op_type, end, least, result="beyond")
             factors.append(to.op("Div", bound if value else least, end, result="side"))
         return Measured(norm, to.op("Min", *factors, result="scale"))

@@ -1,75 +1,32 @@
-"""Putting the nodes of clips into a graph: operators that take tensors and give tensors."""
+"""Putting the nodes of clips into a graph: one clip of one gradient at one step."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from onnx_clip_pass.clips.numerics import Numerics
+from onnx_clip_pass.clips.tape import Over, Tape, Tensor
 from onnx_clip_pass.gradients.found import Gradient
-from onnx_clip_pass.graph import Editor, Scope, Shape, TensorType
-from onnx_clip_pass.graph.spec import BOOL, DOUBLE, INT64
+from onnx_clip_pass.graph import Editor, Scope
+from onnx_clip_pass.graph.spec import BOOL, DOUBLE
 
 __all__ = [
-    "ALL",
     "FIRST_BROADCASTING_MIN",
     "Emitter",
     "Limits",
     "Measured",
-    "Over",
     "ParameterSite",
     "SequenceLoops",
-    "Tape",
-    "Tensor",
-    "Used",
+    "Workers",
 ]
 
-_FIRST_REDUCED_AXES_AS_INPUT = 18
-_FIRST_OTHER_AXES_AS_INPUT = 13
 FIRST_BROADCASTING_MIN = 8
 _FIRST_WITHOUT_UNSQUEEZE_ON_CUDA = 24
-
-
-class Tensor(NamedTuple):
-    """A value of the graph."""
-
-    name: str
-    dtype: int
-    shape: Shape | None
-
-
-class Over(NamedTuple):
-    """The axes that a reduction reaches over, None for all; they stay, of size 1, if `keepdims`."""
-
-    axes: tuple[int, ...] | None = None
-    keepdims: bool = False
-
-    def sizes(self, shape: Shape | None) -> Shape | None:
-        """The sizes of what becomes one number."""
-        if shape is None or self.axes is None:
-            return shape
-        return tuple(shape[axis] for axis in self.axes)
-
-    def left(self, shape: Shape | None) -> Shape | None:
-        """The shape of what the reduction gives."""
-        if self.axes is None and not self.keepdims:
-            return ()
-        if shape is None:
-            return None
-        gone = range(len(shape)) if self.axes is None else self.axes
-        if self.keepdims:
-            return tuple(1 if axis in gone else d for axis, d in enumerate(shape))
-        return tuple(d for axis, d in enumerate(shape) if axis not in gone)
-
-
-ALL = Over()
-
-Used = tuple[str, int, int, int]
-"""An operator that is used, at which opset, and the dtypes that it takes and gives."""
 
 
 class Limits(Protocol):
@@ -97,6 +54,26 @@ class SequenceLoops(Protocol):
         """An emitter of nodes of this label, behind the loops that are there."""
 
 
+class Workers(Protocol):
+    """The workers that each have a part of one gradient."""
+
+    @property
+    def dtype(self) -> int:
+        """The dtype of what they add up."""
+
+    def share(self, over: Over) -> bool:
+        """Return whether what one norm over these axes reaches over lies on several of them."""
+
+    def replicas(self, to: Tape) -> Tensor | None:
+        """The number of workers that have the same part, in `dtype`; None if it is 1."""
+
+    def total(self, to: Tape, value: Tensor, what: str) -> Tensor:
+        """The sum over all workers of a value, which is so called where they compare."""
+
+    def largest(self, to: Tape, value: Tensor, what: str) -> Tensor:
+        """The largest of a value over all workers; nan is lost, or not."""
+
+
 class ParameterSite(NamedTuple):
     """A parameter as a clip reads it: its name where the gradient is, and its dtype.
 
@@ -116,189 +93,6 @@ class Measured(NamedTuple):
 
     norm: Tensor
     scale: Tensor
-
-
-class Tape:
-    """Adds nodes, named `clip/<label>/<op>`, at one position of a scope.
-
-    `used` collects what kernels they need.
-    """
-
-    def __init__(self, editor: Editor, scope: Scope, position: int, label: str) -> None:
-        self.opset = scope.opset or 0
-        self.position = position
-        self.used: set[Used] = set()
-        self._editor = editor
-        self._scope = scope
-        self._label = label
-        self._target = ""
-
-    def constant(self, value: float, dtype: int) -> Tensor:
-        """A rank-0 constant."""
-        return Tensor(self._editor.constant(self._scope, value, dtype), dtype, ())
-
-    def op(
-        self,
-        op_type: str,
-        *operands: Tensor | float,
-        result: str,
-        dtype: int = 0,
-        **attributes: Any,
-    ) -> Tensor:
-        """Add a node that goes element by element through operands that broadcast.
-
-        Args:
-            op_type: an operator of the default domain.
-            operands: what it reads; a number is a constant in the dtype of the last or first.
-            result: its output is called `clip/<label>/<result>`; "" makes it the clip's last node,
-                whose output is the clipped gradient.
-            dtype: of the result, if that is not the last operand's.
-            attributes: of the node.
-        """
-        like = operands[0] if isinstance(operands[-1], float) else operands[-1]
-        assert isinstance(like, Tensor)
-        names, takes = [], like.dtype
-        shape: Shape | None = ()
-        for each in operands:
-            if isinstance(each, float):
-                names.append(self._editor.constant(self._scope, each, takes))
-                continue
-            names.append(each.name)
-            if each.shape != shape:
-                shape = _broadcast(shape, each.shape) if shape != () else each.shape
-        return self._node(op_type, names, takes, dtype or takes, shape, result, attributes)
-
-    def cast(self, value: Tensor, dtype: int, *, result: str) -> Tensor:
-        """The value as another dtype; itself if it has that already."""
-        if value.dtype == dtype:
-            return value
-        return self.op("Cast", value, result=result, dtype=dtype, to=dtype)
-
-    def size(self, value: Tensor) -> Tensor:
-        """The number of its elements."""
-        return self._node("Size", [value.name], value.dtype, INT64, (), "size", {})
-
-    def reduce(self, op_type: str, value: Tensor, over: Over, *, result: str) -> Tensor:
-        """A reduction; its axes were an attribute before opset 18 (13).
-
-        In float64 a ReduceL2 is the root of a ReduceSumSquare, and a ReduceL1 the sum of Abs: ONNX
-        Runtime up to 1.19, the last with training, has them, and not all versions of the others.
-        """
-        if value.dtype == DOUBLE and op_type == "ReduceL2":
-            squares = self.reduce("ReduceSumSquare", value, over, result="sum of squares")
-            return self.op("Sqrt", squares, result=result)
-        if value.dtype == DOUBLE and op_type == "ReduceL1":
-            op_type, value = "ReduceSum", self.op("Abs", value, result="sizes")
-        is_sum = op_type == "ReduceSum"
-        first = _FIRST_OTHER_AXES_AS_INPUT if is_sum else _FIRST_REDUCED_AXES_AS_INPUT
-        attributes = {"keepdims": int(over.keepdims)}
-        shape = over.left(value.shape)
-        return self._along(op_type, value, over.axes, first, attributes, shape, result)
-
-    def rows(self, value: Tensor, length: int, over: Over) -> Tensor:
-        """The elements of a tensor as a matrix of rows of this length.
-
-        Over neighbouring axes they take the place of these, behind their number. The sum of each
-        row has the rank of the tensor if that of several axes keeps its axis: of more than two, the
-        first become 1. The sizes of these axes, and of those behind, are known.
-        """
-        dims: list[int] = [-1, length]
-        shape: Shape = (None, length)
-        if over.axes is not None and value.shape is not None:
-            first = min(over.axes)
-            sizes = [d for d in value.shape[first:] if isinstance(d, int)]
-            own, behind = sizes[: len(over.axes)], sizes[len(over.axes) :]
-            dims = [1] * (len(own) - 2) + [math.prod(own) // length, length, *behind]
-            shape = (*value.shape[:first], *dims)
-            dims = [0] * first + dims
-        names = [value.name, self._editor.integers(self._scope, "shape", dims)]
-        return self._node("Reshape", names, value.dtype, value.dtype, shape, "rows", {})
-
-    def row_products(self, value: Tensor, length: int) -> Tensor:
-        """The products of rows of this length with themselves: their sums of squares.
-
-        As a MatMul with the rows' Transpose, which ONNX Runtime's CPU provider makes one node of,
-        whose kernel on x86-64 is a dot product by vector instructions.
-        """
-        shape = (None, 1, length)
-        names = [value.name, self._editor.integers(self._scope, "shape", [-1, 1, length])]
-        rows = self._node("Reshape", names, value.dtype, value.dtype, shape, "rows", {})
-        down = self._node(
-            "Transpose",
-            [rows.name],
-            value.dtype,
-            value.dtype,
-            (None, length, 1),
-            "rows on end",
-            {"perm": [0, 2, 1]},
-        )
-        return self._node(
-            "MatMul",
-            [rows.name, down.name],
-            value.dtype,
-            value.dtype,
-            (None, 1, 1),
-            "sums",
-            {},
-        )
-
-    def unsqueeze(self, value: Tensor, axes: tuple[int, ...]) -> Tensor:
-        """The value with axes of size 1 put in, counted in the result."""
-        rest = iter(value.shape or ())
-        rank = len(value.shape or ()) + len(axes)
-        shape = tuple(1 if axis in axes else next(rest) for axis in range(rank))
-        first = _FIRST_OTHER_AXES_AS_INPUT
-        return self._along("Unsqueeze", value, axes, first, {}, shape, "in place")
-
-    def concat(self, values: list[Tensor], *, result: str) -> Tensor:
-        """Vectors of one element as one vector."""
-        names, dtype = [value.name for value in values], values[0].dtype
-        return self._node("Concat", names, dtype, dtype, (len(values),), result, {"axis": 0})
-
-    def output(self, value: Tensor, name: str) -> None:
-        """Give a value the name of an output of the graph, which it becomes."""
-        self._editor.insert(
-            self._scope, self.position, "Identity", [value.name], name, f"clip/{name}/Identity"
-        )
-        self.used.add(("Identity", self.opset, value.dtype, value.dtype))
-        self._editor.add_output(name, TensorType(value.dtype, value.shape))
-
-    def _along(
-        self,
-        op_type: str,
-        value: Tensor,
-        axes: tuple[int, ...] | None,
-        first: int,
-        attributes: dict[str, Any],
-        shape: Shape | None,
-        result: str,
-    ) -> Tensor:
-        """An operator along axes, which from opset `first` on are an input."""
-        names, dtype = [value.name], value.dtype
-        if axes is not None and self.opset < first:
-            attributes["axes"] = list(axes)
-        elif axes is not None:
-            names.append(self._editor.integers(self._scope, "axes", list(axes)))
-        return self._node(op_type, names, dtype, dtype, shape, result, attributes)
-
-    def _node(
-        self,
-        op_type: str,
-        inputs: list[str],
-        takes: int,
-        dtype: int,
-        shape: Shape | None,
-        result: str,
-        attributes: dict[str, Any],
-    ) -> Tensor:
-        """Add a node that takes one dtype and gives another, and declare what it gives."""
-        output = self._editor.fresh(f"clip/{self._label}/{result}") if result else self._target
-        name = f"clip/{self._label}/{op_type}"
-        self._editor.insert(self._scope, self.position, op_type, inputs, output, name, **attributes)
-        if result:
-            self._editor.declare(self._scope, output, TensorType(dtype, shape))
-        self.used.add((op_type, self.opset, takes, dtype))
-        return Tensor(output, dtype, shape)
 
 
 class Emitter(Tape):
@@ -322,6 +116,7 @@ class Emitter(Tape):
         limits: Limits | None = None,
         threshold_input: str | None = None,
         parameter: ParameterSite | None = None,
+        workers: Workers | None = None,
         count: int = 1,
         is_measured: bool = False,
         measures_only: bool = False,
@@ -331,6 +126,7 @@ class Emitter(Tape):
         self.source = source
         self.numerics = numerics
         self.parameter = parameter
+        self.workers = workers
         self.count = count
         self.is_measured = is_measured
         self.measures_only = measures_only
@@ -343,7 +139,13 @@ class Emitter(Tape):
     def relabelled(self, label: str) -> Emitter:
         """An emitter at the same position for nodes that belong to no gradient alone."""
         other = copy.copy(self)
-        other._label = label
+        other.label = label
+        return other
+
+    def alone(self) -> Emitter:
+        """An emitter of the same nodes for one worker, that is for the part of the gradient."""
+        other = copy.copy(self)
+        other.workers = None
         return other
 
     @property
@@ -386,21 +188,3 @@ class Emitter(Tape):
             return shared
         largest = np.finfo(np.float64 if limit.dtype == DOUBLE else np.float32).max
         return self.op("Less", float(largest), limit, result="unlimited", dtype=BOOL)
-
-
-def _broadcast(one: Shape | None, other: Shape | None) -> Shape | None:
-    """The shape of what an operator gives that broadcasts two."""
-    if one is None or other is None:
-        return None
-    longer, shorter = (one, other) if len(one) >= len(other) else (other, one)
-    if not shorter:
-        return longer
-    padded = (1,) * (len(longer) - len(shorter)) + shorter
-    return tuple(map(_one_size, longer, padded))
-
-
-def _one_size(one: int | str | None, other: int | str | None) -> int | str | None:
-    """The size of an axis: of sizes that are not 1 both are equal, and a number is the surest."""
-    if one == 1 or (isinstance(other, int) and other != 1):
-        return other
-    return one

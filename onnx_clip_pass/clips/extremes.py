@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnx_clip_pass.clips.emitter import ALL, Over, Tape, Tensor
+from onnx_clip_pass.clips.tape import ALL, Over, Tape, Tensor
 
 __all__ = ["emit_largest", "emit_least", "emit_maximum"]
 

@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_clip_pass.clips.emitter import ALL, FIRST_BROADCASTING_MIN, Emitter, Over, Tensor
+from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter
 from onnx_clip_pass.clips.extremes import emit_largest
 from onnx_clip_pass.clips.numerics import Reach, Reduction
+from onnx_clip_pass.clips.parts import emit_share, emit_whole
+from onnx_clip_pass.clips.tape import ALL, Over, Tensor
 from onnx_clip_pass.graph import Shape
 from onnx_clip_pass.graph.spec import DOUBLE, FLOAT
 
@@ -73,7 +75,15 @@ def emit_norm(
        so that the norm tells.
     4. At opset 7, whose Min knows no float64, the norm comes back from there.
     5. A power that may leave float64's range is one of the elements' shares in the largest.
+
+    Where workers have a part of `x` each, it is the norm of the whole, and a power that of the
+    part.
     """
+    if to.workers is not None and to.workers.share(over):
+        wide = x if ord == math.inf else to.cast(x, to.workers.dtype, result="in float64")
+        part = emit_norm(to.alone(), wide, ord, over, is_power=True)
+        part = part._replace(value=emit_share(to, part.value, ord))
+        return part if is_power else emit_root(to, part, ord)
     keeps_rank = over.axes is None or (over.keepdims and x.shape is not None)
     if keeps_rank and not is_power and _broadcasts(to, x) and _is_scalar_like(over.sizes(x.shape)):
         over = Over((), keepdims=True)
@@ -147,11 +157,12 @@ def _is_bounded(to: Emitter, x: Tensor, ord: float) -> bool:
 
 
 def emit_root(to: Emitter, power: Norm, ord: float) -> Norm:
-    """The norm of which `power` is what `emit_norm` gives as such.
+    """The norm of which `power` is what `emit_norm` gives as such, of all workers together.
 
     Where there are several it is no Sqrt: that of ONNX Runtime 1.20's CPU provider takes float32
     numbers four at a time, and the root of inf is then nan.
     """
+    power = power._replace(value=emit_whole(to, power.value, ord, power.over))
     if ord != 2:
         return power
     if _is_scalar_like(power.value.shape):

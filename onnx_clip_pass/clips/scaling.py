@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_clip_pass.clips.base import DTYPES, Case, Formula
-from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter, Measured, Tensor
+from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter, Measured
 from onnx_clip_pass.clips.norms import Norm
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
+from onnx_clip_pass.clips.tape import Tensor
 from onnx_clip_pass.clips.verdicts import emit_verdict
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients.found import Gradient

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
-from onnx_clip_pass.clips.emitter import Emitter, Tensor
+from onnx_clip_pass.clips.emitter import Emitter
 from onnx_clip_pass.clips.norms import Norm
+from onnx_clip_pass.clips.parts import emit_total
+from onnx_clip_pass.clips.tape import Tensor
 from onnx_clip_pass.graph.spec import BOOL
 
 __all__ = ["emit_judged", "emit_nothing", "emit_verdict"]
@@ -21,7 +23,8 @@ def emit_verdict(to: Emitter, norm: Norm, x: Tensor) -> Tensor | None:
         return None
     if norm.is_finite:
         return emit_judged(to, norm.value, math.inf)
-    return emit_judged(to, emit_nothing(to, norm, x), 1.0)
+    nothing = emit_total(to, emit_nothing(to, norm, x), norm.over, "not finite")
+    return emit_judged(to, nothing, 1.0)
 
 
 def emit_judged(to: Emitter, number: Tensor, limit: float) -> Tensor:

@@ -17,12 +17,13 @@ from onnx_clip_pass.clips import Clip
 from onnx_clip_pass.graph import Editor, Index
 from onnx_clip_pass.record import undo, write_record
 from onnx_clip_pass.rewrite.coverage import Decide, Uncovered, Verdict, uncovered_of
-from onnx_clip_pass.rewrite.emitting import emit
+from onnx_clip_pass.rewrite.edits import Edit
+from onnx_clip_pass.rewrite.emitting import Made, emit
 from onnx_clip_pass.rewrite.finding import find
 from onnx_clip_pass.rewrite.metrics import EmitAs, Emitted
 from onnx_clip_pass.rewrite.planning import PlannedEdits, plan
 from onnx_clip_pass.rewrite.recording import record_of, report_of
-from onnx_clip_pass.rewrite.reporting import Clipped, Report, gradient_table
+from onnx_clip_pass.rewrite.reporting import Clipped, Reduced, Report, gradient_table
 from onnx_clip_pass.rewrite.selecting import GradientNames, as_clips, nothing_found
 from onnx_clip_pass.rewrite.settings import Options, Settings
 from onnx_clip_pass.rewrite.thresholds import LossScale
@@ -32,12 +33,15 @@ __all__ = [
     "ClipOrRules",
     "Clipped",
     "Decide",
+    "Edit",
     "EmitAs",
     "Emitted",
     "GradientNames",
     "LossScale",
+    "Made",
     "Options",
     "PlannedEdits",
+    "Reduced",
     "Report",
     "Settings",
     "Uncovered",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from onnx_clip_pass.clips import Clip, Emitter, Formula, Measured, Tensor
-from onnx_clip_pass.clips.emitter import Used
+from onnx_clip_pass.clips.emitter import Workers
+from onnx_clip_pass.clips.tape import Used
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Added, Editor
 from onnx_clip_pass.rewrite.edits import Edit
@@ -15,7 +16,10 @@ from onnx_clip_pass.rewrite.planning import PlannedEdits
 from onnx_clip_pass.rewrite.settings import Settings
 from onnx_clip_pass.rewrite.thresholds import ThresholdNodes
 
-__all__ = ["Made", "emit"]
+__all__ = ["Made", "WorkersOf", "emit"]
+
+WorkersOf = Callable[[Edit, Formula], Workers]
+"""The workers that have parts of the gradient that is clipped there, by that formula."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +55,14 @@ def _scaled(clip: Clip, factor: float) -> Clip:
         ) from error
 
 
-def emit(editor: Editor, plan: PlannedEdits) -> Made:
-    """Put the planned clips in, and what is to be watched; the editor is used up."""
+def emit(editor: Editor, plan: PlannedEdits, workers: WorkersOf | None = None) -> Made:
+    """Put the planned clips in, and what is to be watched; the editor is used up.
+
+    Args:
+        editor: of the model.
+        plan: what to do.
+        workers: says who has the rest of a gradient, where the model has but parts of them.
+    """
     settings, edits = plan.settings, plan.edits
     metrics, scale = settings.metrics, settings.thresholds.factor
     assignments = [
@@ -68,7 +78,7 @@ def emit(editor: Editor, plan: PlannedEdits) -> Made:
     groups: list[GroupMetricSource] = []
     for together in plan.schedule:
         members = [(streams[number], stage) for number, stage in together]
-        whole = _emit_together(editor, limits, members, settings, used)
+        whole = _emit_together(editor, limits, members, settings, used, workers)
         if whole is not None:
             groups.append(whole)
     emitted: tuple[Emitted, ...] = ()
@@ -93,6 +103,7 @@ def _emit_together(
     members: Sequence[tuple[_Stream, int]],
     settings: Settings,
     used: set[Used],
+    workers: WorkersOf | None,
 ) -> GroupMetricSource | None:
     emitters, metrics = [], settings.metrics
     for stream, stage in members:
@@ -117,6 +128,7 @@ def _emit_together(
             limits=limits if name is not None or settings.thresholds.is_value else None,
             threshold_input=name,
             parameter=edit.site,
+            workers=workers and workers(edit, stream.formulas[stage]),
             count=edit.count,
             is_measured=bool(metrics),
             measures_only=metrics.measures_only and is_last,

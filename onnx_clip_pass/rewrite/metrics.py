@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple, get_args
 
 from onnx_clip_pass.arguments import check_choice
 from onnx_clip_pass.clips import Clip, Emitter, Measured, Tensor
-from onnx_clip_pass.clips.emitter import ALL
 from onnx_clip_pass.clips.extremes import emit_largest, emit_least
+from onnx_clip_pass.clips.tape import ALL
 from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.graph import Editor, Scope

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from onnx_clip_pass.clips import Clip, ClipLayout
-from onnx_clip_pass.clips.emitter import Used
+from onnx_clip_pass.clips.tape import Used
 from onnx_clip_pass.errors import listed
 from onnx_clip_pass.gradients import Gradient, Survey
 from onnx_clip_pass.gradients.clipped import clip_nodes
@@ -22,6 +23,7 @@ from onnx_clip_pass.views import Table, View, Viewed, counted
 
 __all__ = [
     "Clipped",
+    "Reduced",
     "Report",
     "gradient_table",
     "lacking_kernels",
@@ -53,6 +55,32 @@ class Clipped:
         return self.clip.label + (f" [rule {self.rule}]" if self.rule is not None else "")
 
 
+class Reduced(NamedTuple):
+    """The task of workers with parts of gradients between the two phases of a clip.
+
+    `sums` and `maxima` are the lengths of the vectors that are reduced over them, `replicas` the
+    gradients of which several have the same part; `fingerprint` is the same on all workers that go
+    together.
+    """
+
+    sums: int
+    maxima: int
+    replicas: tuple[str, ...]
+    fingerprint: str
+
+    def lines(self) -> list[str]:
+        """All of it in lines."""
+        lengths = {"sums": self.sums, "maxima": self.maxima}
+        return [
+            *(
+                f"clip/{w}: the {w} of {n} numbers over all workers"
+                for w, n in lengths.items()
+                if n
+            ),
+            f"fingerprint, the same on all workers: {self.fingerprint}",
+        ]
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Report(Viewed):
     """The result of a rewrite: every gradient found, in graph order, and what to know of it.
@@ -62,7 +90,7 @@ class Report(Viewed):
     trained parameters that are not clipped, since their gradients are not known. `layout` is the
     machine that the nodes were chosen for, `new_operators` those of the default domain that the
     model did not use before, with the opset, as a build of ONNX Runtime for few operators has to
-    know them.
+    know them. `reduced` is there for one phase of a clip.
     """
 
     rows: tuple[Clipped, ...]
@@ -74,6 +102,7 @@ class Report(Viewed):
     uncovered: tuple[Uncovered, ...] = ()
     layout: ClipLayout = "cpu"
     new_operators: tuple[tuple[str, int], ...] = ()
+    reduced: Reduced | None = None
 
     @property
     def clipped(self) -> tuple[Clipped, ...]:
@@ -116,6 +145,7 @@ class Report(Viewed):
             f"input {name}: the threshold; not fed, it is as given here"
             for name in self.threshold_inputs
         ]
+        lines += [] if self.reduced is None else self.reduced.lines()
         for emitted in self.emitted[:_MOST_EMITTED]:
             of = emitted.group or ", ".join(emitted.gradients)
             of = of if len(of) < _LONGEST_LIST else counted(len(emitted.gradients))

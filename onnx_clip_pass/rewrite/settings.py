@@ -14,7 +14,7 @@ from onnx_clip_pass.options import Option, checked, described
 from onnx_clip_pass.rewrite.metrics import Emit, EmitAs, MetricOutputs
 from onnx_clip_pass.rewrite.selecting import GradientNames, as_mapping
 from onnx_clip_pass.rewrite.thresholds import LossScale, Thresholds
-from onnx_clip_pass.selection import as_skip
+from onnx_clip_pass.selection import as_patterns
 
 __all__ = ["Options", "Settings"]
 
@@ -159,7 +159,7 @@ class Settings:
             OnnxClipError: one of them cannot be meant.
         """
         values: Any = checked(Options, options)
-        values["skip"] = as_skip(values["skip"])
+        values["skip"] = as_patterns(values["skip"], "skip")
         given: Options = values
         check_input_name(given["threshold_input"])
         gradients = given["gradients"]

@@ -16,7 +16,7 @@ import numpy as np
 
 from onnx_clip_pass.arguments import as_number
 from onnx_clip_pass.clips import Numerics, Tape, Tensor
-from onnx_clip_pass.clips.emitter import ALL
+from onnx_clip_pass.clips.tape import ALL
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients import FoundGradient
 from onnx_clip_pass.graph import Editor, Index, Scope, TensorType

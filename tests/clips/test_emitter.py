@@ -10,7 +10,7 @@ from graphs import parse
 from onnx import TensorProto
 
 from onnx_clip_pass.clips import Tape, Tensor
-from onnx_clip_pass.clips.emitter import ALL, Over
+from onnx_clip_pass.clips.tape import ALL, Over
 from onnx_clip_pass.graph import Editor, Index, Shape
 
 FLOAT, DOUBLE, BOOL = (int(k) for k in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.BOOL))
