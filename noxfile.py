@@ -4,6 +4,7 @@ Continuous integration runs the tests by the README's command, and the sessions 
 """
 
 import re
+from pathlib import Path
 
 import nox
 
@@ -75,6 +76,30 @@ def docs(session: nox.Session) -> None:
     session.run("zensical", "build", "--clean", "--strict", env={"PYTHONPATH": "docs"})
     session.run("python", "docs/check_site.py", "site")
     session.run("python", "-m", "pytest", "--noconftest", "tests/site", *session.posargs)
+
+
+@nox.session(tags=["ci"])
+def package(session: nox.Session) -> None:
+    """Build what would be published, the wheel from the sdist, and look at both."""
+    session.install("build", "twine", "pytest>=8")
+    folder = session.create_tmp()
+    for old in Path(folder).iterdir():
+        if old.is_file():
+            old.unlink()
+    session.run("python", "-m", "build", "--sdist", "--outdir", folder)
+    (sdist,) = map(str, Path(folder).glob("*.tar.gz"))
+    session.run("python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", folder, sdist)
+    (wheel,) = map(str, Path(folder).glob("*.whl"))
+    session.run("twine", "check", "--strict", sdist, wheel)
+    tests = ["--noconftest", "tests/package", *session.posargs]
+    session.run("python", "-m", "pytest", *tests, env={"ONNX_CLIP_DIST": folder})
+
+
+@nox.session(tags=["ci"])
+def notebooks(session: nox.Session) -> None:
+    """Run the notebooks as a user would who has just installed what their first cell says."""
+    session.install(".[cpu]", "nbclient", "ipykernel")
+    session.run("jupyter-execute", *sorted(map(str, Path("examples/notebooks").glob("*.ipynb"))))
 
 
 @nox.session(default=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 import tomllib
@@ -33,6 +34,20 @@ def test_what_is_on_a_page_runs_and_gives_what_it_shows(page: Path):
         pytest.importorskip(NEEDS[page.name])
     shown = page.read_text(encoding="utf-8")
     assert with_output(page) == shown, "run python docs/pages.py --write"
+
+
+@pytest.mark.parametrize(
+    "notebook", sorted(ROOT.glob("examples/notebooks/*.ipynb")), ids=lambda path: path.name
+)
+def test_a_notebook_runs_and_holds_no_outputs(notebook: Path):
+    """`nox -s notebooks` runs it in Jupyter; here its cells run as they are, which is quick."""
+    pytest.importorskip("onnxruntime", reason="it runs a graph")
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code), "clear outputs"
+    space: dict[str, Any] = {}
+    for number, cell in enumerate(code):
+        exec(compile("".join(cell["source"]), f"{notebook.name}, cell {number}", "exec"), space)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
