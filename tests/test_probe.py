@@ -168,9 +168,23 @@ def test_a_moment_that_starts_at_zero_is_no_gradient():
 # -- doubtful cases ----------------------------------------------------------------------------
 
 
-def test_of_equal_values_on_one_way_the_last_counts():
-    model = graph(f"{LOSS} {GRADIENTS} v3 = Identity(v1)", "loss, float[4,2] v1, float[4,2] v3")
-    assert pairs(probe(model)) == [("v3", "W")]
+@pytest.mark.parametrize(
+    ("outputs", "inner", "which"),
+    [
+        ("float[4,2] v1, float[4,2] v3", False, "v1"),
+        ("float[4,2] v4, float[4,2] v3, float[4,2] v1", False, "v1"),
+        ("float[4,2] v4, float[4,2] v3", False, "v3"),
+        ("float[4,2] v3", True, "v3"),  # the last before it need not be clipped: v3 is
+    ],
+)
+def test_of_equal_values_on_one_way_the_last_counts_but_of_outputs_the_first(outputs, inner, which):
+    """A clip at the first output is seen in the others, one at the last in no other."""
+    model = graph(f"{LOSS} {GRADIENTS} v3 = Identity(v1) v4 = Identity(v3)", f"loss, {outputs}")
+    assert (which, "W") in pairs(probe(model, inner=inner))
+    clipped = clip_gradients(model, GradientClipByNorm(1e-3), gradients={which: "W"})
+    for name, array in run(clipped, make_feeds(clipped)).items():
+        if name != "loss":
+            assert np.linalg.norm(array) == pytest.approx(1e-3, rel=1e-5)
 
 
 def test_a_clip_that_does_not_act_ends_the_way():

@@ -5,7 +5,7 @@ The answer to each doubtful case:
 1. Slopes of zero prove nothing: the parameter is undecided.
 2. Values that fit but differ from each other: `trial` measures where they differ, or undecided.
 3. Equal values, one computed from the other: the last counts, but for a clip between them, before
-   which the gradient ends.
+   which the gradient ends, and for outputs: of them the first, since the others follow it.
 4. As many equal values as parameters that they fit, one computed from the other or not: one for
    each, by name, else by their order, lest one is left unclipped. Otherwise each value is that of
    each of the parameters.
@@ -17,7 +17,7 @@ The answer to each doubtful case:
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -82,7 +82,7 @@ def laid_out(array: NDArray[Any], layout: str, shape: tuple[int, ...]) -> NDArra
 
 
 def settle(
-    fits: Mapping[str, list[Fit]], before: Before, order: Sequence[str]
+    fits: Mapping[str, list[Fit]], before: Before, order: Sequence[str], outputs: Collection[str]
 ) -> list[tuple[Fit, str, str]]:
     """Fits to pairs: each with the parameter's name and a remark (rules 3 and 4).
 
@@ -90,12 +90,13 @@ def settle(
         fits: the values that fit, by parameter; those of one parameter are equal.
         before: see `Before`; called with the earlier value first.
         order: the names of all candidates, in the order of the graph's outputs.
+        outputs: the graph's outputs.
     """
     groups: dict[frozenset[str], list[str]] = defaultdict(list)
     kept: dict[str, dict[str, Fit]] = {}
     sharing = Counter(_names(equal) for equal in fits.values())
     for parameter, equal in fits.items():
-        ends = _ends(equal, before, sharing[_names(equal)])
+        ends = _ends(equal, before, sharing[_names(equal)], outputs)
         kept[parameter] = {fit.value: fit for fit in ends}
         groups[frozenset(kept[parameter])].append(parameter)
     pairs = []
@@ -176,8 +177,10 @@ def _names(fits: list[Fit]) -> frozenset[str]:
     return frozenset(fit.value for fit in fits)
 
 
-def _ends(equal: list[Fit], before: Before, sharing: int) -> list[Fit]:
-    """Of equal values the last on each way, or the last before a clip (rule 3).
+def _ends(
+    equal: list[Fit], before: Before, sharing: int, outputs: Collection[str]
+) -> list[Fit]:
+    """Of equal values the last on each way, the last before a clip, or an output (rule 3).
 
     All of them before a clip if they are as many as the parameters `sharing` them (rule 4).
     """
@@ -192,7 +195,14 @@ def _ends(equal: list[Fit], before: Before, sharing: int) -> list[Fit]:
         for fit in open_
         if not any(before(fit.value, name) for name in names if name != fit.value)
     ]
-    return list({fit.value: fit for fit in ends}.values())
+    shown = [name for name in names if name in outputs]
+    kept = [
+        fit
+        for fit in open_
+        if (fit in ends or fit.value in shown)
+        and not any(before(name, fit.value) for name in shown if name != fit.value)
+    ]
+    return list({fit.value: fit for fit in kept}.values())
 
 
 def _assign(values: list[str], parameters: list[str]) -> list[tuple[str, str]]:

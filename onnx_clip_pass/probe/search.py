@@ -93,7 +93,8 @@ class Search:
         measured = self._measure(names, wanted, 1)
         exact = {name: found for name, each in measured.items() if (found := _exact(each))}
         chosen = self._tried(exact) if exact else self._by_factor(names, list(measured))
-        pairs = settle(chosen, self._before, list(names))
+        outputs = {output.name for output in harness.model.graph.output}
+        pairs = settle(chosen, self._before, list(names), outputs)
         for name, each in measured.items():
             is_number = name in harness.index.main.initializers and self._at(name).size == 1
             if not (is_number or name in self.undecided or name in chosen):
