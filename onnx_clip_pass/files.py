@@ -20,9 +20,11 @@ from onnx_clip_pass.record import Record, read_record, undo
 from onnx_clip_pass.rewrite import (
     ClipOrRules,
     Decide,
+    GradientNames,
     Options,
     Report,
     Uncovered,
+    as_mapping,
     clip_in_place,
     nothing_found,
     uncovered_of,
@@ -59,7 +61,8 @@ class Inspection:
     """The contents of a file: gradients, the record of a rewrite, and why there are no gradients.
 
     `questions` are the trained parameters whose gradients are not known, `carried` the states that
-    are carried from step to step and not trained.
+    are carried from step to step and not trained. `changed` says of a clip that another tool has
+    changed since, or of a record that is forged, what is wrong; nothing is searched then.
     """
 
     gradients: tuple[Gradient, ...]
@@ -67,6 +70,7 @@ class Inspection:
     reason: str = ""
     questions: tuple[Uncovered, ...] = ()
     carried: tuple[str, ...] = ()
+    changed: str = ""
 
 
 class ClipFileOptions(Options, FileOptions):
@@ -117,54 +121,74 @@ def clip_gradients_file(
 
 
 @takes_options(FileOptions)
-def strip_file(source: _Path, target: _Path, **options: Unpack[FileOptions]) -> None:
+def strip_file(
+    source: _Path, target: _Path, *, dry_run: bool = False, **options: Unpack[FileOptions]
+) -> list[Record]:
     """Undo a rewrite from file to file, see `strip`; options as for `clip_gradients_file`.
+
+    Returns:
+        What had been done, in a list of one.
 
     Raises:
         OnnxClipError: the model is not clipped, or its record no longer fits it; files cannot be
             read or written, or must not be replaced.
     """
+    check_flags(dry_run=dry_run)
     how = Writing(**checked(FileOptions, options))
     source, target = paths_of(source, target, how)
-    recover(target.parent)
+    if not dry_run:
+        recover(target.parent)
     with open_model(source) as structure:
         check_target(source, target, how)
-        if not undo(structure.model):
+        record = undo(structure.model)
+        if record is None:
             raise OnnxClipError(
                 f"{str(source)!r} is not clipped by onnx-clip: there is nothing to undo"
             )
-        write_model(structure, target, files_along(structure, target, how), how)
+        files = files_along(structure, target, how)
+        if not dry_run:
+            write_model(structure, target, files, how)
+    return [record]
 
 
-def inspect_file(source: _Path, optimizer_ops: OptimizerOps = NO_OPS) -> Inspection:
+def inspect_file(
+    source: _Path, optimizer_ops: OptimizerOps = NO_OPS, gradients: GradientNames = None
+) -> Inspection:
     """The gradients of a model file, and the record if it is clipped already.
 
     Args:
         source: a model file.
         optimizer_ops: optimizers that the caller knows, beside those that the record names.
+        gradients: the gradients' names, if they are not to be searched for.
+
+    Raises:
+        OnnxClipError: the file cannot be read, or the gradients surely are none.
     """
     with open_model(Path(source)) as structure:
         record = read_record(structure.model)
         try:
             undo(structure.model)
         except OnnxClipError as error:  # worth a look all the same
-            return Inspection((), record, str(error))
+            return Inspection((), record, changed=str(error))
         known = {} if record is None else record.optimizer_ops
         index = Index(structure.model)
+        if gradients is not None:
+            named_now = name_gradients(index, as_mapping(gradients), known).found
+            return Inspection(tuple(each.gradient for each in named_now), record)
         seen = survey(index, {**known, **checked_ops(optimizer_ops)})
         if record is not None:
             seen = seen.answered(record.answers)
-        gradients = tuple(found_gradient.gradient for found_gradient in seen.found)
-        named = _named_before(index, record, {gradient.name for gradient in gradients})
+        found = tuple(found_gradient.gradient for found_gradient in seen.found)
+        named = _named_before(index, record, {gradient.name for gradient in found})
         told = {name for each in named for name in (each.name, each.parameter.name)}
         questions = [
             each
             for each in seen.questions
             if told.isdisjoint({each.name, *(value.name for value in each.candidates)})
         ]
-        is_empty = not (gradients or named or questions)
+        is_empty = not (found or named or questions)
         return Inspection(
-            gradients + named,
+            found + named,
             record,
             nothing_found(seen, can_name=False) if is_empty else "",
             uncovered_of(questions),
@@ -193,14 +217,23 @@ def explain_file(source: _Path, name: str, optimizer_ops: OptimizerOps = NO_OPS)
 def read_map(path: _Path) -> dict[str, str]:
     """Gradient name to parameter name, from a JSON object in a file.
 
+    What `inspect --json` and `rewrite --json` print is taken, too: its gradients are meant.
+
     Raises:
         OnnxClipError: the file cannot be read or holds something else.
     """
-    expected = 'expected a JSON object such as {"W_grad": "W"}'
+    expected = 'expected a JSON object such as {"W_grad": "W"}, or what inspect --json prints,'
     try:
         found = json.loads(read_text(Path(path)).decode())
     except (ValueError, RecursionError) as error:
         raise OnnxClipError(f"{expected} in {str(path)!r}: {error}") from error
+    if isinstance(found, dict) and isinstance(found.get("models"), list):
+        raise OnnxClipError(f"{str(path)!r} tells of several models: keep what is said of one")
+    if isinstance(found, dict) and isinstance(rows := found.get("gradients"), list):
+        try:
+            found = {row["gradient"]: row["parameter"] for row in reversed(rows)}
+        except (TypeError, KeyError):  # TypeError: no object, or no name
+            found = None
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
         raise OnnxClipError(f"{expected} in {str(path)!r}, with a string for each gradient")
     return found

@@ -169,10 +169,15 @@ def test_inspect_tells_that_our_nodes_were_changed(seed, capsys):
     next(node for node in model.graph.node if node.op_type == "ReduceL2").op_type = "ReduceL1"
     onnx.save(model, seed)
     capsys.readouterr()
-    assert main(["inspect", str(seed)]) == 0
+    assert main(["inspect", str(seed)]) == 1
     out = capsys.readouterr().out
+    assert out.startswith(f"changed since: {seed}: the nodes that onnx-clip added")
     assert "by another tool since" in out
     assert "clipped by onnx-clip" in out
+    assert main(["inspect", str(seed), "--json"]) == 1
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["changed"] is True
+    assert "by another tool since" in facts["reason"]
 
 
 def test_map_names_gradients_and_their_parameters(tmp_path, capsys):
@@ -211,7 +216,13 @@ def test_above_forty_rows_the_table_sums_up(tmp_path, capsys):
     )
     assert main(["rewrite", str(path)]) == 0
     err = capsys.readouterr().err
-    assert err.startswith("41 gradients, float32: norm <= 1\n")
+    assert [line.split()[:6] for line in err.splitlines()[:2]] == [
+        ["count", "gradient", "parameter", "shape", "dtype", "clip"],
+        ["41", "W*_grad", "W*", "[2]", "float32", "norm"],
+    ]
+    assert "(41 rows in 1 group; -v shows all)" in err
+    assert main(["rewrite", str(path), "-v"]) == 0
+    assert len(capsys.readouterr().err.splitlines()) == 1 + count
 
 
 def test_names_cannot_steer_the_terminal(tmp_path, capsys):
@@ -249,7 +260,7 @@ def test_a_record_cannot_steer_the_terminal(seed, capsys):
     entry.value = entry.value.replace('"version":"', '"version":"\\u001b[31m')
     onnx.save(model, seed)
     capsys.readouterr()
-    assert main(["inspect", str(seed)]) == 0
+    assert main(["inspect", str(seed)]) == 1  # the digest covers the record
     out, err = capsys.readouterr()
     assert "\x1b" not in out + err
 

@@ -47,8 +47,8 @@ def test_help_has_examples_that_the_command_takes(command, capsys):
         if line.startswith("    onnx-clip ")
     ]
     assert len(examples) >= 2
+    assert command in (None, *(name for _, name, *_ in examples))
     for _, name, *arguments in examples:
-        assert command in (name, None)
         if arguments != ["--help"]:
             cli.commands[name].make_context(name, arguments, resilient_parsing=False)
 

@@ -116,7 +116,27 @@ REFUSED = {
     ),
     "a name that is too long": (["rewrite", PATH, "-o", "x" * 300], "File name too long"),
     "a model name that is too long": (["rewrite", "x" * 300], "File name too long"),
-    "output is a folder": (["rewrite", PATH, "-o", "{folder}"], "is a folder"),
+    "output is the folder of the model": (["rewrite", PATH, "-o", "{folder}"], "--in-place"),
+    "several outputs and no folder": (
+        ["rewrite", PATH, "{folder}/plain.onnx", "-o", "{folder}/none"],
+        "several models are written into a folder, and there is no folder",
+    ),
+    "a missing model and a missing folder": (
+        ["rewrite", "{folder}/none/", "-o", "{folder}/new/"],
+        "cannot read '{folder}/none'",
+    ),
+    "a device": (["rewrite", PATH, "-o", "/dev/stdout"], "holds devices"),
+    "a model beside which there are devices": (["rewrite", "/dev/null"], "holds devices"),
+    "standard input": (["inspect", "-"], "give files, not streams"),
+    "standard output": (["rewrite", PATH, "-o", "-"], "give files, not streams"),
+    "a model on the web": (["rewrite", "https://example.com/m.onnx"], "is a URL"),
+    "an output on the web": (["rewrite", PATH, "-o", "s3://bucket/m.onnx"], "is a URL"),
+    "feeds on the web": (["verify", PATH, PATH, "--feeds", "http://x/f.npz"], "is a URL"),
+    "quiet and verbose": (["inspect", PATH, "-q", "-v"], "exclude each other"),
+    "an explanation of what is named": (
+        ["inspect", PATH, "--explain", "fc_0.w_0", "--gradient", "fc_0.w_0@GRAD"],
+        "--explain searches: not with --gradient",
+    ),
     "our nodes changed since": (["rewrite", "{folder}/changed.onnx"], "another tool"),
     "nothing to strip": (["strip", PATH], "nothing to undo"),
     "map that is no object": (
@@ -128,7 +148,6 @@ REFUSED = {
         "exclude each other",
     ),
     "in place and output": (["rewrite", PATH, "--in-place", "-o", "x"], "exclude each other"),
-    "one output for two models": (["rewrite", PATH, PATH, "-o", "x"], "is for one model"),
     "unknown option": (["rewrite", PATH, "--clipnorm", "1"], "No such option"),
     "unknown command": (["rewrit", PATH], "No such command"),
     "a text format": (["rewrite", "{folder}/m.textproto"], "text format"),
@@ -149,7 +168,7 @@ def test_each_bad_input_is_one_message_and_exit_code_2_and_writes_nothing(
     assert main([each.replace("{folder}", str(files)) for each in arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert expected in err
+    assert expected.replace("{folder}", str(files)) in err
     assert "Traceback" not in err
     assert {path: path.stat().st_mtime_ns for path in files.rglob("*")} == before
 
@@ -160,12 +179,12 @@ def test_two_models_for_one_place_are_refused_before_anything_is_written(options
     twin.write_bytes(SEED.read_bytes())
     before = sorted(path.name for path in seed.parent.iterdir())
     same = [(f"{seed.parent}/./step.onnx", "name it once")]
-    same += [(str(twin), "rewrite one of them alone, with --output")] if not options else []
+    same += [(str(twin), "give one of them alone, with --output")] if not options else []
     for other, way_out in same:
         assert main(["rewrite", str(seed), other, *options]) == 2
         err = capsys.readouterr().err
         assert "would both be written to" in err
-        assert err.endswith(f": {way_out}\n")
+        assert f": {way_out}\n" in err
     assert sorted(path.name for path in seed.parent.iterdir()) == before
     assert seed.read_bytes() == SEED.read_bytes()
 

@@ -240,7 +240,7 @@ def test_a_dimension_that_no_array_can_have_is_one_message(command, size, tmp_pa
 )
 def test_a_negative_seed_is_refused(arguments, capsys):
     assert cli.main([*arguments, "--seed", "-5"]) == 2
-    assert "-5 is not in the range x>=0" in capsys.readouterr().err
+    assert "expected a whole number, 0 or more, not '-5'" in capsys.readouterr().err
 
 
 def test_the_help_says_what_each_command_does_in_whole_words(capsys):

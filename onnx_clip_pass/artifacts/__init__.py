@@ -70,12 +70,14 @@ class ArtifactsInspection:
 
     `training` is what the training model holds. `optimizer` is the op type of the optimizer node,
     "" if there is none, for which `reason` then says why; `record` is that of the optimizer model.
+    `changed` says what is wrong with a clip in it that another tool has changed since.
     """
 
     training: Inspection
     optimizer: str
     record: Record | None
     reason: str = ""
+    changed: str = ""
 
 
 class ClipFolderOptions(Options, WriteOptions):
@@ -151,17 +153,24 @@ def clip_artifacts(
 
 
 @takes_options(WriteOptions)
-def strip_artifacts(folder: _Path, target: _Path, **options: Unpack[WriteOptions]) -> None:
+def strip_artifacts(
+    folder: _Path, target: _Path, *, dry_run: bool = False, **options: Unpack[WriteOptions]
+) -> list[Record]:
     """Undo the rewrite of a folder; arguments and errors as for `clip_artifacts`.
+
+    Returns:
+        What had been done, for each model that was clipped.
 
     Raises:
         OnnxClipError: also if neither model is clipped.
     """
     check_path("folder", folder)
     check_path("target", target)
+    check_flags(dry_run=dry_run)
     how = Writing(**checked(WriteOptions, options))
     folder, target = Path(folder), Path(target)
-    recover(target.parent, target)
+    if not dry_run:
+        recover(target.parent, target)
     layout = find_layout(folder)
     with _open_models(layout) as (structures, was_clipped):
         if not was_clipped:
@@ -171,7 +180,9 @@ def strip_artifacts(folder: _Path, target: _Path, **options: Unpack[WriteOptions
             )
         changed = {name: structures[name] for name in was_clipped}
         _check_written(layout, target, changed, how)
-        _write(layout, target, changed, how)
+        if not dry_run:
+            _write(layout, target, changed, how)
+        return list(was_clipped.values())
 
 
 def inspect_artifacts(folder: _Path) -> ArtifactsInspection:
@@ -188,8 +199,11 @@ def inspect_artifacts(folder: _Path) -> ArtifactsInspection:
         record = read_record(structure.model)
         try:
             undo(structure.model)
-            optimizer = find_optimizer(structure.model, layout.shown(layout.optimizer))
         except OnnxClipError as error:  # worth a look all the same
+            return ArtifactsInspection(training, "", record, changed=str(error))
+        try:
+            optimizer = find_optimizer(structure.model, layout.shown(layout.optimizer))
+        except OnnxClipError as error:
             return ArtifactsInspection(training, "", record, str(error))
     return ArtifactsInspection(training, optimizer.op_type, record)
 
@@ -236,17 +250,17 @@ def _check_stage(
 
 
 @contextmanager
-def _open_models(layout: Layout) -> Iterator[tuple[dict[str, Structure], list[str]]]:
-    """The models of a folder as they were before any rewrite, and which of them were rewritten."""
+def _open_models(layout: Layout) -> Iterator[tuple[dict[str, Structure], dict[str, Record]]]:
+    """The models of a folder as they were before any rewrite, and the records of rewrites."""
     structures: dict[str, Structure] = {}
-    was_clipped: list[str] = []
+    was_clipped: dict[str, Record] = {}
     with ExitStack() as stack:
         for name in filter(None, (layout.training, layout.optimizer)):
             structure = stack.enter_context(open_model(layout.folder / name))
             structures[name] = structure
             try:
-                if undo(structure.model):
-                    was_clipped.append(name)
+                if record := undo(structure.model):
+                    was_clipped[name] = record
             except OnnxClipError as error:
                 raise OnnxClipError(f"{layout.shown(name)}: {error}") from error
         check_training_model(structures[layout.training].model, layout.shown(layout.training))

@@ -13,7 +13,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from io import StringIO
 from typing import Any
 
 import click
@@ -25,8 +24,8 @@ from onnx_clip_pass.cli.inspecting import inspect
 from onnx_clip_pass.cli.options import TEXT
 from onnx_clip_pass.cli.rewriting import rewrite, strip
 from onnx_clip_pass.cli.verifying import verify
-from onnx_clip_pass.cli.words import error_facts, print_json, say
-from onnx_clip_pass.errors import OnnxClipError, shortened
+from onnx_clip_pass.cli.words import error_facts, has_colour, let_go_of_streams, print_json, say
+from onnx_clip_pass.errors import OnnxClipError
 
 __all__ = ["main"]
 
@@ -56,11 +55,7 @@ def _outcome(arguments: Sequence[str] | None) -> tuple[int, str]:
     try:
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
     except click.ClickException as error:
-        text = StringIO()
-        error.show(text)
-        with suppress(OSError):
-            click.echo(shortened(text.getvalue()), err=True, nl=False)
-        return 2, ""
+        return 2, _usage(error)
     except (click.Abort, KeyboardInterrupt):
         return 130, "interrupted; no file is half written"
     except OnnxClipError as error:
@@ -78,7 +73,7 @@ def _outcome(arguments: Sequence[str] | None) -> tuple[int, str]:
         if error.filename is None and isinstance(error, FileNotFoundError):
             return 2, "error: the folder that this was started in is gone; go to another"
         where = "standard output" if error.filename is None else repr(error.filename)
-        _let_go_of_streams()
+        let_go_of_streams()
         return 2, f"error: cannot write to {where}: {error.strerror}"
     except Exception:
         fault = "error: this is a fault of onnx-clip itself; please report it with these lines"
@@ -86,19 +81,33 @@ def _outcome(arguments: Sequence[str] | None) -> tuple[int, str]:
     return (code if isinstance(code, int) else 0), ""
 
 
+def _usage(error: click.ClickException) -> str:
+    """A message on arguments that are wrong, with the way to help; help if there are none."""
+    context = getattr(error, "ctx", None)
+    if context is None or isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+        return click.unstyle(error.format_message())
+    help_ = f"{context.command_path} --help"
+    return f"error: {error.format_message()}\n{context.get_usage()}\nall options: {help_}"
+
+
 def _gone() -> tuple[int, str]:
     """The outcome where the reader of the output has gone, as `head` does: no fault of anyone's.
 
     It is that of a process which the signal of it ends; 0 would hide a check that has failed.
     """
-    _let_go_of_streams()
+    let_go_of_streams()
     return 141, ""
 
 
 def _run(arguments: list[str]) -> Any:
     """Run a command; what goes wrong is told on standard output too where that is to be JSON."""
     try:
-        return cli.main(args=arguments, prog_name="onnx-clip", standalone_mode=False)
+        return cli.main(
+            args=arguments,
+            prog_name="onnx-clip",
+            standalone_mode=False,
+            color=has_colour(is_result=True),
+        )
     except (KeyError, ValueError) as error:
         if _COMPLETION not in os.environ:
             raise
@@ -110,18 +119,8 @@ def _run(arguments: list[str]) -> Any:
             try:
                 print_json(error_facts(error))
             except BrokenPipeError:  # it is told on standard error all the same
-                _let_go_of_streams()
+                let_go_of_streams()
         raise
-
-
-def _let_go_of_streams() -> None:
-    """Spare the end of the process from writing what one of them did not take."""
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # closed, they are None
-        try:
-            stream.flush()
-        except OSError:
-            with suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @click.group(

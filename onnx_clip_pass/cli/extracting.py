@@ -18,10 +18,10 @@ from onnx_clip_pass.cli.options import (
     OptionGroup,
     json_option,
     option,
-    output_path,
 )
 from onnx_clip_pass.cli.showing import report_facts, tell_rewrite
-from onnx_clip_pass.cli.words import print_json
+from onnx_clip_pass.cli.targets import target_of
+from onnx_clip_pass.cli.words import print_json, volume_options
 from onnx_clip_pass.errors import shown
 from onnx_clip_pass.extract import Phase, ShardAxis, extract_clip_file
 
@@ -79,6 +79,7 @@ class PhaseOptions(OptionGroup):
 @FindOptions.declare
 @click.option("--force", is_flag=True, help="Replace an output that extract did not write.")
 @json_option
+@volume_options
 def extract(
     model: Path,
     output: str | None,
@@ -105,7 +106,7 @@ def extract(
         raise click.UsageError("--measure-only clips nothing: there is no clip to extract")
     name = model.name.removesuffix(".onnx")
     beside = model.with_name(f"{name}.{parts.phase or 'clip'}.onnx")
-    target = output_path(output, model) or beside
+    target = target_of(output, model, beside, beside.name)
     report = extract_clip_file(
         model,
         target,

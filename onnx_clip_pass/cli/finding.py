@@ -10,7 +10,7 @@ import click
 
 from onnx_clip_pass.arguments import whole_in
 from onnx_clip_pass.cli.options import OptionGroup, given_options, option, say_together
-from onnx_clip_pass.cli.words import escape_control, say
+from onnx_clip_pass.cli.words import say
 from onnx_clip_pass.deciding import Apart
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients.optimizer import checked_ops
@@ -93,4 +93,4 @@ def tell_uncovered(questions: Sequence[Uncovered]) -> None:
     for question in questions[:20]:
         say(f"not known: {question.in_words()}", is_result=True)
     if questions[20:]:
-        click.echo(escape_control(f"and {len(questions) - 20} more (--json lists them)"))
+        say(f"and {len(questions) - 20} more (--json lists them)", is_result=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,9 +11,9 @@ from onnx_clip_pass.artifacts import (
     ClipStage,
     clip_artifacts,
     inspect_artifacts,
-    strip_artifacts,
 )
 from onnx_clip_pass.artifacts.layout import find_layout
+from onnx_clip_pass.cli.several import Facts
 from onnx_clip_pass.cli.showing import (
     done_by,
     gradient_facts,
@@ -24,19 +23,16 @@ from onnx_clip_pass.cli.showing import (
     show_inspected,
     tell_rewrite,
 )
-from onnx_clip_pass.cli.words import counted, escape_control, print_json
+from onnx_clip_pass.cli.words import counted, is_quiet, say
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.record import Record
 from onnx_clip_pass.rewrite import ClipOrRules
 
 __all__ = [
     "AT",
-    "beside_folder",
     "inspect_folder",
-    "is_folder",
     "refuse_to_verify",
     "rewrite_folder",
-    "strip_folder",
 ]
 
 AT = click.option(
@@ -52,17 +48,6 @@ _WHEN = {
     "micro-batch": "of each micro-batch before it is added up (--at micro-batch; if a step has "
     "one, the same as --at step)",
 }
-
-
-def is_folder(path: Path) -> bool:
-    """Return whether it is a folder; a name that no file can have is none."""
-    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for a name that is too long
-
-
-def beside_folder(folder: Path, word: str) -> Path:
-    """The default output: artifacts gives artifacts.clipped."""
-    stage = folder if folder.name not in ("", "..") else folder.resolve()
-    return stage.with_name(f"{stage.name}.{word}")
 
 
 def rewrite_folder(
@@ -99,7 +84,7 @@ def rewrite_folder(
     if verifies:
         refuse_to_verify(folder, target)
     stage: ClipStage = at or "step"
-    report = clip_artifacts(folder, target, clip, at=stage, progress=True, **options)
+    report = clip_artifacts(folder, target, clip, at=stage, progress=not is_quiet(), **options)
     is_written = not options["dry_run"]
     tell_rewrite(
         folder,
@@ -128,37 +113,34 @@ def refuse_to_verify(folder: Path, rewritten: Path) -> NoReturn:
     )
 
 
-def strip_folder(folder: Path, target: Path, **options: Any) -> None:
-    """Undo the rewrite of a folder."""
-    strip_artifacts(folder, target, progress=True, **options)
-    click.echo(f"wrote {escape_control(target)}")
-
-
-def inspect_folder(folder: Path, *, as_json: bool) -> None:
-    """Show a folder's gradients, its optimizer, and what is clipped already."""
+def inspect_folder(folder: Path, *, as_json: bool) -> Facts:
+    """Show a folder's gradients, its optimizer, and what is clipped already; return that."""
     found = inspect_artifacts(folder)
-    training = found.training
-    if as_json:
-        print_json(
-            {
-                "folder": str(folder),
-                "gradients": [gradient_facts(gradient) for gradient in training.gradients],
-                "reason": training.reason or None,
-                "optimizer": found.optimizer or None,
-                "micro-batch": record_facts(training.record),
-                "step": record_facts(found.record),
-            }
+    training, step = found.training, found.record
+    changed = [f"{reason}" for reason in (training.changed, found.changed) if reason]
+    for reason in changed:
+        say(f"changed since: {folder}: {reason}", is_result=not as_json)
+    if not as_json and not is_quiet():
+        say(
+            f"{counted(len(training.gradients))} in the training artifacts {folder}, optimizer: "
+            f"{found.optimizer or 'unknown'}\n"
+            f"at the micro-batch: {_in_words(training.record)}\n"
+            f"at the step: {_in_words(step)}",
+            is_result=True,
         )
-        return
-    show_inspected(training)
-    click.echo(
-        f"{counted(len(training.gradients))} in the training artifacts "
-        f"{escape_control(folder)}, optimizer: {found.optimizer or 'unknown'}"
-    )
-    for line in (*training.reason.splitlines(), *found.reason.splitlines()):
-        click.echo(escape_control(line))
-    click.echo(f"at the micro-batch: {_in_words(training.record)}")
-    click.echo(f"at the step: {_in_words(found.record)}")
+        at_step = [settings_in_words(clip) for clip in step.clips] if step else []
+        show_inspected(training, "; ".join([f"{clip} (step)" for clip in at_step]) or "-")
+        for reason in filter(None, (training.reason, found.reason)):
+            say(reason, is_result=True)
+    return {
+        "folder": str(folder),
+        "gradients": [gradient_facts(gradient) for gradient in training.gradients],
+        "reason": "\n".join(changed) or training.reason or None,
+        "changed": bool(changed),
+        "optimizer": found.optimizer or None,
+        "micro-batch": record_facts(training.record),
+        "step": record_facts(step),
+    }
 
 
 def _in_words(record: Record | None) -> str:
@@ -167,4 +149,4 @@ def _in_words(record: Record | None) -> str:
     done = {settings_in_words(clip) for clip in record.clips}
     names = [clip.gradient for clip in record.clips]
     count = "all gradients" if names == ["gradients"] else counted(len(names))
-    return f"{done_by(record)}: {count}, {escape_control('; '.join(sorted(done)))}"
+    return f"{done_by(record)}: {count}, {'; '.join(sorted(done))}"

@@ -2,50 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from onnx_clip_pass.cli.clipping import GradientOptions
 from onnx_clip_pass.cli.finding import OptimizerOptions, tell_uncovered
-from onnx_clip_pass.cli.folders import inspect_folder, is_folder
+from onnx_clip_pass.cli.folders import inspect_folder
 from onnx_clip_pass.cli.helping import Command
-from onnx_clip_pass.cli.options import PATH, json_option
+from onnx_clip_pass.cli.options import PATH, json_option, refuse
 from onnx_clip_pass.cli.probing import ProbeOptions
+from onnx_clip_pass.cli.several import Facts, each_model
 from onnx_clip_pass.cli.showing import done_by, gradient_facts, record_facts, show_inspected
+from onnx_clip_pass.cli.targets import is_folder
 from onnx_clip_pass.cli.verifying import RunOptions
-from onnx_clip_pass.cli.words import counted, escape_control, print_json
+from onnx_clip_pass.cli.words import counted, is_quiet, say, volume_options
 from onnx_clip_pass.errors import OnnxClipError, listed
-from onnx_clip_pass.files import explain_file, inspect_file
+from onnx_clip_pass.files import Inspection, explain_file, inspect_file
 from onnx_clip_pass.record import Record
 
 __all__ = ["inspect"]
 
 
 @click.command(cls=Command, short_help="Show gradients, and what is clipped.")
-@click.argument("model", type=PATH)
+@click.argument("models", type=PATH, nargs=-1, required=True, metavar="MODEL...")
 @click.option(
     "--explain",
     "explained",
     metavar="PARAMETER",
     help="Show how this parameter's new value comes from its gradient, and why that is it.",
 )
+@GradientOptions.declare
 @OptimizerOptions.declare
 @ProbeOptions.declare
 @RunOptions.declare
 @json_option
+@volume_options
 def inspect(
-    model: Path,
+    models: tuple[Path, ...],
     explained: str | None,
     optimizer_ops: dict[str, tuple[int, int]],
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Show the gradients of MODEL, how they are known, and what is clipped already.
+    """Show the gradients of each MODEL, how they are known, and what is clipped already.
 
     Trained parameters whose gradients are not known for sure are listed too, with what stands in
-    the way, and so are states that are carried from step to step and not trained.
+    the way, and so are states that are carried from step to step and not trained. Exit code 1 if
+    another tool has changed the clip of a MODEL since it was put in.
 
     MODEL is a file, or a folder of ONNX Runtime's training artifacts.
 
@@ -54,59 +61,85 @@ def inspect(
       onnx-clip inspect model.onnx
       onnx-clip inspect model.onnx --explain fc1.weight
       onnx-clip inspect model.onnx --probe        # by slopes of the loss
+      onnx-clip inspect model.onnx --json > gradients.json
+      onnx-clip rewrite model.onnx --map gradients.json
       onnx-clip inspect artifacts/                # of ONNX Runtime training
     """
     probing, run = ProbeOptions.take(options), RunOptions.take(options)
+    named = GradientOptions.take(options)
     if not probing.probes:
         run.refuse_without("--probe")
-    if is_folder(model) and not probing.probes:
+    refuse(
+        {
+            "--explain tells what the graph shows: not with --probe": explained is not None
+            and probing.probes,
+            f"--explain searches: not with {', '.join(named.given)}": explained is not None
+            and named.given,
+            "--probe finds the gradients: not with --gradient or --map": probing.probes
+            and named.given,
+        }
+    )
+    names = named.read()
+
+    def on(model: Path) -> Iterator[Facts]:
         if explained is not None:
-            raise OnnxClipError(f"{str(model)!r} is a folder: --explain takes one of its models")
-        inspect_folder(model, as_json=as_json)
-        return
-    if explained is not None:
-        if probing.probes:
-            raise click.UsageError("--explain tells what the graph shows: not with --probe")
-        _explain(model, explained, optimizer_ops, as_json=as_json)
-        return
-    found = inspect_file(model, optimizer_ops)
-    if probing.probes:
-        probed = probing.find(model, run)
-        reason = "\n".join(f"{entry.parameter}: {entry.reason}" for entry in probed.undecided)
-        found = replace(found, gradients=probed.gradients, reason=reason, questions=())
-    if as_json:
-        print_json(
-            {
-                "model": str(model),
-                "gradients": [gradient_facts(gradient) for gradient in found.gradients],
-                "reason": found.reason or None,
-                "questions": [question.to_json() for question in found.questions],
-                "carried": list(found.carried),
-                "record": record_facts(found.record),
-            }
-        )
-        return
-    show_inspected(found)
-    click.echo(f"{counted(len(found.gradients))} in {escape_control(model)}")
-    tell_uncovered(found.questions)
-    if found.carried:
-        click.echo(escape_control(f"carried, not trained: {listed(found.carried)}"))
-    for line in found.reason.splitlines():
-        click.echo(escape_control(line))
-    for line in _in_words(found.record):
-        click.echo(line)
+            yield _explain(model, explained, optimizer_ops, as_json=as_json)
+        elif is_folder(model) and not probing.probes:
+            if names is not None:
+                raise OnnxClipError(
+                    f"{str(model)!r} is a folder, whose gradients are known by their accumulators: "
+                    f"leave {named.given[0]} out"
+                )
+            yield inspect_folder(model, as_json=as_json)
+        else:
+            found = inspect_file(model, optimizer_ops, names)
+            if probing.probes and not found.changed:
+                probed = probing.find(model, run)
+                reasons = [f"{entry.parameter}: {entry.reason}" for entry in probed.undecided]
+                found = replace(
+                    found, gradients=probed.gradients, reason="\n".join(reasons), questions=()
+                )
+            yield _tell(model, found, as_json=as_json)
+
+    each_model(models, on, as_json=as_json, is_wrong=lambda facts: bool(facts.get("changed")))
+
+
+def _tell(model: Path, found: Inspection, *, as_json: bool) -> Facts:
+    """Show what a model holds, unless it is told as JSON; return that."""
+    if found.changed:
+        say(f"changed since: {model}: {found.changed}", is_result=not as_json)
+    if not as_json and not is_quiet():
+        say(f"{counted(len(found.gradients))} in {model}", is_result=True)
+        for line in _in_words(found.record):
+            say(line, is_result=True)
+        show_inspected(found)
+        tell_uncovered(found.questions)
+        if found.carried:
+            say(f"carried, not trained: {listed(found.carried)}", is_result=True)
+        if found.reason:
+            say(found.reason, is_result=True)
+    return {
+        "model": str(model),
+        "gradients": [gradient_facts(gradient) for gradient in found.gradients],
+        "reason": found.changed or found.reason or None,
+        "changed": bool(found.changed),
+        "questions": [question.to_json() for question in found.questions],
+        "carried": list(found.carried),
+        "record": record_facts(found.record),
+    }
 
 
 def _explain(
     model: Path, name: str, optimizer_ops: dict[str, tuple[int, int]], *, as_json: bool
-) -> None:
+) -> Facts:
     """Show all that is known of one parameter."""
+    if is_folder(model):
+        raise OnnxClipError(f"{str(model)!r} is a folder: --explain takes one of its models")
     found = explain_file(model, name, optimizer_ops)
-    if as_json:
-        print_json({"model": str(model)} | asdict(found))
-        return
-    for line in found.lines():
-        click.echo(escape_control(line))
+    if not as_json:
+        for line in found.lines():
+            say(line, is_result=True)
+    return {"model": str(model)} | asdict(found)
 
 
 def _in_words(record: Record | None) -> list[str]:
@@ -131,4 +164,4 @@ def _in_words(record: Record | None) -> list[str]:
     names = list(dict.fromkeys(entry.parameter for entry in record.uncovered))
     if names:
         lines.append(f"not covered, as was accepted (--partial): {listed(names)}")
-    return [escape_control(line) for line in lines]
+    return lines

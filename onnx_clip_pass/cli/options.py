@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from onnx_clip_pass.arguments import is_text, number_in, whole_in
-from onnx_clip_pass.errors import OnnxClipError, shown
+from onnx_clip_pass.errors import shown
 from onnx_clip_pass.options import described
 
 __all__ = [
@@ -26,7 +27,6 @@ __all__ = [
     "json_option",
     "option",
     "options_of",
-    "output_path",
     "refuse",
     "say_together",
     "spelled",
@@ -34,6 +34,9 @@ __all__ = [
 ]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 class _File(click.Path):
@@ -44,8 +47,23 @@ class _File(click.Path):
     ) -> str | bytes | os.PathLike[str]:
         if not value:
             self.fail("expected a path, not an empty text", param, ctx)
-        if "\0" in str(value):
+        text = str(value)
+        if "\0" in text:
             self.fail("no name of a file holds a NUL", param, ctx)
+        if text == "-":
+            self.fail(
+                "give files, not streams: save what comes in first (cat > FILE), and name the file "
+                "to write; one that is called - is ./-",
+                param,
+                ctx,
+            )
+        if _URL.match(text) and not os.path.lexists(text):
+            self.fail(
+                f"{shown(text)} is a URL, and onnx-clip reads and writes files alone: download it "
+                f"first, or upload what is written",
+                param,
+                ctx,
+            )
         return super().convert(value, param, ctx)
 
 
@@ -94,7 +112,7 @@ PATH = _File(path_type=Path)
 """The type of an argument or option that is a path."""
 
 OUTPUT = _File(path_type=str)
-"""The type of an option that says where to write: text, for `output_path`."""
+"""The type of an option that says where to write: text, for `target_of`."""
 
 
 def option(*names: str, **attributes: Any) -> Any:
@@ -208,21 +226,6 @@ def refuse(faults: Mapping[str, object]) -> None:
     for what, is_wrong in faults.items():
         if is_wrong:
             raise click.UsageError(what)
-
-
-def output_path(text: str | None, model: Path) -> Path | None:
-    """The path to write to, as far as the user says it.
-
-    Raises:
-        OnnxClipError: a file is to be written, and the text ends as that of a folder does, which a
-            `Path` forgets; but there is no such folder.
-    """
-    if text is None:
-        return None
-    isdir = os.path.isdir  # Path.is_dir raises for a name that is too long
-    if text.endswith(("/", os.sep)) and not isdir(text) and not isdir(model):
-        raise OnnxClipError(f"cannot write {text!r}: there is no folder {text!r}")
-    return Path(text)
 
 
 def given_options(*names: str) -> list[str]:

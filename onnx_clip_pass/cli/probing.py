@@ -50,7 +50,7 @@ class ProbeOptions(OptionGroup):
         """Probe a model; the modules that run models are imported only here."""
         from onnx_clip_pass.probe import probe
 
-        return probe(model, loss=self.loss, inner=self.inner, data=self.data, progress=True,
+        return probe(model, loss=self.loss, inner=self.inner, data=self.data, progress=not is_quiet(),
                      **run.as_arguments())  # fmt: skip
 
     def gradients(self, model: Path, run: RunOptions) -> tuple[Gradient, ...]:

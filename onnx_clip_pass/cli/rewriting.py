@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 
 import click
 
-from onnx_clip_pass.artifacts import ClipStage
+from onnx_clip_pass.artifacts import ClipStage, strip_artifacts
 from onnx_clip_pass.cli.clipping import ClipOptions, GradientOptions, clip_options
 from onnx_clip_pass.cli.finding import FindOptions
-from onnx_clip_pass.cli.folders import AT, beside_folder, is_folder, rewrite_folder, strip_folder
+from onnx_clip_pass.cli.folders import AT, rewrite_folder
 from onnx_clip_pass.cli.helping import Command
 from onnx_clip_pass.cli.options import (
     OUTPUT,
@@ -21,15 +20,15 @@ from onnx_clip_pass.cli.options import (
     given_options,
     json_option,
     options_of,
-    output_path,
     refuse,
     take_options,
 )
 from onnx_clip_pass.cli.probing import ProbeOptions, with_evidence
-from onnx_clip_pass.cli.showing import report_facts, tell_rewrite
+from onnx_clip_pass.cli.several import Facts, each_model
+from onnx_clip_pass.cli.showing import record_facts, report_facts, tell_rewrite, tell_undone
+from onnx_clip_pass.cli.targets import is_folder, targets_of
 from onnx_clip_pass.cli.verifying import RunOptions, slopes_option, tell_verification
-from onnx_clip_pass.cli.words import error_facts, escape_control, print_json, say
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.cli.words import is_quiet, volume_options
 from onnx_clip_pass.files import clip_gradients_file, strip_file
 from onnx_clip_pass.rewrite import ClipOrRules
 from onnx_clip_pass.saving import FileOptions
@@ -44,7 +43,12 @@ _NO_TRUST = (
 
 @click.command(cls=Command, short_help="Clip the gradients of models.")
 @click.argument("models", type=PATH, nargs=-1, required=True, metavar="MODEL...")
-@click.option("-o", "--output", type=OUTPUT, help="Where to write. [default: MODEL.clipped.onnx]")
+@click.option(
+    "-o",
+    "--output",
+    type=OUTPUT,
+    help="Where to write: a file, or a folder. [default: MODEL.clipped.onnx]",
+)
 @clip_options
 @GradientOptions.declare
 @FindOptions.declare
@@ -58,6 +62,7 @@ _NO_TRUST = (
 @RunOptions.declare
 @click.option("--dry-run", is_flag=True, help="Show what would be clipped, write nothing.")
 @json_option
+@volume_options
 def rewrite(
     models: tuple[Path, ...], output: str | None, dry_run: bool, as_json: bool, **options: Any
 ) -> None:
@@ -79,21 +84,18 @@ def rewrite(
       onnx-clip rewrite model.onnx --threshold-input clip_norm --emit norm
       onnx-clip rewrite model.onnx --gradient t_9 --gradient view_1
       onnx-clip rewrite model.onnx --probe --feeds inputs.npz --loss mse_loss
+      onnx-clip rewrite *.onnx -o clipped/        # each under its own name
       onnx-clip rewrite artifacts/ -o clipped/    # of ONNX Runtime training
     """
     work = _Rewriting.of(models, output, dry_run=dry_run, as_json=as_json, options=options)
-    targets = [_target(model, output, work.replaces, "clipped") for model in models]
-    _refuse_same(models, targets)
-    results = [work.on(model, target) for model, target in zip(models, targets, strict=True)]
-    if as_json:
-        print_json(results[0] if len(models) == 1 else {"models": results})
-    failures = sum("error" in facts for facts in results)
-    if failures and len(models) > 1:
-        say(f"{failures} of {len(models)} models failed")
-    if failures:
-        raise click.exceptions.Exit(2)
-    if not all(facts.get("verification", {"ok": True})["ok"] for facts in results):
-        raise click.exceptions.Exit(1)
+    targets = targets_of(models, output, "clipped", replaces=work.replaces)
+    places = dict(zip(models, targets, strict=True))
+    each_model(
+        models,
+        lambda model: work.on(model, places[model]),
+        as_json=as_json,
+        is_wrong=lambda facts: not facts.get("verification", {"ok": True})["ok"],
+    )
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,6 @@ class _Rewriting:
     slopes: str
     verifies: bool
     as_json: bool
-    is_alone: bool
 
     @classmethod
     def of(
@@ -138,8 +139,6 @@ class _Rewriting:
                 "--at is for a folder of training artifacts: give that, not a file": at is not None
                 and not has_folder,
                 _NO_TRUST: how["trust_data"] and has_folder,
-                "--output is for one model; several are written beside themselves": is_chosen
-                and len(models) > 1,
             }
         )
         finding, run = FindOptions.take(options), RunOptions.take(options)
@@ -154,43 +153,32 @@ class _Rewriting:
             **how,
             **clipping.arguments,
         }
-        return cls(
-            clip, written, at, finding, probing, run, slopes, verifies, as_json,
-            is_alone=len(models) == 1,
-        )  # fmt: skip
+        return cls(clip, written, at, finding, probing, run, slopes, verifies, as_json)
 
     @property
     def replaces(self) -> bool:
         """Return whether each model itself is replaced."""
         return bool(self.written["replace"])
 
-    def on(self, model: Path, target: Path) -> dict[str, Any]:
-        """Rewrite a model and tell of it; the facts in the types of JSON."""
-        facts: dict[str, Any] = {"model": str(model)}
-        try:
-            for found in (self._folder if is_folder(model) else self._file)(model, target):
-                facts |= found
-        except OnnxClipError as error:
-            is_named = self.is_alone or repr(str(model)) in str(error)
-            say(f"error: {error}" if is_named else f"error: {model}: {error}")
-            facts |= error_facts(error)
-        return facts
+    def on(self, model: Path, target: Path) -> Iterator[Facts]:
+        """Rewrite a model and tell of it."""
+        return (self._folder if is_folder(model) else self._file)(model, target)
 
-    def _folder(self, model: Path, target: Path) -> Iterator[dict[str, Any]]:
+    def _folder(self, model: Path, target: Path) -> Iterator[Facts]:
         written = {name: value for name, value in self.written.items() if name != "trust_data"}
         yield rewrite_folder(
             model, target, self.clip, at=self.at, probes=self.probing.probes,
             verifies=self.verifies, as_json=self.as_json, **written,
         )  # fmt: skip
 
-    def _file(self, model: Path, target: Path) -> Iterator[dict[str, Any]]:
+    def _file(self, model: Path, target: Path) -> Iterator[Facts]:
         if self.verifies:
             self.run.preflight(model)  # what cannot be run is not written either
         options = self.written | self.finding.arguments(model)
         probed = self.probing.gradients(model, self.run) if self.probing.probes else None
         if probed is not None:
             options["gradients"] = {each.name: each.parameter.name for each in probed}
-        report = clip_gradients_file(model, target, self.clip, progress=True, **options)
+        report = clip_gradients_file(model, target, self.clip, progress=not is_quiet(), **options)
         if probed is not None:
             report = with_evidence(report, probed)
         written = None if options["dry_run"] else target
@@ -202,55 +190,47 @@ class _Rewriting:
             yield {"verification": told}
 
 
-@click.command(cls=Command, short_help="Undo a rewrite.")
-@click.argument("model", type=PATH)
-@click.option("-o", "--output", type=OUTPUT, help="Where to write. [default: MODEL.stripped.onnx]")
+@click.command(cls=Command, short_help="Undo rewrites.")
+@click.argument("models", type=PATH, nargs=-1, required=True, metavar="MODEL...")
+@click.option(
+    "-o",
+    "--output",
+    type=OUTPUT,
+    help="Where to write: a file, or a folder. [default: MODEL.stripped.onnx]",
+)
 @options_of(FileOptions)
-def strip(model: Path, output: str | None, **how: Any) -> None:
-    """Undo a rewrite: write MODEL, a file or a folder, as it was before it was clipped.
+@click.option("--dry-run", is_flag=True, help="Show what would be undone, write nothing.")
+@json_option
+@volume_options
+def strip(
+    models: tuple[Path, ...], output: str | None, dry_run: bool, as_json: bool, **how: Any
+) -> None:
+    """Undo a rewrite: write each MODEL, a file or a folder, as it was before it was clipped.
 
     \b
     Examples:
       onnx-clip strip model.clipped.onnx          # writes ….stripped.onnx
       onnx-clip strip model.clipped.onnx -o model.onnx
+      onnx-clip strip *.clipped.onnx -o plain/ --dry-run
       onnx-clip strip clipped/ --in-place         # of ONNX Runtime training
     """
     refuse(
         {
             "--in-place and --output exclude each other": how["replace"] and output is not None,
-            _NO_TRUST: how["trust_data"] and is_folder(model),
+            _NO_TRUST: how["trust_data"] and any(map(is_folder, models)),
         }
     )
-    target = _target(model, output, how["replace"], "stripped")
-    if is_folder(model):
-        del how["trust_data"]
-        strip_folder(model, target, **how)
-        return
-    strip_file(model, target, progress=True, **how)
-    click.echo(f"wrote {escape_control(target)}")
+    targets = targets_of(models, output, "stripped", replaces=how["replace"])
+    places = dict(zip(models, targets, strict=True))
 
+    def on(model: Path) -> Iterator[Facts]:
+        target, undo = places[model], strip_artifacts if is_folder(model) else strip_file
+        options = {k: v for k, v in how.items() if k != "trust_data" or not is_folder(model)}
+        records = undo(model, target, dry_run=dry_run, progress=not is_quiet(), **options)
+        tell_undone(model, None if dry_run else target, records, as_json=as_json)
+        yield {
+            "output": None if dry_run else str(target),
+            "undone": [record_facts(record) for record in records],
+        }
 
-def _target(model: Path, output: str | None, replaces: bool, word: str) -> Path:
-    """The path to write to: unless it is said, beside model.onnx as model.clipped.onnx."""
-    if replaces:
-        return model
-    if chosen := output_path(output, model):
-        return chosen
-    if is_folder(model):
-        return beside_folder(model, word)
-    return model.parent / f"{model.stem}.{word}.onnx"
-
-
-def _refuse_same(models: Sequence[Path], targets: Sequence[Path]) -> None:
-    """Refuse two models that would be written to one place, of which the last would win."""
-    taken: dict[str, Path] = {}
-    for model, target in zip(models, targets, strict=True):
-        place = os.path.realpath(target)
-        if place in taken:
-            is_one = os.path.realpath(model) == os.path.realpath(taken[place])
-            way_out = "name it once" if is_one else "rewrite one of them alone, with --output"
-            raise click.UsageError(
-                f"{str(taken[place])!r} and {str(model)!r} would both be written to "
-                f"{str(target)!r}: {way_out}"
-            )
-        taken[place] = model
+    each_model(models, on, as_json=as_json)

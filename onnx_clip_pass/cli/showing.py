@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from onnx_clip_pass.cli.tables import show_table
-from onnx_clip_pass.cli.words import escape_control, say
+from onnx_clip_pass.cli.words import counted, escape_control, is_quiet, say
 from onnx_clip_pass.clips import clip_from_dict
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import Inspection
@@ -23,6 +24,7 @@ __all__ = [
     "settings_in_words",
     "show_inspected",
     "tell_rewrite",
+    "tell_undone",
 ]
 
 
@@ -52,23 +54,53 @@ def tell_rewrite(
     )
     for note in view.notes:
         say(f"note: {note}")
-    if as_json:
+    if as_json or is_quiet():
         return
-    show_table(view.table, is_result=False)
     written = "nothing was written" if target is None else f"wrote {target}"
-    for line in (f"{view.summary}; {written}", *view.further):
+    say(f"{view.summary}; {written}", is_result=True)
+    show_table(view.table, is_result=False)
+    for line in view.further:
         say(line, is_result=True)
 
 
-def show_inspected(found: Inspection) -> None:
-    """The gradients that were found, each with the clip that it has."""
+def tell_undone(
+    source: Path, target: Path | None, records: Sequence[Record], *, as_json: bool
+) -> None:
+    """Tell what was undone, unless it is told as JSON.
+
+    Args:
+        source: what was stripped.
+        target: what was written; None if nothing was.
+        records: what had been done.
+        as_json: whether it is told as JSON, elsewhere.
+    """
+    if as_json or is_quiet():
+        return
+    count = sum(len(record.clips) for record in records)
+    done, written = (
+        ("would undo", "nothing was written") if target is None else ("undid", f"wrote {target}")
+    )
+    versions = ", ".join(dict.fromkeys(record.version for record in records))
+    say(
+        f"{done} {counted(count, 'clip')} of onnx-clip {versions} in {source}; {written}",
+        is_result=True,
+    )
+
+
+def show_inspected(found: Inspection, otherwise: str = "-") -> None:
+    """The gradients that were found, each with the clip that it has.
+
+    Args:
+        found: in a model.
+        otherwise: the clip of a gradient that has none of its own there, in words.
+    """
     done = found.record.clips if found.record else []
     clips = {(clip.gradient, clip.parameter): clip for clip in done}
-    table = gradient_table(
-        (gradient, settings_in_words(clips.get((gradient.name, gradient.parameter.name))))
-        for gradient in found.gradients
-    )
-    show_table(table, is_result=True)
+    rows = []
+    for gradient in found.gradients:
+        entry = clips.get((gradient.name, gradient.parameter.name))
+        rows.append((gradient, otherwise if entry is None else settings_in_words(entry)))
+    show_table(gradient_table(rows), is_result=True)
 
 
 def report_facts(report: Report) -> dict[str, Any]:
@@ -131,13 +163,11 @@ def record_facts(record: Record | None) -> dict[str, Any] | None:
 def done_by(record: Record) -> str:
     """The deed and the version that did it: clipped by onnx-clip 1.0."""
     verb = "measured" if record.measures_only else "clipped"
-    return f"{verb} by onnx-clip {escape_control(record.version)}"
+    return f"{verb} by onnx-clip {record.version}"
 
 
-def settings_in_words(entry: ClipEntry | None) -> str:
+def settings_in_words(entry: ClipEntry) -> str:
     """A few words on a clip as a record holds it."""
-    if entry is None:
-        return "-"
     try:
         return clip_from_dict(entry.clip).label
     except OnnxClipError:  # written by another version: worth a look all the same

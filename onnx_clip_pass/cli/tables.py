@@ -6,18 +6,16 @@ COLUMNS says otherwise.
 
 from __future__ import annotations
 
-import os
+from dataclasses import replace
 
-from rich.console import Console
-
-from onnx_clip_pass.cli.words import say
-from onnx_clip_pass.views import Table
+from onnx_clip_pass.cli.words import console, is_verbose, say, width
+from onnx_clip_pass.tables import Table
 
 __all__ = ["show_table"]
 
 
 def show_table(table: Table, *, is_result: bool) -> None:
-    """Print a table, or the counts that stand for its rows.
+    """Print a table, and how to see what of it does not fit.
 
     Args:
         table: what to print; nothing if it is empty.
@@ -25,9 +23,9 @@ def show_table(table: Table, *, is_result: bool) -> None:
     """
     if not table.rows:
         return
-    console = Console(stderr=not is_result)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = table.width
-    console.print(table)
-    if table.is_long:
-        say("(--json lists them)", is_result=is_result)
+    table = replace(table, is_whole=is_verbose())
+    out = console(is_result=is_result)
+    out.width = width(is_result=is_result) or table.width
+    out.print(table)
+    if left_out := table.left_out(out.width):
+        say(f"({left_out}; -v shows all)", is_result=is_result)

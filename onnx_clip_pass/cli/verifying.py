@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from onnx_clip_pass.arguments import whole_in
-from onnx_clip_pass.cli.folders import is_folder, refuse_to_verify
+from onnx_clip_pass.cli.folders import refuse_to_verify
 from onnx_clip_pass.cli.helping import Command
 from onnx_clip_pass.cli.options import (
     PATH,
@@ -23,9 +23,10 @@ from onnx_clip_pass.cli.options import (
     say_together,
 )
 from onnx_clip_pass.cli.tables import show_table
-from onnx_clip_pass.cli.words import counted, print_json, say
+from onnx_clip_pass.cli.targets import is_folder
+from onnx_clip_pass.cli.words import counted, is_quiet, print_json, say, volume_options
 from onnx_clip_pass.errors import shown
-from onnx_clip_pass.views import MOST_ROWS
+from onnx_clip_pass.tables import MOST_ROWS
 
 if TYPE_CHECKING:
     from onnx_clip_pass.verification import Verification
@@ -108,7 +109,7 @@ class RunOptions(OptionGroup):
         from onnx_clip_pass.verification import verify as run_both
 
         how = self.as_arguments()
-        return run_both(original, rewritten, slopes=slopes, loss=loss, progress=True, **how)
+        return run_both(original, rewritten, slopes=slopes, loss=loss, progress=not is_quiet(), **how)
 
     def as_arguments(self) -> dict[str, Any]:
         """The same as arguments of whatever runs a model."""
@@ -145,6 +146,7 @@ def slopes_option(command: _Command) -> _Command:
 )
 @RunOptions.declare
 @json_option
+@volume_options
 def verify(
     original: Path,
     rewritten: Path,
@@ -191,16 +193,18 @@ def tell_verification(found: Verification, *, as_json: bool, is_result: bool) ->
         The facts in the types of JSON.
     """
     view = found.view()
+    if not as_json and not (is_quiet() and found.ok):
+        say(view.summary, is_result=True)
     for note in view.notes:
         say(f"note: {note}")
     if not as_json:
-        show_table(view.table, is_result=is_result)
+        if not is_quiet():
+            show_table(view.table, is_result=is_result)
         for fault in view.faults[:MOST_ROWS]:
             say(f"wrong: {fault}", is_result=is_result)
         if view.faults[MOST_ROWS:]:
             more = counted(len(view.faults) - MOST_ROWS, "fault")
             say(f"and {more} more (--json lists them)", is_result=is_result)
-        say(view.summary, is_result=True)
     return {
         "ok": found.ok,
         "faults": found.wrong,

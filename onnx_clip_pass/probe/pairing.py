@@ -177,9 +177,7 @@ def _names(fits: list[Fit]) -> frozenset[str]:
     return frozenset(fit.value for fit in fits)
 
 
-def _ends(
-    equal: list[Fit], before: Before, sharing: int, outputs: Collection[str]
-) -> list[Fit]:
+def _ends(equal: list[Fit], before: Before, sharing: int, outputs: Collection[str]) -> list[Fit]:
     """Of equal values the last on each way, the last before a clip, or an output (rule 3).
 
     All of them before a clip if they are as many as the parameters `sharing` them (rule 4).

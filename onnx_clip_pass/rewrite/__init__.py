@@ -24,7 +24,7 @@ from onnx_clip_pass.rewrite.metrics import EmitAs, Emitted
 from onnx_clip_pass.rewrite.planning import PlannedEdits, plan
 from onnx_clip_pass.rewrite.recording import record_of, report_of
 from onnx_clip_pass.rewrite.reporting import Clipped, Reduced, Report, gradient_table
-from onnx_clip_pass.rewrite.selecting import GradientNames, as_clips, nothing_found
+from onnx_clip_pass.rewrite.selecting import GradientNames, as_clips, as_mapping, nothing_found
 from onnx_clip_pass.rewrite.settings import Options, Settings
 from onnx_clip_pass.rewrite.thresholds import LossScale
 from onnx_clip_pass.rules import Rule, Rules
@@ -47,6 +47,7 @@ __all__ = [
     "Uncovered",
     "Verdict",
     "as_clips",
+    "as_mapping",
     "clip_in_place",
     "emit",
     "gradient_table",

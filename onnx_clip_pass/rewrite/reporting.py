@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,7 +18,8 @@ from onnx_clip_pass.record import Uncovered
 from onnx_clip_pass.rewrite.metrics import Emitted
 from onnx_clip_pass.rewrite.selecting import Assignments
 from onnx_clip_pass.rewrite.settings import Settings
-from onnx_clip_pass.views import Table, View, Viewed, counted
+from onnx_clip_pass.tables import Table, counted
+from onnx_clip_pass.views import View, Viewed
 
 __all__ = [
     "Clipped",
@@ -157,14 +157,11 @@ class Report(Viewed):
 
 def gradient_table(gradients: Iterable[tuple[Gradient, str]]) -> Table:
     """The table of gradients, each with its clip in words, "-" for none."""
-    rows = list(gradients)
-    counts = Counter((clip, gradient.dtype) for gradient, clip in rows)
     return Table(
         ("gradient", "parameter", "shape", "dtype", "clip", "evidence"),
-        tuple((g.name, g.parameter.name, _shape(g), g.dtype, clip, g.evidence) for g, clip in rows),
         tuple(
-            f"{counted(count)}, {dtype}: {'not clipped' if clip == '-' else clip}"
-            for (clip, dtype), count in counts.items()
+            (g.name, g.parameter.name, _shape(g), g.dtype, clip, g.evidence)
+            for g, clip in gradients
         ),
     )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from onnx_clip_pass.views import MOST_ROWS, Table, View, Viewed, counted
+from onnx_clip_pass.tables import Table, counted
+from onnx_clip_pass.views import View, Viewed
 
 __all__ = ["GradientCheck", "OutputCheck", "Verification"]
 
@@ -106,17 +107,17 @@ class Verification(Viewed):
         return found
 
     def view(self) -> View:
-        rows = self.gradients
-        if len(rows) > MOST_ROWS:
-            rows = [row for row in rows if row.faults][:MOST_ROWS]
         faults = tuple(self.wrong)
-        verdict = "is what its original and the formula say" if self.ok else "is WRONG"
+        verdict = (
+            f"right: {self.model} is what its original and the formula say"
+            if self.ok
+            else f"WRONG: {self.model} is not what its original and the formula say"
+        )
         gradients = counted(len(self.gradients), "clipped gradient")
         outputs = counted(len(self.outputs), "output")
         return View(
-            f"{self.model} {verdict}: {gradients} and {outputs} compared, "
-            f"{counted(len(faults), 'fault')}",
-            Table(_HEADINGS, tuple(row.cells() for row in rows)),
+            f"{verdict}: {gradients} and {outputs} compared, {counted(len(faults), 'fault')}",
+            Table(_HEADINGS, tuple(row.cells() for row in self.gradients)),
             tuple(self.notes),
             faults,
         )

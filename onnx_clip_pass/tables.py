@@ -1,0 +1,289 @@
+"""Tables of text that fit where they are shown: names cut in the middle, many rows as groups.
+
+Every cell may come from a model and is not trusted: control characters are made visible, long names
+are shortened, and nothing is read as markup.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from onnx_clip_pass.errors import shortened
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+__all__ = ["MOST_ROWS", "Table", "counted", "escape_control"]
+
+MOST_ROWS = 40
+"""From here on rows that differ in numbers alone are shown as one."""
+
+_LEAST = {"evidence": 16, "gradient": 14, "parameter": 14, "clip": 10}
+"""The least widths of columns that may be cut."""
+_NAMES = ("gradient", "parameter")
+_SPARE = ("evidence", "expected", "dtype")
+"""Columns that are left out, one after another, where there is no room for all."""
+_RIGHT = ("count", "before", "after", "change")
+_BETWEEN = 2  # columns of the terminal between two of the table
+_MOST_IN_HTML = 1000
+_STYLES = {
+    ("verdict", "right"): "green",
+    ("verdict", "wrong"): "bold red",
+    ("verdict", "right, never acted"): "yellow",
+    ("verdict", "not run"): "yellow",
+    ("clip", "-"): "dim",
+    ("clip", None): "cyan",
+    ("change", None): "cyan",
+    ("evidence", None): "dim",
+}
+"""Colours of cells by heading and content; None stands for all others of a column."""
+_NUMBER = re.compile(r"\d+")
+
+
+def escape_control(text: object) -> str:
+    """Text from outside, shortened, with control characters made visible.
+
+    A name must not steer a terminal, and not fill it.
+    """
+    shown = shortened(str(text))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+
+
+def counted(number: int, noun: str = "gradient") -> str:
+    """A count in words: 1 gradient, 2 gradients."""
+    return f"{number} {noun}" + ("s" if number != 1 else "")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under headings, as wide as they need to be, or as there is room.
+
+    Where there is too little, evidence is cut at its end, then names in their middle. Above
+    `MOST_ROWS` rows that differ in numbers alone are one row, with their count in front. With
+    `is_whole` every row is shown and nothing cut: evidence is broken between words, and where that
+    does not do, each row is a block of lines.
+    """
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    is_whole: bool = False
+
+    @property
+    def width(self) -> int:
+        """The columns of a terminal in which each row that is shown is one line."""
+        return sum(self._wanted) + _BETWEEN * (len(self._wanted) - 1)
+
+    def left_out(self, room: int) -> str:
+        """In words, all that is not shown in so many columns; "" if nothing."""
+        if self._is_grouped:
+            rest = f", of which the first {MOST_ROWS}" if self._shown[1][MOST_ROWS:] else ""
+            groups = counted(len(self._shown[1]), "group")
+            return f"{len(self.rows)} rows in {groups}{rest}"
+        widths = self._widths(room)
+        return "" if self.is_whole or widths in (None, self._wanted) else "… is left out"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.table import Table as Grid
+        from rich.text import Text
+
+        headings, rows = self._shown
+        if not rows:
+            return
+        widths = self._widths(options.max_width)
+        if widths is None:
+            yield from (_block(headings, row) for row in rows)
+            return
+        grid = Grid(box=None, pad_edge=False, header_style="bold")
+        shown = [(at, width) for at, width in enumerate(widths) if width]
+        for at, width in shown:
+            side: Any = "right" if headings[at] in _RIGHT else "left"
+            grid.add_column(headings[at], width=width, overflow="fold", justify=side)
+        for row in rows[: None if self.is_whole else MOST_ROWS]:
+            cells = []
+            for at, width in shown:
+                text = row[at] if self.is_whole else _cut(headings[at], row[at], width)
+                cells.append(Text(text, _style(headings[at], row[at])))
+            grid.add_row(*cells)
+        yield grid
+
+    def html(self) -> str:
+        """Return it as an element of a page; of very many rows the first."""
+        rows = [_html_row("td", row) for row in self.rows[:_MOST_IN_HTML]]
+        more = len(self.rows) - len(rows)
+        last = f"<p>and {more:,} more</p>" if more else ""
+        return f"<table>{_html_row('th', self.headings)}{''.join(rows)}</table>{last}"
+
+    @property
+    def _is_grouped(self) -> bool:
+        return len(self.rows) > MOST_ROWS and not self.is_whole
+
+    @cached_property
+    def _shown(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """The headings and cells that are shown."""
+        rows = [tuple(map(escape_control, row)) for row in self.rows]
+        return _grouped(self.headings, rows) if self._is_grouped else (self.headings, rows)
+
+    @cached_property
+    def _wanted(self) -> list[int]:
+        """The width of each column in which none of its cells is cut."""
+        from rich.cells import cell_len
+
+        headings, rows = self._shown
+        columns = zip(*rows, strict=True) if rows else ((),) * len(headings)
+        return [
+            max(map(cell_len, [heading, *cells]))
+            for heading, cells in zip(headings, columns, strict=True)
+        ]
+
+    def _widths(self, room: int) -> list[int] | None:
+        """The widths of columns, 0 for one that is left out; None if they do not fit.
+
+        Evidence gives way first, then names, of which the longest are cut alike, then clips.
+        """
+        headings, wanted = self._shown[0], self._wanted
+        if self.is_whole:
+            return _shrunk(headings, wanted, room, [("evidence",), ("clip",)])
+        found = _shrunk(headings, wanted, room, [("evidence",), _NAMES, ("clip",)])
+        rest = list(wanted)
+        for heading in _SPARE:
+            if found is None and heading in headings:
+                rest[headings.index(heading)] = 0
+                found = _shrunk(headings, rest, room, [_NAMES, ("clip",)])
+        return found
+
+
+def _shrunk(
+    headings: Sequence[str],
+    wanted: Sequence[int],
+    room: int,
+    may_be_cut: Iterable[tuple[str, ...]],
+) -> list[int] | None:
+    """Widths of columns, smaller as far as it takes; None if it takes more than may be cut."""
+    widths = list(wanted)
+    room -= _BETWEEN * (sum(map(bool, widths)) - 1)
+    for several in may_be_cut:
+        columns = [at for at, heading in enumerate(headings) if heading in several]
+        while sum(widths) > room:
+            spare = [at for at in columns if widths[at] > _LEAST[headings[at]]]
+            if not spare:
+                break
+            widths[max(spare, key=widths.__getitem__)] -= 1
+    return widths if sum(widths) <= room else None
+
+
+def _style(heading: str, cell: str) -> str:
+    return _STYLES.get((heading, cell)) or _STYLES.get((heading, None)) or ""
+
+
+def _cut(heading: str, text: str, columns: int) -> str:
+    """A text without its end, a name without its middle, if it takes more columns than there are.
+
+    The end of a name, which tells weight from bias, is worth as much as its beginning.
+    """
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(text) <= columns:
+        return text
+    if heading not in _NAMES:
+        return set_cell_size(text, columns - 1).rstrip() + "…"
+    half = (columns - 1) // 2
+    end = set_cell_size(text[::-1], half).rstrip()[::-1]
+    return f"{set_cell_size(text, columns - 1 - cell_len(end))}…{end}"
+
+
+def _block(headings: Sequence[str], cells: Sequence[str]) -> Any:
+    """A row in lines, where a table does not fit."""
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    block = Grid.grid(padding=(0, 2))
+    block.add_column(style="bold", no_wrap=True)
+    block.add_column(overflow="fold")
+    for number, (heading, cell) in enumerate(zip(headings, cells, strict=True)):
+        block.add_row(f"  {heading}" if number else heading, Text(cell, _style(heading, cell)))
+    return block
+
+
+def _html_row(tag: str, cells: Iterable[str]) -> str:
+    style = ' style="text-align: left; white-space: pre-wrap"'
+    inner = "".join(f"<{tag}{style}>{escape(escape_control(cell))}</{tag}>" for cell in cells)
+    return f"<tr>{inner}</tr>"
+
+
+# -- groups ------------------------------------------------------------------------------------
+
+
+def _grouped(
+    headings: Sequence[str], rows: Sequence[tuple[str, ...]]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Rows that differ in numbers alone as one each, the count of them in front.
+
+    If that leaves too many, names need not be alike either: first those of gradients, which
+    exporters make up, then those of parameters, and at last shapes.
+    """
+    groups: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for alike in (("gradient", "parameter", "shape"), ("parameter", "shape"), ("shape",), ()):
+        groups = {}
+        for row in rows:
+            groups.setdefault(tuple(_key(headings, row, alike)), []).append(row)
+        if len(groups) <= MOST_ROWS:
+            break
+    found = [
+        (
+            str(len(group)),
+            *(
+                _MERGED.get(heading, _pattern)(cells)
+                for heading, cells in zip(headings, zip(*group, strict=True), strict=True)
+            ),
+        )
+        for group in groups.values()
+    ]
+    return ("count", *headings), found
+
+
+def _key(headings: Sequence[str], row: Sequence[str], alike: Sequence[str]) -> Iterator[str]:
+    """The cells that rows of one group have in common, numbers in names aside."""
+    for heading, cell in zip(headings, row, strict=True):
+        if heading in alike:
+            yield _NUMBER.sub("*", cell)
+        elif heading in ("dtype", "clip", "verdict"):
+            yield cell
+
+
+def _pattern(cells: Sequence[str]) -> str:
+    """One text for several: with * for the numbers in which they differ."""
+    if len(set(cells)) == 1:
+        return cells[0]
+    if len({_NUMBER.sub("*", cell) for cell in cells}) > 1:
+        return f"{len(set(cells))} different"
+    numbers = zip(*map(_NUMBER.findall, cells), strict=True)
+    alike = [found[0] if len(set(found)) == 1 else "*" for found in numbers]
+    return _NUMBER.sub(lambda _: alike.pop(0), cells[0])
+
+
+def _range(cells: Sequence[str]) -> str:
+    """The least and the largest of some numbers."""
+    numbers = sorted({cell for cell in cells if cell != "-"}, key=float)
+    return " to ".join(dict.fromkeys([numbers[0], numbers[-1]])) if numbers else "-"
+
+
+def _worst(cells: Sequence[str]) -> str:
+    """The error that comes nearest to the one that is allowed, or goes farthest beyond."""
+
+    def share(cell: str) -> float:
+        error, _, allowed = cell.partition(" of ")
+        return float(error) / float(allowed) if float(allowed or 0) else float(error != "0")
+
+    return max((cell for cell in cells if cell != "-"), key=share, default="-")
+
+
+_MERGED: dict[str, Callable[[Sequence[str]], str]] = {
+    **dict.fromkeys(("raw norm", "clipped", "expected"), _range),
+    "error (ulps)": _worst,
+}
+"""The cell of a group by heading, where it is no pattern."""
