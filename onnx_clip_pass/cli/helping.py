@@ -16,7 +16,7 @@ _WIDEST = 24  # of an option with help beside it
 
 _SETTINGS = " ".join(map(spelled, setting_names()))
 SECTIONS = {
-    "Clip": f"--clip {_SETTINGS} --rules --norm-precision --nonfinite --at",
+    "Clip": f"--clip {_SETTINGS} --rules --norm-precision --nonfinite --layout --at",
     "Selection": "--need-clip --skip --partial",
     "Thresholds and watching": "--threshold-input --loss-scale --emit --emit-as --measure-only",
     "Finding gradients": "--gradient --map --optimizer-op --no-run --probe --inner --data "
