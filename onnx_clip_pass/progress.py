@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from onnx_clip_pass.errors import OnnxClipError, shown
-from onnx_clip_pass.views import escape_control
+from onnx_clip_pass.tables import escape_control
 
 __all__ = [
     "Progress",

@@ -10,7 +10,7 @@ import pytest
 
 from onnx_clip_pass.cli import main
 from onnx_clip_pass.cli.tables import show_table
-from onnx_clip_pass.views import Table
+from onnx_clip_pass.tables import Table
 
 SEED = Path(__file__).parent.parent / "models" / "seed" / "train_step.onnx"
 WORDS = ["fc_0.w_0@GRAD", "fc_0.b_0@GRAD", "float32", "[2, 3]"]

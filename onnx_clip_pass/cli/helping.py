@@ -18,6 +18,7 @@ _SETTINGS = " ".join(map(spelled, setting_names()))
 SECTIONS = {
     "Clip": f"--clip {_SETTINGS} --rules --norm-precision --nonfinite --layout --at",
     "Selection": "--need-clip --skip --partial",
+    "Parts of gradients on several workers": "--phase --shard-axis --replicated",
     "Thresholds and watching": "--threshold-input --loss-scale --emit --emit-as --measure-only",
     "Finding gradients": "--gradient --map --optimizer-op --no-run --probe --inner --data "
     "--explain",

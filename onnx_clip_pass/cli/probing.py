@@ -11,7 +11,7 @@ import click
 
 from onnx_clip_pass.cli.options import OptionGroup, given_options, option, say_together
 from onnx_clip_pass.cli.verifying import RunOptions
-from onnx_clip_pass.cli.words import say
+from onnx_clip_pass.cli.words import is_quiet, say
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.rewrite import Report
@@ -50,8 +50,8 @@ class ProbeOptions(OptionGroup):
         """Probe a model; the modules that run models are imported only here."""
         from onnx_clip_pass.probe import probe
 
-        return probe(model, loss=self.loss, inner=self.inner, data=self.data, progress=not is_quiet(),
-                     **run.as_arguments())  # fmt: skip
+        how = run.as_arguments() | {"progress": not is_quiet()}
+        return probe(model, loss=self.loss, inner=self.inner, data=self.data, **how)
 
     def gradients(self, model: Path, run: RunOptions) -> tuple[Gradient, ...]:
         """The gradients; what could not be decided is told.

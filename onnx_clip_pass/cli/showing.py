@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_clip_pass.cli.tables import show_table
-from onnx_clip_pass.cli.words import counted, escape_control, is_quiet, say
+from onnx_clip_pass.cli.words import counted, is_quiet, say
 from onnx_clip_pass.clips import clip_from_dict
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import Inspection

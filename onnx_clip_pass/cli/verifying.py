@@ -109,7 +109,9 @@ class RunOptions(OptionGroup):
         from onnx_clip_pass.verification import verify as run_both
 
         how = self.as_arguments()
-        return run_both(original, rewritten, slopes=slopes, loss=loss, progress=not is_quiet(), **how)
+        return run_both(
+            original, rewritten, slopes=slopes, loss=loss, progress=not is_quiet(), **how
+        )
 
     def as_arguments(self) -> dict[str, Any]:
         """The same as arguments of whatever runs a model."""
