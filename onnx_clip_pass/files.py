@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
 
 from onnx_clip_pass.arguments import check_flags
 from onnx_clip_pass.deciding import decider
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, OnnxClipWarning
 from onnx_clip_pass.gradients import Gradient, name_gradients, survey
 from onnx_clip_pass.gradients.explaining import Explanation, explain
 from onnx_clip_pass.gradients.optimizer import NO_OPS, OptimizerOps, checked_ops
@@ -34,6 +35,7 @@ from onnx_clip_pass.saving import (
     Writing,
     check_target,
     files_along,
+    linked,
     paths_of,
     write_model,
 )
@@ -117,7 +119,8 @@ def clip_gradients_file(
         files = files_along(structure, target, how)
         if not dry_run:
             write_model(structure, target, files, how)
-    return report
+        notes = linked(structure, target, files, how)
+    return replace(report, warnings=(*report.warnings, *notes))
 
 
 @takes_options(FileOptions)
@@ -148,6 +151,8 @@ def strip_file(
         files = files_along(structure, target, how)
         if not dry_run:
             write_model(structure, target, files, how)
+        for note in linked(structure, target, files, how):
+            warnings.warn(note, OnnxClipWarning, stacklevel=2)
     return [record]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack
@@ -14,7 +15,7 @@ from onnx.external_data_helper import uses_external_data
 
 from onnx_clip_pass.arguments import check_path
 from onnx_clip_pass.deciding import decider
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, OnnxClipWarning
 from onnx_clip_pass.options import checked, takes_options
 from onnx_clip_pass.rewrite import (
     ClipOrRules,
@@ -31,6 +32,7 @@ from onnx_clip_pass.saving import (
     Writing,
     check_target,
     files_along,
+    linked,
     write_model,
 )
 from onnx_clip_pass.storage import (
@@ -138,7 +140,10 @@ class Plan(Viewed):
             return
         with self._rewritten.source.reopened() as source:
             check_target(source.path, target, how)
-            write_model(self._rewritten, target, files_along(self._rewritten, target, how), how)
+            files = files_along(self._rewritten, target, how)
+            write_model(self._rewritten, target, files, how)
+            for note in linked(self._rewritten, target, files, how):
+                warnings.warn(note, OnnxClipWarning, stacklevel=2)
 
 
 @takes_options(Options)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 from onnx_clip_pass.arguments import check_path
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.options import Option, ProgressOption, checked, described
 from onnx_clip_pass.progress import WantsProgress, told
 from onnx_clip_pass.record import is_clipped
@@ -32,6 +32,7 @@ __all__ = [
     "Writing",
     "check_target",
     "files_along",
+    "linked",
     "paths_of",
     "write_model",
 ]
@@ -141,16 +142,42 @@ def files_along(structure: Structure, target: Path, how: Writing) -> list[DataFi
     return files
 
 
+def linked(
+    structure: Structure, target: Path, files: list[DataFile], how: Writing
+) -> tuple[str, ...]:
+    """Return what to know of data files that are to be, or by now are, hard links."""
+    if how.external_data != "link" or _stays(structure, target):
+        return ()
+    places = {file: target.parent / file.location for file in files}
+    links = [
+        repr(file.location)
+        for file, place in places.items()
+        if not place.exists() or place.samefile(file.path)
+    ]
+    if not links:
+        return ()
+    names = listed(links)
+    return (
+        f"{names}: hard links to the data of {str(structure.source.path)!r}, so who writes into "
+        f"the one changes the other, and onnx refuses to load it (ONNX Runtime does not); "
+        f"--external-data copy (in Python: external_data='copy') makes copies",
+    )
+
+
 def write_model(structure: Structure, target: Path, files: list[DataFile], how: Writing) -> None:
     """Write a model, whose source is open, and external data that comes along."""
-    with errors_name(target):
-        stays = target.parent.samefile(structure.source.path.parent)
     with told(how.progress) as progress:
         write_structures(
             {target: structure},
-            [] if stays else files,
+            [] if _stays(structure, target) else files,
             how=how.external_data,
             force=how.force,
             trust=how.trust_data,
             progress=progress,
         )
+
+
+def _stays(structure: Structure, target: Path) -> bool:
+    """Return whether external data stays where it is."""
+    with errors_name(target):
+        return target.parent.samefile(structure.source.path.parent)

@@ -149,7 +149,8 @@ def clip_artifacts(
         _check_written(layout, target, changed, how)
         if not dry_run:
             _write(layout, target, changed, how)
-    return _with_notes(report, layout, chosen, replaced=bool(was_clipped))
+    links = how.external_data == "link" and not how.replace
+    return _with_notes(report, layout, chosen, replaced=bool(was_clipped), links=links)
 
 
 @takes_options(WriteOptions)
@@ -305,12 +306,20 @@ def _write(layout: Layout, target: Path, changed: Mapping[str, Structure], how: 
         )
 
 
-def _with_notes(report: Report, layout: Layout, chosen: str, *, replaced: bool) -> Report:
+def _with_notes(
+    report: Report, layout: Layout, chosen: str, *, replaced: bool, links: bool
+) -> Report:
     notes = list(report.warnings)
     converted = layout.in_ort_format(chosen)
     if converted:
         notes.append(
             f"{converted} is the same model in ORT format and is not clipped: convert {chosen} "
             f"again, with python -m onnxruntime.tools.convert_onnx_models_to_ort"
+        )
+    if links:
+        notes.append(
+            "what is not rewritten comes along as hard links: training that saves into the "
+            "checkpoint changes it in both folders; --external-data copy (in Python: "
+            "external_data='copy') makes copies"
         )
     return replace(report, warnings=tuple(notes), replaced=replaced)

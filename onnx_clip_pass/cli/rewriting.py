@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ from onnx_clip_pass.cli.several import Facts, each_model
 from onnx_clip_pass.cli.showing import record_facts, report_facts, tell_rewrite, tell_undone
 from onnx_clip_pass.cli.targets import is_folder, targets_of
 from onnx_clip_pass.cli.verifying import RunOptions, slopes_option, tell_verification
-from onnx_clip_pass.cli.words import is_quiet, volume_options
+from onnx_clip_pass.cli.words import is_quiet, say, volume_options
+from onnx_clip_pass.errors import OnnxClipWarning
 from onnx_clip_pass.files import clip_gradients_file, strip_file
 from onnx_clip_pass.rewrite import ClipOrRules
 from onnx_clip_pass.saving import FileOptions
@@ -226,7 +228,11 @@ def strip(
     def on(model: Path) -> Iterator[Facts]:
         target, undo = places[model], strip_artifacts if is_folder(model) else strip_file
         options = {k: v for k, v in how.items() if k != "trust_data" or not is_folder(model)}
-        records = undo(model, target, dry_run=dry_run, progress=not is_quiet(), **options)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", OnnxClipWarning)
+            records = undo(model, target, dry_run=dry_run, progress=not is_quiet(), **options)
+        for each in caught:
+            say(f"note: {each.message}")
         tell_undone(model, None if dry_run else target, records, as_json=as_json)
         yield {
             "output": None if dry_run else str(target),

@@ -162,8 +162,9 @@ def test_permissions_come_along(folder):
         assert (target / name).stat().st_mode == (folder / name).stat().st_mode
 
 
-def test_links_save_the_space_of_what_is_not_rewritten(folder):
+def test_links_save_the_space_of_what_is_not_rewritten_and_that_is_said(folder, capsys):
     assert main(["rewrite", str(folder), "--external-data", "link"]) == 0
+    assert "saves into the checkpoint" in " ".join(capsys.readouterr().err.split())
     target = folder.with_name("artifacts.clipped")
     assert (target / "checkpoint").samefile(folder / "checkpoint")
     assert not (target / OPTIMIZER).samefile(folder / OPTIMIZER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import time
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from bytewise import COUNT, SIZE, large, make_step, point_to, references, rewrite, save, tensors
 from onnx import TensorProto, helper
 
-from onnx_clip_pass import OnnxClipError
+from onnx_clip_pass import GradientClipByNorm, OnnxClipError, OnnxClipWarning, plan_clips
+from onnx_clip_pass.cli import main
 from onnx_clip_pass.files import strip_file
 from onnx_clip_pass.progress import Progress
 from onnx_clip_pass.storage import moving
@@ -62,11 +64,38 @@ def test_to_another_folder_the_data_comes_along(source: Path, outside: Path, how
         assert tensors(target) == tensors(source)
 
 
+LINKED = r"'sub/w\.bin': hard links to the data of '.*\.onnx'.*onnx refuses to load it"
+
+
+def test_whoever_has_data_linked_is_told_what_that_means(source: Path, outside: Path):
+    one, copied = GradientClipByNorm(1.0), {"external_data": "copy"}
+    linked = {"external_data": "link"}
+    told = rewrite(source, outside / "dry.onnx", dry_run=True, **linked).warnings
+    assert re.fullmatch(f"{LINKED}.*copies", "\n".join(told))
+    assert rewrite(source, outside / "a.onnx", **linked).warnings == told
+    assert rewrite(source, source.with_name("b.onnx"), **linked).warnings == ()  # it stays
+    with pytest.warns(OnnxClipWarning, match=LINKED):
+        plan_clips(source, one).save(outside / "c.onnx", **linked)
+    with pytest.warns(OnnxClipWarning, match=LINKED):
+        strip_file(source.with_name("b.onnx"), outside / "d.onnx", **linked)
+    (outside / "sub" / "w.bin").unlink()
+    assert rewrite(source, outside / "e.onnx", **copied).warnings == ()
+    assert rewrite(source, outside / "f.onnx", **linked).warnings == ()  # the copy is left
+
+
+def test_the_command_that_strips_says_so_too(source: Path, outside: Path, capsys):
+    rewrite(source, source.with_name("b.onnx"))
+    back, clipped = str(outside / "back.onnx"), str(source.with_name("b.onnx"))
+    assert main(["strip", clipped, "-o", back, "--external-data", "link"]) == 0
+    assert re.search(f"note: {LINKED}", capsys.readouterr().err)
+
+
 def test_data_that_is_there_already_with_the_same_content_is_left_alone(source, outside):
     rewrite(source, outside / "a.onnx")
     before = (outside / "sub" / "w.bin").stat()
     rewrite(source, outside / "b.onnx")
-    assert (outside / "sub" / "w.bin").stat() == before
+    after = (outside / "sub" / "w.bin").stat()  # it was read, to be compared
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_data_of_other_content_is_not_replaced(source: Path, outside: Path):
