@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from pathlib import Path
 from typing import Any, TypeGuard, get_args
 
 import numpy as np
@@ -24,6 +25,7 @@ __all__ = [
     "check_model",
     "check_path",
     "is_text",
+    "model_or_path",
     "number_in",
     "whole_in",
 ]
@@ -85,6 +87,18 @@ def is_text(value: object) -> TypeGuard[str]:
     return True
 
 
+_OF_OTHERS = {
+    "onnx_ir": "ir.to_proto(model) makes one; or use the pass ClipGradients of "
+    "onnx_clip_pass.adapters.onnx_ir, which takes it as it is",
+    "onnx_graphsurgeon": "gs.export_onnx(graph) makes one; gs.import_onnx takes the result back",
+    "torch": "the model_proto of what torch.onnx.export(…, dynamo=True) gives is one",
+    "onnxscript": "its to_model_proto() makes one",
+    "onnx.onnx_ml_pb2": "onnx.helper.make_model(graph) makes one of a graph",
+    "builtins.bytes": "onnx.load_model_from_string(data) makes one",
+}
+"""The way to a `ModelProto` from what others call a model, by its module, or that and its name."""
+
+
 def check_model(model: object, for_files: str) -> None:
     """Refuse what is no model.
 
@@ -94,8 +108,47 @@ def check_model(model: object, for_files: str) -> None:
     """
     if not isinstance(model, ModelProto):
         raise OnnxClipError(
-            f"expected a ModelProto, not {type(model).__name__}; for a file there is {for_files}"
+            f"expected a ModelProto, not {_kind_of(model)}; "
+            f"{_way_from(model) or f'for a file there is {for_files}'}"
         )
+
+
+def model_or_path(name: str, given: object) -> ModelProto | Path:
+    """A model as it is, or the path to one; refused if it is neither.
+
+    Args:
+        name: what to call it in the error.
+        given: what was given.
+    """
+    if isinstance(given, ModelProto):
+        return given
+    if not isinstance(given, str | os.PathLike):
+        way = _way_from(given)
+        what = shown(given) if not way else _kind_of(given)
+        raise OnnxClipError(
+            f"{name} must be a ModelProto or a path, not {what}" + (f"; {way}" if way else "")
+        )
+    return Path(given)
+
+
+def _kind_of(given: object) -> str:
+    """The type of a thing by its full name; that of what is built in alone."""
+    kind = type(given)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+
+
+def _way_from(given: object) -> str:
+    """The way from what another package calls a model to a `ModelProto`; "" if none is known."""
+    for kind in type(given).__mro__:
+        names = (
+            kind.__module__.split(".")[0],
+            kind.__module__,
+            f"{kind.__module__}.{kind.__name__}",
+        )
+        for name in names:
+            if name in _OF_OTHERS:
+                return _OF_OTHERS[name]
+    return ""
 
 
 def check_flags(**flags: object) -> None:
@@ -112,10 +165,10 @@ def check_choice(name: str, value: object, choices: Any) -> None:
         raise OnnxClipError(f"{name} must be one of {', '.join(words)}, not {shown(value)}")
 
 
-def check_path(name: str, value: object, *, also: str = "") -> None:
-    """Refuse what is no path; `also` is what may stand there besides, for the message."""
+def check_path(name: str, value: object) -> None:
+    """Refuse what is no path."""
     if not isinstance(value, str | os.PathLike):
-        raise OnnxClipError(f"{name} must be {also}a path, not {shown(value)}")
+        raise OnnxClipError(f"{name} must be a path, not {shown(value)}")
 
 
 def check_input_name(name: object) -> None:

@@ -8,11 +8,13 @@ from onnx import ModelProto
 
 from onnx_clip_pass.arguments import check_model
 from onnx_clip_pass.deciding import decider
+from onnx_clip_pass.errors import warn
 from onnx_clip_pass.options import takes_options
-from onnx_clip_pass.rewrite import ClipOrRules, Decide, Options, clip_in_place
+from onnx_clip_pass.progress import WantsProgress
+from onnx_clip_pass.rewrite import ClipOrRules, Decide, Options, Report, clip_in_place
 from onnx_clip_pass.validity import blaming
 
-__all__ = ["clip_gradients"]
+__all__ = ["clip_gradients", "clipped_copy"]
 
 
 @takes_options(Options)
@@ -21,6 +23,7 @@ def clip_gradients(
     clip: ClipOrRules,
     *,
     probe: bool | Decide = False,
+    progress: WantsProgress = None,
     **options: Unpack[Options],
 ) -> ModelProto:
     """Insert a clip behind the gradients of a training graph.
@@ -33,6 +36,7 @@ def clip_gradients(
             slopes of the loss decide between them; where it tells of no gradient at all, find them
             among the outputs as `probe_gradients` does. The record keeps what is decided, so that
             reruns do not depend on it. Weights must be in the model.
+        progress: of such a run: a callback, which is told a `Progress`, or True for a bar.
         **options: see `Options` in `onnx_clip_pass.rewrite`.
 
     Returns:
@@ -44,10 +48,27 @@ def clip_gradients(
         OnnxClipError: no gradient is found, or none that is sure for a parameter that the graph
             trains and the selection picks; a selection matches nothing, or a gradient has a
             dtype, an opset or a place at which it cannot be clipped. All faults are named at once.
+
+    Warns:
+        OnnxClipWarning: what to know of the result, which `plan_clips` has as `warnings`.
     """
     check_model(model, "clip_gradients_file")
+    report, rewritten = clipped_copy(model, clip, probe, progress, options)
+    warn(report.warnings)
+    return rewritten
+
+
+def clipped_copy(
+    model: ModelProto,
+    clip: ClipOrRules,
+    probe: bool | Decide,
+    progress: WantsProgress,
+    options: Options,
+) -> tuple[Report, ModelProto]:
+    """The report on a copy of a model that is clipped, and the copy; see `clip_gradients`."""
     rewritten = ModelProto()
     rewritten.CopyFrom(model)
+    decide = decider(probe, progress=progress)
     with blaming(lambda: model, "this"):
-        clip_in_place(rewritten, clip, decide=decider(probe), **options)
-    return rewritten
+        report = clip_in_place(rewritten, clip, decide=decide, **options)
+    return report, rewritten

@@ -19,30 +19,41 @@ from typing import Any
 
 import onnx
 from onnx import ModelProto
-from onnx.external_data_helper import uses_external_data
 
 from onnx_clip_pass.arguments import check_flags
 from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.progress import (
+    Progress,
+    TellProgress,
+    WantsProgress,
+    check_progress,
+    told,
+)
 from onnx_clip_pass.rewrite import Decide, Verdict
-from onnx_clip_pass.storage import data_files, tensors_of
+from onnx_clip_pass.storage import data_files
 
 __all__ = ["Apart", "decider"]
 
 _MOST_BYTES = 256 << 20
 _MOST_SECONDS = 20
+_RUNNING = Progress("running the model: the slopes of its loss decide")
 
 
-def decider(probe: bool | Decide, path: Path | None = None) -> Decide | None:
+def decider(
+    probe: bool | Decide, path: Path | None = None, progress: WantsProgress = None
+) -> Decide | None:
     """Return what decides questions as `probe` has it; None if nothing is to be run.
 
     Args:
         probe: whether the model may be run, or what decides instead.
         path: the file of the model, if the model in memory has no weights.
+        progress: of the run.
     """
+    check_progress(progress)
     if callable(probe):
         return probe
     check_flags(probe=probe)
-    return _Here(path) if probe else None
+    return _Here(path, progress) if probe else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +61,17 @@ class _Here:
     """Runs the model in this process."""
 
     path: Path | None
+    progress: WantsProgress
 
     def __call__(
         self, model: ModelProto, questions: Mapping[str, Sequence[str]], loss: str | None
     ) -> Verdict:
         source = model if self.path is None else self.path
-        return _decide(source, questions, loss) if questions else _search(source, loss)
+        with told(self.progress) as progress:
+            progress(_RUNNING)
+            if questions:
+                return _decide(source, questions, loss)
+            return _search(source, loss, progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +79,7 @@ class Apart:
     """Runs a model file in a process of its own, if it may be run unasked."""
 
     path: Path
+    progress: WantsProgress = None
 
     def __call__(
         self, model: ModelProto, questions: Mapping[str, Sequence[str]], loss: str | None
@@ -85,6 +102,11 @@ class Apart:
                 questions,
                 f"the model has {size / 1e6:,.0f} MB, too many to run it unasked; --probe does",
             )
+        with told(self.progress) as progress:
+            progress(_RUNNING)
+            return self._run(questions, loss)
+
+    def _run(self, questions: Mapping[str, Sequence[str]], loss: str | None) -> Verdict:
         wish = json.dumps({"model": str(self.path), "questions": questions, "loss": loss})
         package = str(Path(__file__).resolve().parent.parent)
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -127,12 +149,12 @@ def _decide(
     )
 
 
-def _search(model: ModelProto | Path, loss: str | None) -> Verdict:
+def _search(model: ModelProto | Path, loss: str | None, progress: TellProgress) -> Verdict:
     """Run a model of whose gradients the graph tells nothing, and look among its outputs."""
     from onnx_clip_pass.probe import probe
 
     try:
-        found = probe(_loaded(model), loss=loss)
+        found = probe(_loaded(model), loss=loss, progress=progress)
     except OnnxClipError as error:
         return Verdict({}, {"the model as a whole": str(error)})
     return Verdict(
@@ -143,11 +165,6 @@ def _search(model: ModelProto | Path, loss: str | None) -> Verdict:
 
 def _loaded(model: ModelProto | Path) -> ModelProto:
     if isinstance(model, ModelProto):
-        if any(uses_external_data(tensor) for tensor in tensors_of(model)):
-            raise OnnxClipError(
-                "the model cannot be run: some of its weights are in files of their own; load it "
-                "with its external data, or clip the file (clip_gradients_file)"
-            )
         return model
     try:
         return onnx.load(model)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
+import warnings
 from collections.abc import Iterable, Sequence
 
-__all__ = ["OnnxClipError", "OnnxClipWarning", "listed", "shortened", "shown"]
+__all__ = ["OnnxClipError", "OnnxClipWarning", "listed", "shortened", "shown", "warn"]
 
 _SHOWN = 10
 _LONG_NAME = re.compile(r"\S{1000,}|'[^'\n]{1000,}'")
@@ -36,6 +38,19 @@ class OnnxClipWarning(UserWarning):
     Calls that return a model in memory give these; where a report or a plan is returned, its
     `warnings` say the same. `warnings.simplefilter("error", OnnxClipWarning)` makes errors of them.
     """
+
+
+def warn(messages: Iterable[str]) -> None:
+    """Give warnings in the place of the caller's that called this package."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
+        level, frame = level + 1, frame.f_back
+    for message in messages:
+        warnings.warn(shortened(message), OnnxClipWarning, stacklevel=level)
+
+
+def _is_ours(module: str) -> bool:
+    return module.split(".")[0] == __name__.split(".")[0]
 
 
 def shortened(text: str) -> str:

@@ -110,7 +110,7 @@ def clip_gradients_file(
     check_flags(dry_run=dry_run)
     how, others = Writing.split(FileOptions, options)
     source, target = paths_of(source, target, how)
-    decide = decider(probe, source)
+    decide = decider(probe, source, how.progress)
     if not dry_run:
         recover(target.parent)
     with open_model(source) as structure:

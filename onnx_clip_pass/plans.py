@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+<<<<<<< HEAD
 import warnings
 from dataclasses import dataclass, field
+=======
+from dataclasses import dataclass
+>>>>>>> 954f88e (Warn in Python of what the command line notes, and say the way from other packages' models to ours)
 from pathlib import Path
 from typing import Unpack
 
@@ -13,10 +17,12 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import ModelProto
 from onnx.external_data_helper import uses_external_data
 
-from onnx_clip_pass.arguments import check_path
+from onnx_clip_pass.arguments import check_path, model_or_path
+from onnx_clip_pass.clipping import clipped_copy
 from onnx_clip_pass.deciding import decider
 from onnx_clip_pass.errors import OnnxClipError, OnnxClipWarning
 from onnx_clip_pass.options import checked, takes_options
+from onnx_clip_pass.progress import WantsProgress
 from onnx_clip_pass.rewrite import (
     ClipOrRules,
     Clipped,
@@ -43,7 +49,6 @@ from onnx_clip_pass.storage import (
     tensors_of,
     write_bytes,
 )
-from onnx_clip_pass.validity import blaming
 from onnx_clip_pass.views import View, Viewed
 
 __all__ = ["Plan", "plan_clips"]
@@ -60,8 +65,8 @@ class Plan(Viewed):
     """
 
     report: Report
+    _rewritten: ModelProto | Structure
     source: Path | None
-    _rewritten: ModelProto | Structure = field(repr=False)
 
     @property
     def rows(self) -> tuple[Clipped, ...]:
@@ -152,6 +157,7 @@ def plan_clips(
     clip: ClipOrRules,
     *,
     probe: bool | Decide = False,
+    progress: WantsProgress = None,
     **options: Unpack[Options],
 ) -> Plan:
     """Plan what `clip_gradients` does to a model, to look at it first.
@@ -160,6 +166,7 @@ def plan_clips(
         model: a training graph, or its path; it stays as it is. The weights of a file are not read.
         clip: what to do, see `clip_gradients`.
         probe: as `clip_gradients` takes it; a file is then loaded with its weights.
+        progress: of such a run, as `clip_gradients` takes it.
         **options: see `Options` in `onnx_clip_pass.rewrite`.
 
     Returns:
@@ -174,18 +181,13 @@ def plan_clips(
         print(plan)
         plan.save("model.clipped.onnx")
     """
-    if not isinstance(model, ModelProto):
-        check_path("model", model, also="a ModelProto or ")
-        source = Path(model)
-        decide = decider(probe, source)
-        with open_model(source) as structure:
-            report = clip_in_place(structure.model, clip, decide=decide, **options)
-        return Plan(report, source, structure)
-    rewritten = ModelProto()
-    rewritten.CopyFrom(model)
-    with blaming(lambda: model, "this"):
-        report = clip_in_place(rewritten, clip, decide=decider(probe), **options)
-    return Plan(report, None, rewritten)
+    source = model_or_path("model", model)
+    if isinstance(source, ModelProto):
+        return Plan(*clipped_copy(source, clip, probe, progress, options), None)
+    decide = decider(probe, source, progress)
+    with open_model(source) as structure:
+        report = clip_in_place(structure.model, clip, decide=decide, **options)
+    return Plan(report, structure, source)
 
 
 def _serialized(model: ModelProto) -> bytes:

@@ -115,8 +115,9 @@ def _patterns(given: object, what: str) -> list[str]:
         or isinstance(patterns, bytes | Mapping)
         or getattr(patterns, "shape", None) == ()  # an array without axes has no items
     ):
+        also = "a callable, " if what == "need_clip" else ""
         raise OnnxClipError(
-            f"{what} must be a callable, a pattern or a list of patterns, not {shown(given)}"
+            f"{what} must be {also}a pattern or a list of patterns, not {shown(given)}"
         )
     patterns = list(patterns)
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):

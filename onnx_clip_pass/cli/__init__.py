@@ -72,9 +72,10 @@ def _outcome(arguments: Sequence[str] | None) -> tuple[int, str]:
     except OSError as error:
         if error.filename is None and isinstance(error, FileNotFoundError):
             return 2, "error: the folder that this was started in is gone; go to another"
-        where = "standard output" if error.filename is None else repr(error.filename)
         let_go_of_streams()
-        return 2, f"error: cannot write to {where}: {error.strerror}"
+        if error.filename is None:
+            return 2, f"error: cannot write to standard output: {error.strerror}"
+        return 2, f"error: cannot read or write {error.filename!r}: {error.strerror}"
     except Exception:
         fault = "error: this is a fault of onnx-clip itself; please report it with these lines"
         return 3, f"{traceback.format_exc()}{fault}"

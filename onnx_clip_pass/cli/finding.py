@@ -83,7 +83,7 @@ class FindOptions(OptimizerOptions):
     def arguments(self, model: Path) -> dict[str, Any]:
         """Return the same as arguments of `clip_gradients_file`."""
         return {
-            "probe": False if self.no_run else Apart(model),
+            "probe": False if self.no_run else Apart(model, progress=True),
             "optimizer_ops": self.optimizer_ops,
         }
 

@@ -17,7 +17,7 @@ from onnx import GraphProto, ModelProto, ValueInfoProto, helper
 
 from onnx_clip_pass.arguments import check_flags, check_model, check_path
 from onnx_clip_pass.deciding import decider
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, warn
 from onnx_clip_pass.extract.sharding import NAMES, Cut, Phase, ShardAxis, Sharding
 from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.graph import Editor, Index, TensorType
@@ -106,7 +106,9 @@ def extract_clip(
     check_model(model, "extract_clip_file")
     sharding = Sharding.of(phase, shard_axis, replicated)
     with blaming(lambda: model, "this"):
-        return _extract(model, clip, options, decider(probe), sharding)[0]
+        extracted, report = _extract(model, clip, options, decider(probe), sharding)
+    warn(report.warnings)
+    return extracted
 
 
 @takes_options(Options, "measure_only")

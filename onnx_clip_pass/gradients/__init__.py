@@ -7,12 +7,13 @@ What the caller names outright is not searched: `claimed`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from onnx import ModelProto
 
-from onnx_clip_pass.arguments import check_model
+from onnx_clip_pass.arguments import model_or_path
 from onnx_clip_pass.gradients import accumulator, claimed, names, operator, optimizer
 from onnx_clip_pass.gradients.clipped import clipped_already
 from onnx_clip_pass.gradients.found import Found, Gradient, Parameter, Sink, has_gradient_shape
@@ -23,6 +24,7 @@ from onnx_clip_pass.gradients.updates import Question, Updates
 from onnx_clip_pass.graph import OUTPUT, Flow, Frame, Index, TensorType, Value
 from onnx_clip_pass.graph.dtypes import dtype_of
 from onnx_clip_pass.record import strip_if_clipped
+from onnx_clip_pass.storage import open_model
 from onnx_clip_pass.validity import blaming
 
 __all__ = [
@@ -101,11 +103,11 @@ class Survey(NamedTuple):
         return value in self.accumulated or bool(accumulator.slots_of(self.flow, value))
 
 
-def find_gradients(model: ModelProto) -> list[Gradient]:
+def find_gradients(model: ModelProto | str | os.PathLike[str]) -> list[Gradient]:
     """The gradients of a model's parameters, in the order in which the graph computes them.
 
     Args:
-        model: a training graph; weights stored as external data need not be loaded.
+        model: a training graph, or its path; weights are not read, and need not be loaded.
 
     Returns:
         One `Gradient` for each pair of a gradient value and its parameter; an empty list where
@@ -113,14 +115,20 @@ def find_gradients(model: ModelProto) -> list[Gradient]:
 
     Raises:
         OnnxClipError: two values claim to be the gradient of one parameter by name alone, or the
-            model is clipped and has been changed since, so that its record does not fit it.
+            model is clipped and has been changed since, so that its record does not fit it; or the
+            file cannot be read.
     """
-    check_model(model, "onnx.load")
-    with blaming(lambda: model, "this"):
-        return [
-            found_gradient.gradient
-            for found_gradient in survey(Index(strip_if_clipped(model))).found
-        ]
+    source = model_or_path("model", model)
+    if isinstance(source, ModelProto):
+        with blaming(lambda: source, "this"):
+            return _gradients_in(source)
+    with open_model(source) as structure:
+        return _gradients_in(structure.model)
+
+
+def _gradients_in(model: ModelProto) -> list[Gradient]:
+    found = survey(Index(strip_if_clipped(model))).found
+    return [found_gradient.gradient for found_gradient in found]
 
 
 def survey(index: Index, optimizer_ops: OptimizerOps = NO_OPS) -> Survey:

@@ -23,8 +23,8 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
-from onnx_clip_pass.arguments import check_flags, check_path
-from onnx_clip_pass.errors import OnnxClipError, shown
+from onnx_clip_pass.arguments import check_flags, model_or_path
+from onnx_clip_pass.errors import OnnxClipError, shown, warn
 from onnx_clip_pass.gradients.found import Gradient
 from onnx_clip_pass.options import checked, takes_options
 from onnx_clip_pass.probe.harness import Harness
@@ -68,11 +68,20 @@ def probe_gradients(
             not finite or not the same in two runs, or an argument is of the wrong type or names
             what is not there.
 
+    Warns:
+        OnnxClipWarning: the gradient of something that may be a parameter is not recognized.
+
     Example:
         found = probe_gradients("model.onnx", feeds={"x": x, "t": t}, loss="mse_loss")
         clip_gradients(model, clip, gradients={g.name: g.parameter.name for g in found})
     """
-    return list(probe(model, loss=loss, inner=inner, data=data, **options).gradients)
+    found = probe(model, loss=loss, inner=inner, data=data, **options)
+    warn(
+        f"no gradient is known for {each.parameter!r}: {each.reason}"
+        for each in found.undecided
+        if not each.is_data
+    )
+    return list(found.gradients)
 
 
 def probe(
@@ -92,16 +101,14 @@ def probe(
     how: Any = checked(RunOptions, options)
     if isinstance(data, str) or not hasattr(data, "__iter__"):
         raise OnnxClipError(f"data must be a list of names of inputs, not {shown(data)}")
-    folder = None
-    if not isinstance(model, ModelProto):
-        check_path("model", model, also="a ModelProto or ")
-        folder = Path(model)
+    source = model_or_path("model", model)
+    if isinstance(source, Path):
         try:
-            model = onnx.load(folder)
+            source = onnx.load(source)
         except Exception as error:  # protobuf, onnx and the system have many ways to refuse
-            raise OnnxClipError(f"cannot read the model {str(folder)!r}: {error}") from error
+            raise OnnxClipError(f"cannot read the model {str(source)!r}: {error}") from error
     with np.errstate(all="ignore"), told(how["progress"]) as progress:
         harness = open_harness(
-            model, how["feeds"], loss, how["dims"], how["seed"], how["provider"], data=tuple(data)
+            source, how["feeds"], loss, how["dims"], how["seed"], how["provider"], data=tuple(data)
         )
         return Search(harness, inner, most_bytes, progress).result()

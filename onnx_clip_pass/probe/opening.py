@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
+from onnx.external_data_helper import uses_external_data
 
+from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.probe.harness import Harness
 from onnx_clip_pass.probe.losses import find_loss
 from onnx_clip_pass.record import strip_if_clipped
 from onnx_clip_pass.runtime import Provider, check_run, make_feeds
+from onnx_clip_pass.storage import tensors_of
 
 __all__ = ["open_harness"]
 
@@ -35,9 +38,14 @@ def open_harness(
     With `only` the parameters are `data` alone; `later` is what the loss cannot depend on.
 
     Raises:
-        OnnxClipError: the loss is not clear, or the model does not run.
+        OnnxClipError: the loss is not clear, weights are not loaded, or the model does not run.
     """
     check_run(feeds, dims, seed)
+    if any(uses_external_data(tensor) for tensor in tensors_of(model)):
+        raise OnnxClipError(
+            "the model cannot be run: some of its weights are in files of their own, which are not "
+            "loaded; load them with it (onnx.load does), or give the path of the model"
+        )
     model = strip_if_clipped(model)
     # An overridable initializer that the caller feeds is fed; all others keep their value.
     fed = make_feeds(model, given=feeds, dims=_one_seed(model) | dict(dims or {}), seed=seed)

@@ -166,8 +166,11 @@ def _clash(other: Edit, theirs: Formula, edit: Edit, formula: Formula) -> str | 
     if other.scope is not edit.scope:
         return "they are values of different graphs"
     inputs = (other.choice.threshold_input, edit.choice.threshold_input)
-    if theirs.settings() != formula.settings() or inputs[0] != inputs[1]:
+    if theirs.settings() != formula.settings():
         return f"they are clipped by {theirs.label} and by {formula.label}"
+    if inputs[0] != inputs[1]:
+        named = (f"the input {name!r}" if name else "a number" for name in inputs)
+        return f"their threshold is {' and '.join(named)}"
     return formula.clash(other.gradient, edit.gradient)
 
 

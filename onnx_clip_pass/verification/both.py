@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
-from onnx_clip_pass.arguments import check_path
+from onnx_clip_pass.arguments import model_or_path
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.options import checked, takes_options
@@ -101,12 +101,11 @@ class _Loaded:
 
 def _load(source: _Model, called: str, weights: Weights) -> _Loaded:
     folder = None
-    if isinstance(source, ModelProto):
+    path = model_or_path(called, source)
+    if isinstance(path, ModelProto):
         model = ModelProto()
-        model.CopyFrom(source)
+        model.CopyFrom(path)
     else:
-        check_path(called, source, also="a ModelProto or ")
-        path = Path(source)
         called, folder = repr(str(path)), path.parent
         if not path.exists() and (reason := unfinished(path)):
             raise OnnxClipError(f"cannot read {called}: {reason}")
