@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import os
-<<<<<<< HEAD
-import warnings
-from dataclasses import dataclass, field
-=======
 from dataclasses import dataclass
->>>>>>> 954f88e (Warn in Python of what the command line notes, and say the way from other packages' models to ours)
 from pathlib import Path
 from typing import Unpack
 
@@ -20,7 +15,7 @@ from onnx.external_data_helper import uses_external_data
 from onnx_clip_pass.arguments import check_path, model_or_path
 from onnx_clip_pass.clipping import clipped_copy
 from onnx_clip_pass.deciding import decider
-from onnx_clip_pass.errors import OnnxClipError, OnnxClipWarning
+from onnx_clip_pass.errors import OnnxClipError, warn
 from onnx_clip_pass.options import checked, takes_options
 from onnx_clip_pass.progress import WantsProgress
 from onnx_clip_pass.rewrite import (
@@ -147,8 +142,7 @@ class Plan(Viewed):
             check_target(source.path, target, how)
             files = files_along(self._rewritten, target, how)
             write_model(self._rewritten, target, files, how)
-            for note in linked(self._rewritten, target, files, how):
-                warnings.warn(note, OnnxClipWarning, stacklevel=2)
+            warn(linked(self._rewritten, target, files, how))
 
 
 @takes_options(Options)
