@@ -3,7 +3,9 @@
 Continuous integration runs the tests by the README's command, and the sessions tagged "ci" here.
 """
 
+import os
 import re
+import shutil
 from pathlib import Path
 
 import nox
@@ -119,6 +121,22 @@ def nightly(session: nox.Session) -> None:
         "tests/test_verify_mutants.py",
     ]
     session.run("python", "-m", "pytest", *paths, env={"ONNX_CLIP_NIGHTLY": "1"})
+
+
+@nox.session(default=False)
+def browser(session: nox.Session) -> None:
+    """Look at pages in headless Chromium, which CI has none of: nightly, and after each change.
+
+    ONNX_CLIP_CHROMIUM says where the browser is, if not on PATH (Debian: apt install chromium);
+    ONNX_CLIP_SCREENSHOTS names a folder for screenshots.
+    """
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = os.environ.get("ONNX_CLIP_CHROMIUM") or next(filter(None, map(shutil.which, names)), "")
+    if not found:
+        session.error("no Chromium: install one, or name it in ONNX_CLIP_CHROMIUM")
+    session.install("-e", ".[test]", "playwright==1.65.2")
+    path = "tests/test_pages_in_browser.py"
+    session.run("python", "-m", "pytest", path, *session.posargs, env={"ONNX_CLIP_CHROMIUM": found})
 
 
 @nox.session(python="3.11", tags=["ci"])

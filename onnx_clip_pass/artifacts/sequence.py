@@ -138,6 +138,7 @@ def clip_sequence(model: ModelProto, clip: Clip, numerics: Numerics, name: str) 
         replaced,
         layout=numerics.layout,
         new_operators=tuple(sorted(new_operators)),
+        rewritten=model,
     )
 
 

@@ -13,6 +13,7 @@ from onnx_clip_pass.artifacts import (
     inspect_artifacts,
 )
 from onnx_clip_pass.artifacts.layout import find_layout
+from onnx_clip_pass.cli.pages import PageOptions
 from onnx_clip_pass.cli.several import Facts
 from onnx_clip_pass.cli.showing import (
     done_by,
@@ -26,7 +27,7 @@ from onnx_clip_pass.cli.showing import (
 from onnx_clip_pass.cli.words import counted, is_quiet, say
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.record import Record
-from onnx_clip_pass.rewrite import ClipOrRules
+from onnx_clip_pass.rewrite import ClipOrRules, Report
 
 __all__ = [
     "AT",
@@ -59,6 +60,7 @@ def rewrite_folder(
     probes: bool,
     verifies: bool,
     as_json: bool,
+    page: PageOptions,
     **options: Any,
 ) -> dict[str, Any]:
     """Rewrite a folder and tell of it.
@@ -71,6 +73,7 @@ def rewrite_folder(
         probes: whether the user wants gradients to be probed for.
         verifies: whether the user wants the rewrite to be verified.
         as_json: whether the report goes to standard output as JSON, which the caller prints.
+        page: the page that is wanted.
         options: of `clip_artifacts`.
 
     Returns:
@@ -95,7 +98,15 @@ def rewrite_folder(
         count="all gradients" if stage == "step" else "",
         when=f" {_WHEN[stage]}",
     )
-    return {"output": str(target) if is_written else None, "at": stage} | report_facts(report)
+    output = str(target) if is_written else None
+    page.write(lambda: _page(folder, output, report, stage))
+    return {"output": output, "at": stage} | report_facts(report)
+
+
+def _page(folder: Path, output: str | None, report: Report, stage: ClipStage) -> str:
+    from onnx_clip_pass.reports import rewrite_page
+
+    return rewrite_page(str(folder), output, report, when=f", {_WHEN[stage]}")
 
 
 def refuse_to_verify(folder: Path, rewritten: Path) -> NoReturn:

@@ -24,8 +24,8 @@ SECTIONS = {
     "--explain",
     "Running the model (with ONNX Runtime)": "--verify --slopes --loss --feeds --dim --provider "
     "--seed",
-    "Output": "--output --in-place --force --dry-run --external-data --trust-data --json --verbose "
-    "--quiet --help",
+    "Output": "--output --in-place --force --dry-run --html --external-data --trust-data --json "
+    "--verbose --quiet --help",
 }
 """The options of all commands by section, in the order in which help shows them."""
 

@@ -14,6 +14,7 @@ from onnx_clip_pass.cli.finding import OptimizerOptions, tell_uncovered
 from onnx_clip_pass.cli.folders import inspect_folder
 from onnx_clip_pass.cli.helping import Command
 from onnx_clip_pass.cli.options import PATH, json_option, refuse
+from onnx_clip_pass.cli.pages import PageOptions
 from onnx_clip_pass.cli.probing import ProbeOptions
 from onnx_clip_pass.cli.several import Facts, each_model
 from onnx_clip_pass.cli.showing import done_by, gradient_facts, record_facts, show_inspected
@@ -39,6 +40,7 @@ __all__ = ["inspect"]
 @OptimizerOptions.declare
 @ProbeOptions.declare
 @RunOptions.declare
+@PageOptions.declare
 @json_option
 @volume_options
 def inspect(
@@ -66,7 +68,7 @@ def inspect(
       onnx-clip inspect artifacts/                # of ONNX Runtime training
     """
     probing, run = ProbeOptions.take(options), RunOptions.take(options)
-    named = GradientOptions.take(options)
+    named, page = GradientOptions.take(options), PageOptions.take(options)
     if not probing.probes:
         run.refuse_without("--probe")
     refuse(
@@ -77,8 +79,12 @@ def inspect(
             and named.given,
             "--probe finds the gradients: not with --gradient or --map": probing.probes
             and named.given,
+            "--html is for one model: name one": page.html and len(models) > 1,
+            "--html shows all of a model file: not with --explain, and of no folder": page.html
+            and (explained is not None or any(map(is_folder, models))),
         }
     )
+    page.check(*models)
     names = named.read()
 
     def on(model: Path) -> Iterator[Facts]:
@@ -100,6 +106,7 @@ def inspect(
                     found, gradients=probed.gradients, reason="\n".join(reasons), questions=()
                 )
             yield _tell(model, found, as_json=as_json)
+            page.write(lambda: _page(model, found))
 
     each_model(models, on, as_json=as_json, is_wrong=lambda facts: bool(facts.get("changed")))
 
@@ -127,6 +134,12 @@ def _tell(model: Path, found: Inspection, *, as_json: bool) -> Facts:
         "carried": list(found.carried),
         "record": record_facts(found.record),
     }
+
+
+def _page(model: Path, found: Inspection) -> str:
+    from onnx_clip_pass.reports import inserted_in_file, inspection_page
+
+    return inspection_page(str(model), found, inserted=inserted_in_file(model))
 
 
 def _explain(

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +24,7 @@ from onnx_clip_pass.cli.options import (
     refuse,
     take_options,
 )
+from onnx_clip_pass.cli.pages import PageOptions
 from onnx_clip_pass.cli.probing import ProbeOptions, with_evidence
 from onnx_clip_pass.cli.several import Facts, each_model
 from onnx_clip_pass.cli.showing import record_facts, report_facts, tell_rewrite, tell_undone
@@ -32,8 +33,11 @@ from onnx_clip_pass.cli.verifying import RunOptions, slopes_option, tell_verific
 from onnx_clip_pass.cli.words import is_quiet, say, volume_options
 from onnx_clip_pass.errors import OnnxClipWarning
 from onnx_clip_pass.files import clip_gradients_file, strip_file
-from onnx_clip_pass.rewrite import ClipOrRules
+from onnx_clip_pass.rewrite import ClipOrRules, Report
 from onnx_clip_pass.saving import FileOptions
+
+if TYPE_CHECKING:
+    from onnx_clip_pass.verification import Verification
 
 __all__ = ["rewrite", "strip"]
 
@@ -63,6 +67,7 @@ _NO_TRUST = (
 @ProbeOptions.declare
 @RunOptions.declare
 @click.option("--dry-run", is_flag=True, help="Show what would be clipped, write nothing.")
+@PageOptions.declare
 @json_option
 @volume_options
 def rewrite(
@@ -110,6 +115,7 @@ class _Rewriting:
     finding: FindOptions
     probing: ProbeOptions
     run: RunOptions
+    page: PageOptions
     slopes: str
     verifies: bool
     as_json: bool
@@ -128,6 +134,7 @@ class _Rewriting:
         how = take_options(FileOptions, options)
         at, slopes, verifies = (options.pop(name) for name in ("at", "slopes", "verifies"))
         probing, named = ProbeOptions.take(options), GradientOptions.take(options)
+        page = PageOptions.take(options)
         is_chosen, has_folder = output is not None, any(map(is_folder, models))
         refuse(
             {
@@ -141,6 +148,7 @@ class _Rewriting:
                 "--at is for a folder of training artifacts: give that, not a file": at is not None
                 and not has_folder,
                 _NO_TRUST: how["trust_data"] and has_folder,
+                "--html is for one model: name one": page.html and len(models) > 1,
             }
         )
         finding, run = FindOptions.take(options), RunOptions.take(options)
@@ -155,7 +163,7 @@ class _Rewriting:
             **how,
             **clipping.arguments,
         }
-        return cls(clip, written, at, finding, probing, run, slopes, verifies, as_json)
+        return cls(clip, written, at, finding, probing, run, page, slopes, verifies, as_json)
 
     @property
     def replaces(self) -> bool:
@@ -164,13 +172,14 @@ class _Rewriting:
 
     def on(self, model: Path, target: Path) -> Iterator[Facts]:
         """Rewrite a model and tell of it."""
+        self.page.check(model, target)
         return (self._folder if is_folder(model) else self._file)(model, target)
 
     def _folder(self, model: Path, target: Path) -> Iterator[Facts]:
         written = {name: value for name, value in self.written.items() if name != "trust_data"}
         yield rewrite_folder(
             model, target, self.clip, at=self.at, probes=self.probing.probes,
-            verifies=self.verifies, as_json=self.as_json, **written,
+            verifies=self.verifies, as_json=self.as_json, page=self.page, **written,
         )  # fmt: skip
 
     def _file(self, model: Path, target: Path) -> Iterator[Facts]:
@@ -186,10 +195,19 @@ class _Rewriting:
         written = None if options["dry_run"] else target
         tell_rewrite(model, written, report, as_json=self.as_json)
         yield {"output": None if written is None else str(written)} | report_facts(report)
+        found = None
         if self.verifies:
             found = self.run.verify(model, target, slopes=self.slopes, loss=self.probing.loss)
             told = tell_verification(found, as_json=self.as_json, is_result=False)
             yield {"verification": told}
+        self.page.write(lambda: _page(model, written, report, found))
+
+
+def _page(model: Path, target: Path | None, report: Report, verified: Verification | None) -> str:
+    from onnx_clip_pass.reports import rewrite_page
+
+    written = None if target is None else str(target)
+    return rewrite_page(str(model), written, report, verified=verified)
 
 
 @click.command(cls=Command, short_help="Undo rewrites.")

@@ -22,6 +22,7 @@ from onnx_clip_pass.cli.options import (
     option,
     say_together,
 )
+from onnx_clip_pass.cli.pages import PageOptions
 from onnx_clip_pass.cli.tables import show_table
 from onnx_clip_pass.cli.targets import is_folder
 from onnx_clip_pass.cli.words import counted, is_quiet, print_json, say, volume_options
@@ -147,6 +148,7 @@ def slopes_option(command: _Command) -> _Command:
     help="The loss whose slopes gradients are held to. [default: the scalar output]",
 )
 @RunOptions.declare
+@PageOptions.declare
 @json_option
 @volume_options
 def verify(
@@ -175,12 +177,22 @@ def verify(
         refuse_to_verify(original, rewritten)
     if loss is not None and slopes == "off":
         raise click.UsageError("--loss says whose slopes to take: not with --slopes off")
+    page = PageOptions.take(options)
+    page.check(original, rewritten)
     found = RunOptions.take(options).verify(original, rewritten, slopes=slopes, loss=loss)
     facts = tell_verification(found, as_json=as_json, is_result=True)
     if as_json:
         print_json({"original": str(original), "rewritten": str(rewritten)} | facts)
+    page.write(lambda: _page(original, rewritten, found))
     if not found.ok:
         raise click.exceptions.Exit(1)
+
+
+def _page(original: Path, rewritten: Path, found: Verification) -> str:
+    from onnx_clip_pass.reports import inserted_in_file, verification_page
+
+    inserted = inserted_in_file(rewritten)
+    return verification_page(str(original), str(rewritten), found, inserted=inserted)
 
 
 def tell_verification(found: Verification, *, as_json: bool, is_result: bool) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def clip_in_place(
         if any(row.clip for row in planned.rows):
             record = record_of(planned, made)
             write_record(model, record, made.added.nodes, made.added.initializers)
-        return report_of(planned, made)
+        return report_of(planned, made, model)
 
 
 def plan_edits(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from onnx import ModelProto
+
 from onnx_clip_pass.record import ClipEntry, Measure, Record
 from onnx_clip_pass.rewrite.emitting import Made
 from onnx_clip_pass.rewrite.planning import PlannedEdits
@@ -10,8 +12,8 @@ from onnx_clip_pass.rewrite.reporting import Report, lacking_kernels
 __all__ = ["record_of", "report_of"]
 
 
-def report_of(plan: PlannedEdits, made: Made) -> Report:
-    """The report on a plan that is carried out, in its model or in another."""
+def report_of(plan: PlannedEdits, made: Made, rewritten: ModelProto | None = None) -> Report:
+    """The report on a plan that is carried out, in its model (`rewritten`) or in another."""
     return Report(
         plan.rows,
         (*plan.warnings, *lacking_kernels(made.used)),
@@ -22,6 +24,7 @@ def report_of(plan: PlannedEdits, made: Made) -> Report:
         plan.found.uncovered,
         plan.settings.numerics.layout,
         tuple(sorted({used[:2] for used in made.used} - plan.operators)),
+        rewritten=rewritten,
     )
 
 

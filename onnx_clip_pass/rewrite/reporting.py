@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from onnx import ModelProto
 
 from onnx_clip_pass.clips import Clip, ClipLayout
 from onnx_clip_pass.clips.tape import Used
@@ -90,7 +92,8 @@ class Report(Viewed):
     trained parameters that are not clipped, since their gradients are not known. `layout` is the
     machine that the nodes were chosen for, `new_operators` those of the default domain that the
     model did not use before, with the opset, as a build of ONNX Runtime for few operators has to
-    know them. `reduced` is there for one phase of a clip.
+    know them. `reduced` is there for one phase of a clip. `rewritten` is the model with what was
+    added, without the large weights of a file; None where there is none.
     """
 
     rows: tuple[Clipped, ...]
@@ -103,6 +106,7 @@ class Report(Viewed):
     layout: ClipLayout = "cpu"
     new_operators: tuple[tuple[str, int], ...] = ()
     reduced: Reduced | None = None
+    rewritten: ModelProto | None = field(default=None, compare=False)
 
     @property
     def clipped(self) -> tuple[Clipped, ...]:
