@@ -219,8 +219,8 @@ def explain_file(source: _Path, name: str, optimizer_ops: OptimizerOps = NO_OPS)
         return explain(structure.model, name, checked_ops(optimizer_ops))
 
 
-def read_map(path: _Path) -> dict[str, str]:
-    """Gradient name to parameter name, from a JSON object in a file.
+def read_map(path: _Path) -> dict[str, str | None]:
+    """Gradient name to parameter name, or None where nobody knows it, from a JSON object in a file.
 
     What `inspect --json` and `rewrite --json` print is taken, too: its gradients are meant.
 
@@ -238,7 +238,8 @@ def read_map(path: _Path) -> dict[str, str]:
         try:
             found = {row["gradient"]: row["parameter"] for row in reversed(rows)}
         except (TypeError, KeyError):  # TypeError: no object, or no name
-            found = None
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+            found = {"": 0}
+        found = {name: of if of != name else None for name, of in found.items()}
+    if not isinstance(found, dict) or not all(isinstance(of, str | None) for of in found.values()):
         raise OnnxClipError(f"{expected} in {str(path)!r}, with a string for each gradient")
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -80,6 +80,8 @@ class Table:
 
     def left_out(self, room: int) -> str:
         """In words, all that is not shown in so many columns; "" if nothing."""
+        if (short := self._fitting(room)) is not self:
+            return short.left_out(room)
         if self._is_grouped:
             rest = f", of which the first {MOST_ROWS}" if self._shown[1][MOST_ROWS:] else ""
             groups = counted(len(self._shown[1]), "group")
@@ -91,6 +93,9 @@ class Table:
         from rich.table import Table as Grid
         from rich.text import Text
 
+        if (short := self._fitting(options.max_width)) is not self:
+            yield short
+            return
         headings, rows = self._shown
         if not rows:
             return
@@ -117,6 +122,16 @@ class Table:
         more = len(self.rows) - len(rows)
         last = f"<p>and {more:,} more</p>" if more else ""
         return f"<table>{_html_row('th', self.headings)}{''.join(rows)}</table>{last}"
+
+    def _fitting(self, room: int) -> Table:
+        """This table, with "it" for the parameter in the evidence if that helps it to fit."""
+        if self.is_whole or self.width <= room or not {"parameter", "evidence"} <= {*self.headings}:
+            return self
+        of, about = self.headings.index("parameter"), self.headings.index("evidence")
+        rows = tuple(
+            (*row[:about], _told_of_it(row[about], row[of]), *row[about + 1 :]) for row in self.rows
+        )
+        return self if rows == self.rows else replace(self, rows=rows)
 
     @property
     def _is_grouped(self) -> bool:
@@ -174,6 +189,11 @@ def _shrunk(
                 break
             widths[max(spare, key=widths.__getitem__)] -= 1
     return widths if sum(widths) <= room else None
+
+
+def _told_of_it(evidence: str, parameter: str) -> str:
+    """Evidence with "it" for the name of the parameter, where that stands as a word."""
+    return re.sub(rf"(?<!\S){re.escape(parameter)}(?![^\s;,])", "it", evidence)
 
 
 def _style(heading: str, cell: str) -> str:

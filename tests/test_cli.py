@@ -222,7 +222,8 @@ def test_above_forty_rows_the_table_sums_up(tmp_path, capsys):
     ]
     assert "(41 rows in 1 group; -v shows all)" in err
     assert main(["rewrite", str(path), "-v"]) == 0
-    assert len(capsys.readouterr().err.splitlines()) == 1 + count
+    rows = capsys.readouterr().err.partition("operator")[0].splitlines()
+    assert len(rows) == 1 + count
 
 
 def test_names_cannot_steer_the_terminal(tmp_path, capsys):

@@ -23,6 +23,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty.onnx").write_bytes(b"")
     (folder / "cut.onnx").write_bytes(SEED.read_bytes()[:-100])
     (folder / "there.onnx").write_bytes(SEED.read_bytes())
+    for name, form in (
+        ("text.pbtxt", "textproto"),
+        ("named.onnx", "json"),
+        ("text.onnxtxt", "onnxtxt"),
+    ):
+        onnx.save(onnx.load(SEED), folder / name, format=form)
+    (folder / "m.ort").write_bytes(b"\x20\0\0\0ORTM" + bytes(64))
     (folder / "bad.json").write_text("[1]")
     locked = folder / "locked"
     locked.mkdir(mode=0o500)
@@ -150,7 +157,14 @@ REFUSED = {
     "in place and output": (["rewrite", PATH, "--in-place", "-o", "x"], "exclude each other"),
     "unknown option": (["rewrite", PATH, "--clipnorm", "1"], "No such option"),
     "unknown command": (["rewrit", PATH], "No such command"),
-    "a text format": (["rewrite", "{folder}/m.textproto"], "text format"),
+    "no model as text": (["rewrite", "{folder}/m.textproto"], "No such file"),
+    "a model as text": (["inspect", "{folder}/text.pbtxt"], "is a model as text (textproto)"),
+    "a model as text under another name": (
+        ["verify", "{folder}/named.onnx", PATH],
+        "as text (json)",
+    ),
+    "a model as text of onnx": (["strip", "{folder}/text.onnxtxt"], "as text (onnxtxt)"),
+    "a model for mobile": (["rewrite", "{folder}/m.ort"], "in ORT format"),
     "optimizer model": (
         ["rewrite", str(MODELS / "ort_artifacts" / "mlp_mse_sgd" / "optimizer_model.onnx")],
         "rewrite training_model.onnx",

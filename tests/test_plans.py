@@ -217,6 +217,7 @@ def test_many_rows_are_groups_in_text_and_not_in_html():
     assert [line.split()[:2] for line in str(plan).splitlines()[1:]] == [
         ["count", "gradient"],
         ["41", "W*_grad"],
+        ["nodes:", "41"],
     ]
     assert plan._repr_html_().count("<tr>") == 42
     assert isinstance(plan, Plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -38,12 +39,21 @@ def test_names_are_cut_in_the_middle_and_every_row_is_one_line(width):
 
 
 def test_evidence_gives_way_before_names():
-    table = Table(HEADINGS, (row("layer.weight"),))
+    table = Table(HEADINGS, ((*row("layer.weight")[:-1], "optimized by SomeOptimizer"),))
     lines = shown(table, table.width - 5)
     assert "layer.weight_grad  layer.weight" in lines[1]
     assert lines[1].endswith("…")
     assert table.left_out(table.width - 5) == "… is left out"
     assert table.left_out(table.width) == ""
+
+
+def test_evidence_speaks_of_it_before_it_is_cut():
+    cells = ("g", "W.0", "[2]", "float32", "norm <= 1", "updates W.0 to W.0@NEW; W.0 is an input")
+    table = Table(HEADINGS, (cells,))
+    assert cells[-1] in shown(table, table.width)[1]
+    assert shown(table, table.width - 2)[1].endswith("updates it to W.0@NEW; it is an input")
+    assert table.left_out(table.width - 2) == ""
+    assert cells[-1] in shown(replace(table, is_whole=True), table.width)[1]
 
 
 def test_wide_characters_count_twice():

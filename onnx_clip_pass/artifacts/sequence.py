@@ -30,7 +30,8 @@ from onnx_clip_pass.gradients import Gradient, Parameter
 from onnx_clip_pass.graph import OUTPUT, Editor, Index, Read, TensorType
 from onnx_clip_pass.record import ClipEntry, Record, undo, write_record
 from onnx_clip_pass.rewrite import Clipped, Report
-from onnx_clip_pass.rewrite.reporting import lacking_kernels, operators_of
+from onnx_clip_pass.rewrite.operators import compared, operators_of
+from onnx_clip_pass.rewrite.reporting import lacking_kernels
 
 __all__ = ["GRADIENTS", "Optimizer", "clip_sequence", "find_optimizer"]
 
@@ -125,7 +126,7 @@ def clip_sequence(model: ModelProto, clip: Clip, numerics: Numerics, name: str) 
         _put(loops, clip, clipped)
         editor.finish()
     _write_record(editor, renamed, clip, numerics)
-    new_operators = operators_of(Index(model)) - there
+    now = operators_of(Index(model))
     warnings = tuple(lacking_kernels(loops.used))
     if optimizer.clips_already:
         warnings += (
@@ -137,7 +138,8 @@ def clip_sequence(model: ModelProto, clip: Clip, numerics: Numerics, name: str) 
         warnings,
         replaced,
         layout=numerics.layout,
-        new_operators=tuple(sorted(new_operators)),
+        new_operators=tuple(sorted(now.keys() - there.keys())),
+        operators=compared(there, now),
         rewritten=model,
     )
 

@@ -26,12 +26,14 @@ from onnx_clip_pass.cli.showing import (
 )
 from onnx_clip_pass.cli.words import counted, is_quiet, say
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.record import Record
+from onnx_clip_pass.record import Record, is_clipped
 from onnx_clip_pass.rewrite import ClipOrRules, Report
+from onnx_clip_pass.storage import holds
 
 __all__ = [
     "AT",
     "inspect_folder",
+    "refuse_at_step",
     "refuse_to_verify",
     "rewrite_folder",
 ]
@@ -109,6 +111,12 @@ def _page(folder: Path, output: str | None, report: Report, stage: ClipStage) ->
     return rewrite_page(str(folder), output, report, when=f", {_WHEN[stage]}")
 
 
+_AT_STEP = (
+    "the optimizer model, which takes a sequence that only training makes; there is nothing to run "
+    "it on"
+)
+
+
 def refuse_to_verify(folder: Path, rewritten: Path) -> NoReturn:
     """Say what of a folder can be verified, and how.
 
@@ -119,9 +127,28 @@ def refuse_to_verify(folder: Path, rewritten: Path) -> NoReturn:
     raise OnnxClipError(
         f"{str(folder)!r} is a folder: only its training model can be verified, rewritten with "
         f"--at micro-batch, in an environment with onnxruntime-training: onnx-clip verify "
-        f"{folder / name} {rewritten / name}. At the step the clip is in the optimizer model, "
-        f"which takes a sequence that only training makes; there is nothing to run it on"
+        f"{folder / name} {rewritten / name}. At the step the clip is in {_AT_STEP}"
     )
+
+
+def refuse_at_step(rewritten: Path) -> None:
+    """Refuse to verify a model of a folder that is clipped at the step.
+
+    Raises:
+        OnnxClipError: its clip is in the optimizer model.
+    """
+    try:
+        layout = find_layout(rewritten.parent)
+    except OnnxClipError:
+        return
+    places = [layout.folder / name for name in (layout.training, layout.optimizer) if name]
+    if any(path.name == rewritten.name for path in places) and layout.optimizer:
+        is_clipped_before, is_clipped_at_step = (holds(is_clipped, path) for path in places)
+        if is_clipped_at_step and not is_clipped_before:
+            raise OnnxClipError(
+                f"to verify a clip, rewrite the folder with --at micro-batch: that of "
+                f"{str(layout.folder)!r} is at the step, in {_AT_STEP}"
+            )
 
 
 def inspect_folder(folder: Path, *, as_json: bool) -> Facts:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from onnx_clip_pass.cli.tables import show_table
-from onnx_clip_pass.cli.words import counted, is_quiet, say
+from onnx_clip_pass.cli.words import counted, is_quiet, is_verbose, say
 from onnx_clip_pass.clips import clip_from_dict
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.files import Inspection
 from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.record import ClipEntry, Record
 from onnx_clip_pass.rewrite import Report, gradient_table
+from onnx_clip_pass.rewrite.operators import operator_table
 
 __all__ = [
     "done_by",
@@ -59,6 +60,8 @@ def tell_rewrite(
     written = "nothing was written" if target is None else f"wrote {target}"
     say(f"{view.summary}; {written}", is_result=True)
     show_table(view.table, is_result=False)
+    if is_verbose() and report.operators:
+        show_table(operator_table(report.operators), is_result=False)
     for line in view.further:
         say(line, is_result=True)
 
@@ -111,6 +114,7 @@ def report_facts(report: Report) -> dict[str, Any]:
         "new_operators": [
             {"operator": operator, "opset": opset} for operator, opset in report.new_operators
         ],
+        "operators": {name: [before, after] for name, before, after in report.operators},
         "warnings": list(report.warnings),
         "gradients": [
             gradient_facts(row.gradient)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from onnx_clip_pass.arguments import whole_in
-from onnx_clip_pass.cli.folders import refuse_to_verify
+from onnx_clip_pass.cli.folders import refuse_at_step, refuse_to_verify
 from onnx_clip_pass.cli.helping import Command
 from onnx_clip_pass.cli.options import (
     PATH,
@@ -175,6 +175,7 @@ def verify(
     """
     if is_folder(original):
         refuse_to_verify(original, rewritten)
+    refuse_at_step(rewritten)
     if loss is not None and slopes == "off":
         raise click.UsageError("--loss says whose slopes to take: not with --slopes off")
     page = PageOptions.take(options)

@@ -22,6 +22,10 @@ from onnx_clip_pass.record import read_record, strip_if_clipped
 __all__ = ["ExplainedStep", "ExplainedValue", "Explanation", "explain", "formula_of"]
 
 _SHOWN = 4
+_BY_UPDATE, _BY_SLOPES = (
+    "updates ",
+    "decided by the slopes",
+)  # evidence that an update has a part in
 _MOST_ABOVE = 2
 _ALIAS = "the same in another shape or dtype"
 _WORDS = {
@@ -199,22 +203,27 @@ class _Reader:
             None,
         )
         self._candidates = () if self._question is None else self._question.candidates
+        evidence = [s.gradient.evidence for s in found]
+        self._is_told = any(not words.startswith((_BY_UPDATE, _BY_SLOPES)) for words in evidence)
 
     def explained(self) -> ExplainedStep:
         """Return the step in words."""
         run, update = self._run, self._step
         vertices = list(self._vertices())
         states = self._states(vertices)
-        why = self._why(vertices)
+        why, candidates = self._why(vertices), self._candidates
         if self._question is not None:
-            is_decided = any(map(self._is_gradient, vertices))
-            decided = "the slopes of the loss decided; the graph leaves it open: "
-            why = (decided if is_decided else "") + self._question.why
+            why = self._question.why
+            if self._is_told or any(map(self._is_gradient, vertices)):
+                told = (
+                    "other evidence tells it" if self._is_told else "the slopes of the loss decided"
+                )
+                why, candidates = f"{told}; the update alone leaves it open: {why}", ()
         return ExplainedStep(
             self._values.name(update.new),
             self._values.name(run.lowest[self._number]),
             tuple(self._explained(vertex, states.get(vertex, ())) for vertex in vertices),
-            tuple(each.name for each in self._candidates),
+            tuple(each.name for each in candidates),
             why,
         )
 

@@ -15,11 +15,11 @@ from onnx_clip_pass.rewrite.coverage import accepted
 from onnx_clip_pass.rewrite.edits import Edit
 from onnx_clip_pass.rewrite.finding import Finds
 from onnx_clip_pass.rewrite.metrics import MetricOutputs
+from onnx_clip_pass.rewrite.operators import Counts, operators_of
 from onnx_clip_pass.rewrite.reporting import (
     Clipped,
     notes_on,
     notes_on_coverage,
-    operators_of,
 )
 from onnx_clip_pass.rewrite.selecting import Assignments
 from onnx_clip_pass.rewrite.settings import Settings
@@ -35,7 +35,7 @@ class PlannedEdits:
 
     `schedule` says which formulas act together, one after another: the numbers of their edits, and
     of each its number among the formulas of that edit. `replaces` says that the model was clipped.
-    `operators` are those that it has already, with the opset.
+    `operators` are those that it has already, with the opset, and how many of each.
     """
 
     index: Index
@@ -46,7 +46,7 @@ class PlannedEdits:
     schedule: list[list[tuple[int, int]]]
     warnings: list[str]
     replaces: bool
-    operators: frozenset[tuple[str, int]]
+    operators: Counts
 
 
 def plan(index: Index, found: Finds, settings: Settings, *, replaces: bool) -> PlannedEdits:

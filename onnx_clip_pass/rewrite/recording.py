@@ -6,6 +6,7 @@ from onnx import ModelProto
 
 from onnx_clip_pass.record import ClipEntry, Measure, Record
 from onnx_clip_pass.rewrite.emitting import Made
+from onnx_clip_pass.rewrite.operators import compared, operators_in
 from onnx_clip_pass.rewrite.planning import PlannedEdits
 from onnx_clip_pass.rewrite.reporting import Report, lacking_kernels
 
@@ -23,7 +24,8 @@ def report_of(plan: PlannedEdits, made: Made, rewritten: ModelProto | None = Non
         plan.settings.metrics.measures_only,
         plan.found.uncovered,
         plan.settings.numerics.layout,
-        tuple(sorted({used[:2] for used in made.used} - plan.operators)),
+        tuple(sorted({used[:2] for used in made.used} - plan.operators.keys())),
+        operators=compared(plan.operators, plan.operators + operators_in(made.added.nodes)),
         rewritten=rewritten,
     )
 

@@ -14,10 +14,10 @@ from onnx_clip_pass.errors import listed
 from onnx_clip_pass.gradients import Gradient, Survey
 from onnx_clip_pass.gradients.clipped import clip_nodes
 from onnx_clip_pass.graph import Index, TensorType
-from onnx_clip_pass.graph.versions import is_of_default_set
 from onnx_clip_pass.kernels import Need, missing
 from onnx_clip_pass.record import Uncovered
 from onnx_clip_pass.rewrite.metrics import Emitted
+from onnx_clip_pass.rewrite.operators import OperatorCount
 from onnx_clip_pass.rewrite.selecting import Assignments
 from onnx_clip_pass.rewrite.settings import Settings
 from onnx_clip_pass.tables import Table, counted
@@ -31,7 +31,6 @@ __all__ = [
     "lacking_kernels",
     "notes_on",
     "notes_on_coverage",
-    "operators_of",
 ]
 
 _MOST_EMITTED = 10
@@ -92,8 +91,9 @@ class Report(Viewed):
     trained parameters that are not clipped, since their gradients are not known. `layout` is the
     machine that the nodes were chosen for, `new_operators` those of the default domain that the
     model did not use before, with the opset, as a build of ONNX Runtime for few operators has to
-    know them. `reduced` is there for one phase of a clip. `rewritten` is the model with what was
-    added, without the large weights of a file; None where there is none.
+    know them. `operators` has the number of nodes of each operator without clips and with them.
+    `reduced` is there for one phase of a clip. `rewritten` is the model with what was added, without
+    the large weights of a file; None where there is none.
     """
 
     rows: tuple[Clipped, ...]
@@ -106,6 +106,7 @@ class Report(Viewed):
     layout: ClipLayout = "cpu"
     new_operators: tuple[tuple[str, int], ...] = ()
     reduced: Reduced | None = None
+    operators: tuple[OperatorCount, ...] = ()
     rewritten: ModelProto | None = field(default=None, compare=False)
 
     @property
@@ -141,7 +142,7 @@ class Report(Viewed):
         if self.replaced:
             notes += (f"the {what} was clipped already; the clips it had are replaced",)
         table = gradient_table((row.gradient, row.label) for row in self.rows)
-        return View(summary, table, notes, further=tuple(self._ports()))
+        return View(summary, table, notes, further=(*self._growth(), *self._ports()))
 
     def _ports(self) -> list[str]:
         """Lines on the inputs and outputs that were added."""
@@ -157,6 +158,16 @@ class Report(Viewed):
         if self.emitted[_MOST_EMITTED:]:
             lines.append(f"and {len(self.emitted) - _MOST_EMITTED} outputs more")
         return lines
+
+    def _growth(self) -> list[str]:
+        """A line on the nodes that were added."""
+        changed = [each for each in self.operators if each.before != each.after]
+        if not changed:
+            return []
+        before = sum(each.before for each in self.operators)
+        after = sum(each.after for each in self.operators)
+        each = ", ".join(f"{name} {first} -> {last}" for name, first, last in changed)
+        return [f"nodes: {before:,} -> {after:,} ({each})"]
 
 
 def gradient_table(gradients: Iterable[tuple[Gradient, str]]) -> Table:
@@ -194,16 +205,6 @@ def lacking_kernels(used: Iterable[Used]) -> list[str]:
                 f"nodes run elsewhere, or not at all"
             )
     return warnings
-
-
-def operators_of(index: Index) -> frozenset[tuple[str, int]]:
-    """The operators of the default domain that a model uses, with the opset."""
-    return frozenset(
-        (node.op_type, scope.opset or 0)
-        for scope in index.scopes
-        for node in scope.nodes
-        if is_of_default_set(node)
-    )
 
 
 def notes_on(seen: Survey, found_gradients: Assignments) -> list[str]:

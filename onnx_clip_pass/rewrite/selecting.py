@@ -24,7 +24,7 @@ __all__ = [
     "selected",
 ]
 
-GradientNames = Sequence[str] | Mapping[str, str] | None
+GradientNames = Sequence[str] | Mapping[str, str | None] | None
 """Names of gradients, or gradient name to parameter name; None to search for them."""
 
 Assignments = list[tuple[FoundGradient, ClipChoice | None]]
@@ -44,7 +44,7 @@ class Selected(NamedTuple):
     bare: list[str]
 
 
-def as_mapping(gradients: Sequence[str] | Mapping[str, str]) -> dict[str, str | None]:
+def as_mapping(gradients: Sequence[str] | Mapping[str, str | None]) -> dict[str, str | None]:
     """Gradient name to parameter name, or None where the caller does not say it."""
     is_list = hasattr(gradients, "__iter__") and getattr(gradients, "shape", None) != ()
     names = list(gradients) if is_list else []
@@ -54,7 +54,8 @@ def as_mapping(gradients: Sequence[str] | Mapping[str, str]) -> dict[str, str | 
             "gradients={g.name: g.parameter.name for g in found}"
         )
     if isinstance(gradients, Mapping):
-        if not all(isinstance(name, str) for pair in gradients.items() for name in pair):
+        told = [name for pair in gradients.items() for name in pair if name is not None]
+        if None in gradients or not all(isinstance(name, str) for name in told):
             raise OnnxClipError(
                 f"gradients must map names of gradients to names of parameters, not "
                 f"{shown(gradients)}"

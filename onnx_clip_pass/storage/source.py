@@ -47,6 +47,13 @@ class Source:
             if isinstance(error, FileNotFoundError):
                 reason = unfinished(self.path) or reason
             raise OnnxClipError(f"cannot read {str(self.path)!r}: {reason}") from error
+        mode = os.fstat(self.descriptor).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            os.close(self.descriptor)
+            raise OnnxClipError(
+                f"cannot read {str(self.path)!r}: expected a file, of which any part can be read "
+                f"at any time, not a pipe or device; save what comes out of it first (cat > FILE)"
+            )
 
     def reopened(self) -> Source:
         """Open the file again once it is closed, as it was; use it as a context manager, too.

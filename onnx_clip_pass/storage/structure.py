@@ -29,6 +29,7 @@ from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.storage.damage import amount, fault_of, fault_of_small
 from onnx_clip_pass.storage.messages import check_messages
 from onnx_clip_pass.storage.source import Memory, Source
+from onnx_clip_pass.storage.texts import explained
 from onnx_clip_pass.storage.wire import (
     MERGING,
     MODEL,
@@ -45,12 +46,9 @@ from onnx_clip_pass.validity import blaming
 
 __all__ = ["Piece", "Structure", "open_model", "read_structure"]
 
-_TEXT_SUFFIXES = {
-    ".json", ".onnxjson", ".onnxtext", ".onnxtxt", ".pbtxt", ".prototxt", ".textproto", ".txt",
-}  # fmt: skip
-
 _LARGE = 1 << 9
 """Bytes from which a tensor's payload is left out. Shapes, axes and scalars are below."""
+_BEGIN = 1 << 10  # bytes that tell a text
 _PLACEHOLDER = (1 << 29) - 1  # the highest field number that there is
 _MAX_STRUCTURE = 1 << 28
 _MAX_DEPTH = 100
@@ -147,11 +145,6 @@ def open_model(path: Path) -> Iterator[Structure]:
     Raises:
         OnnxClipError: the file is missing, unreadable, a folder, in a text format, or no model.
     """
-    if path.suffix.lower() in _TEXT_SUFFIXES:
-        raise OnnxClipError(
-            f"{str(path)!r} is a text format, which drops parts of a model; convert it to binary "
-            f"first: onnx.save(onnx.load({path.name!r}), 'model.onnx')"
-        )
     with Source(path) as source:
         if source.is_folder:
             raise OnnxClipError(
@@ -181,12 +174,15 @@ def read_structure(source: Source) -> Structure:
         if small := fault_of_small(model.graph.initializer):
             raise DamagedError(f"tensor {small[0]!r} {small[1]}")
     except (MalformedError, DecodeError, RecursionError) as error:
-        raise OnnxClipError(f"{name} is no ONNX model, or it is truncated: {error}") from error
+        known = explained(source.path, source.at(0, _BEGIN))
+        reason = known or f"{name} is no ONNX model, or it is truncated: {error}"
+        raise OnnxClipError(reason) from error
     except DamagedError as error:
         raise OnnxClipError(f"{name} is damaged: {error}; nothing can read that") from error
     source.check_unchanged()
     if not model.HasField("graph"):
-        raise OnnxClipError(f"{name} is no ONNX model: it has no graph")
+        known = explained(source.path, source.at(0, _BEGIN))
+        raise OnnxClipError(known or f"{name} is no ONNX model: it has no graph")
     return Structure(model, source, b"location" in data, token, tensors)
 
 

@@ -23,6 +23,7 @@ from onnx_clip_pass.runtime import Arrays, Provider, RunOptions, make_feeds
 from onnx_clip_pass.storage import unfinished
 from onnx_clip_pass.storage.messages import check_messages
 from onnx_clip_pass.storage.reading import open_regular
+from onnx_clip_pass.storage.texts import explained
 from onnx_clip_pass.validity import blaming
 from onnx_clip_pass.verification.comparison import Comparison
 from onnx_clip_pass.verification.report import GradientCheck, OutputCheck, Verification
@@ -119,7 +120,9 @@ def _load(source: _Model, called: str, weights: Weights) -> _Loaded:
             except OnnxClipError:
                 raise
             except Exception as error:  # protobuf and onnx raise several kinds
-                raise OnnxClipError(f"{called} is no ONNX model: {error}") from error
+                file.seek(0)
+                known = explained(path, file.read(1 << 10))
+                raise OnnxClipError(known or f"{called} is no ONNX model: {error}") from error
     stripped = weights.taken_out(model)
     return _Loaded(stripped, folder if stripped is model else weights.folder, called)
 

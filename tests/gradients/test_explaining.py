@@ -72,8 +72,20 @@ def test_what_slopes_decided_is_said():
     pytest.importorskip("onnxruntime", reason="slopes need a run")
     found = explain(clip_gradients(asking(), GradientClipByNorm(1.0), probe=True), "W")
     assert [name for name, _ in found.gradients] == ["whole"]
-    assert found.steps[0].why.startswith("the slopes of the loss decided; the graph leaves it open")
+    assert found.steps[0].why.startswith(
+        "the slopes of the loss decided; the update alone leaves it open"
+    )
     assert [each.mark for each in found.steps[0].chain][2:4] == ["gradient", "candidate"]
+
+
+def test_what_other_evidence_tells_is_no_question_too():
+    told = asking("W_out = vendor.SGD(W, whole)", outputs=", float[4,3] W_out")
+    told.opset_import.add(domain="vendor", version=1)
+    found = explain(told, "W", {"vendor::SGD": (0, 1)})
+    assert found.gradients == (("g", "optimized by SGD"),)
+    assert found.steps[0].candidates == ()
+    assert found.steps[0].why.startswith("other evidence tells it; the update alone leaves it open")
+    assert not any("may be" in line for line in found.lines())
 
 
 def test_numbers_that_belong_to_the_gradient_are_told(build, backward):
