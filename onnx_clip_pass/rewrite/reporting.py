@@ -92,8 +92,8 @@ class Report(Viewed):
     machine that the nodes were chosen for, `new_operators` those of the default domain that the
     model did not use before, with the opset, as a build of ONNX Runtime for few operators has to
     know them. `operators` has the number of nodes of each operator without clips and with them.
-    `reduced` is there for one phase of a clip. `rewritten` is the model with what was added, without
-    the large weights of a file; None where there is none.
+    `reduced` is there for one phase of a clip. `rewritten` is the model with what was added,
+    without the large weights of a file; None where there is none.
     """
 
     rows: tuple[Clipped, ...]
