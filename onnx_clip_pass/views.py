@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["View", "Viewed"]
 
+_NO_MATH = "tex2jax_ignore mathjax_ignore"  # or a notebook would typeset names with dollars
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -59,7 +61,13 @@ class View:
 
         text = StringIO()
         width = max(_room() or self.table.width, 20)
-        console = Console(file=text, width=width, color_system=None, force_terminal=False)
+        console = Console(
+            file=text,
+            width=width,
+            color_system=None,
+            force_terminal=False,
+            force_jupyter=False,  # else it goes to the cell, and the text stays empty
+        )
         console.print(self, soft_wrap=not _room())
         return "\n".join(map(str.rstrip, text.getvalue().splitlines()))
 
@@ -67,7 +75,7 @@ class View:
         """Return it as an element of a page."""
         lines = "".join(f"<li>{escape(escape_control(line))}</li>" for line in self.lines())
         return (
-            f'<div class="onnx-clip"><p>{escape(escape_control(self.summary))}</p>'
+            f'<div class="onnx-clip {_NO_MATH}"><p>{escape(escape_control(self.summary))}</p>'
             f"{self.table.html() if self.table.rows else ''}"
             f"{f'<ul>{lines}</ul>' if lines else ''}</div>"
         )

@@ -66,6 +66,13 @@ def test_it_shows_what_a_dry_run_shows(capsys: pytest.CaptureFixture[str]):
     assert "input limit: the threshold" in text
 
 
+def test_its_text_is_no_output_of_a_notebook(monkeypatch: pytest.MonkeyPatch):
+    plan = plan_clips(SEED, ONE)
+    text = str(plan)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert str(plan) == text
+
+
 def test_rich_shows_it_as_a_table_that_fits():
     console = Console(width=60, record=True, file=StringIO())
     console.print(plan_clips(SEED, ONE))
