@@ -94,7 +94,7 @@ class Session:
         values = {}
         for name, array in feeds.items():
             if self._types.get(name) in _NOT_NUMPY:
-                feeds[name] = array = np.ascontiguousarray(array).view(np.uint16)
+                feeds[name] = array = np.array(array, order="C").view(np.uint16)  # of rank 0 too
                 make = ort.OrtValue.ortvalue_from_numpy_with_onnx_type
                 values[name] = make(array, TensorProto.BFLOAT16)
             else:
