@@ -104,6 +104,12 @@ def notebooks(session: nox.Session) -> None:
     session.run("jupyter-execute", *sorted(map(str, Path("examples/notebooks").glob("*.ipynb"))))
 
 
+@nox.session(default=False, venv_backend="none")
+def gpu(session: nox.Session) -> None:
+    """Prove on a GPU what docs/cuda.md says, with the packages that are there; installs nothing."""
+    session.run("python", "benchmarks/on_cuda.py", *session.posargs, external=True)
+
+
 @nox.session(default=False)
 def nightly(session: nox.Session) -> None:
     """Run what takes too long for every change: hostile files, faults, random graphs, norms."""
