@@ -14,6 +14,7 @@ from onnx_clip_pass.cli.words import say
 from onnx_clip_pass.deciding import Apart
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients.optimizer import checked_ops
+from onnx_clip_pass.progress import TellProgress
 from onnx_clip_pass.rewrite import Uncovered
 
 __all__ = ["FindOptions", "OptimizerOptions", "tell_uncovered"]
@@ -80,10 +81,15 @@ class FindOptions(OptimizerOptions):
                 f"nothing is searched: not with {', '.join(others)}"
             )
 
-    def arguments(self, model: Path) -> dict[str, Any]:
-        """Return the same as arguments of `clip_gradients_file`."""
+    def arguments(self, model: Path, progress: TellProgress) -> dict[str, Any]:
+        """Return the same as arguments of `clip_gradients_file`.
+
+        Args:
+            model: what is rewritten.
+            progress: is told when it is run.
+        """
         return {
-            "probe": False if self.no_run else Apart(model, progress=True),
+            "probe": False if self.no_run else Apart(model, progress=progress),
             "optimizer_ops": self.optimizer_ops,
         }
 

@@ -24,7 +24,7 @@ from onnx_clip_pass.cli.showing import (
     show_inspected,
     tell_rewrite,
 )
-from onnx_clip_pass.cli.words import counted, is_quiet, say
+from onnx_clip_pass.cli.words import counted, doing, is_quiet, say
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.record import Record, is_clipped
 from onnx_clip_pass.rewrite import ClipOrRules, Report
@@ -89,7 +89,8 @@ def rewrite_folder(
     if verifies:
         refuse_to_verify(folder, target)
     stage: ClipStage = at or "step"
-    report = clip_artifacts(folder, target, clip, at=stage, progress=not is_quiet(), **options)
+    with doing(f"finding the gradients of {folder.name}") as progress:
+        report = clip_artifacts(folder, target, clip, at=stage, progress=progress, **options)
     is_written = not options["dry_run"]
     tell_rewrite(
         folder,
@@ -153,7 +154,8 @@ def refuse_at_step(rewritten: Path) -> None:
 
 def inspect_folder(folder: Path, *, as_json: bool) -> Facts:
     """Show a folder's gradients, its optimizer, and what is clipped already; return that."""
-    found = inspect_artifacts(folder)
+    with doing(f"finding the gradients of {folder.name}"):
+        found = inspect_artifacts(folder)
     training, step = found.training, found.record
     changed = [f"{reason}" for reason in (training.changed, found.changed) if reason]
     for reason in changed:

@@ -20,7 +20,7 @@ from onnx_clip_pass.cli.several import Facts, each_model
 from onnx_clip_pass.cli.showing import done_by, gradient_facts, record_facts, show_inspected
 from onnx_clip_pass.cli.targets import is_folder
 from onnx_clip_pass.cli.verifying import RunOptions
-from onnx_clip_pass.cli.words import counted, is_quiet, say, volume_options
+from onnx_clip_pass.cli.words import counted, doing, is_quiet, say, volume_options
 from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.files import Inspection, explain_file, inspect_file
 from onnx_clip_pass.record import Record
@@ -98,7 +98,8 @@ def inspect(
                 )
             yield inspect_folder(model, as_json=as_json)
         else:
-            found = inspect_file(model, optimizer_ops, names)
+            with doing(f"finding the gradients of {model.name}"):
+                found = inspect_file(model, optimizer_ops, names)
             if probing.probes and not found.changed:
                 probed = probing.find(model, run)
                 reasons = [f"{entry.parameter}: {entry.reason}" for entry in probed.undecided]
@@ -116,7 +117,8 @@ def _tell(model: Path, found: Inspection, *, as_json: bool) -> Facts:
     if found.changed:
         say(f"changed since: {model}: {found.changed}", is_result=not as_json)
     if not as_json and not is_quiet():
-        say(f"{counted(len(found.gradients))} in {model}", is_result=True)
+        if not found.changed:  # else nothing was searched
+            say(f"{counted(len(found.gradients))} in {model}", is_result=True)
         for line in _in_words(found.record):
             say(line, is_result=True)
         show_inspected(found)
@@ -148,7 +150,8 @@ def _explain(
     """Show all that is known of one parameter."""
     if is_folder(model):
         raise OnnxClipError(f"{str(model)!r} is a folder: --explain takes one of its models")
-    found = explain_file(model, name, optimizer_ops)
+    with doing(f"finding the gradients of {model.name}"):
+        found = explain_file(model, name, optimizer_ops)
     if not as_json:
         for line in found.lines():
             say(line, is_result=True)
