@@ -25,9 +25,9 @@ from onnx_clip_pass import (
     load_rules,
     strip,
 )
-from onnx_clip_pass.files import inspect_file
 from onnx_clip_pass.gradients import survey
 from onnx_clip_pass.graph import Index
+from onnx_clip_pass.inspection import inspect_model
 from onnx_clip_pass.record import read_record
 from onnx_clip_pass.rewrite import Verdict, clip_in_place
 from onnx_clip_pass.rewrite.coverage import askable
@@ -139,7 +139,7 @@ def test_accepting_leaves_out_and_says_so_in_report_and_record(tmp_path: Path):
     assert record is not None
     assert record.uncovered == [left_out]
     assert strip(onnx.load(target)) == asking()
-    assert [each.parameter for each in inspect_file(target).questions] == ["W"]
+    assert [each.parameter for each in inspect_model(target).questions] == ["W"]
 
 
 def test_accepting_is_no_way_where_nothing_else_is_left():
