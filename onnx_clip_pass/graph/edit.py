@@ -75,6 +75,7 @@ class Editor:
         self._unsettled: set[int] = set()
         self._constants: dict[tuple[int, float | tuple[int, ...], int], str] = {}
         self._values: dict[str, float] = {}
+        self._nested: list[Scope] = []  # kept, since what is made in a scope is known by its id
 
     def fresh(self, wish: str) -> str:
         """A name like `wish` that nothing in the model bears, in any graph or function."""
@@ -109,7 +110,8 @@ class Editor:
 
     def nested(self, graph: GraphProto, outer: Scope) -> Scope:
         """An empty graph as one of a node of `outer`: `insert` puts in a copy of what it is."""
-        return Scope(graph, graph.name, outer, outer.opsets, set(), [], [], [])
+        self._nested.append(Scope(graph, graph.name, outer, outer.opsets, set(), [], [], []))
+        return self._nested[-1]
 
     def _import_default(self, scope: Scope) -> None:
         """Import the version of the default operator set that was assumed."""
