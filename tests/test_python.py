@@ -257,7 +257,9 @@ def test_inspecting_changes_nothing_and_tells_of_a_changed_clip():
     assert oc.inspect_model(clipped).changed == ""
     next(node for node in clipped.graph.node if node.op_type == "Min").op_type = "Max"
     assert "have been changed" in oc.inspect_model(clipped).changed
-    assert "changed since: the model: the nodes that onnx-clip added" in str(oc.inspect_model(clipped))
+    assert "changed since: the model: the nodes that onnx-clip added" in str(
+        oc.inspect_model(clipped)
+    )
     assert len(clipped.SerializeToString()) == len(kept)
 
 
