@@ -29,7 +29,6 @@ COMMUTES = {"Mul", "Sum", "Max", "Min", "Add"}
 INSTEAD = {
     "Abs": ["Neg"],
     "Div": ["Mul", "Sub"],
-    "IsNaN": ["IsInf"],
     "Less": ["Greater", "LessOrEqual", "GreaterOrEqual"],
     "Max": ["Min", "Sum"],
     "Min": ["Max", "Sum"],

@@ -24,6 +24,7 @@ from onnx_clip_pass.cli.inspecting import inspect
 from onnx_clip_pass.cli.options import TEXT
 from onnx_clip_pass.cli.rewriting import rewrite, strip
 from onnx_clip_pass.cli.verifying import verify
+from onnx_clip_pass.cli.watching import suggest, watch
 from onnx_clip_pass.cli.words import error_facts, has_colour, let_go_of_streams, print_json, say
 from onnx_clip_pass.errors import OnnxClipError
 
@@ -144,7 +145,7 @@ def cli() -> None:
     """
 
 
-for command in (rewrite, inspect, verify, strip, extract):
+for command in (rewrite, inspect, verify, strip, extract, watch, suggest):
     cli.add_command(command)
     for option in command.params:
         if option.type is click.STRING:

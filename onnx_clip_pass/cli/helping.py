@@ -22,6 +22,8 @@ SECTIONS = {
     "Thresholds and watching": "--threshold-input --loss-scale --emit --emit-as --measure-only",
     "Finding gradients": "--gradient --map --optimizer-op --no-run --probe --inner --data "
     "--explain",
+    "Steps": "--steps --initial --set --carry --states --resume",
+    "Choosing thresholds": "--percentile --group --each",
     "Running the model (with ONNX Runtime)": "--verify --slopes --loss --feeds --dim --provider "
     "--seed",
     "Output": "--output --in-place --force --dry-run --html --external-data --trust-data --json "

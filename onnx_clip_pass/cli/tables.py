@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from onnx_clip_pass.cli.words import console, is_verbose, say, width
 from onnx_clip_pass.tables import Table
+from onnx_clip_pass.views import View
 
-__all__ = ["show_table"]
+__all__ = ["show_table", "show_view"]
 
 
 def show_table(table: Table, *, is_result: bool) -> None:
@@ -29,3 +30,10 @@ def show_table(table: Table, *, is_result: bool) -> None:
     out.print(table)
     if left_out := table.left_out(out.width):
         say(f"({left_out}; -v shows all)", is_result=is_result)
+
+
+def show_view(view: View) -> None:
+    """Print what was asked for: the table, all lines, and last the summary."""
+    show_table(view.table, is_result=True)
+    for line in (*view.lines(), view.summary):
+        say(line, is_result=True)

@@ -20,7 +20,7 @@ from onnx_clip_pass.gradients.found import Found, Gradient, Parameter, Sink, has
 from onnx_clip_pass.gradients.layout import unit_axes
 from onnx_clip_pass.gradients.optimizer import NO_OPS, OptimizerOps
 from onnx_clip_pass.gradients.roles import Roles
-from onnx_clip_pass.gradients.updates import Question, Updates
+from onnx_clip_pass.gradients.updates import Carried, Question, Updates
 from onnx_clip_pass.graph import OUTPUT, Flow, Frame, Index, TensorType, Value
 from onnx_clip_pass.graph.dtypes import dtype_of
 from onnx_clip_pass.record import strip_if_clipped
@@ -62,7 +62,8 @@ class Survey(NamedTuple):
     added to sums over runs; `questions` are the trained parameters whose gradient is
     not known, `carried` the states that are not trained. Where names told of gradients and nothing
     is updated, `bare` are the weights without any. `clipped` are the gradients that the graph clips
-    already, with the operators that do it. `loss` is the output that is the loss, if it is clear.
+    already, with the operators that do it. `loss` is the output that is the loss, if it is clear,
+    `states` what the main graph hands on from step to step, parameters too.
     """
 
     flow: Flow
@@ -75,6 +76,7 @@ class Survey(NamedTuple):
     bare: tuple[Value, ...] = ()
     clipped: tuple[tuple[str, str], ...] = ()
     loss: str | None = None
+    states: tuple[Carried, ...] = ()
 
     def answered(self, answers: Mapping[str, str]) -> Survey:
         """Return the same with the questions answered that have the named value as a candidate.
@@ -171,6 +173,7 @@ def survey(index: Index, optimizer_ops: OptimizerOps = NO_OPS) -> Survey:
         tuple(_bare(flow, roles, joined.keys())) if is_by_name else (),
         tuple(dict.fromkeys(each for run in updates.runs for each in clipped_already(run))),
         updates.loss,
+        tuple(updates.states()),
     )
 
 

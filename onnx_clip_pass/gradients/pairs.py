@@ -10,7 +10,7 @@ gradient, which is computed by what the root is multiplied by.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import NamedTuple
 
@@ -43,7 +43,10 @@ class State(NamedTuple):
 
 
 class Pairs:
-    """The roots and outputs of a run, and how they are paired."""
+    """The roots and outputs of a run, and how they are paired.
+
+    `interchangeable` are outputs that nothing but the length of their ways tells apart.
+    """
 
     flow: Flow
     run: Run
@@ -53,6 +56,7 @@ class Pairs:
     nonfree: list[bool]
     contracted: list[bool]
     outputs: list[int]
+    interchangeable: set[int]
     _inner: set[int]
     _looked_at = 0
     _ends: set[int]
@@ -122,16 +126,11 @@ class Pairs:
         taken: dict[int, int] = {}
         given: set[int] = set()
         for tier in sorted(offers):
-            match(
-                [
-                    (new, root)
-                    for new, root in offers[tier]
-                    if new not in taken and root not in given
-                ],
-                self._strangeness,
-                taken,
-                given,
-            )
+            pairs = [
+                (new, root) for new, root in offers[tier] if new not in taken and root not in given
+            ]
+            match(pairs, self._strangeness, taken, given)
+            self.interchangeable |= self._that_may_change_places(pairs, taken)
         found = [
             State(taken[new], new, way if way.roughness != REDUCED else None)
             for new in self.outputs
@@ -139,6 +138,29 @@ class Pairs:
             for way in (ways[new][taken[new]],)
         ]
         return found + self._replaced(roots, taken)
+
+    def _that_may_change_places(
+        self, pairs: list[tuple[int, int]], taken: Mapping[int, int]
+    ) -> set[int]:
+        """Outputs that might as well be each other's, but for the length of their ways."""
+        by_new: dict[int, set[int]] = defaultdict(set)
+        for new, root in pairs:
+            by_new[new].add(root)
+        new_of = {root: new for new, root in taken.items()}
+
+        def objections(new: int, root: int) -> Strangeness:
+            return (*self._strangeness((new, root))[:-1], 0)
+
+        return {
+            new
+            for new, roots in by_new.items()
+            if len(roots) > 1 and (own := taken.get(new, 0)) in roots
+            for rival in roots - {own}
+            if (other := new_of.get(rival, 0)) in by_new
+            and own in by_new[other]
+            and objections(new, own) == objections(new, rival)
+            and objections(other, rival) == objections(other, own)
+        }
 
     def _is_called_loss(self, new: int, root: int) -> bool:
         values = self.values

@@ -50,6 +50,7 @@ class States(Pairs):
         new_values = {values.behind(each) for each in self.outputs} - set(roots)
         self.nonfree = self._nonfree()
         self.contracted = self._nonfree(but_numbers=True)
+        self.interchangeable: set[int] = set()
         self._ends: set[int] = set()
         self._averages: dict[tuple[int, int], bool] = {}
         self.forms = LinearForms(values, self.numbers, roots, new_values, self.nonfree)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from onnx_clip_pass.gradients.bottleneck import Bottlenecks, Question
 from onnx_clip_pass.gradients.found import Found
 from onnx_clip_pass.gradients.linear import FACTOR
 from onnx_clip_pass.gradients.runs import Run
 from onnx_clip_pass.graph import Flow, Value
 
-__all__ = ["Question", "Updates"]
+__all__ = ["Carried", "Question", "Updates"]
+
+
+class Carried(NamedTuple):
+    """A state of the main graph and the output that is its new value, by name.
+
+    `is_sure` unless another output of the same kind might as well be its new value.
+    """
+
+    state: str
+    new: str
+    is_sure: bool
 
 
 class Updates:
@@ -22,6 +35,7 @@ class Updates:
     """
 
     def __init__(self, flow: Flow) -> None:
+        self._main = Run((flow.main,))
         self.runs = [Bottlenecks(flow, run) for run in Run.all_of(flow)]
         self.found: list[Found] = []
         self.questions: list[Question] = []
@@ -58,6 +72,21 @@ class Updates:
             }
             self.accumulated |= {value[each] for each in run.accumulated()}
         self.loss = self._loss(flow)
+
+    def states(self) -> list[Carried]:
+        """Return every state of the main graph, parameters too, in the order of the outputs.
+
+        None of a graph that updates nothing, whose outputs only look like new values.
+        """
+        for run in self.runs:
+            if run.run == self._main and (run.state_updates or self.carried):
+                name, value, unsure = run.values.name, run.values.value, run.states.interchangeable
+                return [
+                    Carried(name(state.root), name(state.new), state.new not in unsure)
+                    for state in run.states.states
+                    if run.state_updates or value[state.root] in self.carried
+                ]
+        return []
 
     def _loss(self, flow: Flow) -> str | None:
         found = {

@@ -68,8 +68,8 @@ def rewrite_page(
                 **_numbers_added(report, inserted),
             }
         ),
-        faults_section(verified) if verified is not None else None,
         _notes(report, verified),
+        faults_section(verified) if verified is not None else None,
         uncovered_section(report.uncovered, "Trained, and not clipped"),
         added_section(inserted),
         _ports(report),

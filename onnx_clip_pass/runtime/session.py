@@ -47,6 +47,7 @@ class Session:
     def __init__(self, inner: Any) -> None:
         self._inner = inner
         self._types = {value.name: value.type for value in inner.get_inputs()}
+        self._held: Arrays = {}
         self._optional = {value.name for value in inner.get_overridable_initializers()}
         self.inputs: tuple[str, ...] = tuple(self._types)
         self.outputs: tuple[str, ...] = tuple(value.name for value in inner.get_outputs())
@@ -88,17 +89,39 @@ class Session:
         found = found[::-1]  # taken off the end, so that none is there twice for long
         return {name: np.array(found.pop()) for name in names}
 
-    def _run_ort_values(self, feeds: Arrays, names: list[str]) -> Arrays:
+    def run_values(self, values: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+        """Run the model once from `value`s to outputs that may be fed again; nothing is copied.
+
+        Raises:
+            OnnxClipError: the runtime fails.
+        """
+        if not names:
+            return {}
+        try:
+            found = self._inner.run_with_ort_values(names, dict(values))
+        except Exception as error:  # the runtime raises a dozen kinds
+            raise OnnxClipError(f"ONNX Runtime failed to run the model: {_first(error)}") from error
+        return dict(zip(names, found, strict=True))
+
+    def value(self, name: str, array: NDArray[Any]) -> Any:
+        """Return an array as a value of the runtime, in the dtype of an input."""
         import onnxruntime as ort
 
-        values = {}
-        for name, array in feeds.items():
-            if self._types.get(name) in _NOT_NUMPY:
-                feeds[name] = array = np.array(array, order="C").view(np.uint16)  # of rank 0 too
-                make = ort.OrtValue.ortvalue_from_numpy_with_onnx_type
-                values[name] = make(array, TensorProto.BFLOAT16)
-            else:
-                values[name] = ort.OrtValue.ortvalue_from_numpy(array)
+        array = np.ascontiguousarray(array).reshape(array.shape)
+        if self._types.get(name) in _NOT_NUMPY:
+            bits = array.view(np.uint16)
+            value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, TensorProto.BFLOAT16)
+            self._held[name] = bits  # the value does not own what it reads
+            return value
+        return ort.OrtValue.ortvalue_from_numpy(array)
+
+    @staticmethod
+    def array(value: Any) -> NDArray[Any]:
+        """Return the contents of a value of the runtime, bfloat16 too."""
+        return _array_of(value)
+
+    def _run_ort_values(self, feeds: Arrays, names: list[str]) -> Arrays:
+        values = {name: self.value(name, array) for name, array in feeds.items()}
         found = self._inner.run_with_ort_values(names, values)
         return {name: _array_of(value) for name, value in zip(names, found, strict=True)}
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Unpack
 
-import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
@@ -21,9 +20,7 @@ from onnx_clip_pass.progress import Progress, TellProgress, told
 from onnx_clip_pass.record import Record, read_record, strip_if_clipped
 from onnx_clip_pass.runtime import Arrays, Provider, RunOptions, make_feeds
 from onnx_clip_pass.storage import unfinished
-from onnx_clip_pass.storage.messages import check_messages
-from onnx_clip_pass.storage.reading import open_regular
-from onnx_clip_pass.storage.texts import explained
+from onnx_clip_pass.storage.reading import read_messages
 from onnx_clip_pass.validity import blaming
 from onnx_clip_pass.verification.comparison import Comparison
 from onnx_clip_pass.verification.report import GradientCheck, OutputCheck, Verification
@@ -110,19 +107,7 @@ def _load(source: _Model, called: str, weights: Weights) -> _Loaded:
         called, folder = repr(str(path)), path.parent
         if not path.exists() and (reason := unfinished(path)):
             raise OnnxClipError(f"cannot read {called}: {reason}")
-        with open_regular(path) as file:
-            try:
-                check_messages(file.read(), called)
-                file.seek(0)
-                model = onnx.load(file, load_external_data=False)
-            except OSError as error:
-                raise OnnxClipError(f"cannot read {called}: {error.strerror}") from error
-            except OnnxClipError:
-                raise
-            except Exception as error:  # protobuf and onnx raise several kinds
-                file.seek(0)
-                known = explained(path, file.read(1 << 10))
-                raise OnnxClipError(known or f"{called} is no ONNX model: {error}") from error
+        model = read_messages(path)
     stripped = weights.taken_out(model)
     return _Loaded(stripped, folder if stripped is model else weights.folder, called)
 

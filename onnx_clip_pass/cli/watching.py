@@ -1,0 +1,250 @@
+"""The commands that run a training graph over batches, and take thresholds from its norms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnx_clip_pass.arguments import number_in
+from onnx_clip_pass.cli.helping import Command
+from onnx_clip_pass.cli.options import NUMBER, OUTPUT, PATH, WHOLE, json_option
+from onnx_clip_pass.cli.tables import show_view
+from onnx_clip_pass.cli.words import print_json, say
+from onnx_clip_pass.errors import OnnxClipError, shown
+
+__all__ = ["suggest", "watch"]
+
+
+def _pairs(
+    _context: click.Context, _option: click.Parameter, texts: Sequence[str]
+) -> dict[str, str]:
+    """Outputs by the names of inputs that they are carried to."""
+    found: dict[str, str] = {}
+    for text in texts:
+        new, _, state = text.partition("=")
+        if not new or not state:
+            raise click.BadParameter(f"expected OUTPUT=INPUT such as W_new=W, not {shown(text)}")
+        if new in found:
+            raise click.BadParameter(f"the output {new!r} is named twice")
+        found[new] = state
+    return found
+
+
+def _numbers(
+    _context: click.Context, _option: click.Parameter, texts: Sequence[str]
+) -> dict[str, float]:
+    """Numbers by the names of inputs."""
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, number = text.rpartition("=")
+        try:
+            found[name] = number_in(number)
+        except ValueError as error:
+            raise click.BadParameter(
+                f"expected INPUT=NUMBER such as lr=0.01, not {shown(text)}"
+            ) from error
+        if not name:
+            raise click.BadParameter(f"expected INPUT=NUMBER such as lr=0.01, not {shown(text)}")
+    return found
+
+
+@click.command(cls=Command, short_help="Run a step over batches, and record its norms.")
+@click.argument("model", type=PATH)
+@click.option(
+    "--feeds",
+    type=OUTPUT,
+    required=True,
+    metavar="PATH",
+    help="Batches: an .npz file, a folder of them, a pattern, or a folder of .npy files.",
+)
+@click.option("--steps", type=WHOLE, metavar="N", help="How many. [default: one for each batch]")
+@click.option(
+    "--initial", type=PATH, metavar="FILE", help="An .npz file with states and what no batch has."
+)
+@click.option(
+    "--set",
+    "numbers",
+    callback=_numbers,
+    multiple=True,
+    metavar="INPUT=NUMBER",
+    help="A number for an input that no batch has, such as lr=0.01. Repeatable.",
+)
+@click.option(
+    "--carry",
+    callback=_pairs,
+    multiple=True,
+    metavar="OUTPUT=INPUT",
+    help="The output that is an input's new value, where it is not found. Repeatable.",
+)
+@click.option("--loss", metavar="NAME", help="The output that is the loss. [default: as found]")
+@click.option("-o", "--output", type=OUTPUT, help="Where to write each step: JSON lines, or .csv.")
+@click.option(
+    "--states", type=OUTPUT, metavar="FILE", help="Write the states after the last step (.npz)."
+)
+@click.option("--resume", is_flag=True, help="Go on from --output and --states of a run before.")
+@click.option("--force", is_flag=True, help="Replace an output that is there.")
+@click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where ONNX Runtime runs the model.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be measured and carried.")
+@json_option
+def watch(
+    model: Path,
+    feeds: str,
+    steps: int | None,
+    initial: Path | None,
+    numbers: dict[str, float],
+    carry: dict[str, str],
+    loss: str | None,
+    output: str | None,
+    states: str | None,
+    resume: bool,
+    force: bool,
+    provider: Any,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Run MODEL over batches and record the norms of its gradients; exit code 1 if it diverges.
+
+    A training step goes on from its own new weights and moments; a gradient graph is run as it is.
+
+    \b
+    Examples:
+      onnx-clip watch step.onnx --feeds 'batches/*.npz' --steps 200 -o norms.jsonl
+      onnx-clip suggest norms.jsonl -o clip.toml
+      onnx-clip rewrite step.onnx --rules clip.toml
+    """
+    from onnx_clip_pass.monitoring import plan_watch
+    from onnx_clip_pass.monitoring import watch as run
+    from onnx_clip_pass.runtime import load_feeds
+
+    if dry_run:
+        planned = plan_watch(model, carry=carry, loss=loss)
+        if as_json:
+            print_json(planned.head.to_json() | {"questions": list(planned.questions())})
+        else:
+            show_view(planned.view())
+        return 1 if any(planned.questions()) else 0
+    given: dict[str, Any] = dict(load_feeds(initial)) if initial is not None else {}
+    given |= _as_inputs(model, numbers)
+    norms = run(
+        model,
+        feeds,
+        steps=steps,
+        initial=given,
+        carry=carry,
+        loss=loss,
+        to=output,
+        states=states,
+        resume=resume,
+        force=force,
+        provider=provider,
+        progress=True,
+    )
+    if as_json:
+        print_json(
+            norms.head.to_json()
+            | {"steps": len(norms), "stopped": norms.stopped, "percentiles": _percentiles(norms)}
+        )
+    else:
+        show_view(norms.view())
+    if output is not None:
+        say(f"wrote {output}")
+    return 1 if norms.stopped else 0
+
+
+def _as_inputs(model: Path, numbers: dict[str, float]) -> dict[str, Any]:
+    """Numbers as arrays of the dtype and shape of their inputs."""
+    if not numbers:
+        return {}
+    import numpy as np
+    import onnx
+
+    from onnx_clip_pass.storage.reading import read_messages
+
+    inputs = {value.name: value.type.tensor_type for value in read_messages(model).graph.input}
+    if unknown := [name for name in numbers if name not in inputs]:
+        raise OnnxClipError(f"--set: the model has no input {unknown[0]!r}")
+    found = {}
+    for name, number in numbers.items():
+        kind = inputs[name]
+        shape = [dim.dim_value or 1 for dim in kind.shape.dim]
+        found[name] = np.full(shape, number, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    return found
+
+
+def _percentiles(norms: Any) -> dict[str, dict[str, float | None]]:
+    from math import isfinite
+
+    return {
+        f"{q}": {name: (x if isfinite(x) else None) for name, x in norms.percentile(q).items()}
+        for q in (50, 90, 99, 100)
+    }
+
+
+@click.command(cls=Command, short_help="Take thresholds from recorded norms.")
+@click.argument("norms", type=PATH)
+@click.option(
+    "--percentile",
+    type=NUMBER,
+    default=90.0,
+    show_default=True,
+    metavar="P",
+    help="The share of norms that stay as they are, in percent.",
+)
+@click.option(
+    "--group",
+    "groups",
+    multiple=True,
+    metavar="PATTERN",
+    help="Parameters with one norm together. Repeatable; the first that matches.",
+)
+@click.option(
+    "--each",
+    type=click.Choice(["gradient", "global"]),
+    default="gradient",
+    show_default=True,
+    help="A threshold for each of the others, or one for all of them together.",
+)
+@click.option("-o", "--output", type=OUTPUT, help="Write the rules: clip.toml.")
+@click.option("--force", is_flag=True, help="Replace an output that is there.")
+@json_option
+def suggest(
+    norms: Path,
+    percentile: float,
+    groups: tuple[str, ...],
+    each: Any,
+    output: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Take thresholds from NORMS, which `watch` has written, as rules for `rewrite`.
+
+    \b
+    Examples:
+      onnx-clip suggest norms.jsonl                         # shows them
+      onnx-clip suggest norms.jsonl -o clip.toml --percentile 95
+      onnx-clip suggest norms.jsonl -o clip.toml --each global --group 'embedding*'
+    """
+    from onnx_clip_pass.monitoring import read_norms
+
+    found = read_norms(norms).suggest(percentile, groups=groups, each=each)
+    if output is not None:
+        try:
+            with Path(output).open("w" if force else "x", encoding="utf-8") as file:
+                file.write(found.toml())
+        except FileExistsError as error:
+            raise OnnxClipError(f"{output!r} is there already; --force replaces it") from error
+    if as_json:
+        print_json(found.to_json())
+    else:
+        show_view(found.view())
+        if output is not None:
+            say(f"wrote {output}; onnx-clip rewrite MODEL --rules {output} takes it")

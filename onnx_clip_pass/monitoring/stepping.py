@@ -1,0 +1,169 @@
+"""Running a step many times, its states carried from its outputs to its inputs."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, helper, numpy_helper
+
+from onnx_clip_pass.errors import OnnxClipError, listed, shown
+from onnx_clip_pass.graph import TensorType
+from onnx_clip_pass.monitoring.batches import Batch
+from onnx_clip_pass.runtime import Provider, open_session
+from onnx_clip_pass.runtime.session import Arrays
+
+__all__ = ["Stepper", "save_states", "states_as_inputs"]
+
+
+def states_as_inputs(model: ModelProto, states: Collection[str], folder: Path | None) -> Arrays:
+    """Make inputs of initializers that are states, in place; return what they were.
+
+    Args:
+        model: a model of the caller's own.
+        states: names of inputs and initializers.
+        folder: where its external data lies.
+    """
+    graph, found = model.graph, Arrays()
+    inputs = {value.name for value in graph.input}
+    for at in reversed(range(len(graph.initializer))):
+        tensor = graph.initializer[at]
+        if tensor.name in states:
+            try:
+                found[tensor.name] = numpy_helper.to_array(tensor, str(folder or ""))
+            except (OSError, ValueError) as error:
+                raise OnnxClipError(
+                    f"the initial value of {tensor.name!r} cannot be read: {error}"
+                ) from error
+            if tensor.name not in inputs:
+                graph.input.append(
+                    helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+                )
+            del graph.initializer[at]
+    return found
+
+
+def save_states(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays by name as an .npz file, the whole of it or nothing.
+
+    Raises:
+        OnnxClipError: it cannot be written.
+    """
+    beside = path.with_name(f"{path.name}.part")
+    try:
+        with zipfile.ZipFile(beside, "w", allowZip64=True) as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, array, allow_pickle=False)
+        beside.replace(path)
+    except (OSError, ValueError) as error:
+        beside.unlink(missing_ok=True)
+        raise OnnxClipError(f"cannot write the states {str(path)!r}: {error}") from error
+
+
+class Stepper:
+    """A step and its states.
+
+    `before` and `states` are the states before and after the last step, as values of the runtime.
+    """
+
+    def __init__(
+        self,
+        model: ModelProto,
+        folder: Path | None,
+        carried: Mapping[str, str],
+        initial: Mapping[str, NDArray[Any]],
+        provider: Provider,
+    ) -> None:
+        self.carried = dict(carried)
+        self.states: dict[str, Any] = {}
+        self.before: dict[str, Any] = {}
+        self._model = model
+        self._folder = folder
+        self._provider = provider
+        self._own = states_as_inputs(model, set(carried), folder)
+        self._given = {name: np.asarray(value) for name, value in initial.items()}
+        self._kinds = {value.name: TensorType.of(value.type) for value in model.graph.input}
+        self._session = open_session(model, provider=provider, folder=folder)
+        unknown = [name for name in initial if name not in self._kinds]
+        if unknown:
+            raise OnnxClipError(
+                f"initial values are given for {listed([*map(repr, unknown)])}, but the inputs of "
+                f"the model are {listed([*map(repr, self._kinds)])}"
+            )
+
+    def run(self, batch: Batch, wanted: Iterable[str]) -> Arrays:
+        """Run one step over a batch, carry its states, and return the wanted outputs.
+
+        Raises:
+            OnnxClipError: an input has no value, or one that does not fit, or the runtime fails.
+        """
+        values = self._values(batch)
+        self.before = {name: values[name] for name in self.carried}
+        names = [*wanted, *self.carried.values()]
+        found = self._session.run_values(values, list(dict.fromkeys(names)))
+        self.states = {state: found[new] for state, new in self.carried.items()}
+        return {name: self._session.array(found[name]) for name in wanted}
+
+    def again(self, batch: Batch, wanted: list[str]) -> Arrays:
+        """Return other values of the step that was run last, over the same batch and states."""
+        model = ModelProto()
+        model.CopyFrom(self._model)
+        present = {value.name for value in model.graph.output}
+        model.graph.output.extend(
+            helper.make_empty_tensor_value_info(name) for name in wanted if name not in present
+        )
+        session = open_session(model, provider=self._provider, folder=self._folder)
+        found = session.run_values(self._values(batch) | self.before, wanted)
+        return {name: session.array(value) for name, value in found.items()}
+
+    def arrays(self) -> Arrays:
+        """Return the states after the last step."""
+        return {name: self._session.array(value) for name, value in self.states.items()}
+
+    def _values(self, batch: Batch) -> dict[str, Any]:
+        """A value for each input: a state, what the batch has, or what was given at first."""
+        values, faults = dict(self.states), []
+        for name in self._session.inputs:
+            if name in values:
+                continue
+            places = [batch.arrays, self._given, self._own]
+            if name in self.carried:  # what a batch says of it is what it was at first
+                places = [self._given, batch.arrays, self._own]
+            array = next((place[name] for place in places if name in place), None)
+            if array is None:
+                whose = "a state" if name in self.carried else "an input"
+                faults.append(
+                    f"{name!r}, {whose} that neither {batch.where} nor the initial values have"
+                )
+                continue
+            array = np.asarray(array)
+            if fault := self._fault(name, array):
+                faults.append(f"{name!r} of {batch.where}: {fault}")
+            else:
+                values[name] = self._session.value(name, array)
+        if faults:
+            raise OnnxClipError("the step cannot be fed:", faults)
+        return values
+
+    def _fault(self, name: str, array: NDArray[Any]) -> str | None:
+        kind = self._kinds[name]
+        if kind is None or not kind.dtype:
+            return None
+        if str(array.dtype) not in (kind.dtype_name, "uint16"):
+            return f"expected {kind.dtype_name}, but it is {array.dtype}"
+        fits = kind.shape is None or (
+            len(kind.shape) == array.ndim
+            and all(
+                not isinstance(wanted, int) or wanted == size
+                for wanted, size in zip(kind.shape, array.shape, strict=True)
+            )
+        )
+        if fits:
+            return None
+        shape = "[" + ", ".join("?" if d is None else str(d) for d in kind.shape or ()) + "]"
+        return f"expected the shape {shape}, but it is {shown(list(array.shape))}"

@@ -1,0 +1,358 @@
+"""Running a training graph over batches, and recording the norms of its gradients."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from onnx_clip_pass.arguments import check_model, check_path
+from onnx_clip_pass.errors import OnnxClipError, listed, shown
+from onnx_clip_pass.gradients import FoundGradient, survey
+from onnx_clip_pass.gradients.updates import Carried
+from onnx_clip_pass.graph import Index
+from onnx_clip_pass.monitoring.adapting import check_count
+from onnx_clip_pass.monitoring.batches import Batch, Feeds, batches_of
+from onnx_clip_pass.monitoring.measuring import Watched, add_measures, watched_of
+from onnx_clip_pass.monitoring.norms import (
+    Head,
+    Norms,
+    Recorded,
+    Row,
+    csv_writer,
+    cut_to_lines,
+    is_csv,
+    lines_writer,
+    read_norms,
+)
+from onnx_clip_pass.monitoring.stepping import Stepper, save_states
+from onnx_clip_pass.progress import Progress, WantsProgress, told
+from onnx_clip_pass.record import read_record, strip_if_clipped
+from onnx_clip_pass.runtime import Provider, load_feeds
+from onnx_clip_pass.storage.reading import read_messages
+from onnx_clip_pass.tables import Table, counted
+from onnx_clip_pass.views import View, Viewed
+
+__all__ = ["WatchPlan", "plan_watch", "watch"]
+
+_Path = str | os.PathLike[str]
+_NO_ROWS: Sequence[Row] = ()
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class WatchPlan(Viewed):
+    """The measures of a run of `watch` and the states that it carries, before it runs.
+
+    `carried` maps states to the outputs that are their new values; `unsure` are those of which
+    several outputs may be it.
+    """
+
+    head: Head
+    watched: tuple[Watched, ...]
+    carried: Mapping[str, str]
+    unsure: tuple[Carried, ...]
+    notes: tuple[str, ...]
+    _model: ModelProto
+    _folder: Path | None
+    _found: tuple[FoundGradient, ...]
+
+    def view(self) -> View:
+        rows = [(each.gradient, each.parameter, each.dtype) for each in self.watched]
+        further = [f"carried: output {new} to {state}" for state, new in self.carried.items()]
+        further.append(f"loss: {self.head.loss or 'not known (--loss)'}")
+        return View(
+            f"would measure {counted(len(rows))} and carry {counted(len(self.carried), 'state')}",
+            Table(("gradient", "parameter", "dtype"), tuple(rows)),
+            self.notes,
+            tuple(self.questions()),
+            tuple(further),
+        )
+
+    def questions(self) -> Iterator[str]:
+        """Questions that have to be answered before it can be run."""
+        if self.unsure:
+            pairs = [f"{each.new}={each.state}" for each in self.unsure]
+            yield (
+                f"the outputs {listed([repr(each.new) for each in self.unsure])} may be the new "
+                f"values of {listed([repr(each.state) for each in self.unsure])} in any order; say "
+                f"which is which, as in carry={pairs!r} (--carry {' --carry '.join(pairs)})"
+            )
+
+
+def plan_watch(
+    model: ModelProto | _Path,
+    *,
+    carry: Mapping[str, str] | None = None,
+    loss: str | None = None,
+) -> WatchPlan:
+    """Find what `watch` measures and carries; see there."""
+    folder: Path | None = None
+    name = ""
+    if not isinstance(model, ModelProto):
+        check_path("model", model)
+        path = Path(model)
+        model = read_messages(path)
+        folder, name = path.parent, path.name
+    check_model(model, "onnx.load")
+    before = strip_if_clipped(model)
+    record = read_record(model)
+    seen = survey(Index(before))
+    watched, notes = watched_of(seen.found, record, Index(model))
+    if not watched:
+        raise OnnxClipError("there is nothing to watch: no gradient is found", notes)
+    carried, unsure = _carried(before, seen.states, _as_carry({} if carry is None else carry))
+    outputs = {value.name for value in model.graph.output}
+    loss = seen.loss if loss is None else loss
+    if loss is not None and loss not in outputs:
+        raise OnnxClipError(
+            f"no output is called {loss!r}, which is to be the loss; the outputs are "
+            f"{listed([repr(each) for each in outputs])}"
+        )
+    if record is not None and record.loss_scale != 1:
+        notes.append(f"norms are those of the scaled gradients (loss scale {record.loss_scale})")
+    head = Head(
+        tuple(each.gradient for each in watched),
+        tuple(each.parameter for each in watched),
+        any(each.raw != each.clipped for each in watched),
+        loss,
+        carried,
+        name,
+    )
+    found = tuple(seen.found)
+    return WatchPlan(head, tuple(watched), carried, unsure, tuple(notes), model, folder, found)
+
+
+def _as_carry(carry: object) -> dict[str, str]:
+    if not isinstance(carry, Mapping) or not all(
+        isinstance(each, str) for pair in carry.items() for each in pair
+    ):
+        raise OnnxClipError(
+            f"carry must map names of outputs to names of inputs, not {shown(carry)}"
+        )
+    return dict(carry)
+
+
+def _carried(
+    model: ModelProto, found: Sequence[Carried], said: Mapping[str, str]
+) -> tuple[dict[str, str], tuple[Carried, ...]]:
+    """The new value of each state, as found, and as `said`: output to input."""
+    outputs = {value.name for value in model.graph.output}
+    inputs = {value.name for value in model.graph.input}
+    inputs |= {tensor.name for tensor in model.graph.initializer}
+    wrong = [f"no output is called {new!r}" for new in said if new not in outputs]
+    wrong += [f"no input is called {state!r}" for state in said.values() if state not in inputs]
+    if wrong:
+        raise OnnxClipError("these cannot be carried:", wrong)
+    states = {each.state: each.new for each in found if each.new not in said}
+    states = {state: new for state, new in states.items() if state not in said.values()}
+    unsure = tuple(
+        each for each in found if not each.is_sure and states.get(each.state) == each.new
+    )
+    return states | {state: new for new, state in said.items()}, unsure
+
+
+def watch(
+    model: ModelProto | _Path,
+    feeds: Feeds,
+    *,
+    steps: int | None = None,
+    initial: Mapping[str, NDArray[Any]] | _Path | None = None,
+    carry: Mapping[str, str] | None = None,
+    loss: str | None = None,
+    to: _Path | None = None,
+    states: _Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    provider: Provider = "cpu",
+    progress: WantsProgress = None,
+) -> Norms:
+    r"""Run a training graph over batches and record loss and norms of its gradients.
+
+    A training step, whose outputs are the new values of its states, goes on from what it has made;
+    which output is the new value of which input is known from finding. A gradient graph without an
+    update is run over the batches alone. Of each step are recorded the loss and, of each gradient,
+    its L2 norm, its largest element by magnitude, the shares of its elements that are 0 and that
+    are not finite and, where it is clipped, its norm behind the clip. Norms are exact to 1e-5, see
+    docs/numerics.md. The global norm is
+
+    .. math:: N = \sqrt{\textstyle\sum_k \lVert g_k \rVert_2^2}
+
+    Args:
+        model: a training graph, or its path; clipped or not.
+        feeds: batches: an .npz file, a folder or a pattern of such files, or any iterable of
+            mappings of input names to arrays. Short of steps it goes round.
+        steps: how many; by default as many as there are batches.
+        initial: values of states before the first step, and of inputs that no batch has, such as a
+            learning rate; arrays by name, or the path of an .npz file. States that are initializers
+            have theirs.
+        carry: names of outputs to names of the inputs that they are the new values of, where that
+            is not what finding says.
+        loss: the output that is the loss, if that is not clear.
+        to: a file to which each step is written at once: JSON lines, or comma-separated values if
+            it ends in .csv.
+        states: a file (.npz) to which the states are written after the last step.
+        resume: go on from `to` and `states`, which an earlier run has left.
+        force: replace `to` if it is there.
+        provider: where to run, "cpu" or "cuda".
+        progress: is told how many steps are done, and of how many: a callback, or True for a bar.
+
+    Returns:
+        What was measured. The run ends early at a loss that is not finite, and says so.
+
+    Raises:
+        OnnxClipError: no gradient is found, states cannot be told apart, a batch does not fit or
+            cannot be read, or the runtime fails; what was recorded in `to` is kept.
+    """
+    planned = plan_watch(model, carry=carry, loss=loss)
+    if questions := list(planned.questions()):
+        raise OnnxClipError("it is not clear what is to be carried:", questions)
+    batches = batches_of(feeds)
+    total = steps if steps is not None else batches.count
+    if total is None:
+        raise OnnxClipError("say how many steps: it cannot be seen how many batches there are")
+    check_count("steps", total, 1)
+    start, done = _given(initial), _NO_ROWS
+    if resume:
+        start, done = _left_behind(planned.head, start, to, states)
+    copy = ModelProto()
+    copy.CopyFrom(planned._model)
+    measures = add_measures(copy, planned.watched, planned._found)
+    stepper = Stepper(copy, planned._folder, planned.carried, start, provider)
+    doing = f"running {planned.head.model or 'the model'}"
+    seen = _Seen(done, keeps_all=to is None or is_csv(to))
+    with (
+        told(progress) as tell,
+        _record(to, planned.head, is_on=resume, force=force) as write,
+    ):
+        try:
+            for number, batch in enumerate(islice(batches, seen.count, total), seen.count):
+                row = _step(stepper, batch, number, planned, measures)
+                seen.add(row)
+                write(row)
+                tell(Progress(doing, number + 1, total, "steps"))
+                if planned.head.loss is not None and not math.isfinite(row.loss):
+                    seen.stopped = seen.why(planned.watched)
+                    break
+        finally:
+            if states is not None and stepper.states:
+                save_states(Path(states), stepper.arrays())
+    notes = planned.notes
+    if seen.count < total and not seen.stopped:
+        notes += (f"the batches ended after {counted(seen.count, 'step')}",)
+    rows = tuple(seen.rows) if to is None or is_csv(to) else Recorded(Path(to), planned.head)
+    return Norms(planned.head, rows, seen.stopped, notes)
+
+
+class _Seen:
+    """The steps so far: all of them, or where they are written to a file the last two."""
+
+    def __init__(self, rows: Sequence[Row], *, keeps_all: bool) -> None:
+        self.count = len(rows)
+        self.rows = deque(rows, None if keeps_all else 2)
+        self.stopped = ""
+        self._first_odd = next((row for row in rows if row.nonfinite.any()), None)
+
+    def add(self, row: Row) -> None:
+        self.count += 1
+        self.rows.append(row)
+        if self._first_odd is None and row.nonfinite.any():
+            self._first_odd = row
+
+    def why(self, watched: Sequence[Watched]) -> str:
+        """The reason of an end at a loss that is not finite: the gradient that went first."""
+        last, odd = self.rows[-1], self._first_odd
+        said = f"the loss is {last.loss} in step {last.step}"
+        if odd is not None:
+            names = [repr(watched[int(at)].parameter) for at in np.flatnonzero(odd.nonfinite)]
+            whose = f"those of {listed(names)}" if names[1:] else f"that of {names[0]}"
+            first = "gradients that were" if names[1:] else "gradient that was"
+            return f"{said}; the first {first} not finite: {whose}, in step {odd.step}"
+        before = self.rows[-2] if len(self.rows) > 1 else last
+        return (
+            f"{said}; all gradients were finite, their norm together {before.global_norm:.3g} in "
+            f"step {before.step}"
+        )
+
+
+def _given(initial: Mapping[str, NDArray[Any]] | _Path | None) -> Mapping[str, NDArray[Any]]:
+    if initial is None:
+        return {}
+    return initial if isinstance(initial, Mapping) else load_feeds(initial)
+
+
+def _left_behind(
+    head: Head, start: Mapping[str, NDArray[Any]], to: _Path | None, states: _Path | None
+) -> tuple[Mapping[str, NDArray[Any]], Sequence[Row]]:
+    """The states and rows of an earlier run of the same."""
+    if to is None or is_csv(to) or (states is None and head.carried):
+        raise OnnxClipError(
+            "to resume say where the run before has left its norms (to, -o: JSON lines) and, if it "
+            "carries states, those (states, --states)"
+        )
+    norms = read_norms(to)
+    if replace(norms.head, model=head.model) != head:
+        raise OnnxClipError(
+            f"{os.fspath(to)!r} has norms of other gradients, or other states are carried: it "
+            f"cannot be gone on with"
+        )
+    if states is not None and norms.rows:
+        start = {**start, **load_feeds(states)}
+    return start, norms.rows
+
+
+@contextmanager
+def _record(to: _Path | None, head: Head, *, is_on: bool, force: bool) -> Iterator[Any]:
+    """A function that writes a row to the file, if there is one."""
+    if to is None:
+        yield lambda row: None
+        return
+    check_path("to", to)
+    mode = "a" if is_on else ("w" if force else "x")
+    with ExitStack() as stack:
+        try:
+            if is_on:
+                cut_to_lines(Path(to))
+            file = stack.enter_context(Path(to).open(mode, encoding="utf-8", newline=""))
+        except FileExistsError as error:
+            raise OnnxClipError(
+                f"{os.fspath(to)!r} is there already; say force (--force) to replace it, or resume "
+                f"(--resume) to go on with it"
+            ) from error
+        except OSError as error:
+            raise OnnxClipError(f"cannot write {os.fspath(to)!r}: {error.strerror}") from error
+        if is_csv(to):
+            yield csv_writer(file, head)
+        else:
+            yield lines_writer(file, None if is_on else head)
+
+
+def _step(
+    stepper: Stepper, batch: Batch, number: int, planned: WatchPlan, measures: Mapping[str, str]
+) -> Row:
+    """Run one step, and look closer where something is not finite."""
+    loss = planned.head.loss
+    wanted = [*measures.values(), *([loss] if loss is not None else [])]
+    try:
+        found = stepper.run(batch, wanted)
+    except OnnxClipError as error:
+        raise OnnxClipError(f"step {number}, {batch.where}: {error}") from error
+    vectors = {name: found[output] for name, output in measures.items()}
+    told = math.nan if loss is None else float(np.asarray(found[loss], np.float64).reshape(-1)[0])
+    nonfinite = np.zeros(len(planned.watched))
+    for at in np.flatnonzero(~np.isfinite(vectors["norm"])):
+        raw = stepper.again(batch, [planned.watched[at].raw])[planned.watched[at].raw]
+        wide = raw.astype(np.float64)
+        nonfinite[at] = float(np.mean(~np.isfinite(wide))) if wide.size else 0.0
+        if nonfinite[at] == 0:  # finite, and beyond float32
+            vectors["norm"][at] = np.sqrt(np.sum(wide * wide))
+    return Row(number, told, nonfinite=nonfinite, **vectors)

@@ -1,0 +1,277 @@
+"""Thresholds from norms: percentiles, AutoClip and ZClip by their own formulas, and rules."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from graphs import parse
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnx_clip_pass import AutoClip, Norms, OnnxClipError, ZClip, clip_gradients, load_rules
+from onnx_clip_pass.cli import main
+from onnx_clip_pass.monitoring.norms import Head, Row
+
+MODELS = Path(__file__).parent.parent / "models" / "in_graph"
+
+
+def norms_of(columns: dict[str, list[float]]) -> Norms:
+    """A run with these norms, by parameter."""
+    names = tuple(columns)
+    head = Head(tuple(f"{name}_grad" for name in names), names)
+    zero = np.zeros(len(names))
+    rows = [
+        Row(t, 1.0, np.array(each), np.array(each), zero, zero)
+        for t, each in enumerate(zip(*columns.values(), strict=True))
+    ]
+    return Norms(head, tuple(rows))
+
+
+# -- thresholds that adapt ---------------------------------------------------------------------
+
+PUBLISHED = {
+    "norms": [1.134, 0.876, 1.897, 1.111, 0.585, 1.436, 3.684, 2.578, 0.495, 0.282, 0.536, 1.042,
+              50.0, 3.0, 200.0, 0.5, 1.0],
+    "clipped": [1.436, 1.587842355, 1.960303232, 0.495, 0.282, 0.536, 1.042, 1.130600825,
+                1.802589117, 1.131361946, 0.5, 1.0],
+    "mean": 1.1027507429565933,
+    "variance": 0.21139536525228805,
+}  # fmt: skip
+"""What the published code of ZClip (its commit of 2025) gives for these norms after 5 of warm-up,
+without max_grad_norm; rounded to nine digits."""
+
+
+def test_zclip_clips_as_its_published_code():
+    clip = ZClip(warmup=5)
+    limits = [clip.update(norm) for norm in PUBLISHED["norms"]]
+    assert limits[:5] == [math.inf] * 5
+    np.testing.assert_allclose(limits[5:], PUBLISHED["clipped"], atol=1e-9)
+    fields = clip.to_dict()
+    np.testing.assert_allclose(fields["mean"], PUBLISHED["mean"], rtol=1e-12)
+    np.testing.assert_allclose(fields["variance"], PUBLISHED["variance"], rtol=1e-12)
+    expected = PUBLISHED["mean"] + 2.5 * math.sqrt(PUBLISHED["variance"])
+    assert clip.threshold == pytest.approx(expected, rel=1e-12)
+
+
+@given(
+    st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=40),
+    st.floats(0, 100),
+    st.integers(1, 50) | st.none(),
+)
+def test_autoclip_is_numpy_s_percentile_of_the_last_norms(
+    norms: list[float], percentile: float, history: int | None
+):
+    clip = AutoClip(percentile, history)
+    for t, norm in enumerate(norms, 1):
+        seen = norms[:t] if history is None else norms[max(0, t - history) : t]
+        assert clip.update(norm) == np.percentile(seen, percentile)
+
+
+@pytest.mark.parametrize("make", [AutoClip, lambda: AutoClip(50, 3), lambda: ZClip(warmup=3)])
+@given(
+    norms=st.lists(st.floats(0, 1e6) | st.sampled_from([math.nan, math.inf]), max_size=12),
+    at=st.integers(0, 12),
+)
+def test_it_goes_on_from_json_as_if_it_had_not_stopped(make: Any, norms: list[float], at: int):
+    whole, part = make(), make()
+    for norm in norms[:at]:
+        whole.update(norm)
+        part.update(norm)
+    part = type(part).from_dict(json.loads(json.dumps(part.to_dict())))
+    assert [whole.update(norm) for norm in norms[at:]] == [part.update(n) for n in norms[at:]]
+
+
+@pytest.mark.parametrize("make", [AutoClip, lambda: ZClip(warmup=2)])
+def test_norms_that_are_not_finite_do_not_enter(make: Any):
+    with_odd, without = make(), make()
+    for norm in (1.0, math.nan, 2.0, math.inf, 3.0, math.nan, 4.0):
+        limit = with_odd.update(norm)
+        assert not math.isnan(limit)
+        if math.isfinite(norm):
+            without.update(norm)
+    assert with_odd.threshold == without.threshold
+    assert make().threshold == math.inf
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: AutoClip(101),
+        lambda: AutoClip("10"),  # type: ignore[arg-type]
+        lambda: AutoClip(history=0),
+        lambda: ZClip(z=0),
+        lambda: ZClip(alpha=1),
+        lambda: ZClip(warmup=0),
+        lambda: AutoClip.from_dict({}),
+        lambda: ZClip.from_dict(AutoClip().to_dict()),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(wrong: Any):
+    with pytest.raises(OnnxClipError):
+        wrong()
+
+
+# -- suggestions -------------------------------------------------------------------------------
+
+RAMP = [float(n) for n in range(1, 101)]
+
+
+def test_a_threshold_for_each_is_a_percentile_that_stays_as_it_is():
+    found = norms_of({"W": RAMP, "b": [x / 10 for x in RAMP]}).suggest(90)
+    assert [t.parameters for t in found.thresholds] == [("W",), ("b",)]
+    # numpy's 90th percentile of 1 to 100 is 90.1, and 10 of them are above
+    assert [t.limit for t in found.thresholds] == [90.1, 9.01]
+    assert [t.acts for t in found.thresholds] == [0.1, 0.1]
+    assert [t.median for t in found.thresholds] == [50.5, 5.05]
+
+
+def test_groups_and_the_rest_have_norms_together():
+    three, four, two = [3.0] * 60, [4.0] * 60, [2.0] * 60
+    norms = norms_of({"a.w": three, "a.b": four, "c": two})
+    found = norms.suggest(50, groups=["a.*"], each="global")
+    assert [(t.pattern, t.limit, t.is_global) for t in found.thresholds] == [
+        ("a.*", 5.0, True),
+        ("", 2.0, True),
+    ]
+    with pytest.raises(OnnxClipError, match="'nowhere' matches no parameter"):
+        norms.suggest(groups=["nowhere"])
+
+
+def test_what_speaks_against_a_threshold_is_said():
+    few = norms_of({"W": [1.0, 2.0]}).suggest()
+    assert any("2 steps are few" in warning for warning in few.warnings)
+    falling = norms_of({"W": [100 / t for t in range(1, 101)]}).suggest()
+    assert not any("few" in warning for warning in falling.warnings)
+    steep = norms_of({"W": [math.exp(-t / 10) for t in range(100)]}).suggest()
+    assert any("the norms still change" in warning for warning in steep.warnings)
+    always = norms_of({"W": RAMP}).suggest(10)
+    assert any("W would act in most steps" in warning for warning in always.warnings)
+    never = norms_of({"W": RAMP}).suggest(100)
+    assert any("W would hardly ever act" in warning for warning in never.warnings)
+
+
+def test_gradients_without_a_finite_norm_have_no_threshold():
+    columns = {"W": RAMP, "zero": [0.0] * 100, "odd": [math.nan] * 100}
+    found = norms_of(columns).suggest()
+    assert [t.parameters for t in found.thresholds] == [("W",)]
+    assert any("no threshold for zero" in warning for warning in found.warnings)
+    assert any("no threshold for odd" in warning for warning in found.warnings)
+    with pytest.raises(OnnxClipError, match="no threshold follows"):
+        norms_of({"odd": [math.nan] * 3}).suggest()
+
+
+HOSTILE = ["a*", "a", "a?", "a[b]", "re:a.*", 'q"uote', "new\nline", "clip = 'norm'"]
+
+
+def test_rules_take_each_parameter_by_its_name_alone_whatever_that_is(tmp_path: Path):
+    norms = norms_of({name: [float(n)] * 60 for n, name in enumerate(HOSTILE, 1)})
+    found = norms.suggest(50)
+    path = tmp_path / "clip.toml"
+    path.write_text(found.toml(), encoding="utf-8")
+    inputs = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in HOSTILE
+    ]
+    nodes = [onnx.helper.make_node("Neg", [name], [f"{n}_g"]) for n, name in enumerate(HOSTILE)]
+    outputs = [
+        onnx.helper.make_tensor_value_info(f"{n}_g", onnx.TensorProto.FLOAT, [2])
+        for n in range(len(HOSTILE))
+    ]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "g", inputs, outputs),
+        opset_imports=[onnx.helper.make_opsetid("", 17)],
+    )
+    gradients = {f"{n}_g": name for n, name in enumerate(HOSTILE)}
+    from onnx_clip_pass import plan_clips
+
+    for rules in (load_rules(path), found.rules):
+        rows = plan_clips(model, rules, gradients=gradients).rows
+        limits = {row.gradient.parameter.name: row.clip.clip_norm for row in rows}  # type: ignore[union-attr]
+        assert limits == {name: float(n) for n, name in enumerate(HOSTILE, 1)}
+
+
+def test_a_global_suggestion_is_one_rule(tmp_path: Path):
+    found = norms_of({"W": [3.0] * 60, "b": [4.0] * 60}).suggest(50, each="global")
+    path = tmp_path / "clip.toml"
+    path.write_text(found.toml())
+    (rule,) = load_rules(path)
+    assert rule.clip is not None
+    assert rule.clip.to_dict()["clip_norm"] == 5.0
+    model = parse(
+        "s (float[2] W, float[2] b) => (float[2] W_grad, float[2] b_grad)"
+        "{ W_grad = Neg(W) b_grad = Neg(b) }"
+    )
+    assert clip_gradients(model, found.rules).metadata_props
+
+
+# -- the command line --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def step(tmp_path: Path) -> Path:
+    pytest.importorskip("onnxruntime", reason="running a graph needs ONNX Runtime")
+    path = tmp_path / "step.onnx"
+    path.write_bytes((MODELS / "adam.onnx").read_bytes())
+    return path
+
+
+def test_from_batches_to_rules_to_a_clipped_step(step: Path, capsys: Any):
+    feeds, norms = MODELS / "adam.inputs.npz", step.with_name("n.jsonl")
+    rules = step.with_name("clip.toml")
+    run = ["watch", str(step), "--feeds", str(feeds), "--steps", "60", "-o", str(norms)]
+    assert main([*run, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "carried: output W_new to W" in out
+    assert "loss: loss" in out
+    assert not norms.exists()
+    assert main(run) == 0
+    out = capsys.readouterr().out
+    assert "60 steps of 2 gradients, loss 1.402 to" in out
+    assert main(["suggest", str(norms), "-o", str(rules), "--percentile", "50"]) == 0
+    assert "clip_norm" in capsys.readouterr().out
+    assert main(["rewrite", str(step), "--rules", str(rules)]) == 0
+    capsys.readouterr()
+    assert main(["watch", str(step.with_name("step.clipped.onnx")), "--feeds", str(feeds),
+                 "--steps", "20", "--json"]) == 0  # fmt: skip
+    told = json.loads(capsys.readouterr().out)
+    assert told["clipped"] is True
+    assert told["steps"] == 20
+    assert told["percentiles"]["50"].keys() == {"W", "b"}
+
+
+def test_what_is_there_is_not_replaced_and_numbers_can_be_set(step: Path, capsys: Any):
+    feeds = dict(np.load(MODELS / "adam.inputs.npz"))
+    lr = next(name for name, array in feeds.items() if array.size == 1)
+    number = feeds.pop(lr).item()
+    batch, norms = step.with_name("batch.npz"), step.with_name("n.jsonl")
+    np.savez(batch, **feeds)
+    run = ["watch", str(step), "--feeds", str(batch), "-o", str(norms)]
+    assert main(run) == 2
+    assert f"{lr!r}, an input that neither" in capsys.readouterr().err
+    norms.unlink(missing_ok=True)
+    assert main([*run, "--set", f"{lr}={number}"]) == 0
+    assert main([*run, "--set", f"{lr}={number}"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main([*run, "--set", f"{lr}={number}", "--force"]) == 0
+    for wrong in ("lr", "=1", f"{lr}=x", "nowhere=1"):
+        assert main([*run, "--force", "--set", wrong]) == 2
+    rules = step.with_name("clip.toml")
+    rules.write_text("# mine")
+    assert main(["suggest", str(norms), "-o", str(rules)]) == 2
+    assert rules.read_text() == "# mine"
+    assert main(["suggest", str(norms), "-o", str(rules), "--force", "--json"]) == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", '{"onnx_clip_norms": 9}', "no json", '{"onnx_clip_norms": 1}\n{}\n']
+)
+def test_what_is_no_file_of_norms_is_refused(text: str, tmp_path: Path, capsys: Any):
+    path = tmp_path / "n.jsonl"
+    path.write_text(text)
+    assert main(["suggest", str(path)]) == 2
+    assert "error: expected norms as `onnx-clip watch` writes them" in capsys.readouterr().err
