@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from math import nan
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 
 __all__ = [
     "Contest",
@@ -160,16 +160,23 @@ def memory_limit() -> int:
     return int(0.75 * psutil.virtual_memory().available)
 
 
-def by_turns(works: Mapping[str, Callable[[], object]], turns: int, times: int = 1) -> Values:
-    """Seconds of each piece of work, by turns in this process; a first turn warms up."""
+def by_turns(
+    works: Mapping[str, Callable[[], object]], turns: int, times: int = 1, *, threads: int = 1
+) -> Values:
+    """Seconds of each piece of work, by turns in this process; a first turn warms up.
+
+    Those of the processor for one thread, which others on the machine disturb less; else those of
+    the clock.
+    """
+    now = process_time if threads == 1 else perf_counter
     seconds: Values = {name: [] for name in works}
     for turn in range(turns + 1):
         for name, work in works.items():
-            began = perf_counter()
+            began = now()
             for _ in range(times):
                 work()
             if turn:
-                seconds[name].append((perf_counter() - began) / times)
+                seconds[name].append((now() - began) / times)
     return seconds
 
 

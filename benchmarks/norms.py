@@ -8,8 +8,9 @@ normal data and for the worst of several constants.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx
@@ -30,15 +31,14 @@ SHAPES: tuple[tuple[int, ...], ...] = (
     (16777216,),
 )
 CONSTANTS = (0.1, 1 / 3, 0.7, 0.98, 1.1, 1.9)
-THREADS = (1, 2)
 
 
-def sheets(*, quick: bool, turns: int) -> Iterator[Sheet]:
+def sheets(*, quick: bool, turns: int, threads: Sequence[int]) -> Iterator[Sheet]:
     """The modes for each shape; the candidates for three."""
     for shape in SHAPES[1:2] if quick else SHAPES:
-        yield measure(f"clip of {shape}", modes(shape), "onnx-clip, plain", shape, turns)
+        yield measure(f"clip of {shape}", modes(shape), "onnx-clip, plain", shape, turns, threads)
     for shape in SHAPES[1:2] if quick else (SHAPES[1], SHAPES[4], SHAPES[6]):
-        yield measure(f"norm of {shape}", candidates(shape), "ReduceL2", shape, turns)
+        yield measure(f"norm of {shape}", candidates(shape), "ReduceL2", shape, turns, threads)
     yield products((2048, 512, 1, 1), turns)
 
 
@@ -46,11 +46,15 @@ def modes(shape: tuple[int, ...]) -> dict[str, onnx.ModelProto]:
     """The whole clip behind an Identity, which the runtime removes."""
     dims = ",".join(map(str, shape))
     model = _parse(f"s (float[{dims}] x) => (float[{dims}] g) {{ g = Identity(x) }}")
+    options: dict[str, dict[str, Any]] = {
+        "plain": {"norm_precision": "plain"},
+        "auto": {},
+        "auto, layout x86-64": {"layout": "x86-64"},
+        "wide": {"norm_precision": "wide"},
+    }
     return {
-        f"onnx-clip, {name}": clip_gradients(
-            model, GradientClipByNorm(1.0), gradients=["g"], norm_precision=name
-        )
-        for name in ("plain", "auto", "wide")
+        f"onnx-clip, {name}": clip_gradients(model, GradientClipByNorm(1.0), gradients=["g"], **own)
+        for name, own in options.items()
     }
 
 
@@ -101,21 +105,26 @@ def candidates(shape: tuple[int, ...]) -> dict[str, onnx.ModelProto]:
 
 
 def measure(
-    title: str, models: dict[str, onnx.ModelProto], base: str, shape: tuple[int, ...], turns: int
+    title: str,
+    models: dict[str, onnx.ModelProto],
+    base: str,
+    shape: tuple[int, ...],
+    turns: int,
+    threads: Sequence[int],
 ) -> Sheet:
     """Times by turns, each turn long enough to take a while; then errors."""
     normal = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     value = ort.OrtValue.ortvalue_from_numpy(normal)
     times = max(1, min(2000, 4_000_000 // normal.size))
     columns: dict[str, Values] = {}
-    for threads in THREADS:
+    for number in threads:
         works = {}
         for name, model in models.items():
-            session = open_session(model, threads)
+            session = open_session(model, number)
             outputs = [session.get_outputs()[0].name]
             works[name] = partial(session.run_with_ort_values, outputs, {"x": value})
-        seconds = by_turns(works, turns, times)
-        columns[f"µs, {thread_word(threads)}"] = scaled(seconds, 1e6)
+        seconds = by_turns(works, turns, times, threads=number)
+        columns[f"µs, {thread_word(number)}"] = scaled(seconds, 1e6)
     timed = tuple(columns)
     columns |= {"error, normal data": {}, "error, worst constant": {}}
     for name, model in models.items():

@@ -1,4 +1,4 @@
-"""Run benchmarks: print tables, keep every measurement, bring docs/benchmarks.md up to date.
+"""Run benchmarks: print tables, keep every measurement, bring docs/measurements.md up to date.
 
     python benchmarks/run.py --quick                    # does everything work? a minute
     python benchmarks/run.py --json results.json --page  # all, and into the page
@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT / "docs"))
 from marked import put  # noqa: E402
 
 BENCHMARKS = ("files", "rewriting", "norms", "running", "sessions")
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGE = ROOT / "docs" / "measurements.md"
 
 
 @click.command()
@@ -36,16 +36,26 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 @click.option("--quick", is_flag=True, help="Small sizes and two turns, to see that it works.")
 @click.option("--turns", default=7, show_default=True, help="How often each contestant runs.")
 @click.option(
+    "--threads",
+    type=int,
+    multiple=True,
+    default=(1, 2),
+    show_default=True,
+    help="For `running` and `norms`: of each session. With one, times are those of the processor, "
+    "which others on the machine disturb less.",
+)
+@click.option(
     "--training-python",
     metavar="PATH",
     help="A Python with PyTorch and onnxruntime-training, for two contestants of `running`.",
 )
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Keep measurements.")
-@click.option("--page", is_flag=True, help="Write the tables into docs/benchmarks.md.")
+@click.option("--page", is_flag=True, help="Write the tables into docs/measurements.md.")
 def main(
     names: tuple[str, ...],
     quick: bool,
     turns: int,
+    threads: tuple[int, ...],
     training_python: str | None,
     json_path: Path | None,
     page: bool,
@@ -58,6 +68,8 @@ def main(
     found: dict[str, list[Sheet]] = {}
     for name in names or BENCHMARKS:
         options: dict[str, Any] = {"quick": quick, "turns": 2 if quick else turns}
+        if name in ("running", "norms"):
+            options["threads"] = threads
         if name == "running":
             options["training_python"] = training_python
         found[name] = []

@@ -16,7 +16,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from statistics import median
@@ -28,19 +28,25 @@ from harness import Sheet, Values, by_turns, ours, thread_word
 CLIP_NORM = 1.0
 NOTHING_CLIPPED = 1e9  # in place: multiplies by 1 all the same, and the next turn finds the same
 BOUND = "bound"
-CLIPS = {
-    "onnx-clip, by norm": ("norm", "auto", True),
-    "onnx-clip, by norm, plain": ("norm", "plain", True),
-    "onnx-clip, by global norm": ("global", "auto", True),
-    "onnx-clip, by norm, gradients as outputs": ("norm", "auto", False),
+CLIPS: dict[str, tuple[str, dict[str, Any], bool]] = {
+    "onnx-clip, by norm": ("norm", {}, True),
+    "onnx-clip, by norm, layout x86-64": ("norm", {"layout": "x86-64"}, True),
+    "onnx-clip, by norm, plain": ("norm", {"norm_precision": "plain"}, True),
+    "onnx-clip, by norm, wide": ("norm", {"norm_precision": "wide"}, True),
+    "onnx-clip, by global norm": ("global", {}, True),
+    "onnx-clip, by global norm, layout x86-64": ("global", {"layout": "x86-64"}, True),
+    "onnx-clip, by norm, gradients as outputs": ("norm", {}, False),
 }
+"""The clip, the options, and whether an update takes the gradients; else they are outputs."""
 
 
-def sheets(*, quick: bool, turns: int, training_python: str | None) -> Iterator[Sheet]:
-    """Each set of gradients, with one thread and with two."""
+def sheets(
+    *, quick: bool, turns: int, threads: Sequence[int], training_python: str | None
+) -> Iterator[Sheet]:
+    """Each set of gradients, with so many threads each."""
     for name in list(SETS)[: 1 if quick else None]:
-        for threads in (1, 2):
-            yield contest(name, threads, turns, training_python)
+        for number in threads:
+            yield contest(name, number, turns, training_python)
 
 
 def contest(name: str, threads: int, turns: int, training_python: str | None) -> Sheet:
@@ -91,11 +97,10 @@ def onnx_clip(name: str, threads: int, turns: int) -> Values:
     for updates in (True, False):
         step = _step(arrays, updates=updates)
         models = {f"without, updates={updates}": step}
-        for row, (kind, precision, is_updated) in CLIPS.items():
+        for row, (kind, options, is_updated) in CLIPS.items():
             if is_updated == updates:
-                models[row] = clip_gradients(
-                    step, kinds[kind](CLIP_NORM), gradients=names, norm_precision=precision
-                )
+                clip = kinds[kind](CLIP_NORM)
+                models[row] = clip_gradients(step, clip, gradients=names, **options)
         for row, model in models.items():
             session = _session(model, threads)
             binding = session.io_binding()
@@ -103,7 +108,7 @@ def onnx_clip(name: str, threads: int, turns: int) -> Values:
                 binding.bind_cpu_input(f"x{number}", array)
                 binding.bind_ortvalue_output(f"{'new' if updates else 'g'}{number}", buffer)
             works[row] = partial(session.run_with_iobinding, binding)
-    seconds = by_turns(works, turns, times=_times(arrays))
+    seconds = by_turns(works, turns, times=_times(arrays), threads=threads)
     return {
         row: [
             clipped - plain
@@ -126,7 +131,7 @@ def numpy_in_place(name: str, threads: int, turns: int) -> Values:
             scale = min(1.0, NOTHING_CLIPPED / math.sqrt(float(np.dot(x, x))))
             np.multiply(x, np.float32(scale), out=x)
 
-    return by_turns({"NumPy in place": clip}, turns, times=_times(arrays))
+    return by_turns({"NumPy in place": clip}, turns, times=_times(arrays), threads=threads)
 
 
 def bound(name: str, threads: int, turns: int) -> Values:
@@ -149,7 +154,7 @@ def bound(name: str, threads: int, turns: int) -> Values:
 
     with ThreadPoolExecutor(threads) as pool:
         works = {"by a pool": partial(touch, pool.map), "by one thread": partial(touch, map)}
-        found = by_turns(works, turns, times=_times(arrays))
+        found = by_turns(works, turns, times=_times(arrays), threads=threads)
     return {BOUND: min(found.values(), key=median)}
 
 
@@ -181,7 +186,7 @@ def torch_in_place(name: str, threads: int, turns: int) -> Values:
             "PyTorch, _foreach_norm and _foreach_mul_": foreach,
             "PyTorch, clip_grad_norm_ for all (global)": together,
         }
-        return by_turns(works, turns, times=_times(grads))
+        return by_turns(works, turns, times=_times(grads), threads=threads)
 
 
 def inplace_clip_grad_norm(name: str, threads: int, turns: int) -> Values:
@@ -211,7 +216,7 @@ def inplace_clip_grad_norm(name: str, threads: int, turns: int) -> Values:
             binding.bind_cpu_input(f"x{number}", array)
         binding.bind_output("n")
         works[str(clips)] = partial(session.run_with_iobinding, binding)
-    seconds = by_turns(works, turns, times=_times(arrays))
+    seconds = by_turns(works, turns, times=_times(arrays), threads=threads)
     costs = [b - a for a, b in zip(seconds["False"], seconds["True"], strict=True)]
     return {"InplaceClipGradNorm of onnxruntime-training (global)": costs}
 
