@@ -71,6 +71,14 @@ def examples(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", *(session.posargs or ["tests/examples"]))
 
 
+@nox.session(python="3.11", tags=["ci"])
+def sharded(session: nox.Session) -> None:
+    """Train the example of sharded gradients on meshes of workers; all with ONNX_CLIP_NIGHTLY=1."""
+    session.install("-e", ".[test]", "torch==2.13.0")
+    path = "tests/examples/test_sharded_training.py"
+    session.run("python", "-m", "pytest", path, *session.posargs, env={"ONNX_CLIP_SHARDED": "1"})
+
+
 @nox.session(tags=["ci"])
 def docs(session: nox.Session) -> None:
     """Build the site, strictly, and look for dead links and for what it loads from elsewhere."""
@@ -102,6 +110,12 @@ def notebooks(session: nox.Session) -> None:
     """Run the notebooks as a user would who has just installed what their first cell says."""
     session.install(".[cpu]", "nbclient", "ipykernel")
     session.run("jupyter-execute", *sorted(map(str, Path("examples/notebooks").glob("*.ipynb"))))
+
+
+@nox.session(default=False, venv_backend="none")
+def gpu(session: nox.Session) -> None:
+    """Prove on a GPU what docs/cuda.md says, with the packages that are there; installs nothing."""
+    session.run("python", "benchmarks/on_cuda.py", *session.posargs, external=True)
 
 
 @nox.session(default=False)

@@ -50,6 +50,8 @@ ELSEWHERE = {
     'pip install ".[ir]"  # in a clone of this repository': "nox -s readers",
     "pip install onnx-ad onnxruntime scikit-learn matplotlib": "nox -s examples",
     "python examples/digits/train.py --picture digits.png": "nox -s examples",
+    'pip install -e . "onnxruntime-gpu[cuda,cudnn]" onnx-ad==0.3.0 scikit-learn': "who has a GPU",
+    "python benchmarks/on_cuda.py --json found.json": "who has a GPU",
 }
 """Commands of pages that are not run with them: by what they are run."""
 

@@ -17,7 +17,12 @@ TYPE_CHECKING = False  # as typing has it, which takes a while to import
 if TYPE_CHECKING:
     from typing import Any
 
-    from onnx_clip_pass.artifacts import clip_artifacts
+    from onnx_clip_pass.artifacts import (
+        ArtifactsInspection,
+        clip_artifacts,
+        inspect_artifacts,
+        strip_artifacts,
+    )
     from onnx_clip_pass.clipping import clip_gradients
     from onnx_clip_pass.clips import (
         AdaptiveGradientClip,
@@ -29,8 +34,10 @@ if TYPE_CHECKING:
     )
     from onnx_clip_pass.errors import OnnxClipError, OnnxClipWarning
     from onnx_clip_pass.extract import extract_clip, extract_clip_file
-    from onnx_clip_pass.files import clip_gradients_file
+    from onnx_clip_pass.files import clip_gradients_file, strip_file
     from onnx_clip_pass.gradients import Gradient, Parameter, find_gradients
+    from onnx_clip_pass.gradients.explaining import Explanation, explain_gradient
+    from onnx_clip_pass.inspection import Inspection, inspect_model
     from onnx_clip_pass.monitoring import AutoClip, Norms, ZClip, read_norms, watch
     from onnx_clip_pass.plans import Plan, plan_clips
     from onnx_clip_pass.probe import probe_gradients
@@ -42,16 +49,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdaptiveGradientClip",
+    "ArtifactsInspection",
     "AutoClip",
     "Bounds",
     "Chain",
     "Clipped",
     "Emitted",
+    "Explanation",
     "Gradient",
     "GradientClipByGlobalNorm",
     "GradientClipByNorm",
     "GradientClipByRMS",
     "GradientClipByValue",
+    "Inspection",
     "Norms",
     "OnnxClipError",
     "OnnxClipWarning",
@@ -68,22 +78,25 @@ __all__ = [
     "clip_artifacts",
     "clip_gradients",
     "clip_gradients_file",
+    "explain_gradient",
     "extract_clip",
     "extract_clip_file",
     "find_gradients",
+    "inspect_artifacts",
+    "inspect_model",
     "load_rules",
     "plan_clips",
     "probe_gradients",
     "read_norms",
     "strip",
+    "strip_artifacts",
+    "strip_file",
     "verify",
     "watch",
 ]
 
 _ROOMS = {
-    "clip_artifacts": "artifacts",
     "clip_gradients": "clipping",
-    "clip_gradients_file": "files",
     "probe_gradients": "probe",
     "strip": "record",
     **dict.fromkeys(("OnnxClipError", "OnnxClipWarning"), "errors"),
@@ -93,6 +106,13 @@ _ROOMS = {
     **dict.fromkeys(("Verification", "verify"), "verification"),
     **dict.fromkeys(("Clipped", "Emitted", "Report", "Uncovered"), "rewrite"),
     **dict.fromkeys(("Gradient", "Parameter", "find_gradients"), "gradients"),
+    **dict.fromkeys(("Explanation", "explain_gradient"), "gradients.explaining"),
+    **dict.fromkeys(("Inspection", "inspect_model"), "inspection"),
+    **dict.fromkeys(("clip_gradients_file", "strip_file"), "files"),
+    **dict.fromkeys(
+        ("ArtifactsInspection", "clip_artifacts", "inspect_artifacts", "strip_artifacts"),
+        "artifacts",
+    ),
     **dict.fromkeys(("Bounds", "Rule", "load_rules"), "rules"),
     **dict.fromkeys(("extract_clip", "extract_clip_file"), "extract"),
 }

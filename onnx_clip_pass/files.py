@@ -1,34 +1,24 @@
-"""Rewriting, inspecting and stripping models in files."""
+"""Rewriting and stripping models in files, and maps of gradients."""
 
 from __future__ import annotations
 
 import json
 import os
-import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
 from onnx_clip_pass.arguments import check_flags
 from onnx_clip_pass.deciding import decider
-from onnx_clip_pass.errors import OnnxClipError, OnnxClipWarning
-from onnx_clip_pass.gradients import Gradient, name_gradients, survey
-from onnx_clip_pass.gradients.explaining import Explanation, explain
-from onnx_clip_pass.gradients.optimizer import NO_OPS, OptimizerOps, checked_ops
-from onnx_clip_pass.graph import Index
+from onnx_clip_pass.errors import OnnxClipError, warn
 from onnx_clip_pass.options import checked, takes_options
-from onnx_clip_pass.record import Record, read_record, undo
+from onnx_clip_pass.record import Record, undo
 from onnx_clip_pass.rewrite import (
     ClipOrRules,
     Decide,
-    GradientNames,
     Options,
     Report,
-    Uncovered,
-    as_mapping,
     clip_in_place,
-    nothing_found,
-    uncovered_of,
 )
 from onnx_clip_pass.saving import (
     FileOptions,
@@ -47,32 +37,12 @@ from onnx_clip_pass.storage.reading import read_text
 
 __all__ = [
     "ClipFileOptions",
-    "Inspection",
     "clip_gradients_file",
-    "explain_file",
-    "inspect_file",
     "read_map",
     "strip_file",
 ]
 
 _Path = str | os.PathLike[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Inspection:
-    """The contents of a file: gradients, the record of a rewrite, and why there are no gradients.
-
-    `questions` are the trained parameters whose gradients are not known, `carried` the states that
-    are carried from step to step and not trained. `changed` says of a clip that another tool has
-    changed since, or of a record that is forged, what is wrong; nothing is searched then.
-    """
-
-    gradients: tuple[Gradient, ...]
-    record: Record | None
-    reason: str = ""
-    questions: tuple[Uncovered, ...] = ()
-    carried: tuple[str, ...] = ()
-    changed: str = ""
 
 
 class ClipFileOptions(Options, FileOptions):
@@ -151,72 +121,8 @@ def strip_file(
         files = files_along(structure, target, how)
         if not dry_run:
             write_model(structure, target, files, how)
-        for note in linked(structure, target, files, how):
-            warnings.warn(note, OnnxClipWarning, stacklevel=2)
+        warn(linked(structure, target, files, how))
     return [record]
-
-
-def inspect_file(
-    source: _Path, optimizer_ops: OptimizerOps = NO_OPS, gradients: GradientNames = None
-) -> Inspection:
-    """The gradients of a model file, and the record if it is clipped already.
-
-    Args:
-        source: a model file.
-        optimizer_ops: optimizers that the caller knows, beside those that the record names.
-        gradients: the gradients' names, if they are not to be searched for.
-
-    Raises:
-        OnnxClipError: the file cannot be read, or the gradients surely are none.
-    """
-    with open_model(Path(source)) as structure:
-        record = read_record(structure.model)
-        try:
-            undo(structure.model)
-        except OnnxClipError as error:  # worth a look all the same
-            return Inspection((), record, changed=str(error))
-        known = {} if record is None else record.optimizer_ops
-        index = Index(structure.model)
-        if gradients is not None:
-            named_now = name_gradients(index, as_mapping(gradients), known).found
-            return Inspection(tuple(each.gradient for each in named_now), record)
-        seen = survey(index, {**known, **checked_ops(optimizer_ops)})
-        if record is not None:
-            seen = seen.answered(record.answers)
-        found = tuple(found_gradient.gradient for found_gradient in seen.found)
-        named = _named_before(index, record, {gradient.name for gradient in found})
-        told = {name for each in named for name in (each.name, each.parameter.name)}
-        questions = [
-            each
-            for each in seen.questions
-            if told.isdisjoint({each.name, *(value.name for value in each.candidates)})
-        ]
-        is_empty = not (found or named or questions)
-        return Inspection(
-            found + named,
-            record,
-            nothing_found(seen, can_name=False) if is_empty else "",
-            uncovered_of(questions),
-            tuple(dict.fromkeys(seen.flow.root_name(value) for value in seen.carried)),
-        )
-
-
-def _named_before(index: Index, record: Record | None, known: set[str]) -> tuple[Gradient, ...]:
-    """The gradients that the rewrite was told, as a probe tells them, beside those known anyway."""
-    named = {} if record is None or record.named is None else record.named
-    wanted = {name: parameter for name, parameter in named.items() if name not in known}
-    try:
-        return tuple(
-            found_gradient.gradient for found_gradient in name_gradients(index, wanted).found
-        )
-    except OnnxClipError:  # of a record that is forged: what the graph tells is worth a look
-        return ()
-
-
-def explain_file(source: _Path, name: str, optimizer_ops: OptimizerOps = NO_OPS) -> Explanation:
-    """`explain` for a model file; its weights are not read."""
-    with open_model(Path(source)) as structure:
-        return explain(structure.model, name, checked_ops(optimizer_ops))
 
 
 def read_map(path: _Path) -> dict[str, str | None]:

@@ -38,6 +38,7 @@ Reader = Callable[[Any], Any]
 
 _LARGEST = 1 << 63
 _DEEPEST = 16
+_TEXT_OR_BOOL, _NUMBER = (str, bool), (int, float)  # a union would be made anew for each value
 _WORDS: dict[Any, str] = {
     str: "a text",
     bool: "true or false",
@@ -110,7 +111,7 @@ def reader_of(form: Any) -> Reader:
     if origin is tuple:
         return _tuple([reader_of(each) for each in args])
     if origin is dict:
-        return _dict(reader_of(args[1]))
+        return _dict(reader_of(args[1]), is_text=args[1] is str)
     if hasattr(form, "from_json"):
         return _made(form.from_json, reader_of(form.FORM))
     if is_dataclass(form):
@@ -182,10 +183,12 @@ def _tuple(readers: list[Reader]) -> Reader:
     return read
 
 
-def _dict(inner: Reader) -> Reader:
+def _dict(inner: Reader, *, is_text: bool = False) -> Reader:
     def read(value: Any) -> Any:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             _refuse(value, "an object")
+        if is_text and all(type(each) is str for each in value.values()):
+            return dict(value)
         found: dict[str, Any] = {}
         for key, each in value.items():
             try:
@@ -224,9 +227,9 @@ def _keys(form: Any, required: Iterable[str], *, may_have_more: bool) -> Reader:
 
 
 def _any(value: Any, depth: int = 0) -> Any:
-    if value is None or isinstance(value, str | bool):
+    if value is None or isinstance(value, _TEXT_OR_BOOL):
         return value
-    if isinstance(value, int | float):
+    if isinstance(value, _NUMBER):
         return reader_of(float)(value)
     if depth > _DEEPEST:
         raise FormError(f"nested deeper than {_DEEPEST}")

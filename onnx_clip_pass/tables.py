@@ -158,17 +158,18 @@ class Table:
     def _widths(self, room: int) -> list[int] | None:
         """The widths of columns, 0 for one that is left out; None if they do not fit.
 
-        Evidence gives way first, then names, of which the longest are cut alike, then clips.
+        Evidence gives way first, then names of gradients, which mostly are those of parameters and
+        something more, then those of parameters, then clips.
         """
         headings, wanted = self._shown[0], self._wanted
         if self.is_whole:
-            return _shrunk(headings, wanted, room, [("evidence",), ("clip",)])
-        found = _shrunk(headings, wanted, room, [("evidence",), _NAMES, ("clip",)])
+            return _shrunk(headings, wanted, room, ["evidence", "clip"])
+        found = _shrunk(headings, wanted, room, ["evidence", *_NAMES, "clip"])
         rest = list(wanted)
         for heading in _SPARE:
             if found is None and heading in headings:
                 rest[headings.index(heading)] = 0
-                found = _shrunk(headings, rest, room, [_NAMES, ("clip",)])
+                found = _shrunk(headings, rest, room, [*_NAMES, "clip"])
         return found
 
 
@@ -176,18 +177,16 @@ def _shrunk(
     headings: Sequence[str],
     wanted: Sequence[int],
     room: int,
-    may_be_cut: Iterable[tuple[str, ...]],
+    may_be_cut: Iterable[str],
 ) -> list[int] | None:
     """Widths of columns, smaller as far as it takes; None if it takes more than may be cut."""
     widths = list(wanted)
     room -= _BETWEEN * (sum(map(bool, widths)) - 1)
-    for several in may_be_cut:
-        columns = [at for at, heading in enumerate(headings) if heading in several]
-        while sum(widths) > room:
-            spare = [at for at in columns if widths[at] > _LEAST[headings[at]]]
-            if not spare:
-                break
-            widths[max(spare, key=widths.__getitem__)] -= 1
+    for heading in may_be_cut:
+        if heading in headings:
+            at = headings.index(heading)
+            least = min(widths[at], _LEAST[heading])
+            widths[at] = max(least, widths[at] - max(sum(widths) - room, 0))
     return widths if sum(widths) <= room else None
 
 

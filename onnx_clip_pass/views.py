@@ -32,8 +32,8 @@ _NO_MATH = "tex2jax_ignore mathjax_ignore"  # or a notebook would typeset names 
 class View:
     """A result for people.
 
-    `summary` is all of it in a line; `notes` are what to know of it, `faults` what is wrong, and
-    `further` lines on what was added.
+    `summary` is all of it in a line, and `first` are lines that belong to it; `notes` are what to
+    know of it, `faults` what is wrong, and `further` lines on what is there besides the table.
     """
 
     summary: str
@@ -41,6 +41,7 @@ class View:
     notes: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     further: tuple[str, ...] = ()
+    first: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """Return everything but the summary and the table, a line each."""
@@ -52,7 +53,7 @@ class View:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.text import Text
 
-        yield Text(escape_control(self.summary))
+        yield from (Text(escape_control(line)) for line in (self.summary, *self.first))
         yield self.table
         yield from (Text(escape_control(line)) for line in self.lines())
 
@@ -74,8 +75,9 @@ class View:
     def html(self) -> str:
         """Return it as an element of a page."""
         lines = "".join(f"<li>{escape(escape_control(line))}</li>" for line in self.lines())
+        above = "<br>".join(escape(escape_control(line)) for line in (self.summary, *self.first))
         return (
-            f'<div class="onnx-clip {_NO_MATH}"><p>{escape(escape_control(self.summary))}</p>'
+            f'<div class="onnx-clip {_NO_MATH}"><p>{above}</p>'
             f"{self.table.html() if self.table.rows else ''}"
             f"{f'<ul>{lines}</ul>' if lines else ''}</div>"
         )

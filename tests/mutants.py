@@ -29,6 +29,7 @@ COMMUTES = {"Mul", "Sum", "Max", "Min", "Add"}
 INSTEAD = {
     "Abs": ["Neg"],
     "Div": ["Mul", "Sub"],
+    "IsNaN": ["IsInf"],
     "Less": ["Greater", "LessOrEqual", "GreaterOrEqual"],
     "Max": ["Min", "Sum"],
     "Min": ["Max", "Sum"],

@@ -229,7 +229,7 @@ def test_no_gradients_names_the_next_step_that_the_command_has(tmp_path, capsys)
     err = capsys.readouterr().err
     assert "--probe" in err
     assert "probe_gradients" in err
-    assert "--gradient (in Python: gradients=[…]) names them" in err
+    assert "or name them with --gradient (in Python: gradients=[…])" in err
     assert main(["inspect", str(plain)]) == 0
     out = capsys.readouterr().out
     assert "--probe" in out

@@ -1,15 +1,12 @@
 """Every node that a clip emits has a kernel, or the report says which has none.
 
 `onnx_clip_pass/kernels.tsv` says what ONNX Runtime has. That forms run on its CPU provider
-is tried here and in `test_edges.py`.
+is tried here, in `test_edges.py` and in `test_on_cuda.py`.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -154,55 +151,7 @@ def test_missing_names_each_need_once_and_in_order():
     assert missing("CPU", [a, b, a]) == [b, a]
 
 
-# -- on CUDA -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def cuda() -> Any:
-    ort = pytest.importorskip("onnxruntime", reason="running a graph needs ONNX Runtime")
-    there = ort.get_available_providers()
-    if "CUDAExecutionProvider" not in there:
-        pytest.skip(f"no CUDA: ONNX Runtime {ort.__version__} has {', '.join(there)}")
-    return ort
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("opset", [13, 17, 18, 23])
-@pytest.mark.parametrize("norm_precision", ["plain", "auto", "wide"])
-@pytest.mark.parametrize("nonfinite", ["propagate", "zero", "keep"])
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-@pytest.mark.parametrize("shape", [(1,), (2,), (64, 512), (8209,)], ids=str)
-def test_all_nodes_run_on_cuda_without_copies(
-    cuda: Any,
-    dtype: str,
-    shape: tuple[int, ...],
-    nonfinite: Any,
-    norm_precision: Any,
-    opset: int,
-    tmp_path: Path,
-):
-    model = single(dtype, shape, opset)
-    settings = {"norm_precision": norm_precision, "nonfinite": nonfinite}
-    clip_in_place(model, GradientClipByNorm(1.0), gradients=["g"], **settings)
-    options = cuda.SessionOptions()
-    options.graph_optimization_level = cuda.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.enable_profiling = True
-    options.profile_file_prefix = str(tmp_path / "profile")
-    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    session = cuda.InferenceSession(model.SerializeToString(), options, providers=providers)
-    assert session.get_providers()[0] == "CUDAExecutionProvider"
-    x = np.full(shape, -3).astype(DTYPES[dtype])
-    (out,) = session.run(["g"], {"x": x})
-    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    ran = [event["args"] for event in events if event["name"].endswith("_kernel_time")]
-    inner = [args for args in ran if not re.match("Memcpy(To|From)Host", args["op_name"])]
-    added = [node.name for node in model.graph.node]
-    assert len(inner) == len(added)
-    assert {args["provider"] for args in inner} == {"CUDAExecutionProvider"}
-    assert len(ran) - len(inner) <= 2  # of the graph's own input and output
-    expected = by_apply(GradientClipByNorm(1.0), x)
-    eps = float(np.finfo(x.dtype).eps)
-    np.testing.assert_allclose(out, expected, rtol=max(1e-5, 2 * eps))
+# -- running ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("opset", [7, 13, 18, NEWEST_OPSET])

@@ -10,6 +10,7 @@ from onnx import parser
 
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients, find_gradients, strip
 from onnx_clip_pass.cli import main
+from onnx_clip_pass.graph import Editor, Index
 
 ONE = GradientClipByNorm(1.0)
 HEAD = '<ir_version: 10, opset_import: ["" : 17, "own" : 1, "ai.onnx.preview.training" : 1]>'
@@ -96,3 +97,13 @@ def test_outputs_without_a_name_are_none_and_a_branch_may_use_a_name_again():
     )
     model.graph.node.append(onnx.helper.make_node("Split", ["x"], ["", ""]))
     assert [g.name for g in find_gradients(model)] == ["W_grad"]
+
+
+def test_each_nested_graph_has_constants_of_its_own():
+    """Known by the id of a scope that is gone, a constant would be that of another graph."""
+    editor = Editor(Index(step()))
+    made = [
+        editor.constant(editor.nested(onnx.GraphProto(), editor.index.main), 1.0, 1)
+        for _ in range(100)
+    ]
+    assert len(set(made)) == 100

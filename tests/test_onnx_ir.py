@@ -11,7 +11,14 @@ import onnx
 import pytest
 from graphs import Entry, each, parse, run
 
-from onnx_clip_pass import GradientClipByNorm, OnnxClipError, Report, clip_gradients, strip
+from onnx_clip_pass import (
+    GradientClipByNorm,
+    OnnxClipError,
+    OnnxClipWarning,
+    Report,
+    clip_gradients,
+    strip,
+)
 from onnx_clip_pass.rewrite import Verdict
 
 ir = pytest.importorskip("onnx_ir", reason="the pass is for onnx_ir: pip install onnx-ir")
@@ -202,6 +209,12 @@ def test_another_clip_has_modified_the_model():
     twice = ClipGradients(GradientClipByNorm(0.25))(once)
     assert twice.modified
     assert [node.name for node in twice.model.graph].count("clip/W_grad/Mul") == 1
+
+
+def test_what_the_report_warns_of_is_a_warning():
+    text = "s (float16[2] x, float16[2] W) => (float16[2] W_grad) { y = Mul(x, W) W_grad = Neg(y) }"
+    with pytest.warns(OnnxClipWarning, match="CUDA provider has no kernel for Cast"):
+        ClipGradients(HALF)(ir.from_proto(parse(text, opset=24, ir=11)))
 
 
 def test_the_report_and_what_others_noted_of_the_model_come_along():

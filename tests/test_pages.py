@@ -13,7 +13,7 @@ from html_pages import HOSTILE, Seen, many_rows, report, uncovered
 
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients_file, plan_clips
 from onnx_clip_pass.cli import main
-from onnx_clip_pass.files import Inspection, inspect_file
+from onnx_clip_pass.inspection import Inspection, inspect_model
 from onnx_clip_pass.page import count, element, joined, number, shape, visible
 from onnx_clip_pass.reports import (
     check_page_target,
@@ -166,7 +166,7 @@ def test_the_page_of_a_clipped_model_shows_its_record_and_its_nodes(tmp_path: Pa
 
 def test_the_page_of_a_model_that_is_not_clipped_names_what_is_carried():
     path = MODELS / "optimizers" / "batch_norm_statistics.onnx"
-    found = inspect_file(path)
+    found = inspect_model(path)
     assert found.carried
     text = text_of(inspection_page("a.onnx", found))
     assert "Not clipped by onnx-clip." in text

@@ -10,11 +10,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 import pytest
 from html_pages import HOSTILE, many_rows, report, uncovered
 
 from onnx_clip_pass import GradientClipByGlobalNorm, GradientClipByNorm, plan_clips, verify
+from onnx_clip_pass.page import (
+    Column,
+    HeatMap,
+    Histogram,
+    Line,
+    LineChart,
+    Row,
+    Table,
+    page,
+    section,
+)
 from onnx_clip_pass.reports import rewrite_page, verification_page
 
 CHROMIUM = os.environ.get("ONNX_CLIP_CHROMIUM", "")
@@ -277,3 +289,28 @@ def test_the_large_page(show: Show, large: str):
     shot(tab, "large")
     plan = plan_clips(MODELS / "in_graph" / "adam.onnx", GradientClipByNorm(1.0))
     shot(show(rewrite_page("adam.onnx", None, plan.report)), "small")
+
+
+def test_charts_of_a_long_run(show: Show):
+    """The parts that a page on a run of training is made of."""
+    chance = np.random.default_rng(0)
+    norms = np.exp(chance.standard_normal(100_000) / 2)
+    norms[70_000], norms[90_000:] = 4000.0, np.nan
+    every = np.exp(chance.standard_normal((400, 500)) / 2 + np.arange(500) / 200)
+    every[100:103, 450:] = np.inf
+    limits = np.full(len(norms), 2.0)
+    lines = LineChart([Line("global norm", norms), Line("threshold", limits, "limit")], "norms")
+    names = [f"encoder.layers.{at}.weight" for at in range(400)]
+    maps = [HeatMap(names, every, "all").html(), HeatMap(names[:20], every[:20], "some").html()]
+    rows = [
+        Row((name, Histogram(every[at], 0.1, 100, 3.0).html())) for at, name in enumerate(names)
+    ]
+    table = Table((Column("gradient", "name"), Column("norms")), rows)
+    text = page("step.onnx", "run", section("Norms", lines.html()), *maps, table.html())
+    tab = show(text, color_scheme="light")
+    shot(tab, "charts")
+    shot(show(text, color_scheme="dark"), "charts-dark")
+    box = tab.locator(".cells rect, .cells path").first.bounding_box()
+    assert box is not None
+    assert box["width"] > 100
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 1280

@@ -192,10 +192,10 @@ def test_a_name_that_the_console_cannot_write_is_written_all_the_same(tmp_path):
 
 
 def test_a_fault_of_our_own_has_an_exit_code_of_its_own(monkeypatch, capsys):
-    def fail(*_):
+    def fail(*_, **__):
         raise ZeroDivisionError("unthought of")
 
-    monkeypatch.setattr("onnx_clip_pass.cli.inspecting.inspect_file", fail)
+    monkeypatch.setattr("onnx_clip_pass.cli.inspecting.inspect_model", fail)
     assert cli.main(["inspect", str(SEED)]) == 3
     err = capsys.readouterr().err
     assert "ZeroDivisionError: unthought of" in err
@@ -203,10 +203,10 @@ def test_a_fault_of_our_own_has_an_exit_code_of_its_own(monkeypatch, capsys):
 
 
 def test_a_lack_of_memory_is_told(monkeypatch, capsys):
-    def fail(*_):
+    def fail(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("onnx_clip_pass.cli.inspecting.inspect_file", fail)
+    monkeypatch.setattr("onnx_clip_pass.cli.inspecting.inspect_model", fail)
     assert cli.main(["inspect", str(SEED)]) == 2
     assert capsys.readouterr().err == "error: there is not enough memory for this\n"
 

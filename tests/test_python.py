@@ -222,3 +222,58 @@ def test_two_threshold_inputs_of_one_group_are_named():
     rules[1] = Rule("*.b_0", GradientClipByGlobalNorm(1.0))
     with pytest.raises(OnnxClipError, match="threshold is the input 'first' and a number"):
         oc.clip_gradients(onnx.load(SEED), rules)
+
+
+# -- what inspect shows ------------------------------------------------------------------------
+
+
+def shown(capsys: pytest.CaptureFixture[str], *command: str) -> str:
+    from onnx_clip_pass.cli import main
+
+    assert main(["inspect", *command]) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_what_inspect_shows_python_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    oc.clip_gradients_file(SEED, tmp_path / "c.onnx", ONE, skip="*.b_0")
+    for path in (SEED, tmp_path / "c.onnx"):
+        found = oc.inspect_model(path)
+        assert found.gradients == oc.inspect_model(onnx.load(path)).gradients
+        assert " ".join(str(found).split()) == shown(capsys, str(path))
+    assert "clipped by onnx-clip" in str(found)
+    assert "<td" in found._repr_html_()
+
+
+def test_what_explain_shows_python_shows(capsys: pytest.CaptureFixture[str]):
+    found = oc.explain_gradient(SEED, "fc_0.w_0")
+    assert found == oc.explain_gradient(onnx.load(SEED), "fc_0.w_0")
+    assert " ".join(str(found).split()) == shown(capsys, str(SEED), "--explain", "fc_0.w_0")
+
+
+def test_inspecting_changes_nothing_and_tells_of_a_changed_clip():
+    clipped = oc.clip_gradients(onnx.load(SEED), ONE)
+    clipped.graph.node[-1].name = "mine"
+    kept = clipped.SerializeToString()
+    assert oc.inspect_model(clipped).changed == ""
+    next(node for node in clipped.graph.node if node.op_type == "Min").op_type = "Max"
+    assert "have been changed" in oc.inspect_model(clipped).changed
+    assert "changed since: the model: the nodes that onnx-clip added" in str(
+        oc.inspect_model(clipped)
+    )
+    assert len(clipped.SerializeToString()) == len(kept)
+
+
+def test_what_is_not_known_is_told(tmp_path: Path):
+    from steps import asking
+
+    found = oc.inspect_model(asking())
+    assert [each.parameter for each in found.questions] == ["W"]
+    assert "not known: 'W'" in str(found)
+
+
+def test_a_folder_is_shown_as_inspect_shows_it(capsys: pytest.CaptureFixture[str]):
+    folder = MODELS / "ort_artifacts" / "mlp_mse_sgd"
+    found = oc.inspect_artifacts(folder)
+    assert " ".join(str(found).split()) == shown(capsys, str(folder))
+    with pytest.raises(OnnxClipError, match="folder must be a path"):
+        oc.inspect_artifacts(3)

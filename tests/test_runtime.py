@@ -39,8 +39,9 @@ def test_a_model_without_outputs_gives_nothing() -> None:
     assert open_session(parse("g (float[2] x) => () { y = Neg(x) }")).run({"x": _ones(2)}) == {}
 
 
+@pytest.mark.parametrize("shape", [(3,), (1,), ()], ids=str)
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-def test_half_precision_goes_in_and_comes_out(dtype: type) -> None:
+def test_half_precision_goes_in_and_comes_out(dtype: type, shape: tuple[int, ...]) -> None:
     name = np.dtype(dtype).name
     kind = onnx.helper.make_tensor_value_info
     number = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16}[name]
@@ -48,12 +49,14 @@ def test_half_precision_goes_in_and_comes_out(dtype: type) -> None:
         onnx.helper.make_node("Cast", ["x"], ["wide"], to=onnx.TensorProto.FLOAT),
         onnx.helper.make_node("Cast", ["wide"], ["y"], to=number),
     ]
-    graph = onnx.helper.make_graph(nodes, "g", [kind("x", number, [3])], [kind("y", number, [3])])
+    graph = onnx.helper.make_graph(
+        nodes, "g", [kind("x", number, shape)], [kind("y", number, shape)]
+    )
     opsets = [onnx.helper.make_opsetid("", 17)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
-    x = np.array([1, 2.5, -3], dtype)
+    x = np.resize([1, 2.5, -3], shape).astype(dtype)
     y = open_session(model).run({"x": x})["y"]
-    assert y.dtype == dtype
+    assert (y.dtype, y.shape) == (dtype, shape)
     assert y.tobytes() == x.tobytes()
 
 

@@ -85,7 +85,7 @@ NO_SIGN = "what is made of it is the same for both signs"
 ROUNDED = "what is made of it is rounded to that dtype, or to one that loses more"
 NO_LESS = "a sum of scales is no less than the least of them, which is then taken, or nan"
 EQUIVALENT = {
-    r"(Cast|Mul) .*: input 0 negated": NO_SIGN,
+    r"(Cast|Mul|IsNaN) .*: input 0 negated": NO_SIGN,
     r"(ReduceL1|ReduceSum|Abs) .*: (made|narrowed|input 0 negated|dropped)": ZERO_OR_NAN,
     r"(ReduceSumSquare|Sqrt) .*#2: ": ZERO_OR_NAN,
     r"Less .*: (made LessOrEqual|input 0 negated|input 1 (doubled|halved))": ZERO_OR_NAN,

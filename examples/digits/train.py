@@ -9,6 +9,7 @@ Needs onnx-clip, onnx-ad, onnxruntime and scikit-learn; matplotlib for the pictu
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -81,8 +82,8 @@ class Run:
     accuracy: float = 0.0
 
 
-def train(clips: bool, epochs: int) -> Run:
-    """Train from the same start on the same batches."""
+def train(clips: bool, epochs: int, providers: Sequence[str] = ("CPUExecutionProvider",)) -> Run:
+    """Train from the same start on the same batches, on these providers of ONNX Runtime."""
     x, digits = load_digits(return_X_y=True)
     x = x.astype(np.float32)  # 0 to 16, as they come: one reason for the large gradients
     train_x, test_x, train_y, test_y = train_test_split(x, digits, test_size=0.25, random_state=0)
@@ -94,7 +95,7 @@ def train(clips: bool, epochs: int) -> Run:
         name: rng.normal(scale=0.3, size=shape).astype(np.float32) for name, shape in shapes.items()
     }
     model = training_step(clips)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(model.SerializeToString(), providers=list(providers))
     wanted = ["loss", "default_group/norm", "adj_W1/scale", *(f"{p}_new" for p in PARAMETERS)]
 
     run = Run()

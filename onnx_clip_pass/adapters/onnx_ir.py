@@ -14,8 +14,9 @@ import onnx_ir as ir
 from onnx import AttributeProto, GraphProto, ModelProto
 
 from onnx_clip_pass.adapters.stand_ins import StandIns, graphs_of
+from onnx_clip_pass.clipping import clipped_copy
 from onnx_clip_pass.deciding import decider
-from onnx_clip_pass.errors import OnnxClipError, shown
+from onnx_clip_pass.errors import OnnxClipError, shown, warn
 from onnx_clip_pass.gradients import survey
 from onnx_clip_pass.graph import Index, graphs_and_functions
 from onnx_clip_pass.options import takes_options
@@ -26,9 +27,7 @@ from onnx_clip_pass.rewrite import (
     Options,
     Settings,
     as_clips,
-    clip_in_place,
 )
-from onnx_clip_pass.validity import blaming
 
 __all__ = ["ClipGradients", "from_proto"]
 
@@ -55,6 +54,9 @@ class ClipGradients(ir.passes.FunctionalPass):
         onnx_ir.passes.PostconditionError: the record does not fit the result: a fault of ours.
         OnnxClipError: what `clip_gradients` refuses. Of an option it is raised here, of a model by
             the call; within a `Sequential` or `PassManager` it is the cause of their `PassError`.
+
+    Warns:
+        OnnxClipWarning: what the report has as `warnings`.
     """
 
     def __init__(
@@ -84,14 +86,12 @@ class ClipGradients(ir.passes.FunctionalPass):
         stand_ins = StandIns()
         with stand_ins.instead_of_tensors(model):
             before = _to_proto(model)
-        clipped = ModelProto()
-        clipped.CopyFrom(before)
-        decide = None if self._decide is None else stand_ins.filled(self._decide)
+        decide = False if self._decide is None else stand_ins.filled(self._decide)
         try:
-            with blaming(lambda: before, "this"):
-                report = clip_in_place(clipped, self._clip, decide=decide, **self._options)
+            report, clipped = clipped_copy(before, self._clip, decide, None, self._options)
         except OnnxClipError as error:
             raise _with_note(error, before) from error
+        warn(report.warnings)
         result = ir.from_proto(clipped)
         after = ir.to_proto(result)  # as onnx_ir writes it, and wrote what it is compared with
         is_modified = _in_substance(after) != _in_substance(before)

@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, Unpack
 
@@ -24,7 +25,7 @@ from onnx_clip_pass.artifacts.placing import check_target
 from onnx_clip_pass.artifacts.sequence import clip_sequence, find_optimizer
 from onnx_clip_pass.clips import Clip
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.files import Inspection, inspect_file
+from onnx_clip_pass.inspection import Inspection, clip_table, done_by, inspect_model, words_of
 from onnx_clip_pass.options import checked, takes_options
 from onnx_clip_pass.progress import told
 from onnx_clip_pass.record import Record, read_record, undo
@@ -47,6 +48,8 @@ from onnx_clip_pass.storage import (
     write_folder,
     write_structures,
 )
+from onnx_clip_pass.tables import counted
+from onnx_clip_pass.views import View, Viewed
 
 __all__ = [
     "ArtifactsInspection",
@@ -64,13 +67,14 @@ _AT_STEP = {"norm_precision", "nonfinite", "layout", "partial", "optimizer_ops",
 """The options that can be had at the step, or make no difference there."""
 
 
-@dataclass(frozen=True, slots=True)
-class ArtifactsInspection:
+@dataclass(frozen=True, slots=True, repr=False)
+class ArtifactsInspection(Viewed):
     """The contents of a folder.
 
     `training` is what the training model holds. `optimizer` is the op type of the optimizer node,
     "" if there is none, for which `reason` then says why; `record` is that of the optimizer model.
-    `changed` says what is wrong with a clip in it that another tool has changed since.
+    `changed` says what is wrong with a clip in it that another tool has changed since; `folder` is
+    where it is.
     """
 
     training: Inspection
@@ -78,6 +82,22 @@ class ArtifactsInspection:
     record: Record | None
     reason: str = ""
     changed: str = ""
+    folder: Path = Path()
+
+    def view(self) -> View:
+        training, clips = self.training, [] if self.record is None else self.record.clips
+        at_step = "; ".join(f"{words_of(clip)} (step)" for clip in clips)
+        return View(
+            f"{counted(len(training.gradients))} in the training artifacts {self.folder}, "
+            f"optimizer: {self.optimizer or 'unknown'}",
+            clip_table(training, at_step or "-"),
+            faults=tuple(filter(None, (training.changed, self.changed))),
+            further=tuple(filter(None, (training.reason, self.reason))),
+            first=(
+                f"at the micro-batch: {_in_words(training.record)}",
+                f"at the step: {_in_words(self.record)}",
+            ),
+        )
 
 
 class ClipFolderOptions(Options, WriteOptions):
@@ -189,24 +209,40 @@ def strip_artifacts(
 def inspect_artifacts(folder: _Path) -> ArtifactsInspection:
     """The gradients of a folder's training model, its optimizer, and what is clipped already.
 
+    Printed, it is what `onnx-clip inspect` shows of a folder.
+
+    Args:
+        folder: of training artifacts.
+
     Raises:
         OnnxClipError: it is no folder of artifacts, or a model in it cannot be read.
     """
+    check_path("folder", folder)
     layout = find_layout(Path(folder))
-    training = inspect_file(layout.folder / layout.training)
+    found = partial(ArtifactsInspection, folder=Path(folder))
+    training = inspect_model(layout.folder / layout.training)
     if not layout.optimizer:
-        return ArtifactsInspection(training, "", None, "there is no optimizer model")
+        return found(training, "", None, "there is no optimizer model")
     with open_model(layout.folder / layout.optimizer) as structure:
         record = read_record(structure.model)
         try:
             undo(structure.model)
         except OnnxClipError as error:  # worth a look all the same
-            return ArtifactsInspection(training, "", record, changed=str(error))
+            return found(training, "", record, changed=str(error))
         try:
             optimizer = find_optimizer(structure.model, layout.shown(layout.optimizer))
         except OnnxClipError as error:
-            return ArtifactsInspection(training, "", record, str(error))
-    return ArtifactsInspection(training, optimizer.op_type, record)
+            return found(training, "", record, str(error))
+    return found(training, optimizer.op_type, record)
+
+
+def _in_words(record: Record | None) -> str:
+    if record is None:
+        return "not clipped"
+    done = {words_of(clip) for clip in record.clips}
+    names = [clip.gradient for clip in record.clips]
+    count = "all gradients" if names == ["gradients"] else counted(len(names))
+    return f"{done_by(record)}: {count}, {'; '.join(sorted(done))}"
 
 
 def _check_stage(

@@ -146,4 +146,4 @@ class Loops:
         self, scope: Scope, op_type: str, inputs: Sequence[str], output: str, **attributes: Any
     ) -> None:
         name = f"clip/{self._label}/{op_type}"
-        self._editor.insert(scope, 0, op_type, inputs, output, name, **attributes)
+        self._editor.insert(scope, 0, op_type, inputs, output, name, attributes)

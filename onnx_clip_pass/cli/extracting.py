@@ -21,7 +21,7 @@ from onnx_clip_pass.cli.options import (
 )
 from onnx_clip_pass.cli.showing import report_facts, tell_rewrite
 from onnx_clip_pass.cli.targets import target_of
-from onnx_clip_pass.cli.words import print_json, volume_options
+from onnx_clip_pass.cli.words import doing, print_json, volume_options
 from onnx_clip_pass.errors import shown
 from onnx_clip_pass.extract import Phase, ShardAxis, extract_clip_file
 
@@ -107,18 +107,19 @@ def extract(
     name = model.name.removesuffix(".onnx")
     beside = model.with_name(f"{name}.{parts.phase or 'clip'}.onnx")
     target = target_of(output, model, beside, beside.name)
-    report = extract_clip_file(
-        model,
-        target,
-        clipping.clips(),
-        phase=parts.phase,
-        shard_axis=parts.shard_axis,
-        replicated=parts.replicated,
-        gradients=named.read(),
-        force=force,
-        **clipping.arguments,
-        **finding.arguments(model),
-    )
+    with doing(f"finding the gradients of {model.name}") as progress:
+        report = extract_clip_file(
+            model,
+            target,
+            clipping.clips(),
+            phase=parts.phase,
+            shard_axis=parts.shard_axis,
+            replicated=parts.replicated,
+            gradients=named.read(),
+            force=force,
+            **clipping.arguments,
+            **finding.arguments(model, progress),
+        )
     tell_rewrite(model, target, report, as_json=as_json)
     if as_json:
         print_json({"model": str(model), "output": str(target)} | report_facts(report))

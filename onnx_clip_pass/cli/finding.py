@@ -10,13 +10,12 @@ import click
 
 from onnx_clip_pass.arguments import whole_in
 from onnx_clip_pass.cli.options import OptionGroup, given_options, option, say_together
-from onnx_clip_pass.cli.words import say
 from onnx_clip_pass.deciding import Apart
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients.optimizer import checked_ops
-from onnx_clip_pass.rewrite import Uncovered
+from onnx_clip_pass.progress import TellProgress
 
-__all__ = ["FindOptions", "OptimizerOptions", "tell_uncovered"]
+__all__ = ["FindOptions", "OptimizerOptions"]
 
 
 def _optimizers(
@@ -80,17 +79,14 @@ class FindOptions(OptimizerOptions):
                 f"nothing is searched: not with {', '.join(others)}"
             )
 
-    def arguments(self, model: Path) -> dict[str, Any]:
-        """Return the same as arguments of `clip_gradients_file`."""
+    def arguments(self, model: Path, progress: TellProgress) -> dict[str, Any]:
+        """Return the same as arguments of `clip_gradients_file`.
+
+        Args:
+            model: what is rewritten.
+            progress: is told when it is run.
+        """
         return {
-            "probe": False if self.no_run else Apart(model, progress=True),
+            "probe": False if self.no_run else Apart(model, progress=progress),
             "optimizer_ops": self.optimizer_ops,
         }
-
-
-def tell_uncovered(questions: Sequence[Uncovered]) -> None:
-    """Print the trained parameters whose gradients are not known, on standard output."""
-    for question in questions[:20]:
-        say(f"not known: {question.in_words()}", is_result=True)
-    if questions[20:]:
-        say(f"and {len(questions) - 20} more (--json lists them)", is_result=True)

@@ -16,17 +16,15 @@ from onnx_clip_pass.artifacts.layout import find_layout
 from onnx_clip_pass.cli.pages import PageOptions
 from onnx_clip_pass.cli.several import Facts
 from onnx_clip_pass.cli.showing import (
-    done_by,
     gradient_facts,
     record_facts,
     report_facts,
-    settings_in_words,
-    show_inspected,
+    show_view,
     tell_rewrite,
 )
-from onnx_clip_pass.cli.words import counted, is_quiet, say
+from onnx_clip_pass.cli.words import doing, is_quiet, say
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.record import Record, is_clipped
+from onnx_clip_pass.record import is_clipped
 from onnx_clip_pass.rewrite import ClipOrRules, Report
 from onnx_clip_pass.storage import holds
 
@@ -89,7 +87,8 @@ def rewrite_folder(
     if verifies:
         refuse_to_verify(folder, target)
     stage: ClipStage = at or "step"
-    report = clip_artifacts(folder, target, clip, at=stage, progress=not is_quiet(), **options)
+    with doing(f"finding the gradients of {folder.name}") as progress:
+        report = clip_artifacts(folder, target, clip, at=stage, progress=progress, **options)
     is_written = not options["dry_run"]
     tell_rewrite(
         folder,
@@ -153,23 +152,14 @@ def refuse_at_step(rewritten: Path) -> None:
 
 def inspect_folder(folder: Path, *, as_json: bool) -> Facts:
     """Show a folder's gradients, its optimizer, and what is clipped already; return that."""
-    found = inspect_artifacts(folder)
+    with doing(f"finding the gradients of {folder.name}"):
+        found = inspect_artifacts(folder)
     training, step = found.training, found.record
-    changed = [f"{reason}" for reason in (training.changed, found.changed) if reason]
+    changed = list(filter(None, (training.changed, found.changed)))
     for reason in changed:
         say(f"changed since: {folder}: {reason}", is_result=not as_json)
     if not as_json and not is_quiet():
-        say(
-            f"{counted(len(training.gradients))} in the training artifacts {folder}, optimizer: "
-            f"{found.optimizer or 'unknown'}\n"
-            f"at the micro-batch: {_in_words(training.record)}\n"
-            f"at the step: {_in_words(step)}",
-            is_result=True,
-        )
-        at_step = [settings_in_words(clip) for clip in step.clips] if step else []
-        show_inspected(training, "; ".join([f"{clip} (step)" for clip in at_step]) or "-")
-        for reason in filter(None, (training.reason, found.reason)):
-            say(reason, is_result=True)
+        show_view(found.view())
     return {
         "folder": str(folder),
         "gradients": [gradient_facts(gradient) for gradient in training.gradients],
@@ -179,12 +169,3 @@ def inspect_folder(folder: Path, *, as_json: bool) -> Facts:
         "micro-batch": record_facts(training.record),
         "step": record_facts(step),
     }
-
-
-def _in_words(record: Record | None) -> str:
-    if record is None:
-        return "not clipped"
-    done = {settings_in_words(clip) for clip in record.clips}
-    names = [clip.gradient for clip in record.clips]
-    count = "all gradients" if names == ["gradients"] else counted(len(names))
-    return f"{done_by(record)}: {count}, {'; '.join(sorted(done))}"

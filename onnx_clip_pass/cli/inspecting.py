@@ -10,20 +10,20 @@ from typing import Any
 import click
 
 from onnx_clip_pass.cli.clipping import GradientOptions
-from onnx_clip_pass.cli.finding import OptimizerOptions, tell_uncovered
+from onnx_clip_pass.cli.finding import OptimizerOptions
 from onnx_clip_pass.cli.folders import inspect_folder
 from onnx_clip_pass.cli.helping import Command
 from onnx_clip_pass.cli.options import PATH, json_option, refuse
 from onnx_clip_pass.cli.pages import PageOptions
 from onnx_clip_pass.cli.probing import ProbeOptions
 from onnx_clip_pass.cli.several import Facts, each_model
-from onnx_clip_pass.cli.showing import done_by, gradient_facts, record_facts, show_inspected
+from onnx_clip_pass.cli.showing import gradient_facts, record_facts, show_view
 from onnx_clip_pass.cli.targets import is_folder
 from onnx_clip_pass.cli.verifying import RunOptions
-from onnx_clip_pass.cli.words import counted, is_quiet, say, volume_options
-from onnx_clip_pass.errors import OnnxClipError, listed
-from onnx_clip_pass.files import Inspection, explain_file, inspect_file
-from onnx_clip_pass.record import Record
+from onnx_clip_pass.cli.words import doing, is_quiet, say, volume_options
+from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.gradients.explaining import explain_gradient
+from onnx_clip_pass.inspection import Inspection, inspect_model
 
 __all__ = ["inspect"]
 
@@ -98,7 +98,8 @@ def inspect(
                 )
             yield inspect_folder(model, as_json=as_json)
         else:
-            found = inspect_file(model, optimizer_ops, names)
+            with doing(f"finding the gradients of {model.name}"):
+                found = inspect_model(model, optimizer_ops=optimizer_ops, gradients=names)
             if probing.probes and not found.changed:
                 probed = probing.find(model, run)
                 reasons = [f"{entry.parameter}: {entry.reason}" for entry in probed.undecided]
@@ -113,18 +114,11 @@ def inspect(
 
 def _tell(model: Path, found: Inspection, *, as_json: bool) -> Facts:
     """Show what a model holds, unless it is told as JSON; return that."""
-    if found.changed:
-        say(f"changed since: {model}: {found.changed}", is_result=not as_json)
+    view = found.view()
     if not as_json and not is_quiet():
-        say(f"{counted(len(found.gradients))} in {model}", is_result=True)
-        for line in _in_words(found.record):
-            say(line, is_result=True)
-        show_inspected(found)
-        tell_uncovered(found.questions)
-        if found.carried:
-            say(f"carried, not trained: {listed(found.carried)}", is_result=True)
-        if found.reason:
-            say(found.reason, is_result=True)
+        show_view(view)
+    elif found.changed:
+        say(view.summary, is_result=not as_json)
     return {
         "model": str(model),
         "gradients": [gradient_facts(gradient) for gradient in found.gradients],
@@ -148,33 +142,9 @@ def _explain(
     """Show all that is known of one parameter."""
     if is_folder(model):
         raise OnnxClipError(f"{str(model)!r} is a folder: --explain takes one of its models")
-    found = explain_file(model, name, optimizer_ops)
+    with doing(f"finding the gradients of {model.name}"):
+        found = explain_gradient(model, name, optimizer_ops)
     if not as_json:
         for line in found.lines():
             say(line, is_result=True)
     return {"model": str(model)} | asdict(found)
-
-
-def _in_words(record: Record | None) -> list[str]:
-    """A few lines on what a rewrite did."""
-    if record is None:
-        return ["not clipped by onnx-clip"]
-    lines = [
-        f"{done_by(record)}: {len(record.clips)} of them, norms {record.norm_precision}, "
-        f"nan and inf: {record.nonfinite}, laid out for {record.layout}"
-    ]
-    if record.measures_only:
-        lines.append("nothing is clipped: the gradients are only measured")
-    if record.loss_scale != 1:
-        lines.append(f"thresholds are for gradients without the loss scale {record.loss_scale}")
-    if record.inputs:
-        lines.append(f"inputs that set thresholds: {', '.join(record.inputs)}")
-    if record.outputs:
-        more = f" and {len(record.outputs) - 5} more" if record.outputs[5:] else ""
-        lines.append(f"outputs that were added: {', '.join(record.outputs[:5])}{more}")
-    if record.answers:
-        lines.append(f"the slopes of the loss decided for {listed(list(record.answers))}")
-    names = list(dict.fromkeys(entry.parameter for entry in record.uncovered))
-    if names:
-        lines.append(f"not covered, as was accepted (--partial): {listed(names)}")
-    return lines

@@ -30,7 +30,7 @@ from onnx_clip_pass.cli.several import Facts, each_model
 from onnx_clip_pass.cli.showing import record_facts, report_facts, tell_rewrite, tell_undone
 from onnx_clip_pass.cli.targets import is_folder, targets_of
 from onnx_clip_pass.cli.verifying import RunOptions, slopes_option, tell_verification
-from onnx_clip_pass.cli.words import is_quiet, say, volume_options
+from onnx_clip_pass.cli.words import doing, say, volume_options
 from onnx_clip_pass.errors import OnnxClipWarning
 from onnx_clip_pass.files import clip_gradients_file, strip_file
 from onnx_clip_pass.rewrite import ClipOrRules, Report
@@ -185,11 +185,13 @@ class _Rewriting:
     def _file(self, model: Path, target: Path) -> Iterator[Facts]:
         if self.verifies:
             self.run.preflight(model)  # what cannot be run is not written either
-        options = self.written | self.finding.arguments(model)
+        options = dict(self.written)
         probed = self.probing.gradients(model, self.run) if self.probing.probes else None
         if probed is not None:
             options["gradients"] = {each.name: each.parameter.name for each in probed}
-        report = clip_gradients_file(model, target, self.clip, progress=not is_quiet(), **options)
+        with doing(f"finding the gradients of {model.name}") as progress:
+            options |= {"progress": progress, **self.finding.arguments(model, progress)}
+            report = clip_gradients_file(model, target, self.clip, **options)
         if probed is not None:
             report = with_evidence(report, probed)
         written = None if options["dry_run"] else target
@@ -248,7 +250,8 @@ def strip(
         options = {k: v for k, v in how.items() if k != "trust_data" or not is_folder(model)}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", OnnxClipWarning)
-            records = undo(model, target, dry_run=dry_run, progress=not is_quiet(), **options)
+            with doing(f"reading {model.name}") as progress:
+                records = undo(model, target, dry_run=dry_run, progress=progress, **options)
         for each in caught:
             say(f"note: {each.message}")
         tell_undone(model, None if dry_run else target, records, as_json=as_json)

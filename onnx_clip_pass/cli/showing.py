@@ -9,24 +9,29 @@ from typing import Any
 
 from onnx_clip_pass.cli.tables import show_table
 from onnx_clip_pass.cli.words import counted, is_quiet, is_verbose, say
-from onnx_clip_pass.clips import clip_from_dict
-from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.files import Inspection
 from onnx_clip_pass.gradients import Gradient
-from onnx_clip_pass.record import ClipEntry, Record
-from onnx_clip_pass.rewrite import Report, gradient_table
+from onnx_clip_pass.record import Record
+from onnx_clip_pass.rewrite import Report
 from onnx_clip_pass.rewrite.operators import operator_table
+from onnx_clip_pass.views import View
 
 __all__ = [
-    "done_by",
     "gradient_facts",
     "record_facts",
     "report_facts",
-    "settings_in_words",
-    "show_inspected",
+    "show_view",
     "tell_rewrite",
     "tell_undone",
 ]
+
+
+def show_view(view: View) -> None:
+    """Print what was asked for: the summary first, what is not known and the like last."""
+    for line in (view.summary, *view.first):
+        say(line, is_result=True)
+    show_table(view.table, is_result=True)
+    for line in view.further:
+        say(line, is_result=True)
 
 
 def tell_rewrite(
@@ -90,22 +95,6 @@ def tell_undone(
     )
 
 
-def show_inspected(found: Inspection, otherwise: str = "-") -> None:
-    """The gradients that were found, each with the clip that it has.
-
-    Args:
-        found: in a model.
-        otherwise: the clip of a gradient that has none of its own there, in words.
-    """
-    done = found.record.clips if found.record else []
-    clips = {(clip.gradient, clip.parameter): clip for clip in done}
-    rows = []
-    for gradient in found.gradients:
-        entry = clips.get((gradient.name, gradient.parameter.name))
-        rows.append((gradient, otherwise if entry is None else settings_in_words(entry)))
-    show_table(gradient_table(rows), is_result=True)
-
-
 def report_facts(report: Report) -> dict[str, Any]:
     """A report in the types of JSON."""
     return {
@@ -162,17 +151,3 @@ def record_facts(record: Record | None) -> dict[str, Any] | None:
         "optimizer_ops": record.optimizer_ops,
         "uncovered": [entry.to_json() for entry in record.uncovered],
     }
-
-
-def done_by(record: Record) -> str:
-    """The deed and the version that did it: clipped by onnx-clip 1.0."""
-    verb = "measured" if record.measures_only else "clipped"
-    return f"{verb} by onnx-clip {record.version}"
-
-
-def settings_in_words(entry: ClipEntry) -> str:
-    """A few words on a clip as a record holds it."""
-    try:
-        return clip_from_dict(entry.clip).label
-    except OnnxClipError:  # written by another version: worth a look all the same
-        return str(entry.clip["clip"])

@@ -12,18 +12,20 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import click
 from rich.console import Console
 
+from onnx_clip_pass.progress import Progress, TellProgress, told
 from onnx_clip_pass.tables import counted, escape_control
 
 __all__ = [
     "console",
     "counted",
+    "doing",
     "error_facts",
     "escape_control",
     "has_colour",
@@ -150,6 +152,17 @@ def _set_volume(context: click.Context, option: click.Parameter, is_given: bool)
 def _volume() -> str | None:
     context = click.get_current_context(silent=True)
     return None if context is None else context.meta.get(__name__)
+
+
+@contextmanager
+def doing(what: str) -> Iterator[TellProgress]:
+    """Show what is being done where it takes more than a second, unless all is to be quiet.
+
+    It gives what more of it can be told to.
+    """
+    with told(not is_quiet()) as progress:
+        progress(Progress(what))
+        yield progress
 
 
 def is_verbose() -> bool:

@@ -219,9 +219,9 @@ class GradientClipByGlobalNorm(Formula):
         norm = emit_root(at, powers[0]._replace(value=total), self.ord)
         scale, odd = self._emit_scale(at, norm.value), None
         if at.numerics.nonfinite != "propagate" and norm.is_finite:
-            odd = emit_judged(at, norm.value, math.inf)
+            odd = emit_judged(at, at.op("Mul", norm.value, 0.0, result="nothing"))
         elif at.numerics.nonfinite != "propagate":
-            odd = emit_judged(at, loops.of_all(sequence, add_nothing), 1.0)
+            odd = emit_judged(at, loops.of_all(sequence, add_nothing))
         loops.of_each(
             sequence, result, [lambda to: emit_product(to, widened(to, self), scale, odd)]
         )
@@ -281,7 +281,7 @@ class GradientClipByGlobalNorm(Formula):
         if at.numerics.nonfinite == "propagate":
             return None
         if total.is_finite:
-            return emit_judged(at, total.value, math.inf)
+            return emit_judged(at, at.op("Mul", total.value, 0.0, result="nothing"))
         zeros = []
         for to, x, power in parts:
             if power.is_finite:
@@ -290,7 +290,7 @@ class GradientClipByGlobalNorm(Formula):
                 zero = emit_nothing(to, power, x)
             zeros.append(to.cast(zero, DOUBLE, result="zero"))
         zero = emit_total(at, _join(at, "Sum", zeros), parts[0].power.over, "not finite")
-        return emit_judged(at, zero, 1.0)
+        return emit_judged(at, zero)
 
 
 class _Part(NamedTuple):

@@ -121,7 +121,7 @@ class Emitter(Tape):
         is_measured: bool = False,
         measures_only: bool = False,
     ) -> None:
-        super().__init__(editor, scope, position, gradient.name)
+        super().__init__(editor, scope, position, gradient.name, target)
         self.gradient = gradient
         self.source = source
         self.numerics = numerics
@@ -134,7 +134,6 @@ class Emitter(Tape):
         self.has_runtime_threshold = threshold_input is not None
         self._threshold_input = threshold_input
         self._limits = limits
-        self._target = target
 
     def relabelled(self, label: str) -> Emitter:
         """An emitter at the same position for nodes that belong to no gradient alone."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from onnx_clip_pass.graph import Editor, Scope, Shape, TensorType
 from onnx_clip_pass.graph.spec import DOUBLE, INT64
 
-__all__ = ["ALL", "Over", "Tape", "Tensor", "Used"]
+__all__ = ["ALL", "Over", "Step", "Tape", "Tensor", "Used"]
 
 _FIRST_REDUCED_AXES_AS_INPUT = 18
 _FIRST_OTHER_AXES_AS_INPUT = 13
@@ -53,20 +54,34 @@ Used = tuple[str, int, int, int]
 """An operator that is used, at which opset, and the dtypes that it takes and gives."""
 
 
+class Step(NamedTuple):
+    """A node that a tape has added: what it is called, reads and makes, and of which type."""
+
+    op_type: str
+    inputs: list[str]
+    attributes: dict[str, Any]
+    result: str
+    output: str
+    type: TensorType
+
+
 class Tape:
     """Adds nodes, named `clip/<label>/<op>`, at one position of a scope.
 
-    `used` collects what kernels they need.
+    `used` collects what kernels they need, `steps` the nodes.
     """
 
-    def __init__(self, editor: Editor, scope: Scope, position: int, label: str) -> None:
+    def __init__(
+        self, editor: Editor, scope: Scope, position: int, label: str, target: str = ""
+    ) -> None:
         self.opset = scope.opset or 0
         self.position = position
         self.used: set[Used] = set()
+        self.steps: list[Step] = []
         self.label = label
         self._editor = editor
         self._scope = scope
-        self._target = ""
+        self._target = target
 
     def constant(self, value: float, dtype: int) -> Tensor:
         """A rank-0 constant."""
@@ -251,13 +266,37 @@ class Tape:
         attributes: dict[str, Any],
     ) -> Tensor:
         """Add a node that takes one dtype and gives another, and declare what it gives."""
-        output = self._editor.fresh(f"clip/{self.label}/{result}") if result else self._target
-        name = f"clip/{self.label}/{op_type}"
-        self._editor.insert(self._scope, self.position, op_type, inputs, output, name, **attributes)
-        if result:
-            self._editor.declare(self._scope, output, TensorType(dtype, shape))
+        type = TensorType(dtype, shape)
+        output = self._add(op_type, inputs, attributes, result, type)
+        self.steps.append(Step(op_type, inputs, attributes, result, output, type))
         self.used.add((op_type, self.opset, takes, dtype))
         return Tensor(output, dtype, shape)
+
+    def repeat(self, steps: Sequence[Step], source: str, own: str) -> None:
+        """Add what another tape has made of `source`, of `own`, with names and target of its own.
+
+        For many gradients of one kind, whose nodes differ by their names alone.
+        """
+        names = {source: own}
+        for op_type, inputs, attributes, result, output, type in steps:
+            taken = [names.get(name, name) for name in inputs]
+            names[output] = self._add(op_type, taken, attributes, result, type)
+
+    def _add(
+        self,
+        op_type: str,
+        inputs: list[str],
+        attributes: dict[str, Any],
+        result: str,
+        type: TensorType,
+    ) -> str:
+        """Add a node and declare what it gives; the name of that."""
+        editor, scope, prefix = self._editor, self._scope, f"clip/{self.label}/"
+        output = editor.fresh(prefix + result) if result else self._target
+        editor.insert(scope, self.position, op_type, inputs, output, prefix + op_type, attributes)
+        if result:
+            editor.declare(scope, output, type)
+        return output
 
 
 def _broadcast(one: Shape | None, other: Shape | None) -> Shape | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from onnx_clip_pass.clips.emitter import Emitter
 from onnx_clip_pass.clips.norms import Norm
 from onnx_clip_pass.clips.parts import emit_total
@@ -22,19 +20,19 @@ def emit_verdict(to: Emitter, norm: Norm, x: Tensor) -> Tensor | None:
     if to.numerics.nonfinite == "propagate":
         return None
     if norm.is_finite:
-        return emit_judged(to, norm.value, math.inf)
+        return emit_judged(to, to.op("Mul", norm.value, 0.0, result="nothing"))
     nothing = emit_total(to, emit_nothing(to, norm, x), norm.over, "not finite")
-    return emit_judged(to, nothing, 1.0)
+    return emit_judged(to, nothing)
 
 
-def emit_judged(to: Emitter, number: Tensor, limit: float) -> Tensor:
-    """A bool, true if a number is not below the limit: nan is not.
+def emit_judged(to: Emitter, nothing: Tensor) -> Tensor:
+    """A bool, true if what is 0 or nan, as 0 * x is, comes from an x that is not finite.
 
     What is not finite is asked for, and what is not zero must stand last in a Where: of its
-    choices, ONNX Runtime's CPU provider takes the last where the first is -0.0, or not chosen.
+    choices, ONNX Runtime's CPU provider takes the last where the first is -0.0, or not chosen. No
+    Not makes the bool, since its optimizations would leave that out and exchange the choices.
     """
-    less = to.op("Less", number, limit, result="finite", dtype=BOOL)
-    return to.op("Not", less, result="not finite")
+    return to.op("IsNaN", nothing, result="not finite", dtype=BOOL)
 
 
 def emit_nothing(to: Emitter, norm: Norm, x: Tensor) -> Tensor:

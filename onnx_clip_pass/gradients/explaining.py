@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from onnx import ModelProto
 
-from onnx_clip_pass.arguments import check_model
+from onnx_clip_pass.arguments import model_or_path
 from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.gradients import Survey, survey
 from onnx_clip_pass.gradients.bottleneck import Bottlenecks, Question
 from onnx_clip_pass.gradients.chains import NOBODY, Link
-from onnx_clip_pass.gradients.optimizer import NO_OPS, OptimizerOps
+from onnx_clip_pass.gradients.optimizer import NO_OPS, OptimizerOps, checked_ops
 from onnx_clip_pass.gradients.training import StateUpdate
 from onnx_clip_pass.gradients.updates import Updates
 from onnx_clip_pass.graph import Flow, Index, Value
 from onnx_clip_pass.graph.dominators import ROOT
 from onnx_clip_pass.record import read_record, strip_if_clipped
+from onnx_clip_pass.storage import open_model
+from onnx_clip_pass.tables import Table
+from onnx_clip_pass.validity import blaming
+from onnx_clip_pass.views import View, Viewed
 
-__all__ = ["ExplainedStep", "ExplainedValue", "Explanation", "explain", "formula_of"]
+__all__ = ["ExplainedStep", "ExplainedValue", "Explanation", "explain_gradient", "formula_of"]
 
 _SHOWN = 4
 _BY_UPDATE, _BY_SLOPES = (
@@ -73,8 +78,8 @@ class ExplainedStep:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
+@dataclass(frozen=True, slots=True, repr=False)
+class Explanation(Viewed):
     """The facts about one parameter.
 
     `gradients` are its gradients with the evidence for each, `steps` the updates in the graph;
@@ -85,6 +90,10 @@ class Explanation:
     gradients: tuple[tuple[str, str], ...]
     steps: tuple[ExplainedStep, ...]
     note: str = ""
+
+    def view(self) -> View:
+        summary, *lines = self.lines()
+        return View(summary, Table((), ()), further=tuple(lines))
 
     def lines(self) -> list[str]:
         """Return it as lines of text."""
@@ -118,18 +127,34 @@ class Explanation:
         return lines
 
 
-def explain(model: ModelProto, name: str, optimizer_ops: OptimizerOps = NO_OPS) -> Explanation:
+def explain_gradient(
+    model: ModelProto | str | os.PathLike[str],
+    name: str,
+    optimizer_ops: OptimizerOps = NO_OPS,
+) -> Explanation:
     """Explain what is taken for the gradient of a parameter, and why.
 
+    Printed, it is what `onnx-clip inspect --explain` shows.
+
     Args:
-        model: a training graph; one that is clipped already is searched as it was before.
+        model: a training graph, or its path; weights are not read. One that is clipped already is
+            searched as it was before.
         name: of a parameter, or of its gradient.
         optimizer_ops: optimizers that the caller knows, beside those that the record names.
 
     Raises:
-        OnnxClipError: the model has no parameter, state or gradient of this name.
+        OnnxClipError: the model has no parameter, state or gradient of this name, or cannot be
+            read.
     """
-    check_model(model, "onnx.load")
+    source, ops = model_or_path("model", model), checked_ops(optimizer_ops)
+    if isinstance(source, ModelProto):
+        with blaming(lambda: source, "this"):
+            return _explained(source, name, ops)
+    with open_model(source) as structure:
+        return _explained(structure.model, name, ops)
+
+
+def _explained(model: ModelProto, name: str, optimizer_ops: OptimizerOps) -> Explanation:
     record = read_record(model)
     index = Index(strip_if_clipped(model))
     ops = {**({} if record is None else record.optimizer_ops), **optimizer_ops}

@@ -8,7 +8,7 @@ producers renamed. What was added is kept in `added`, for the record.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from onnx import (
     ModelProto,
     NodeProto,
     TensorProto,
-    TypeProto,
+    ValueInfoProto,
     helper,
 )
 
@@ -38,6 +38,7 @@ _STORAGE: dict[int, np.dtype[Any]] = {
     spec.FLOAT: np.dtype("<f4"),
     spec.DOUBLE: np.dtype("<f8"),
 }
+_NONE: Mapping[str, Any] = {}
 
 
 @dataclass(slots=True)
@@ -70,10 +71,11 @@ class Editor:
         self._last: dict[str, int] = defaultdict(lambda: 1)  # the last number behind each wish
         self._pending: dict[int, list[tuple[int, NodeProto]]] = defaultdict(list)
         self._made: dict[str, list[AttributeProto]] = {}
-        self._types: dict[TensorType, TypeProto] = {}
+        self._like: dict[TensorType, ValueInfoProto] = {}
         self._unsettled: set[int] = set()
         self._constants: dict[tuple[int, float | tuple[int, ...], int], str] = {}
         self._values: dict[str, float] = {}
+        self._nested: list[Scope] = []  # kept, since what is made in a scope is known by its id
 
     def fresh(self, wish: str) -> str:
         """A name like `wish` that nothing in the model bears, in any graph or function."""
@@ -92,7 +94,7 @@ class Editor:
         inputs: Sequence[str],
         output: str,
         name: str,
-        **attributes: Any,
+        attributes: Mapping[str, Any] = _NONE,
     ) -> None:
         """Put a node of the default domain before the present node number `position`."""
         node = scope.proto.node.add()  # behind the others until all are put into order
@@ -108,7 +110,8 @@ class Editor:
 
     def nested(self, graph: GraphProto, outer: Scope) -> Scope:
         """An empty graph as one of a node of `outer`: `insert` puts in a copy of what it is."""
-        return Scope(graph, graph.name, outer, outer.opsets, set(), [], [], [])
+        self._nested.append(Scope(graph, graph.name, outer, outer.opsets, set(), [], [], []))
+        return self._nested[-1]
 
     def _import_default(self, scope: Scope) -> None:
         """Import the version of the default operator set that was assumed."""
@@ -122,7 +125,7 @@ class Editor:
         owner.opset_import.append(helper.make_opsetid("", scope.opsets[""]))
         self.added.imports.append(importer_of(owner))
 
-    def _attributes(self, attributes: dict[str, Any]) -> list[AttributeProto]:
+    def _attributes(self, attributes: Mapping[str, Any]) -> list[AttributeProto]:
         key = repr(attributes)
         if key not in self._made:
             self._made[key] = [helper.make_attribute(*each) for each in attributes.items()]
@@ -162,9 +165,9 @@ class Editor:
             self.added.initializers.append(tensor)
         elif dtype == spec.INT64 and (scope.opset or 0) < spec.CONSTANT_INTEGERS:
             number = self._add_constant(scope, f"{label}:float32", array.astype("<f4"), spec.FLOAT)
-            self.insert(scope, 0, "Cast", [number], name, f"{name}/Cast", to=dtype)
+            self.insert(scope, 0, "Cast", [number], name, f"{name}/Cast", {"to": dtype})
         else:
-            self.insert(scope, 0, "Constant", [], name, f"{name}/Constant", value=tensor)
+            self.insert(scope, 0, "Constant", [], name, f"{name}/Constant", {"value": tensor})
         return name
 
     def declare(self, scope: Scope, name: str, tensor: TensorType) -> None:
@@ -173,20 +176,24 @@ class Editor:
             self.model.ir_version < spec.FUNCTION_TYPES or not hasattr(scope.proto, "value_info")
         ):
             return
-        scope.proto.value_info.add(name=name).type.CopyFrom(self._type(tensor))
+        self._value(scope.proto.value_info, name, tensor)
         self.added.values.append(name)
 
-    def _type(self, tensor: TensorType) -> TypeProto:
-        if tensor not in self._types:
+    def _value(self, values: Any, name: str, tensor: TensorType) -> None:
+        """Add a value of this type to those of a graph."""
+        like = self._like.get(tensor)
+        if like is None:
             shape = None if tensor.shape is None else list(tensor.shape)
-            self._types[tensor] = helper.make_tensor_type_proto(tensor.dtype, shape)
-        return self._types[tensor]
+            like = self._like[tensor] = helper.make_tensor_value_info("", tensor.dtype, shape)
+        value = values.add()
+        value.CopyFrom(like)
+        value.name = name
 
     def add_input(self, name: str, default: float, dtype: int) -> None:
         """A rank-0 input of the model behind the others, with a default: a number of that name."""
         self._names.add(name)
         graph = self.model.graph
-        graph.input.add(name=name).type.CopyFrom(self._type(TensorType(dtype, ())))
+        self._value(graph.input, name, TensorType(dtype, ()))
         data = np.array(default, _STORAGE[dtype]).tobytes()
         tensor = graph.initializer.add(name=name, data_type=dtype, raw_data=data)
         self.added.inputs.append(name)
@@ -194,7 +201,7 @@ class Editor:
 
     def add_output(self, name: str, tensor: TensorType) -> None:
         """Make a value of the main graph an output, behind the others."""
-        self.model.graph.output.add(name=name).type.CopyFrom(self._type(tensor))
+        self._value(self.model.graph.output, name, tensor)
         self.added.outputs.append(name)
 
     def rename_producer(self, scope: Scope, name: str, new: str) -> None:

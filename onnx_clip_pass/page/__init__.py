@@ -5,6 +5,7 @@ harmless: all text is escaped where it becomes `Markup`, and a Content-Security-
 run or load but the one script and the one style sheet that the page brings along, by their digests.
 """
 
+from onnx_clip_pass.page.charts import HeatMap, Histogram, Line, LineChart
 from onnx_clip_pass.page.drawing import Box, Drawing
 from onnx_clip_pass.page.frame import GENERATOR, page
 from onnx_clip_pass.page.markup import Markup, element, joined, lines, visible
@@ -16,6 +17,10 @@ __all__ = [
     "Box",
     "Column",
     "Drawing",
+    "HeatMap",
+    "Histogram",
+    "Line",
+    "LineChart",
     "Markup",
     "Row",
     "State",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from onnx_clip_pass.clips import clip_from_dict
-from onnx_clip_pass.errors import OnnxClipError, listed
-from onnx_clip_pass.files import Inspection
+from onnx_clip_pass.errors import listed
+from onnx_clip_pass.inspection import Inspection, words_of
 from onnx_clip_pass.page import (
     Column,
     Markup,
@@ -96,22 +95,13 @@ def _gradients(
     for gradient in found.gradients:
         clip = clips.get((gradient.name, gradient.parameter.name))
         cells = gradient_cells(gradient)
-        cells += (_label(clip),) if clips else ()
+        cells += ("not clipped" if clip is None else words_of(clip),) if clips else ()
         cells += (gradient.evidence,)
         cells += (gradient.graph or "the main graph",) if has_graphs else ()
         rows.append(
             row_of(cells, gradient.name, inserted, is_clipped=clip is not None or not clips)
         )
     return section("Gradients", Table(columns, rows).html())
-
-
-def _label(entry: ClipEntry | None) -> str:
-    if entry is None:
-        return "not clipped"
-    try:
-        return clip_from_dict(entry.clip).label
-    except OnnxClipError:  # written by another version: worth a look all the same
-        return str(entry.clip["clip"])
 
 
 def _record(record: Record) -> Markup:

@@ -68,8 +68,8 @@ def rewrite_page(
                 **_numbers_added(report, inserted),
             }
         ),
-        _notes(report, verified),
         faults_section(verified) if verified is not None else None,
+        _notes(report, verified),
         uncovered_section(report.uncovered, "Trained, and not clipped"),
         added_section(inserted),
         _ports(report),

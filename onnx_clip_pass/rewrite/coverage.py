@@ -109,27 +109,31 @@ def refuse(
     common = set(reasons.values())
     tried = ""
     if len(common) == 1 and len(reasons) == len(uncovered):
-        tried = f" (the slopes of the loss did not decide: {common.pop()})"
+        tried = f"the slopes of the loss did not decide: {common.pop()}"
         reasons = {}
-    ways = ["let the slopes of the loss decide (--probe --inner; in Python probe=True)"]
+    ways = {"--probe --inner (in Python probe=True)": "let the slopes of the loss decide"}
     if tried or reasons:
-        ways = ["let slopes find the gradients among all values (--probe --inner; probe_gradients)"]
-    ways.append("name all gradients (--gradient or --map; gradients=…)")
+        ways = {"--probe --inner (probe_gradients)": "look for the gradients among all values"}
+    ways["--gradient, --map (in Python gradients=…)"] = "name all gradients"
     if not is_all:
-        ways += [
-            f"leave {'it' if one else 'them'} out by name (--skip; skip=…)",
-            f"accept that {'it is' if one else 'they are'} not clipped (--partial; partial=True)",
-        ]
+        them = "it" if one else "them"
+        ways |= {
+            "--skip (skip=…)": f"leave {them} out by name",
+            "--partial (partial=True)": f"accept that {'it is' if one else 'they are'} not clipped",
+        }
+    width = max(map(len, ways))
+    lines = [
+        f"the {'gradient' if one else 'gradients'} of {subject} {'is' if one else 'are'} not known "
+        f"for sure, and none is left out in silence. Ways to go on:",
+        *(f"  {way:{width}}  {what}" for way, what in ways.items()),
+        *filter(None, [tried]),
+        "what is open:",
+    ]
     faults = []
     for each in uncovered:
         reason = reasons.get(each.parameter)
         faults.append(each.in_words() + (f"; slopes: {reason}" if reason else ""))
-    return OnnxClipError(
-        f"the {'gradient' if one else 'gradients'} of {subject} {'is' if one else 'are'} not known "
-        f"for sure{tried}, and no trained parameter is left out in silence; "
-        f"{', or '.join(ways)}:",
-        faults,
-    )
+    return OnnxClipError("\n".join(lines), faults)
 
 
 def accepted(uncovered: Sequence[Uncovered]) -> list[str]:

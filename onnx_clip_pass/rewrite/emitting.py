@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from onnx_clip_pass.clips import Clip, Emitter, Formula, Measured, Tensor
+from onnx_clip_pass.clips import Clip, Emitter, Formula, Measured, Tape, Tensor
 from onnx_clip_pass.clips.emitter import Workers
 from onnx_clip_pass.clips.tape import Used
 from onnx_clip_pass.errors import OnnxClipError
@@ -69,16 +69,17 @@ def emit(editor: Editor, plan: PlannedEdits, workers: WorkersOf | None = None) -
         (found_gradient, edit.choice) for edit in edits for found_gradient in edit.found_gradients
     ]
     limits = ThresholdNodes(editor, settings.thresholds, assignments, settings.numerics)
+    formulas: dict[Clip, tuple[Formula, ...]] = {}
     streams = []
     for edit in edits:
         clip = edit.choice.clip
-        scaled = clip if scale == 1 else _scaled(clip, scale)
-        streams.append(_Stream(edit, scaled.formulas, edit.name))
-    used: set[Used] = set()
+        if clip not in formulas:
+            formulas[clip] = (clip if scale == 1 else _scaled(clip, scale)).formulas
+        streams.append(_Stream(edit, formulas[clip], edit.name))
+    emitting = _Emitting(editor, limits, settings, workers)
     groups: list[GroupMetricSource] = []
     for together in plan.schedule:
-        members = [(streams[number], stage) for number, stage in together]
-        whole = _emit_together(editor, limits, members, settings, used, workers)
+        whole = emitting.put_in([(streams[number], stage) for number, stage in together])
         if whole is not None:
             groups.append(whole)
     emitted: tuple[Emitted, ...] = ()
@@ -94,57 +95,99 @@ def emit(editor: Editor, plan: PlannedEdits, workers: WorkersOf | None = None) -
         emitted = metrics.add_outputs(editor, limits, sources, groups)
     editor.finish("a gradient of the group is computed from a clipped one; use another group")
     renamed = {stream.renamed: stream.edit.name for stream in streams if stream.renamed}
-    return Made(editor.added, renamed, used, emitted)
+    return Made(editor.added, renamed, emitting.used, emitted)
 
 
-def _emit_together(
-    editor: Editor,
-    limits: ThresholdNodes,
-    members: Sequence[tuple[_Stream, int]],
-    settings: Settings,
-    used: set[Used],
-    workers: WorkersOf | None,
-) -> GroupMetricSource | None:
-    emitters, metrics = [], settings.metrics
-    for stream, stage in members:
-        if stage == 0 and not metrics.measures_only:
-            stream.source, stream.target = source, target = stream.edit.open(editor)
-            stream.renamed = source if target == stream.edit.name else target
-    for stream, stage in members:
-        edit, found_gradient = stream.edit, stream.edit.found_gradients[0]
+class _Emitting:
+    """The editor and what the emitters of one rewrite have in common."""
+
+    def __init__(
+        self,
+        editor: Editor,
+        limits: ThresholdNodes,
+        settings: Settings,
+        workers: WorkersOf | None,
+    ) -> None:
+        self.used: set[Used] = set()
+        self._editor = editor
+        self._limits = limits
+        self._settings = settings
+        self._workers = workers
+        self._known: dict[tuple[object, ...], Emitter] = {}
+
+    def put_in(self, members: Sequence[tuple[_Stream, int]]) -> GroupMetricSource | None:
+        """Put in a formula of one gradient, or the one that several have in common."""
+        editor, metrics = self._editor, self._settings.metrics
+        for stream, stage in members:
+            if stage == 0 and not metrics.measures_only:
+                stream.source, stream.target = source, target = stream.edit.open(editor)
+                stream.renamed = source if target == stream.edit.name else target
+        first, stage = members[0]
+        formula = first.formulas[stage]
+        if formula.group is None and not metrics and self._workers is None:
+            self._put_in_alone(first, stage)
+            return None
+        emitters = [self._emitter(stream, stage) for stream, stage in members]
+        whole = formula.emit(emitters)
+        if len(members) > 1:
+            editor.unsettle(first.edit.scope)
+        for (stream, _), emitter in zip(members, emitters, strict=True):
+            stream.emitter = emitter
+            if emitter.measured is not None:
+                stream.measured.append(emitter.measured)
+        if whole is None or formula.group is None or not metrics:
+            return None
+        names = tuple(stream.edit.name for stream, _ in members)
+        return GroupMetricSource(formula.group, emitters[0].relabelled(formula.group), whole, names)
+
+    def _put_in_alone(self, stream: _Stream, stage: int) -> None:
+        """Put in a formula of one gradient: as for the first of its kind, if there was one.
+
+        Of one kind are all for which the emitter of a formula differs in names and place alone.
+        """
+        edit, formula = stream.edit, stream.formulas[stage]
+        gradient, type = edit.gradient, edit.found_gradients[0].type
+        kind = (formula, edit.scope.at, edit.choice.threshold_input, type.dtype, gradient.dtype,
+                gradient.shape, gradient.has_seeds, edit.site, edit.count)  # fmt: skip
+        known = self._known.get(kind)
+        if known is None:
+            emitter = self._known[kind] = self._emitter(stream, stage)
+            formula.emit([emitter])
+            return
+        source, stream.source = stream.source, self._target(stream, stage)
+        tape = Tape(self._editor, edit.scope, edit.position, edit.gradient.name, stream.source)
+        tape.repeat(known.steps, known.source.name, source)
+
+    def _target(self, stream: _Stream, stage: int) -> str:
+        """The name of the result of a formula: the clipped gradient's if it is the last."""
+        if stage == len(stream.formulas) - 1:
+            return stream.target
+        edit = stream.edit
+        target = self._editor.fresh(f"clip/{edit.name}/stage {stage + 1}")
+        self._editor.declare(edit.scope, target, edit.found_gradients[0].type)
+        return target
+
+    def _emitter(self, stream: _Stream, stage: int) -> Emitter:
+        """An emitter for a formula of a gradient, whose target the next one takes."""
+        settings, edit, found_gradient = self._settings, stream.edit, stream.edit.found_gradients[0]
         name, is_last = edit.choice.threshold_input, stage == len(stream.formulas) - 1
-        target = stream.target
-        if not is_last:
-            target = editor.fresh(f"clip/{edit.name}/stage {stage + 1}")
-            editor.declare(edit.scope, target, found_gradient.type)
+        target = self._target(stream, stage)
         emitter = Emitter(
-            editor,
+            self._editor,
             edit.scope,
             edit.position,
             found_gradient.gradient,
             Tensor(stream.source, found_gradient.type.dtype, found_gradient.gradient.shape),
             target,
             settings.numerics,
-            limits=limits if name is not None or settings.thresholds.is_value else None,
+            limits=self._limits if name is not None or settings.thresholds.is_value else None,
             threshold_input=name,
             parameter=edit.site,
-            workers=workers and workers(edit, stream.formulas[stage]),
+            workers=self._workers and self._workers(edit, stream.formulas[stage]),
             count=edit.count,
-            is_measured=bool(metrics),
-            measures_only=metrics.measures_only and is_last,
+            is_measured=bool(settings.metrics),
+            measures_only=settings.metrics.measures_only and is_last,
         )
-        emitter.used = used
-        emitters.append(emitter)
-        stream.source, stream.emitter = target, emitter
-    first, stage = members[0]
-    formula = first.formulas[stage]
-    whole = formula.emit(emitters)
-    if len(members) > 1:
-        editor.unsettle(first.edit.scope)
-    for (stream, _), emitter in zip(members, emitters, strict=True):
-        if emitter.measured is not None:
-            stream.measured.append(emitter.measured)
-    if whole is None or formula.group is None or not metrics:
-        return None
-    names = tuple(stream.edit.name for stream, _ in members)
-    return GroupMetricSource(formula.group, emitters[0].relabelled(formula.group), whole, names)
+        emitter.used = self.used
+        stream.source = target
+        return emitter

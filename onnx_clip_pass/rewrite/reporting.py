@@ -74,9 +74,9 @@ class Reduced(NamedTuple):
         lengths = {"sums": self.sums, "maxima": self.maxima}
         return [
             *(
-                f"clip/{w}: the {w} of {n} numbers over all workers"
-                for w, n in lengths.items()
-                if n
+                f"clip/{word}: the {word} of {counted(length, 'number')} over all workers"
+                for word, length in lengths.items()
+                if length
             ),
             f"fingerprint, the same on all workers: {self.fingerprint}",
         ]

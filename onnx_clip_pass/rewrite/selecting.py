@@ -212,11 +212,11 @@ def nothing_found(seen: Survey, *, can_name: bool) -> str:
             f"no gradients of parameters found, only of data: {first.name!r} ({first.evidence}); "
             f"if that is wrong, name it in need_clip (--need-clip) to clip it"
         )
+    names = ", or name them with --gradient (in Python: gradients=[…])" if can_name else ""
     return (
-        "no gradients found: looked for accumulators, optimizer nodes, Gradient nodes, parameters "
-        "updated in the graph, and values named after a parameter (W_grad, W.grad, grad_W, adj_W, "
-        f"…) of its shape, in a graph with {len(scope.nodes)} nodes and the outputs {outputs}"
-        f"{more}; if it has gradients, --probe of rewrite and inspect (in Python: probe_gradients) "
-        "finds them by running the model"
-        + (", and --gradient (in Python: gradients=[…]) names them" if can_name else "")
+        "no gradients found; if there are some, let a run of the model find them with --probe of "
+        f"rewrite and inspect (in Python: probe_gradients){names}. Looked for accumulators, "
+        "optimizer nodes, Gradient nodes, parameters updated in the graph, and values named after "
+        "a parameter (W_grad, W.grad, grad_W, adj_W, …) of its shape, in a graph with "
+        f"{len(scope.nodes)} nodes and the outputs {outputs}{more}"
     )

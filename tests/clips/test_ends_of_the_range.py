@@ -66,6 +66,19 @@ def test_minus_zero_stays_minus_zero_within_the_limit(
     assert by_graph(clip, array, nonfinite=nonfinite).tobytes() == array.tobytes()
 
 
+@every_policy
+@pytest.mark.parametrize(("clip", "x"), WITHIN.values(), ids=WITHIN)
+def test_minus_zero_stays_whatever_the_runtime_makes_of_the_nodes(
+    clip: Any, x: Any, nonfinite: NonFinite
+):
+    """Of a Not before a Where it made a Where with its choices exchanged, and of -0.0 then 0.0."""
+    array = np.array(x, np.float32)
+    model = clip_gradients(
+        single("float32", array.shape), clip, gradients=["g"], nonfinite=nonfinite
+    )
+    assert run(model, {"x": array}, optimize=True)["g"].tobytes() == array.tobytes()
+
+
 @pytest.mark.parametrize("clip", [ONE, GradientClipByValue(1.0), GradientClipByGlobalNorm(1.0)])
 def test_keep_hands_on_minus_zero_beside_an_infinite_element(clip: Any):
     x = np.array([-0.0, INF, -3.0], np.float32)

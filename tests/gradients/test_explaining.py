@@ -9,7 +9,7 @@ import pytest
 from steps import asking
 
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients
-from onnx_clip_pass.gradients.explaining import explain
+from onnx_clip_pass.gradients.explaining import explain_gradient
 
 MODELS = Path(__file__).parents[2] / "models"
 ADAM = """
@@ -33,7 +33,7 @@ def adam(build_after_backward):
 
 
 def test_the_chain_goes_from_the_new_value_to_the_gradient(adam):
-    found = explain(adam, "W")
+    found = explain_gradient(adam, "W")
     assert found.gradients == (("g", "updates W to W_new"),)
     (step,) = found.steps
     assert (step.new, step.starts, step.candidates) == ("W_new", "g", ())
@@ -49,17 +49,17 @@ def test_the_chain_goes_from_the_new_value_to_the_gradient(adam):
 
 
 def test_the_name_of_a_gradient_means_its_parameter(adam):
-    assert explain(adam, "g") == explain(adam, "W")
+    assert explain_gradient(adam, "g") == explain_gradient(adam, "W")
 
 
 def test_a_state_is_told_to_be_carried(adam):
-    found = explain(adam, "m")
+    found = explain_gradient(adam, "m")
     assert (found.gradients, found.steps) == ((), ())
     assert found.note.endswith("its new value is m_new = Add(m0, m1)")
 
 
 def test_a_question_shows_its_candidates_and_why():
-    found = explain(asking(), "W")
+    found = explain_gradient(asking(), "W")
     assert found.gradients == ()
     (step,) = found.steps
     assert step.candidates == ("whole", "g")
@@ -70,7 +70,7 @@ def test_a_question_shows_its_candidates_and_why():
 
 def test_what_slopes_decided_is_said():
     pytest.importorskip("onnxruntime", reason="slopes need a run")
-    found = explain(clip_gradients(asking(), GradientClipByNorm(1.0), probe=True), "W")
+    found = explain_gradient(clip_gradients(asking(), GradientClipByNorm(1.0), probe=True), "W")
     assert [name for name, _ in found.gradients] == ["whole"]
     assert found.steps[0].why.startswith(
         "the slopes of the loss decided; the update alone leaves it open"
@@ -81,7 +81,7 @@ def test_what_slopes_decided_is_said():
 def test_what_other_evidence_tells_is_no_question_too():
     told = asking("W_out = vendor.SGD(W, whole)", outputs=", float[4,3] W_out")
     told.opset_import.add(domain="vendor", version=1)
-    found = explain(told, "W", {"vendor::SGD": (0, 1)})
+    found = explain_gradient(told, "W", {"vendor::SGD": (0, 1)})
     assert found.gradients == (("g", "optimized by SGD"),)
     assert found.steps[0].candidates == ()
     assert found.steps[0].why.startswith("other evidence tells it; the update alone leaves it open")
@@ -97,14 +97,14 @@ def test_numbers_that_belong_to_the_gradient_are_told(build, backward):
         W_new = Sub (W, step)
     """
     )
-    (step,) = explain(build(body), "W").steps
+    (step,) = explain_gradient(build(body), "W").steps
     assert [each.name for each in step.chain if each.mark] == ["unscaled"]
     assert step.why.startswith("the update's arithmetic ends at g (a contraction")
 
 
 def test_each_step_of_an_unrolled_graph_is_told():
     model = onnx.load(MODELS / "optimizers" / "unrolled_momentum.onnx")
-    found = explain(model, "W")
+    found = explain_gradient(model, "W")
     assert len(found.steps) == len(found.gradients) == 3
     for (gradient, _), step in zip(found.gradients, found.steps, strict=True):
         assert [each.name for each in step.chain if each.mark == "gradient"] == [gradient]
@@ -119,12 +119,14 @@ def test_what_a_graph_does_not_update_is_told_by_what_is_known():
           W_grad = Neg(W)
         }"""
     )
-    found = explain(model, "W")
+    found = explain_gradient(model, "W")
     assert [name for name, _ in found.gradients] == ["W_grad"]
     assert found.note == "no update in the graph trains it"
-    assert explain(model, "x").note.startswith("no update in the graph trains it, and no value")
+    assert explain_gradient(model, "x").note.startswith(
+        "no update in the graph trains it, and no value"
+    )
 
 
 def test_a_name_that_is_not_there_is_refused(adam):
     with pytest.raises(OnnxClipError, match=r"'nothing' is no parameter, .* parameters are: 'W'"):
-        explain(adam, "nothing")
+        explain_gradient(adam, "nothing")

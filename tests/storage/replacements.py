@@ -20,7 +20,8 @@ from onnx_clip_pass import (
     extract_clip_file,
 )
 from onnx_clip_pass.artifacts import inspect_artifacts
-from onnx_clip_pass.files import inspect_file, strip_file
+from onnx_clip_pass.files import strip_file
+from onnx_clip_pass.inspection import inspect_model
 
 __all__ = ["CASES", "Case"]
 
@@ -73,7 +74,7 @@ class Case:
 
     def inspect(self, folder: Path) -> None:
         path = folder / self.output
-        inspect_artifacts(path) if path.is_dir() else inspect_file(path)
+        inspect_artifacts(path) if path.is_dir() else inspect_model(path)
 
     def load(self, folder: Path) -> bytes:
         """What is used of the output: of a folder all files, for which there is no runtime here."""

@@ -15,7 +15,7 @@ from replacements import ARTIFACTS, clip, save
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_artifacts
 from onnx_clip_pass.artifacts import inspect_artifacts
 from onnx_clip_pass.cli import main
-from onnx_clip_pass.files import inspect_file
+from onnx_clip_pass.inspection import inspect_model
 from onnx_clip_pass.storage import journal, recover, sets
 from onnx_clip_pass.storage.journal import PREFIX, Journal, folder_of
 from onnx_clip_pass.verification import verify
@@ -91,7 +91,7 @@ def test_every_command_names_a_set_that_is_half_replaced(source, target, kill, c
     assert not target.exists()
     named = r"moved '.*model\.onnx' aside to replace it together with .*'w\.bin'.* not finished"
     with pytest.raises(OnnxClipError, match=named):
-        inspect_file(target)
+        inspect_model(target)
     with pytest.raises(OnnxClipError, match=named):
         verify(source, target)
     capsys.readouterr()

@@ -17,7 +17,7 @@ import pytest
 from bytewise import COUNT, make_step, rewrite
 
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, extract_clip_file
-from onnx_clip_pass.files import inspect_file
+from onnx_clip_pass.inspection import inspect_model
 from onnx_clip_pass.progress import Progress
 from onnx_clip_pass.storage import Source, moving
 from onnx_clip_pass.storage.journal import PREFIX
@@ -198,7 +198,7 @@ def test_of_a_link_that_is_the_output_the_link_is_replaced(saved: Path, tmp_path
     link.symlink_to(saved)
     rewrite(saved, link, replace=True)
     assert link.is_symlink()
-    assert inspect_file(saved).record is not None
+    assert inspect_model(saved).record is not None
 
 
 def test_a_folder_that_takes_no_folders_is_an_error(saved, target, monkeypatch):
@@ -274,7 +274,7 @@ def test_a_source_that_changes_while_its_structure_is_read_is_an_error(saved, mo
 
     monkeypatch.setattr(Source, "at", overwrite)
     with pytest.raises(OnnxClipError, match="was changed while it was being read"):
-        inspect_file(saved)
+        inspect_model(saved)
 
 
 def test_an_interrupt_leaves_no_temporary_file(saved, target):

@@ -102,7 +102,7 @@ class Copy:
         def node(op_type: str, inputs: list[str], output: str = "", **attributes: int) -> str:
             output = output or self._editor.fresh(f"changed/{name}")
             label = f"change/{name}/{op_type}"
-            self._editor.insert(scope, position, op_type, inputs, output, label, **attributes)
+            self._editor.insert(scope, position, op_type, inputs, output, label, attributes)
             return output
 
         value = node("Cast", [value], to=work)
@@ -189,7 +189,7 @@ class Copy:
     ) -> None:
         position = len(scope.nodes)
         name = f"copy/{output}"
-        self._editor.insert(scope, position, op_type, inputs, output, name, **attributes)
+        self._editor.insert(scope, position, op_type, inputs, output, name, attributes)
 
 
 _SIZES = {spec.FLOAT: 4, spec.DOUBLE: 8, spec.FLOAT16: 2, spec.BFLOAT16: 2, spec.BOOL: 1}
