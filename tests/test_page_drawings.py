@@ -22,12 +22,13 @@ from onnx_clip_pass import (
     GradientClipByRMS,
     GradientClipByValue,
     Rule,
+    clip_artifacts,
     clip_gradients,
 )
 from onnx_clip_pass.page import Box, Drawing
 from onnx_clip_pass.page.layering import placed
 from onnx_clip_pass.record import KEY
-from onnx_clip_pass.reports.inserted import Inserted, inserted_in
+from onnx_clip_pass.reports.inserted import Inserted, inserted_in, inserted_in_file
 
 ADAM = MODELS / "in_graph" / "adam.onnx"
 
@@ -170,6 +171,22 @@ def test_clips_in_functions_and_subgraphs_are_drawn(name: str):
     assert any("Div(1, " in box.title for box in found.drawings[0][0].boxes)
 
 
+def test_the_body_of_a_loop_is_drawn(tmp_path: Path):
+    clip_artifacts(
+        MODELS / "ort_artifacts" / "mlp_mse_sgd", tmp_path / "out", GradientClipByNorm(0.5)
+    )
+    found = inserted_in_file(tmp_path / "out" / "optimizer_model.onnx")
+    assert "parameter as it is read" not in " ".join(as_text(found.drawings[0][0]))
+    (body,) = found.bodies
+    assert body.label == "inside Loop"
+    dot = "\N{MIDDLE DOT}"
+    text = as_text(body)
+    assert text[:2] == ["gradients -> SequenceAt raw", "number -> SequenceAt raw"]
+    assert f"Sqrt norm -> Div(0.5, {dot}) ratio" in text
+    assert "SequenceInsert more -> more" in text
+    assert Seen.of(body.html()).faults == []
+
+
 def test_a_read_in_the_backward_pass_is_drawn():
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 17]> s (float[2] W, float[2] V, float[2] x) => '
@@ -191,6 +208,15 @@ def wide_step(number: int) -> onnx.ModelProto:
     graph = onnx.helper.make_graph([node for *_, node in values], "s", inputs, outputs)
     opset = onnx.helper.make_opsetid("", 17)
     return onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8)
+
+
+def test_measures_of_many_as_one_output_are_drawn_once():
+    model = clip_gradients(
+        wide_step(300), GradientClipByGlobalNorm(1.0), emit=["norm", "scale"], emit_as="vector"
+    )
+    found = inserted_in(model)
+    assert found.drawing_of.keys() == {f"W{at}_grad" for at in range(300)}
+    assert all(len(drawing.boxes) < 40 for drawing, _ in found.drawings)
 
 
 def test_a_group_of_any_size_is_a_drawing_of_the_same_size():

@@ -214,6 +214,18 @@ def test_verify_writes_a_page_whatever_it_finds(seed: Path):
     assert "WRONG" in text_of(page.read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize("at", ["step", "micro-batch"])
+def test_the_page_of_a_folder_that_is_clipped(at: str, tmp_path: Path):
+    source, page = MODELS / "ort_artifacts" / "mlp_mse_sgd", tmp_path / "page.html"
+    assert main(["rewrite", str(source), "-o", str(tmp_path / "out"), "--at", at]) == 0
+    assert main(["inspect", str(tmp_path / "out"), "--html", str(page)]) == 0
+    seen = Seen.of(page.read_text(encoding="utf-8"))
+    assert "4 gradients, all clipped" in seen.texts
+    clips = {row[4] for row in seen.rows if row[0].endswith("_grad")}
+    assert clips == {"norm <= 1" + (" (at the step)" if at == "step" else "")}
+    assert ("Loop" in seen.texts) == (at == "step")
+
+
 def test_the_page_of_a_folder(tmp_path: Path):
     source, page = MODELS / "ort_artifacts" / "mlp_mse_sgd", tmp_path / "report.html"
     assert main(["rewrite", str(source), "-o", str(tmp_path / "out"), "--html", str(page)]) == 0

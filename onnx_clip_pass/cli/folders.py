@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import click
 
 from onnx_clip_pass.artifacts import (
+    ArtifactsInspection,
     ClipStage,
     clip_artifacts,
     inspect_artifacts,
@@ -150,7 +151,7 @@ def refuse_at_step(rewritten: Path) -> None:
             )
 
 
-def inspect_folder(folder: Path, *, as_json: bool) -> Facts:
+def inspect_folder(folder: Path, *, page: PageOptions, as_json: bool) -> Facts:
     """Show a folder's gradients, its optimizer, and what is clipped already; return that."""
     with doing(f"finding the gradients of {folder.name}"):
         found = inspect_artifacts(folder)
@@ -160,6 +161,7 @@ def inspect_folder(folder: Path, *, as_json: bool) -> Facts:
         say(f"changed since: {folder}: {reason}", is_result=not as_json)
     if not as_json and not is_quiet():
         show_view(found.view())
+    page.write(lambda: _inspection_page(folder, found))
     return {
         "folder": str(folder),
         "gradients": [gradient_facts(gradient) for gradient in training.gradients],
@@ -169,3 +171,17 @@ def inspect_folder(folder: Path, *, as_json: bool) -> Facts:
         "micro-batch": record_facts(training.record),
         "step": record_facts(step),
     }
+
+
+def _inspection_page(folder: Path, found: ArtifactsInspection) -> str:
+    from onnx_clip_pass.reports import inserted_in_file, inspection_page
+
+    layout = find_layout(folder)
+    clipped = layout.training if found.record is None else layout.optimizer
+    return inspection_page(
+        str(folder),
+        found.training,
+        inserted=inserted_in_file(folder / clipped),
+        at_step=found.record,
+        changed=found.changed,
+    )

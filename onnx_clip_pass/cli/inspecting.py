@@ -80,8 +80,7 @@ def inspect(
             "--probe finds the gradients: not with --gradient or --map": probing.probes
             and named.given,
             "--html is for one model: name one": page.html and len(models) > 1,
-            "--html shows all of a model file: not with --explain, and of no folder": page.html
-            and (explained is not None or any(map(is_folder, models))),
+            "--html shows all of a model: not with --explain": page.html and explained is not None,
         }
     )
     page.check(*models)
@@ -96,7 +95,7 @@ def inspect(
                     f"{str(model)!r} is a folder, whose gradients are known by their accumulators: "
                     f"leave {named.given[0]} out"
                 )
-            yield inspect_folder(model, as_json=as_json)
+            yield inspect_folder(model, page=page, as_json=as_json)
         else:
             with doing(f"finding the gradients of {model.name}"):
                 found = inspect_model(model, optimizer_ops=optimizer_ops, gradients=names)

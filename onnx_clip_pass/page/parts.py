@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -52,7 +53,7 @@ def section(heading: str, *content: Iterable[object] | object) -> Markup:
     """A part of the page under a heading; nothing where it has no content."""
     if not any(content):
         return Markup()
-    name = heading.lower().replace(",", "").replace(" ", "-")
+    name = re.sub(r"\W+", "-", heading.lower()).strip("-")
     return element("section", element("h2", heading), *content, id=name)
 
 

@@ -16,7 +16,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 from onnx_clip_pass.graph import GraphOrFunction, graphs_in
 from onnx_clip_pass.record import OURS, Record
 
-__all__ = ["Around", "Neighbourhood"]
+__all__ = ["Around", "Neighbourhood", "constants_of"]
 
 _NONE, _MANY = -1, -2  # gradients that a node is computed from, or leads to, where it is not one
 
@@ -39,7 +39,7 @@ class Neighbourhood:
     def __init__(self, graph: GraphOrFunction, nodes: list[NodeProto], record: Record) -> None:
         made = {name for node in nodes for name in node.output}
         # Constants of functions and of old models are nodes.
-        self.constants = _constants(graph, nodes, set(record.initializers))
+        self.constants = constants_of(graph, nodes, set(record.initializers))
         self.nodes = [node for node in nodes if node.output[:1] and not self._is_constant(node)]
         self.reads = [_reads(node) for node in self.nodes]
         self.producer = {
@@ -60,6 +60,7 @@ class Neighbourhood:
             m.output: (m.quantity, m.gradients) for m in record.emitted if m.output in self.producer
         }
         self._follow()
+        self._join_equal()
         ours = {id(node) for node in nodes}
         self.read_raw = {
             name
@@ -76,9 +77,9 @@ class Neighbourhood:
         """Find of each node the gradients that it is computed from, and those that it leads to."""
         self.number = number = {raw: at for at, (_, raw, _) in enumerate(self.ends)}
         result = {clipped: at for at, (_, _, clipped) in enumerate(self.ends) if clipped}
+        called = {gradient: at for at, (gradient, *_) in enumerate(self.ends)}
         for name, (_, gradients) in self.outputs.items():
-            of = [at for at, (gradient, *_) in enumerate(self.ends) if gradient in gradients[:2]]
-            result[name] = of[0] if len(gradients) == 1 and len(of) == 1 else _MANY
+            result[name] = called.get(gradients[0], _MANY) if len(gradients) == 1 else _MANY
         self.sources = [_NONE] * len(self.nodes)
         self.targets = [_NONE] * len(self.nodes)
         self.readers: dict[int, list[int]] = defaultdict(list)
@@ -96,6 +97,22 @@ class Neighbourhood:
                     self.targets[at] = _both(self.targets[at], result[name])
             for after in self.readers[at]:
                 self.targets[at] = _both(self.targets[at], self.targets[after])
+
+    def _join_equal(self) -> None:
+        """Take shared nodes that do the same with the same values for the first of them."""
+        first: dict[object, int] = {}
+        stands_for = list(range(len(self.nodes)))
+        for at, node in enumerate(self.nodes):
+            if not self._is_shared(at):
+                continue
+            takes = [self.producer.get(name, name) for name in self.reads[at]]
+            attributes = tuple(each.SerializeToString() for each in node.attribute)
+            stands_for[at] = first.setdefault((node.op_type, *takes, attributes), at)
+            if stands_for[at] != at:
+                self.readers[stands_for[at]] += self.readers[at]
+                self.producer.update((name, stands_for[at]) for name in node.output)
+        for at, after in self.readers.items():
+            self.readers[at] = list(dict.fromkeys(stands_for[other] for other in after))
 
     def each(self) -> Iterator[Around]:
         """Return each gradient with its own nodes."""
@@ -192,18 +209,23 @@ def _both(one: int, other: int) -> int:
 
 
 def _reads(node: NodeProto) -> list[str]:
-    """The values that a node takes, those in its graphs behind the others."""
+    """The values that a node takes, those that its graphs take from around it behind the others."""
     found = [name for name in node.input if name]
     todo = [graph for _, graph in graphs_in(node)]
+    inside: set[str] = set()
+    outside: dict[str, None] = {}
     while todo:
         graph = todo.pop()
+        inside.update(value.name for value in graph.input)
+        inside.update(tensor.name for tensor in graph.initializer)
         for inner in graph.node:
-            found += [name for name in inner.input if name]
+            inside.update(inner.output)
+            outside.update(dict.fromkeys(filter(None, inner.input)))
             todo += [graph for _, graph in graphs_in(inner)]
-    return found
+    return found + [name for name in outside if name not in inside]
 
 
-def _constants(
+def constants_of(
     graph: GraphOrFunction, nodes: list[NodeProto], names: set[str]
 ) -> dict[str, float | None]:
     """The added constants by name: the number of each, None if it is no single float."""

@@ -6,18 +6,19 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto, NodeProto
 
-from onnx_clip_pass.graph import graphs_and_functions
+from onnx_clip_pass.graph import graphs_and_functions, graphs_in
 from onnx_clip_pass.page import Box, Drawing
 from onnx_clip_pass.record import OURS, read_record
-from onnx_clip_pass.reports.around import Around, Neighbourhood
+from onnx_clip_pass.reports.around import Around, Neighbourhood, constants_of
 from onnx_clip_pass.storage import open_model
 
 __all__ = ["Inserted", "inserted_in", "inserted_in_file"]
 
 _MOST_BOXES = 60
 _MOST_DRAWINGS = 8
+_MOST_BODIES = 4
 _HOLE = "\N{MIDDLE DOT}"
 
 
@@ -27,6 +28,7 @@ class Inserted:
 
     `drawings` has each drawing with the number of gradients that it is for, `drawing_of` its number
     from 1 by the name of a gradient; gradients whose nodes are like no drawn ones are in none.
+    `bodies` has the graphs of those nodes that have some.
     """
 
     nodes: int = 0
@@ -34,6 +36,7 @@ class Inserted:
     ops: tuple[tuple[str, int], ...] = ()
     drawings: tuple[tuple[Drawing, int], ...] = ()
     drawing_of: dict[str, int] = field(default_factory=dict)
+    bodies: tuple[Drawing, ...] = ()
 
 
 def inserted_in(model: ModelProto | None) -> Inserted:
@@ -44,12 +47,16 @@ def inserted_in(model: ModelProto | None) -> Inserted:
     names = set(record.nodes)
     ops: dict[str, int] = defaultdict(int)
     kinds: dict[object, list[Around]] = defaultdict(list)
+    bodies: list[Drawing | None] = []
     for graph in graphs_and_functions(model, but_in=names):
         nodes = [node for node in graph.node if node.name in names]
         if not nodes:
             continue
         for node in nodes:
             ops[node.op_type] += 1
+            bodies += [
+                _body(node, body) for _, body in graphs_in(node)[: _MOST_BODIES - len(bodies)]
+            ]
         for around in Neighbourhood(graph, nodes, record).each():
             kinds[around.kind].append(around)
     drawings: list[tuple[Drawing, int]] = []
@@ -62,7 +69,12 @@ def inserted_in(model: ModelProto | None) -> Inserted:
             drawing_of.update({around.gradient: len(drawings) for around in alike})
     by_count = sorted(ops.items(), key=lambda entry: (-entry[1], entry[0]))
     return Inserted(
-        sum(ops.values()), len(record.initializers), tuple(by_count), tuple(drawings), drawing_of
+        sum(ops.values()),
+        len(record.initializers),
+        tuple(by_count),
+        tuple(drawings),
+        drawing_of,
+        tuple(filter(None, bodies)),
     )
 
 
@@ -188,6 +200,38 @@ class _Canvas:
         known = sorted(value for value in values if value is not None)
         ends = f"{known[0]:.4g}"
         return ends if known[0] == known[-1] else f"{ends}\N{HORIZONTAL ELLIPSIS}{known[-1]:.4g}"
+
+
+def _body(node: NodeProto, body: GraphProto) -> Drawing | None:
+    """The graph of a node: what comes in, its nodes, what goes out; None if it is too large."""
+    if len(body.node) > _MOST_BOXES:
+        return None
+    names = {tensor.name for tensor in body.initializer}
+    constants = constants_of(body, list(body.node), names)
+    boxes: list[Box] = []
+    arrows: dict[tuple[int, int], None] = {}
+    made: dict[str, int] = {}
+    for inner in body.node:
+        sources = []
+        for name in filter(None, inner.input):
+            if name not in made and name not in constants:
+                made[name] = len(boxes)
+                boxes.append(Box(_result(name) or name, "", "value"))
+            sources += [made[name]] if name in made else []
+        numbers = [constants.get(name) for name in inner.input]
+        said = ", ".join(_HOLE if number is None else f"{number:.4g}" for number in numbers)
+        is_plain = all(number is None for number in numbers)
+        arrows.update(((source, len(boxes)), None) for source in sources)
+        made.update((name, len(boxes)) for name in inner.output)
+        note = _result(inner.output[0]) if inner.output else ""
+        boxes.append(Box(inner.op_type if is_plain else f"{inner.op_type}({said})", note))
+    for value in body.output:
+        if value.name in made:
+            arrows[made[value.name], len(boxes)] = None
+            boxes.append(Box(_result(value.name) or value.name, "", "result"))
+    if len(boxes) > 2 * _MOST_BOXES or any(source >= target for source, target in arrows):
+        return None
+    return Drawing(boxes, list(arrows), f"inside {node.op_type}")
 
 
 def _others(number: int, note: str) -> Box:

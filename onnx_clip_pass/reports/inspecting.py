@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from onnx_clip_pass.errors import listed
 from onnx_clip_pass.inspection import Inspection, words_of
 from onnx_clip_pass.page import (
@@ -17,7 +19,7 @@ from onnx_clip_pass.page import (
     section,
     verdict,
 )
-from onnx_clip_pass.record import ClipEntry, Record
+from onnx_clip_pass.record import Record
 from onnx_clip_pass.reports.inserted import Inserted
 from onnx_clip_pass.reports.rows import (
     GRADIENT,
@@ -33,20 +35,29 @@ __all__ = ["inspection_page"]
 _NOTHING = Inserted()
 
 
-def inspection_page(model: str, found: Inspection, *, inserted: Inserted = _NOTHING) -> str:
-    """The page on what a model holds.
+def inspection_page(
+    model: str,
+    found: Inspection,
+    *,
+    inserted: Inserted = _NOTHING,
+    at_step: Record | None = None,
+    changed: str = "",
+) -> str:
+    """The page on what a model holds, or a folder of training artifacts.
 
     Args:
         model: as the user names it.
-        found: what is in it.
+        found: what is in it; of a folder in its training model.
         inserted: the nodes that a rewrite has put in.
+        at_step: what was done to the optimizer model of a folder, which takes all gradients as one.
+        changed: what is wrong with that.
     """
-    record = found.record
-    clips = {(clip.gradient, clip.parameter): clip for clip in record.clips} if record else {}
+    clips = _clips(found, at_step)
+    records = {"": found.record, " (at the step)": at_step}
     return page(
         model,
         "inspection",
-        _verdict(found, len(clips)),
+        _verdict(found, clips, at_step, "\n".join(filter(None, (found.changed, changed)))),
         figures(
             {
                 "gradients": count(len(found.gradients)),
@@ -60,23 +71,36 @@ def inspection_page(model: str, found: Inspection, *, inserted: Inserted = _NOTH
         uncovered_section(found.questions, "Trained, and the gradient is not known for sure"),
         added_section(inserted),
         _gradients(found, clips, inserted),
-        _record(record) if record else None,
+        *(_record(record, when) for when, record in records.items() if record is not None),
         section("Carried from step to step, and not trained", _names(found.carried))
         if found.carried
         else None,
     )
 
 
-def _verdict(found: Inspection, clipped: int) -> Markup:
-    said, record = counted(len(found.gradients)), found.record
+def _clips(found: Inspection, at_step: Record | None) -> dict[tuple[str, str], str]:
+    """The clip in words of each gradient, by its name and its parameter's, that has one."""
+    clips = {}
+    if at_step is not None and at_step.clips:
+        label = "; ".join(map(words_of, at_step.clips)) + " (at the step)"
+        clips = {(each.name, each.parameter.name): label for each in found.gradients}
+    for entry in found.record.clips if found.record else ():
+        clips[entry.gradient, entry.parameter] = words_of(entry)
+    return clips
+
+
+def _verdict(
+    found: Inspection, clips: Mapping[tuple[str, str], str], at_step: Record | None, changed: str
+) -> Markup:
+    if changed:
+        return verdict("CHANGED since it was clipped", changed, state="bad")
+    said, record = counted(len(found.gradients)), found.record or at_step
     if record is None:
         more = "Not clipped by onnx-clip."
     else:
         verb = "measured" if record.measures_only else "clipped"
-        said += f", {count(clipped) if clipped < len(found.gradients) else 'all'} {verb}"
+        said += f", {count(len(clips)) if len(clips) < len(found.gradients) else 'all'} {verb}"
         more = f"{verb.capitalize()} by onnx-clip {record.version}."
-    if found.changed:
-        return verdict("CHANGED since it was clipped", found.changed, state="bad")
     if found.questions:
         said += f"; of {counted(len(found.questions), 'trained parameter')} it is not known"
     is_open = bool(found.questions or not found.gradients)
@@ -84,7 +108,7 @@ def _verdict(found: Inspection, clipped: int) -> Markup:
 
 
 def _gradients(
-    found: Inspection, clips: dict[tuple[str, str], ClipEntry], inserted: Inserted
+    found: Inspection, clips: Mapping[tuple[str, str], str], inserted: Inserted
 ) -> Markup:
     if not found.gradients:
         return Markup()
@@ -95,7 +119,7 @@ def _gradients(
     for gradient in found.gradients:
         clip = clips.get((gradient.name, gradient.parameter.name))
         cells = gradient_cells(gradient)
-        cells += ("not clipped" if clip is None else words_of(clip),) if clips else ()
+        cells += (clip or "not clipped",) if clips else ()
         cells += (gradient.evidence,)
         cells += (gradient.graph or "the main graph",) if has_graphs else ()
         rows.append(
@@ -104,9 +128,9 @@ def _gradients(
     return section("Gradients", Table(columns, rows).html())
 
 
-def _record(record: Record) -> Markup:
+def _record(record: Record, when: str) -> Markup:
     return section(
-        "How it was clipped",
+        f"How it was clipped{when}",
         facts(
             {
                 "version": record.version,

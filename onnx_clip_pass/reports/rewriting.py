@@ -71,7 +71,7 @@ def rewrite_page(
         faults_section(verified) if verified is not None else None,
         _notes(report, verified),
         uncovered_section(report.uncovered, "Trained, and not clipped"),
-        added_section(inserted),
+        added_section(inserted, report.new_operators),
         _ports(report),
         section("Gradients", _table(report, inserted, verified).html()),
         outputs_section(verified) if verified is not None else None,

@@ -112,8 +112,13 @@ def uncovered_section(found: Sequence[Uncovered], heading: str) -> Markup:
     return section(heading, Table(columns, rows, "parameter").html()) if rows else Markup()
 
 
-def added_section(inserted: Inserted) -> Markup:
-    """The nodes that were put in, drawn; the most frequent form is open."""
+def added_section(inserted: Inserted, new_operators: Sequence[tuple[str, int]] = ()) -> Markup:
+    """The nodes that were put in, drawn; the most frequent form is open.
+
+    Args:
+        inserted: what was added.
+        new_operators: those of it that the model did not use before, with the opset.
+    """
     if not inserted.nodes:
         return Markup()
     shown = islice(inserted.ops, _MOST_OPS)
@@ -131,10 +136,14 @@ def added_section(inserted: Inserted) -> Markup:
                 id=f"drawing-{at}",
             )
         )
+    bodies = [details(each.label, each.html(), is_open=True) for each in inserted.bodies]
     summary = element(
         "p",
         f"{counted(inserted.nodes, 'node')} and {counted(inserted.constants, 'constant')}: "
         f"{ops}{more}.",
         class_="caption",
     )
-    return section("Nodes that were put in", summary, joined(forms))
+    if new_operators:
+        names = ", ".join(f"{name} (opset {opset})" for name, opset in new_operators)
+        summary = joined([summary, element("p", f"New to the model: {names}.", class_="caption")])
+    return section("Nodes that were put in", summary, joined(forms), joined(bodies))

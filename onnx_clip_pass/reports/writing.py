@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from onnx_clip_pass.arguments import check_path
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.page import GENERATOR
 from onnx_clip_pass.storage import errors_name, file_at, write_bytes
@@ -31,11 +33,12 @@ def check_page_target(target: Path) -> None:
         )
 
 
-def write_page(target: Path, text: str) -> None:
+def write_page(target: str | os.PathLike[str], text: str) -> None:
     """Write a page whole or not at all, over an older page if there is one.
 
     Raises:
         OnnxClipError: as `check_page_target`, or the disk is full.
     """
-    check_page_target(target)
-    write_bytes(target, text.encode())
+    check_path("target", target)
+    check_page_target(Path(target))
+    write_bytes(Path(target), text.encode())
