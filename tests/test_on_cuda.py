@@ -171,6 +171,24 @@ def test_a_norm_beyond_its_bound_is_a_fault(monkeypatch: pytest.MonkeyPatch):
     assert "expected 1.0e-12 at most" in row.said
 
 
+def test_a_way_that_nothing_is_claimed_of_may_fail_and_another_may_not(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def broken(way: Any, *_: Any) -> Any:
+        if way.bound is None or way.name == "wide":
+            raise RuntimeError("no such kernel\nat all")
+        return {"normal": 0.0}, 1.0
+
+    monkeypatch.setattr(precision, "_measured", broken)
+    found = precision.check_precision(CPU, LONG, side=16)
+    assert [next(found).verdict for _ in range(3)] == ["ok", "ok", "ok"]
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        next(found)
+    monkeypatch.setattr(precision, "_ways", lambda *_: [precision.Way("Scan", None, None)])
+    (row,) = precision.check_precision(CPU, LONG, side=16)
+    assert (row.verdict, row.said) == ("note", "does not run: no such kernel")
+
+
 def test_on_cuda_products_are_tried_with_tensorfloat_32_and_without():
     ways = {way.name: way for way in precision._ways(CUDA, 64)}
     exact = ways["layout x86-64: MatMul, use_tf32=0"]

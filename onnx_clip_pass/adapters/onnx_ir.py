@@ -27,6 +27,7 @@ from onnx_clip_pass.rewrite import (
     Options,
     Settings,
     as_clips,
+    without_collecting,
 )
 
 __all__ = ["ClipGradients", "from_proto"]
@@ -82,6 +83,7 @@ class ClipGradients(ir.passes.FunctionalPass):
             error = OnnxClipError("the model is not whole:", faults)
             raise ir.passes.PreconditionError(str(error)) from error
 
+    @without_collecting()
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         stand_ins = StandIns()
         with stand_ins.instead_of_tensors(model):

@@ -55,6 +55,7 @@ __all__ = [
     "plan_edits",
     "report_of",
     "uncovered_of",
+    "without_collecting",
 ]
 
 ClipOrRules = Clip | Sequence[Rule]
@@ -76,7 +77,7 @@ def clip_in_place(
         decide: what decides questions by running the model; None where nothing may be run.
         **options: see `clip_gradients`.
     """
-    with _without_collecting():
+    with without_collecting():
         planned = plan_edits(model, clip, decide=decide, **options)
         made = emit(Editor(planned.index), planned)
         if any(row.clip for row in planned.rows):
@@ -104,7 +105,7 @@ def plan_edits(
 
 
 @contextmanager
-def _without_collecting() -> Iterator[None]:
+def without_collecting() -> Iterator[None]:
     """Keep the garbage collector from going over millions of new objects that all live on."""
     was_on = gc.isenabled()
     gc.disable()
