@@ -52,6 +52,17 @@ def test_inputs_are_made_up_where_none_are_given() -> None:
     assert verify(model, clipped(model), seed=3).ok
 
 
+def test_sizes_that_were_made_up_and_do_not_go_together_are_named() -> None:
+    """The step's update takes gradients of one seed, and two are made up for each free size."""
+    model = onnx.load(MODELS / "onnx_ad" / "mlp_sgd.onnx")
+    rewritten = clipped(model)
+    with pytest.raises(OnnxClipError, match=r"the sizes of 'batch', 'nadj' are made up.*--dim"):
+        verify(model, rewritten)
+    with pytest.raises(OnnxClipError, match="the sizes of 'nadj' are made up"):
+        verify(model, rewritten, dims={"batch": 4})
+    assert verify(model, rewritten, dims={"nadj": 1})
+
+
 def test_a_gradient_that_is_zero_is_no_fault_but_said() -> None:
     graph = "agraph (float[2] w, float[2] x) => (float[2] w_grad) { w_grad = Sub(x, x) }"
     model = parse(graph)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 from onnx_clip_pass.arguments import model_or_path
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.options import checked, takes_options
 from onnx_clip_pass.progress import Progress, TellProgress, told
@@ -151,7 +151,11 @@ def _verify(
     ]
     check_memory(before, targets)
     feeds = _defaults(of) | feeds
-    Trials(Runs(of, feeds, options.provider)).run_all()
+    try:
+        Trials(Runs(of, feeds, options.provider)).run_all()
+    except OnnxClipError as error:
+        sizes = options.made_up_sizes(before.model)
+        raise (_with_sizes(error, sizes) if sizes else error) from error
     for check, target in zip(result.gradients, targets, strict=True):
         check.faults[:0] = target.misread
     if options.slopes != "off":
@@ -175,16 +179,28 @@ class _Options:
     def feeds_of(self, model: ModelProto) -> Arrays:
         return make_feeds(model, given=self.feeds, dims=self.dims, seed=self.seed)
 
-    def feeds_of_other_sizes(self, model: ModelProto) -> Arrays | None:
-        """The same where the sizes that were made up are others; None if none was made up."""
-        dims, feeds = self.dims or {}, self.feeds or {}
-        known: set[str] = set(dims)
+    def made_up_sizes(self, model: ModelProto) -> list[str]:
+        """The dimensions whose sizes nobody says."""
+        known: set[str] = set(self.dims or {})
         made_up: set[str] = set()
         for value in model.graph.input:
             symbols = {dim.dim_param for dim in value.type.tensor_type.shape.dim if dim.dim_param}
-            (known if value.name in feeds else made_up).update(symbols)
-        sizes = dict.fromkeys(made_up - known, _OTHER_SIZE)
-        return replace(self, dims={**dims, **sizes}).feeds_of(model) if sizes else None
+            (known if value.name in (self.feeds or {}) else made_up).update(symbols)
+        return sorted(made_up - known)
+
+    def feeds_of_other_sizes(self, model: ModelProto) -> Arrays | None:
+        """The same where the sizes that were made up are others; None if none was made up."""
+        sizes = dict.fromkeys(self.made_up_sizes(model), _OTHER_SIZE)
+        dims = {**(self.dims or {}), **sizes}
+        return replace(self, dims=dims).feeds_of(model) if sizes else None
+
+
+def _with_sizes(error: OnnxClipError, sizes: Sequence[str]) -> OnnxClipError:
+    names = listed([repr(size) for size in sizes])
+    return OnnxClipError(
+        f"{error}\nthe sizes of {names} are made up: if they do not go together, say them "
+        f"(--dim NAME=SIZE, in Python dims={{name: size}}) or give --feeds (feeds=)"
+    )
 
 
 def _check_related(before: Index, original: str, rewritten: str, record: Record) -> None:
