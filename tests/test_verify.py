@@ -375,7 +375,7 @@ def test_gradients_that_no_runtime_computes_are_not_passed_over() -> None:
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("--dim", "batch", "Error: Invalid value for '--dim': expected NAME=SIZE"),
+        ("--dim", "batch", "error: Invalid value for '--dim': expected NAME=SIZE"),
         ("--dim", "M=3", "error: cannot feed this model: - no dimension of an input is called 'M'"),
         ("--feeds", "no such file.npz", "error: cannot read the feeds 'no such file.npz'"),
         ("--feeds", str(SGD), "error: expected feeds as an .npz file"),
