@@ -1,8 +1,8 @@
 """The process of `onnx-clip`, which is also `python -m onnx_clip_pass`.
 
 Signals are set here and nowhere else: whoever imports the package, or calls `cli.main`, has their
-own. Everything is imported inside `run`, where an interrupt, a lack of memory or a broken package
-ends in a sentence; importing all of it takes a while.
+own. All that a command needs is imported inside `run`, where an interrupt, a lack of memory or a
+broken package ends in a sentence; importing all of it takes a while.
 """
 
 import sys
@@ -24,8 +24,9 @@ def run() -> int:
         import gc
 
         gc.disable()  # all that is imported lives on, and looking for garbage in it takes time
-        from onnx_clip_pass.cli import main
+        from onnx_clip_pass.cli import load, main
 
+        load(sys.argv[1:])
         gc.enable()
         _let_interrupt(ends)
         return main()

@@ -314,5 +314,9 @@ def test_help_imports_no_more_libraries_than_it_cannot_do_without():
         output = subprocess.check_output([sys.executable, "-c", code], text=True)
         return set(output.splitlines()[-1].split()) - sys.stdlib_module_names
 
-    ours = libraries("from onnx_clip_pass.cli import main; main(['--help'])")
+    bare = libraries("import click, rich.console, sys")
+    assert libraries("from onnx_clip_pass.cli import main; main(['--help'])") - bare == {
+        "onnx_clip_pass"
+    }
+    ours = libraries("from onnx_clip_pass.cli import main; main(['rewrite', '--help'])")
     assert ours - libraries("import onnx, click, rich.console") == {"onnx_clip_pass"}

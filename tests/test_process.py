@@ -52,7 +52,7 @@ def test_whatever_goes_wrong_while_starting_is_one_line(module, raised, code, sa
         "sys.meta_path.insert(0, Breaking())\n"
         "from onnx_clip_pass.__main__ import run; sys.exit(run())"
     )
-    done = run(source)
+    done = run(source, "rewrite", "--help")
     assert (done.returncode, done.stderr) == (code, said)
 
 
@@ -72,7 +72,7 @@ def test_a_signal_while_starting_raises_nothing_within_what_is_imported(name, mo
         "sys.meta_path.insert(0, Signalling())\n"
         "from onnx_clip_pass.__main__ import run; sys.exit(run())"
     )
-    done = run(source, stdout=subprocess.PIPE)
+    done = run(source, "rewrite", "--help", stdout=subprocess.PIPE)
     assert (done.returncode, done.stderr, done.stdout) == (130, "interrupted\n", "")
 
 

@@ -18,20 +18,23 @@ from typing import Any
 import click
 
 from onnx_clip_pass import __version__
-from onnx_clip_pass.cli.extracting import extract
-from onnx_clip_pass.cli.helping import Group
-from onnx_clip_pass.cli.inspecting import inspect
-from onnx_clip_pass.cli.options import TEXT
-from onnx_clip_pass.cli.rewriting import rewrite, strip
-from onnx_clip_pass.cli.verifying import verify
-from onnx_clip_pass.cli.watching import suggest, watch
+from onnx_clip_pass.cli.commands import COMMANDS, Group
 from onnx_clip_pass.cli.words import error_facts, has_colour, let_go_of_streams, print_json, say
 from onnx_clip_pass.errors import OnnxClipError
 
-__all__ = ["main"]
+__all__ = ["load", "main"]
 
 _COMPLETION = "_ONNX_CLIP_COMPLETE"
 """The variable by which a shell asks for completion, in the words of click."""
+
+
+def load(arguments: Sequence[str]) -> None:
+    """Import what the command needs that these arguments name; all, where a shell completes."""
+    if _COMPLETION in os.environ:
+        dict(COMMANDS)
+    else:
+        name = next((each for each in arguments if not each.startswith("-")), "")
+        COMMANDS.get(name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -143,10 +146,3 @@ def cli() -> None:
       onnx-clip verify model.onnx model.clipped.onnx
       onnx-clip rewrite --help                    # options and examples of each
     """
-
-
-for command in (rewrite, inspect, verify, strip, extract, watch, suggest):
-    cli.add_command(command)
-    for option in command.params:
-        if option.type is click.STRING:
-            option.type = TEXT

@@ -65,7 +65,7 @@ class PhaseOptions(OptionGroup):
     )
 
 
-@click.command(cls=Command, short_help="Write the clip of a model alone.")
+@click.command(cls=Command)
 @click.argument("model", type=PATH)
 @click.option(
     "-o",

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import click
 
+from onnx_clip_pass.cli.commands import HelpContext
 from onnx_clip_pass.cli.options import spelled
 from onnx_clip_pass.clips import setting_names
 
-__all__ = ["SECTIONS", "Command", "Group"]
+__all__ = ["SECTIONS", "Command"]
 
 _WIDEST = 24  # of an option with help beside it
 
@@ -32,22 +33,10 @@ SECTIONS = {
 """The options of all commands by section, in the order in which help shows them."""
 
 
-class _Formatter(click.HelpFormatter):
-    """Writes headings bold, as far as the terminal has it."""
-
-    def write_heading(self, heading: str) -> None:
-        """Write a heading."""
-        super().write_heading(click.style(heading, bold=True))
-
-
-class _Context(click.Context):
-    formatter_class = _Formatter
-
-
 class Command(click.Command):
     """A command whose options are shown in sections."""
 
-    context_class = _Context
+    context_class = HelpContext
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options."""
@@ -64,13 +53,3 @@ class Command(click.Command):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows, col_max=_WIDEST)
-
-
-class Group(click.Group):
-    """Commands in the order in which they are added, which is that of need."""
-
-    context_class = _Context
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names of the commands."""
-        return list(self.commands)

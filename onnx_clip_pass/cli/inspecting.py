@@ -28,7 +28,7 @@ from onnx_clip_pass.inspection import Inspection, inspect_model
 __all__ = ["inspect"]
 
 
-@click.command(cls=Command, short_help="Show gradients, and what is clipped.")
+@click.command(cls=Command)
 @click.argument("models", type=PATH, nargs=-1, required=True, metavar="MODEL...")
 @click.option(
     "--explain",

@@ -47,7 +47,7 @@ _NO_TRUST = (
 )
 
 
-@click.command(cls=Command, short_help="Clip the gradients of models.")
+@click.command(cls=Command)
 @click.argument("models", type=PATH, nargs=-1, required=True, metavar="MODEL...")
 @click.option(
     "-o",
@@ -212,7 +212,7 @@ def _page(model: Path, target: Path | None, report: Report, verified: Verificati
     return rewrite_page(str(model), written, report, verified=verified)
 
 
-@click.command(cls=Command, short_help="Undo rewrites.")
+@click.command(cls=Command)
 @click.argument("models", type=PATH, nargs=-1, required=True, metavar="MODEL...")
 @click.option(
     "-o",

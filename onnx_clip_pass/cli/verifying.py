@@ -138,7 +138,7 @@ def slopes_option(command: _Command) -> _Command:
     )(command)
 
 
-@click.command(cls=Command, short_help="Run a rewrite beside its original.")
+@click.command(cls=Command)
 @click.argument("original", type=PATH)
 @click.argument("rewritten", type=PATH)
 @slopes_option

@@ -51,7 +51,7 @@ def _numbers(
     return found
 
 
-@click.command(cls=Command, short_help="Run a step over batches, and record its norms.")
+@click.command(cls=Command)
 @click.argument("model", type=PATH)
 @click.option(
     "--feeds",
@@ -189,7 +189,7 @@ def _percentiles(norms: Any) -> dict[str, dict[str, float | None]]:
     }
 
 
-@click.command(cls=Command, short_help="Take thresholds from recorded norms.")
+@click.command(cls=Command)
 @click.argument("norms", type=PATH)
 @click.option(
     "--percentile",
@@ -231,7 +231,7 @@ def suggest(
     Examples:
       onnx-clip suggest norms.jsonl                         # shows them
       onnx-clip suggest norms.jsonl -o clip.toml --percentile 95
-      onnx-clip suggest norms.jsonl -o clip.toml --each global --group 'embedding*'
+      onnx-clip suggest norms.jsonl -o clip.toml --each global --group 'embed*'
     """
     from onnx_clip_pass.monitoring import read_norms
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from pathlib import Path
 
 __all__ = ["explained"]
@@ -34,6 +33,8 @@ def explained(path: Path, begin: bytes) -> str:
     for form, pattern in _FORMATS:
         if pattern.match(begin) and b"\0" not in begin:
             binary = path.with_name(f"{path.stem}{'.binary' * (path.suffix == '.onnx')}.onnx")
+            import shlex
+
             given, form_, made = map(json.dumps, (str(path), form, str(binary)))
             code = f"import onnx; onnx.save(onnx.load({given}, format={form_}), {made})"
             return (
