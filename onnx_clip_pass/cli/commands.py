@@ -28,7 +28,7 @@ _WORDS = {
     "watch": "Run a step over batches, and record its norms.",
     "suggest": "Take thresholds from recorded norms.",
 }
-"""What each command does, in the order of need."""
+"""The work of each command in a line, in the order of need."""
 
 
 class _Commands(Mapping[str, click.Command]):
