@@ -20,7 +20,7 @@ from onnx_clip_pass.clips.norms import (
     norm_word,
 )
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
-from onnx_clip_pass.clips.parts import emit_total
+from onnx_clip_pass.clips.parts import emit_total, is_spread
 from onnx_clip_pass.clips.scaling import (
     emit_product,
     emit_scale,
@@ -187,9 +187,10 @@ class GradientClipByGlobalNorm(Formula):
         scale = self._emit_scale(at, total.value)
         factors, odd = _Shared(at, scale), self._emit_verdict(at, total, parts)
         verdicts = None if odd is None else _Shared(at, odd)
+        spread = is_spread(at, total.over)
         for to, x, power in parts:
             if to.is_measured:
-                to.measured = Measured(emit_root(to, power, self.ord).value, scale)
+                to.measured = Measured(emit_root(to, power, self.ord).value, scale, spread)
             rank, axes = len(to.gradient.shape or ()), 0
             if self.per_sample:
                 axes = rank - 1
@@ -197,7 +198,7 @@ class GradientClipByGlobalNorm(Formula):
                 axes = rank
             verdict = None if verdicts is None else verdicts.behind(BOOL, axes)
             emit_product(to, x, factors.behind(x.dtype, axes), verdict)
-        return Measured(total.value, scale)
+        return Measured(total.value, scale, spread)
 
     def emit_over(self, loops: SequenceLoops, sequence: str, result: str) -> None:
         """A loop for the norm of all, perhaps one for what is not finite, one for the products."""

@@ -88,11 +88,13 @@ class ParameterSite(NamedTuple):
 class Measured(NamedTuple):
     """The measures of a gradient: its norm before clipping, and what it is multiplied by.
 
-    One of each, or of each sample, unit or seed. The norm is still times the loss scale.
+    One of each, or of each sample, unit or seed; of those of this worker alone if they are `spread`
+    over several. The norm is still times the loss scale.
     """
 
     norm: Tensor
     scale: Tensor
+    spread: bool = False
 
 
 class Emitter(Tape):

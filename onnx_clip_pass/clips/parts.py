@@ -19,6 +19,7 @@ __all__ = [
     "emit_whole",
     "emit_whole_largest",
     "emit_whole_least",
+    "is_spread",
 ]
 
 
@@ -33,6 +34,11 @@ def emit_share(to: Emitter, part: Tensor, ord: float = 1.0) -> Tensor:
     if ord not in (1, 2):
         replicas = to.op("Pow", replicas, 1.0 / ord, result="root of replicas")
     return to.op("Div", part, to.cast(replicas, part.dtype, result="replicas"), result="share")
+
+
+def is_spread(to: Emitter, over: Over) -> bool:
+    """Return whether several workers have norms of this gradient, each of them the whole of its."""
+    return to.workers is not None and not to.workers.share(over)
 
 
 def emit_whole(to: Emitter, part: Tensor, ord: float, over: Over) -> Tensor:

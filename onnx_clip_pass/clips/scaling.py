@@ -13,6 +13,7 @@ from onnx_clip_pass.clips.base import DTYPES, Case, Formula
 from onnx_clip_pass.clips.emitter import FIRST_BROADCASTING_MIN, Emitter, Measured
 from onnx_clip_pass.clips.norms import Norm
 from onnx_clip_pass.clips.numerics import NonFinite, Numerics
+from onnx_clip_pass.clips.parts import is_spread
 from onnx_clip_pass.clips.tape import Tensor
 from onnx_clip_pass.clips.verdicts import emit_verdict
 from onnx_clip_pass.errors import OnnxClipError
@@ -45,7 +46,7 @@ class ScalingClip(Formula):
             norm = self.emit_norm(to, x)
             scale = emit_scale(to, norm.value, self.emit_limit(to, norm, x))
             if to.is_measured:
-                to.measured = Measured(norm.value, scale)
+                to.measured = Measured(norm.value, scale, is_spread(to, norm.over))
             emit_product(to, x, scale, emit_verdict(to, norm, x))
         return None
 

@@ -66,12 +66,9 @@ class _Vector:
     name: str
     reduced: str
     dtype: int
+    size: int = 0
     slots: list[_Slot] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
-
-    @property
-    def size(self) -> int:
-        return sum(slot.size for slot in self.slots)
 
     def input(self) -> ValueInfoProto:
         """The vector that comes back, as an input of its present size."""
@@ -136,9 +133,9 @@ class Cut:
         patterns = list(sharding.replicated)
         picked = set(select(parameters, patterns)) if patterns else set()
         replicated = [row.gradient.name for row in plan.rows if row.gradient.parameter in picked]
-        self.replicated = list(dict.fromkeys(replicated))
-        """The gradients of which several workers have the same part, in the order of inputs."""
-        if faults := [fault for edit in plan.edits for fault in self._faults(edit, plan)]:
+        self.replicated = {name: at for at, name in enumerate(dict.fromkeys(replicated))}
+        """The gradients of which several workers have the same part, and their places."""
+        if faults := [fault for edit in plan.edits for fault in self._faults(edit)]:
             raise OnnxClipError("these clips cannot be cut into phases:", dict.fromkeys(faults))
         self.used: set[Used] = set()
         self.dtype = self._dtype_of(plan)
@@ -165,8 +162,9 @@ class Cut:
                 f"{to.label!r} has a norm for each of several units, samples or seeds, and the "
                 f"model does not say how many these are: fix the sizes of the axes that are not cut"
             )
-        start = vector.size
-        vector.slots.append(slot._replace(size=math.prod(shape)))
+        start, size = vector.size, math.prod(shape)
+        vector.size += size
+        vector.slots.append(slot._replace(size=size))
         vector.values.append(value)
         back = to.part(Tensor(vector.reduced, vector.dtype, (None,)), start, shape)
         return to.cast(back, value.dtype, result="of all")
@@ -210,7 +208,7 @@ class Cut:
             "phase": self._sharding.phase,
             "fingerprint": self._fingerprint(),
             **{vector.name: [slot[:3] for slot in vector.slots] for vector in vectors},
-            _REPLICAS: self.replicated,
+            _REPLICAS: list(self.replicated),
         }
         model.metadata_props.add(key=KEY, value=json.dumps(note, ensure_ascii=False))
         sums, maxima = (vector.size for vector in self._vectors)
@@ -248,7 +246,7 @@ class Cut:
             found.append(each._replace(gradient=gradient, type=each.type._replace(shape=shape)))
         return replace(edit, found_gradients=found)
 
-    def _faults(self, edit: Edit, plan: PlannedEdits) -> Iterable[str]:
+    def _faults(self, edit: Edit) -> Iterable[str]:
         """The reasons that the clips of a gradient cannot be cut."""
         gradient, axis = edit.gradient, self._sharding.axis
         where = f"gradient {gradient.name!r}"
@@ -279,11 +277,6 @@ class Cut:
                     f"reach over several workers depends on the axis that is cut: say it "
                     f"(--shard-axis AXIS, in Python shard_axis=)"
                 )
-            if plan.settings.metrics:
-                yield (
-                    f"{where}: what is emitted of norms over some of its axes would differ between "
-                    f"workers; emit nothing of it"
-                )
 
 
 class _Workers(NamedTuple):
@@ -307,10 +300,10 @@ class _Workers(NamedTuple):
         return self.axis % rank in over.axes
 
     def replicas(self, to: Tape) -> Tensor | None:
-        if self.gradient.name not in self.cut.replicated:
+        place = self.cut.replicated.get(self.gradient.name)
+        if place is None:
             return None
-        number = self.cut.replicated.index(self.gradient.name)
-        return to.part(Tensor(_REPLICAS, self.dtype, (None,)), number, ())
+        return to.part(Tensor(_REPLICAS, self.dtype, (None,)), place, ())
 
     def total(self, to: Tape, value: Tensor, what: str) -> Tensor:
         return self.cut.reduced(_SUMS, to, value, _Slot(to.label, what, 0, self.clip))

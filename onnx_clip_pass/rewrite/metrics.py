@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
@@ -9,6 +10,7 @@ from typing import Literal, NamedTuple, get_args
 from onnx_clip_pass.arguments import check_choice
 from onnx_clip_pass.clips import Clip, Emitter, Measured, Tensor
 from onnx_clip_pass.clips.extremes import emit_largest, emit_least
+from onnx_clip_pass.clips.parts import emit_whole
 from onnx_clip_pass.clips.tape import ALL
 from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.gradients import Gradient
@@ -115,8 +117,8 @@ class MetricOutputs:
                     found.append(Emitted(output, quantity, (source.gradient.name,)))
         if "norm" in self.emit:
             for group in groups:
-                whole = group.measured.norm
-                norm = _norm(limits, group.emitter, whole, whole.dtype)
+                whole = group.measured
+                norm = _norm(limits, group.emitter, whole, whole.norm.dtype)
                 output = editor.fresh(f"{group.name}/norm")
                 group.emitter.output(norm, output)
                 found.append(Emitted(output, "norm", group.gradients, group.name))
@@ -127,10 +129,10 @@ def _quantity(quantity: str, limits: ThresholdNodes, source: MetricSource) -> Te
     to = source.emitter
     wide = DOUBLE if source.gradient.dtype == "float64" else FLOAT
     if quantity == "norm":
-        return _norm(limits, to, source.measured[0].norm, wide)
-    scale = _least(to, source.measured[0].scale)
+        return _norm(limits, to, source.measured[0], wide)
+    scale = _least(to, source.measured[0])
     for further in source.measured[1:]:
-        other = _least(to, further.scale)
+        other = _least(to, further)
         dtype = max(scale.dtype, other.dtype)  # DOUBLE is above FLOAT
         sides = [to.cast(side, dtype, result="factor") for side in (scale, other)]
         scale = to.op("Mul", *sides, result="scales")
@@ -139,18 +141,29 @@ def _quantity(quantity: str, limits: ThresholdNodes, source: MetricSource) -> Te
     return to.cast(scale, wide, result="scale")
 
 
-def _norm(limits: ThresholdNodes, to: Emitter, norms: Tensor, dtype: int) -> Tensor:
+def _norm(limits: ThresholdNodes, to: Emitter, measured: Measured, dtype: int) -> Tensor:
     """The largest of the norms, nan if one of them is, in the unit of the unscaled gradient."""
+    norms = measured.norm
     norm = _flat(to, norms) or emit_largest(to, norms, ALL, result="largest norm")
+    if measured.spread:
+        norm = emit_whole(to, norm, math.inf, ALL)
     divisor = limits.divisor(norms.dtype)
     if divisor is not None:
         norm = to.op("Div", norm, divisor, result="unscaled")
     return to.cast(norm, dtype, result="norm")
 
 
-def _least(to: Emitter, scales: Tensor) -> Tensor:
+def _least(to: Emitter, measured: Measured) -> Tensor:
     """The least of the scales, nan if one of them is."""
-    return _flat(to, scales) or emit_least(to, scales, result="least scale")
+    scales = measured.scale
+    least = _flat(to, scales) or emit_least(to, scales, result="least scale")
+    if not measured.spread:
+        return least
+    one = to.constant(1.0, DOUBLE)
+    # 1 minus the largest of what is left to 1, which is not negative
+    least = to.op("Neg", to.cast(least, DOUBLE, result="least here"), result="negative")
+    left = emit_whole(to, to.op("Sum", one, least, result="left to 1"), math.inf, ALL)
+    return to.op("Sum", one, to.op("Neg", left, result="negative"), result="least of all")
 
 
 def _flat(to: Emitter, value: Tensor) -> Tensor | None:
