@@ -94,6 +94,7 @@ _OF_OTHERS = {
     "torch": "the model_proto of what torch.onnx.export(…, dynamo=True) gives is one",
     "onnxscript": "its to_model_proto() makes one",
     "onnx.onnx_ml_pb2": "onnx.helper.make_model(graph) makes one of a graph",
+    "onnx_clip_pass.plans": "its apply() makes one",
     "builtins.bytes": "onnx.load_model_from_string(data) makes one",
 }
 """The way to a `ModelProto` from what others call a model, by its module, or that and its name."""

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
 from onnx import ModelProto
 
 from onnx_clip_pass.arguments import check_flags
@@ -30,7 +29,7 @@ from onnx_clip_pass.progress import (
     told,
 )
 from onnx_clip_pass.rewrite import Decide, Verdict
-from onnx_clip_pass.storage import data_files
+from onnx_clip_pass.storage import data_files, load_model
 
 __all__ = ["Apart", "decider"]
 
@@ -164,12 +163,7 @@ def _search(model: ModelProto | Path, loss: str | None, progress: TellProgress) 
 
 
 def _loaded(model: ModelProto | Path) -> ModelProto:
-    if isinstance(model, ModelProto):
-        return model
-    try:
-        return onnx.load(model)
-    except Exception as error:  # protobuf, onnx and the system have many ways to refuse
-        raise OnnxClipError(f"cannot read the model {str(model)!r}: {error}") from error
+    return model if isinstance(model, ModelProto) else load_model(model)
 
 
 def _main() -> None:

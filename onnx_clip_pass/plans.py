@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
-import onnx
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import EncodeError
 from onnx import ModelProto
 from onnx.external_data_helper import uses_external_data
 
@@ -38,10 +37,10 @@ from onnx_clip_pass.saving import (
 )
 from onnx_clip_pass.storage import (
     Structure,
-    data_files,
     open_model,
     recover,
     tensors_of,
+    whole,
     write_bytes,
 )
 from onnx_clip_pass.views import View, Viewed
@@ -97,25 +96,15 @@ class Plan(Viewed):
 
         Raises:
             OnnxClipError: the file has been changed since it was planned, or its weights cannot be
-                read, or are more than a model in memory holds; `save` takes any number.
+                read, lie outside of its folder, or are more than a model in memory holds; `save`
+                takes any number.
         """
         if isinstance(self._rewritten, ModelProto):
             model = ModelProto()
             model.CopyFrom(self._rewritten)
             return model
-        with self._rewritten.source.reopened() as source:
-            folder = source.path.parent
-            if self._rewritten.may_have_external_data:
-                data_files(self._rewritten.model, folder)
-            try:
-                model = ModelProto.FromString(self._rewritten.to_bytes())
-                onnx.load_external_data_for_model(model, str(folder))
-            except (DecodeError, EncodeError, MemoryError, OSError, ValueError) as error:
-                raise OnnxClipError(
-                    f"{str(source.path)!r} cannot be held in memory with its weights ({error}); "
-                    f"write it to a file (Plan.save), which takes any size"
-                ) from error
-        return model
+        with self._rewritten.source.reopened():
+            return whole(self._rewritten)
 
     @takes_options(FileOptions)
     def save(self, target: _Path, **options: Unpack[FileOptions]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import pkgutil
 import subprocess
 import sys
@@ -120,6 +121,7 @@ FOREIGN = {
     "graphsurgeon": (of("onnx_graphsurgeon.ir.graph", "Graph"), r"gs\.export_onnx\(graph\)"),
     "torch": (of("torch.onnx._internal", "ONNXProgram"), "model_proto"),
     "a graph": (onnx.GraphProto(), r"not .*GraphProto; onnx\.helper\.make_model\(graph\)"),
+    "a plan": (oc.plan_clips(SEED, ONE), r"plans\.Plan; its apply\(\) makes one"),
     "bytes": (b"", r"not bytes; onnx\.load_model_from_string"),
 }
 IN_MEMORY = [oc.clip_gradients, oc.extract_clip]
@@ -133,6 +135,15 @@ def test_a_model_of_another_package_is_refused_with_the_way_to_ours(model: Any, 
     for function in [*IN_MEMORY, *PATHS_TOO, lambda model, _: oc.strip(model)]:
         with pytest.raises(OnnxClipError, match=way):
             function(model, ONE)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "pipe", "folder", "missing"])
+def test_a_path_to_no_model_is_refused_at_once(path: str, tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for function in [*PATHS_TOO, lambda path, _: oc.inspect_model(path)]:
+        with pytest.raises(OnnxClipError):
+            function(f"{tmp_path}/{path}", ONE)
 
 
 def test_gradients_of_a_file_are_found_without_its_weights(tmp_path: Path):

@@ -167,9 +167,10 @@ def _as_inputs(model: Path, numbers: dict[str, float]) -> dict[str, Any]:
     import numpy as np
     import onnx
 
-    from onnx_clip_pass.storage.reading import read_messages
+    from onnx_clip_pass.storage import open_model
 
-    inputs = {value.name: value.type.tensor_type for value in read_messages(model).graph.input}
+    with open_model(model) as structure:
+        inputs = {value.name: value.type.tensor_type for value in structure.model.graph.input}
     if unknown := [name for name in numbers if name not in inputs]:
         raise OnnxClipError(f"--set: the model has no input {unknown[0]!r}")
     found = {}

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnx_clip_pass.arguments import check_model, check_path
+from onnx_clip_pass.arguments import check_path, model_or_path
 from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.gradients import FoundGradient, survey
 from onnx_clip_pass.gradients.updates import Carried
@@ -39,7 +39,7 @@ from onnx_clip_pass.monitoring.stepping import Stepper, save_states
 from onnx_clip_pass.progress import Progress, WantsProgress, told
 from onnx_clip_pass.record import read_record, strip_if_clipped
 from onnx_clip_pass.runtime import Provider, load_feeds
-from onnx_clip_pass.storage.reading import read_messages
+from onnx_clip_pass.storage import load_model
 from onnx_clip_pass.tables import Table, counted
 from onnx_clip_pass.views import View, Viewed
 
@@ -98,20 +98,18 @@ def plan_watch(
     """Find what `watch` measures and carries; see there."""
     folder: Path | None = None
     name = ""
-    if not isinstance(model, ModelProto):
-        check_path("model", model)
-        path = Path(model)
-        model = read_messages(path)
-        folder, name = path.parent, path.name
-    check_model(model, "onnx.load")
-    before = strip_if_clipped(model)
-    record = read_record(model)
+    given = model_or_path("model", model)
+    if isinstance(given, Path):
+        folder, name = given.parent, given.name
+        given = load_model(given, external_data=False)
+    before = strip_if_clipped(given)
+    record = read_record(given)
     seen = survey(Index(before))
-    watched, notes = watched_of(seen.found, record, Index(model))
+    watched, notes = watched_of(seen.found, record, Index(given))
     if not watched:
         raise OnnxClipError("there is nothing to watch: no gradient is found", notes)
     carried, unsure = _carried(before, seen.states, _as_carry({} if carry is None else carry))
-    outputs = {value.name for value in model.graph.output}
+    outputs = {value.name for value in given.graph.output}
     loss = seen.loss if loss is None else loss
     if loss is not None and loss not in outputs:
         raise OnnxClipError(
@@ -129,7 +127,7 @@ def plan_watch(
         name,
     )
     found = tuple(seen.found)
-    return WatchPlan(head, tuple(watched), carried, unsure, tuple(notes), model, folder, found)
+    return WatchPlan(head, tuple(watched), carried, unsure, tuple(notes), given, folder, found)
 
 
 def _as_carry(carry: object) -> dict[str, str]:

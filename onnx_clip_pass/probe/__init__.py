@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
-import onnx
 from onnx import ModelProto
 
 from onnx_clip_pass.arguments import check_flags, model_or_path
@@ -33,6 +32,7 @@ from onnx_clip_pass.probe.pairing import Undecided
 from onnx_clip_pass.probe.search import Probing, Search
 from onnx_clip_pass.progress import told
 from onnx_clip_pass.runtime import RunOptions
+from onnx_clip_pass.storage import load_model
 
 __all__ = ["Harness", "Probing", "Undecided", "probe", "probe_gradients"]
 
@@ -103,10 +103,7 @@ def probe(
         raise OnnxClipError(f"data must be a list of names of inputs, not {shown(data)}")
     source = model_or_path("model", model)
     if isinstance(source, Path):
-        try:
-            source = onnx.load(source)
-        except Exception as error:  # protobuf, onnx and the system have many ways to refuse
-            raise OnnxClipError(f"cannot read the model {str(source)!r}: {error}") from error
+        source = load_model(source)
     with np.errstate(all="ignore"), told(how["progress"]) as progress:
         harness = open_harness(
             source, how["feeds"], loss, how["dims"], how["seed"], how["provider"], data=tuple(data)

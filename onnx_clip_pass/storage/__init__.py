@@ -9,6 +9,7 @@ from onnx_clip_pass.storage.external import (
 )
 from onnx_clip_pass.storage.journal import files_in
 from onnx_clip_pass.storage.leftovers import recover, unfinished
+from onnx_clip_pass.storage.loading import load_model, whole
 from onnx_clip_pass.storage.sets import errors_name
 from onnx_clip_pass.storage.source import Source
 from onnx_clip_pass.storage.structure import Structure, open_model
@@ -26,11 +27,13 @@ __all__ = [
     "file_at",
     "files_in",
     "holds",
+    "load_model",
     "locations",
     "open_model",
     "recover",
     "tensors_of",
     "unfinished",
+    "whole",
     "write_bytes",
     "write_folder",
     "write_structures",

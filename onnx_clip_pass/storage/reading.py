@@ -10,17 +10,11 @@ import stat
 from pathlib import Path
 from typing import IO
 
-import onnx
-from onnx import ModelProto
-
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.storage.messages import check_messages
-from onnx_clip_pass.storage.texts import explained
 
-__all__ = ["open_regular", "read_messages", "read_text"]
+__all__ = ["open_regular", "read_text"]
 
 _LARGEST_TEXT = 4 << 20
-_HEAD = 1 << 10
 
 
 def open_regular(path: Path, what: str = "") -> IO[bytes]:
@@ -44,28 +38,6 @@ def open_regular(path: Path, what: str = "") -> IO[bytes]:
             f"cannot read {what}{str(path)!r}: expected a file, not a folder, pipe or device"
         )
     return file
-
-
-def read_messages(path: Path) -> ModelProto:
-    """Return the messages of a model, which has its weights but for those in files of their own.
-
-    Raises:
-        OnnxClipError: it cannot be read, or is no model.
-    """
-    called = repr(str(path))
-    with open_regular(path) as file:
-        try:
-            check_messages(file.read(), called)
-            file.seek(0)
-            return onnx.load(file, load_external_data=False)
-        except OSError as error:
-            raise OnnxClipError(f"cannot read {called}: {error.strerror}") from error
-        except OnnxClipError:
-            raise
-        except Exception as error:  # protobuf and onnx raise several kinds
-            file.seek(0)
-            known = explained(path, file.read(_HEAD))
-            raise OnnxClipError(known or f"{called} is no ONNX model: {error}") from error
 
 
 def read_text(path: Path, what: str = "") -> bytes:

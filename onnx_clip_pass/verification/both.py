@@ -19,8 +19,7 @@ from onnx_clip_pass.options import checked, takes_options
 from onnx_clip_pass.progress import Progress, TellProgress, told
 from onnx_clip_pass.record import Record, read_record, strip_if_clipped
 from onnx_clip_pass.runtime import Arrays, Provider, RunOptions, make_feeds
-from onnx_clip_pass.storage import unfinished
-from onnx_clip_pass.storage.reading import read_messages
+from onnx_clip_pass.storage import load_model
 from onnx_clip_pass.validity import blaming
 from onnx_clip_pass.verification.comparison import Comparison
 from onnx_clip_pass.verification.report import GradientCheck, OutputCheck, Verification
@@ -105,9 +104,7 @@ def _load(source: _Model, called: str, weights: Weights) -> _Loaded:
         model.CopyFrom(path)
     else:
         called, folder = repr(str(path)), path.parent
-        if not path.exists() and (reason := unfinished(path)):
-            raise OnnxClipError(f"cannot read {called}: {reason}")
-        model = read_messages(path)
+        model = load_model(path, external_data=False)
     stripped = weights.taken_out(model)
     return _Loaded(stripped, folder if stripped is model else weights.folder, called)
 
