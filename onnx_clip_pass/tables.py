@@ -23,8 +23,12 @@ __all__ = ["MOST_ROWS", "Table", "counted", "escape_control"]
 MOST_ROWS = 40
 """From here on rows that differ in numbers alone are shown as one."""
 
-_LEAST = {"evidence": 16, "gradient": 14, "parameter": 14, "clip": 10}
-"""The least widths of columns that may be cut."""
+_STEPS = (
+    *(("gradient", 40), ("parameter", 40), ("evidence", 32)),  # so one long name takes not all
+    *(("gradient", 24), ("parameter", 24), ("evidence", 16)),
+    *(("gradient", 14), ("parameter", 14), ("clip", 10)),
+)
+"""The columns that are cut where there is too little room, and down to which width, in turn."""
 _NAMES = ("gradient", "parameter")
 _SPARE = ("evidence", "expected", "dtype")
 """Columns that are left out, one after another, where there is no room for all."""
@@ -158,35 +162,35 @@ class Table:
     def _widths(self, room: int) -> list[int] | None:
         """The widths of columns, 0 for one that is left out; None if they do not fit.
 
-        Evidence gives way first, then names of gradients, which mostly are those of parameters and
-        something more, then those of parameters, then clips.
+        Names of gradients give way first, which mostly are those of parameters and something more,
+        then those of parameters, evidence, and clips.
         """
-        headings, wanted = self._shown[0], self._wanted
-        if self.is_whole:
-            return _shrunk(headings, wanted, room, ["evidence", "clip"])
-        found = _shrunk(headings, wanted, room, ["evidence", *_NAMES, "clip"])
-        rest = list(wanted)
-        for heading in _SPARE:
+        headings, wanted = self._shown[0], list(self._wanted)
+        found = _shrunk(headings, wanted, room, is_whole=self.is_whole)
+        for heading in () if self.is_whole else _SPARE:
             if found is None and heading in headings:
-                rest[headings.index(heading)] = 0
-                found = _shrunk(headings, rest, room, [*_NAMES, "clip"])
+                wanted[headings.index(heading)] = 0
+                found = _shrunk(headings, wanted, room)
         return found
 
 
 def _shrunk(
-    headings: Sequence[str],
-    wanted: Sequence[int],
-    room: int,
-    may_be_cut: Iterable[str],
+    headings: Sequence[str], wanted: Sequence[int], room: int, *, is_whole: bool = False
 ) -> list[int] | None:
-    """Widths of columns, smaller as far as it takes; None if it takes more than may be cut."""
+    """Widths of columns, smaller as far as it takes; None if it takes more than may be cut.
+
+    Args:
+        headings: of the columns.
+        wanted: their widths, 0 of those that are not there.
+        room: for all of them, and for what is between.
+        is_whole: names are not cut.
+    """
     widths = list(wanted)
     room -= _BETWEEN * (sum(map(bool, widths)) - 1)
-    for heading in may_be_cut:
-        if heading in headings:
+    for heading, least in _STEPS:
+        if heading in headings and not (is_whole and heading in _NAMES):
             at = headings.index(heading)
-            least = min(widths[at], _LEAST[heading])
-            widths[at] = max(least, widths[at] - max(sum(widths) - room, 0))
+            widths[at] = max(min(widths[at], least), widths[at] - max(sum(widths) - room, 0))
     return widths if sum(widths) <= room else None
 
 
