@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from onnx_clip_pass.probe import probe_gradients
     from onnx_clip_pass.progress import Progress, ProgressBar
     from onnx_clip_pass.record import strip
+    from onnx_clip_pass.reports import write_html
     from onnx_clip_pass.rewrite import Clipped, Emitted, Report, Uncovered
     from onnx_clip_pass.rules import Bounds, Rule, load_rules
     from onnx_clip_pass.verification import Verification, verify
@@ -93,12 +94,14 @@ __all__ = [
     "strip_file",
     "verify",
     "watch",
+    "write_html",
 ]
 
 _ROOMS = {
     "clip_gradients": "clipping",
     "probe_gradients": "probe",
     "strip": "record",
+    "write_html": "reports",
     **dict.fromkeys(("OnnxClipError", "OnnxClipWarning"), "errors"),
     **dict.fromkeys(("Progress", "ProgressBar"), "progress"),
     **dict.fromkeys(("AutoClip", "Norms", "ZClip", "read_norms", "watch"), "monitoring"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import pkgutil
@@ -28,6 +28,7 @@ from onnx_clip_pass import (
 
 MODELS = Path(__file__).parent.parent / "models"
 SEED = MODELS / "seed" / "train_step.onnx"
+FOLDER = MODELS / "ort_artifacts" / "mlp_mse_sgd"
 ONE = GradientClipByNorm(1.0)
 
 # -- names -------------------------------------------------------------------------------------
@@ -288,3 +289,47 @@ def test_a_folder_is_shown_as_inspect_shows_it(capsys: pytest.CaptureFixture[str
     assert " ".join(str(found).split()) == shown(capsys, str(folder))
     with pytest.raises(OnnxClipError, match="folder must be a path"):
         oc.inspect_artifacts(3)
+
+
+# -- pages -------------------------------------------------------------------------------------
+
+
+def test_the_page_of_a_result_is_that_of_the_command_line(tmp_path: Path):
+    from onnx_clip_pass.cli import main
+
+    clipped, by_command, by_python = (tmp_path / name for name in ("c.onnx", "a.html", "b.html"))
+    plan = oc.plan_clips(SEED, ONE)
+    plan.save(clipped)
+    pairs = {
+        "rewrite": (plan, ["rewrite", SEED, "--dry-run"]),
+        "inspect": (oc.inspect_model(clipped), ["inspect", clipped]),
+        "folder": (oc.inspect_artifacts(FOLDER), ["inspect", FOLDER]),
+    }
+    if importlib.util.find_spec("onnxruntime"):
+        pairs["verify"] = (oc.verify(SEED, clipped), ["verify", SEED, clipped])
+    for result, command in pairs.values():
+        assert main([*map(str, command), "--html", str(by_command)]) == 0
+        oc.write_html(result, by_python)
+        assert by_python.read_text() == by_command.read_text()
+
+
+def test_a_page_is_of_a_result_and_replaces_nothing_else(tmp_path: Path):
+    (tmp_path / "mine.html").write_text("mine")
+    with pytest.raises(OnnxClipError, match="is no page of onnx-clip"):
+        oc.write_html(oc.plan_clips(SEED, ONE), tmp_path / "mine.html")
+    assert (tmp_path / "mine.html").read_text() == "mine"
+    with pytest.raises(OnnxClipError, match="there is a page of what plan_clips, verify"):
+        oc.write_html(3, tmp_path / "new.html")
+    assert not (tmp_path / "new.html").exists()
+
+
+def test_watch_can_be_called_twice():
+    pytest.importorskip("onnxruntime", reason="watch runs the model")
+    rng = np.random.default_rng(0)
+    feeds = {
+        value.name: rng.normal(size=[d.dim_value or 2 for d in value.type.tensor_type.shape.dim])
+        for value in onnx.load(SEED).graph.input
+    }
+    batch = {name: np.asarray(array, np.float32) for name, array in feeds.items()}
+    for _ in range(2):
+        assert len(oc.watch(onnx.load(SEED), [batch], steps=2)) == 2

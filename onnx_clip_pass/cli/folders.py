@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 import click
 
 from onnx_clip_pass.artifacts import (
-    ArtifactsInspection,
     ClipStage,
     clip_artifacts,
     inspect_artifacts,
@@ -161,7 +160,7 @@ def inspect_folder(folder: Path, *, page: PageOptions, as_json: bool) -> Facts:
         say(f"changed since: {folder}: {reason}", is_result=not as_json)
     if not as_json and not is_quiet():
         show_view(found.view())
-    page.write(lambda: _inspection_page(folder, found))
+    page.write_on(found)
     return {
         "folder": str(folder),
         "gradients": [gradient_facts(gradient) for gradient in training.gradients],
@@ -171,17 +170,3 @@ def inspect_folder(folder: Path, *, page: PageOptions, as_json: bool) -> Facts:
         "micro-batch": record_facts(training.record),
         "step": record_facts(step),
     }
-
-
-def _inspection_page(folder: Path, found: ArtifactsInspection) -> str:
-    from onnx_clip_pass.reports import inserted_in_file, inspection_page
-
-    layout = find_layout(folder)
-    clipped = layout.training if found.record is None else layout.optimizer
-    return inspection_page(
-        str(folder),
-        found.training,
-        inserted=inserted_in_file(folder / clipped),
-        at_step=found.record,
-        changed=found.changed,
-    )

@@ -106,7 +106,7 @@ def inspect(
                     found, gradients=probed.gradients, reason="\n".join(reasons), questions=()
                 )
             yield _tell(model, found, as_json=as_json)
-            page.write(lambda: _page(model, found))
+            page.write_on(found)
 
     each_model(models, on, as_json=as_json, is_wrong=lambda facts: bool(facts.get("changed")))
 
@@ -127,12 +127,6 @@ def _tell(model: Path, found: Inspection, *, as_json: bool) -> Facts:
         "carried": list(found.carried),
         "record": record_facts(found.record),
     }
-
-
-def _page(model: Path, found: Inspection) -> str:
-    from onnx_clip_pass.reports import inserted_in_file, inspection_page
-
-    return inspection_page(str(model), found, inserted=inserted_in_file(model))
 
 
 def _explain(

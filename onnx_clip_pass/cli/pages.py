@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from onnx_clip_pass.cli.options import PATH, OptionGroup, option
 from onnx_clip_pass.cli.words import is_quiet, say
+
+if TYPE_CHECKING:
+    from onnx_clip_pass.reports.results import Result
 
 __all__ = ["PageOptions"]
 
@@ -38,6 +42,13 @@ class PageOptions(OptionGroup):
         if any(place == os.path.realpath(other) for other in others):
             raise click.UsageError(f"--html and a model are both {str(self.html)!r}")
         check_page_target(self.html)
+
+    def write_on(self, result: Result) -> None:
+        """Write the page on what Python gives, too."""
+        if self.html is not None:
+            from onnx_clip_pass.reports import page_of
+
+            self.write(lambda: page_of(result))
 
     def write(self, make: Callable[[], str]) -> None:
         """Write the page, and say so on standard error."""

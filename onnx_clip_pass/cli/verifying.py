@@ -184,16 +184,9 @@ def verify(
     facts = tell_verification(found, as_json=as_json, is_result=True)
     if as_json:
         print_json({"original": str(original), "rewritten": str(rewritten)} | facts)
-    page.write(lambda: _page(original, rewritten, found))
+    page.write_on(found)
     if not found.ok:
         raise click.exceptions.Exit(1)
-
-
-def _page(original: Path, rewritten: Path, found: Verification) -> str:
-    from onnx_clip_pass.reports import inserted_in_file, verification_page
-
-    inserted = inserted_in_file(rewritten)
-    return verification_page(str(original), str(rewritten), found, inserted=inserted)
 
 
 def tell_verification(found: Verification, *, as_json: bool, is_result: bool) -> dict[str, Any]:

@@ -6,6 +6,7 @@ that were put in, and a table of all gradients with the rest behind a click.
 
 from onnx_clip_pass.reports.inserted import inserted_in_file
 from onnx_clip_pass.reports.inspecting import inspection_page
+from onnx_clip_pass.reports.results import page_of, write_html
 from onnx_clip_pass.reports.rewriting import rewrite_page
 from onnx_clip_pass.reports.verifying import verification_page
 from onnx_clip_pass.reports.writing import check_page_target, write_page
@@ -14,7 +15,9 @@ __all__ = [
     "check_page_target",
     "inserted_in_file",
     "inspection_page",
+    "page_of",
     "rewrite_page",
     "verification_page",
+    "write_html",
     "write_page",
 ]

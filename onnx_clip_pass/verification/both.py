@@ -84,7 +84,8 @@ def verify(
             blaming(lambda: after.model, after.called),
         ):
             found = _verify(before, after, how, progress)
-    return found if isinstance(rewritten, ModelProto) else replace(found, model=str(rewritten))
+    paths = [None if isinstance(m, ModelProto) else Path(m) for m in (original, rewritten)]
+    return replace(found, original=paths[0], rewritten=paths[1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from onnx_clip_pass.tables import Table, counted
 from onnx_clip_pass.views import View, Viewed
@@ -72,17 +73,18 @@ class OutputCheck:
 
 @dataclass(slots=True, repr=False)
 class Verification(Viewed):
-    """All findings on a rewritten model, which `model` names; true where everything agrees.
+    """All findings on a rewritten model; true where everything agrees.
 
     `gradients` and `outputs` are what was compared; `faults` belong to none of them, `notes` are no
-    faults.
+    faults. `original` and `rewritten` are the paths of the models; None of those in memory.
     """
 
     gradients: list[GradientCheck]
     outputs: list[OutputCheck]
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    model: str = "the rewritten model"
+    original: Path | None = None
+    rewritten: Path | None = None
 
     @property
     def ok(self) -> bool:
@@ -107,11 +109,12 @@ class Verification(Viewed):
         return found
 
     def view(self) -> View:
+        name = "the rewritten model" if self.rewritten is None else str(self.rewritten)
         faults = tuple(self.wrong)
         verdict = (
-            f"right: {self.model} is what its original and the formula say"
+            f"right: {name} is what its original and the formula say"
             if self.ok
-            else f"WRONG: {self.model} is not what its original and the formula say"
+            else f"WRONG: {name} is not what its original and the formula say"
         )
         gradients = counted(len(self.gradients), "clipped gradient")
         outputs = counted(len(self.outputs), "output")
