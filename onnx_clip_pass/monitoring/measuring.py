@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from onnx import ModelProto
 
-from onnx_clip_pass.clips import Emitter, Numerics, Tensor
-from onnx_clip_pass.clips.extremes import emit_largest
+from onnx_clip_pass.clips import Emitter, Numerics, Tape, Tensor
+from onnx_clip_pass.clips.extremes import emit_maximum
 from onnx_clip_pass.clips.norms import emit_norm
 from onnx_clip_pass.clips.tape import ALL
 from onnx_clip_pass.gradients import FoundGradient
@@ -82,43 +82,63 @@ def add_measures(
     """Add the outputs to the model; return their names by `MEASURES`.
 
     Each is a float64 vector with one number for each of `watched`. What the norm of a clipped
-    gradient is, is measured only where there is a clip.
+    gradient is, is measured only where there is a clip. Nan in a gradient is nan in its norm, and
+    need not be in its largest element, which is -inf where there is none.
     """
     editor = Editor(Index(model))
-    main = editor.index.main
-    end = len(main.nodes)
     types = {each.gradient.name: each for each in found_gradients}
     parts: dict[str, list[Tensor]] = {measure: [] for measure in MEASURES}
-    to = None
     for each in watched:
         found = types[each.gradient]
-        sources = dict.fromkeys((each.raw, each.clipped))
-        norms = []
-        for name in sources:
-            tensor = Tensor(name, found.type.dtype, found.gradient.shape)
-            to = Emitter(editor, main, end, found.gradient, tensor, "", Numerics())
-            x = to.cast(tensor, FLOAT, result="wide") if tensor.dtype in _HALF else tensor
-            norm = emit_norm(to, x, 2.0).value
-            is_flat = norm.shape == ()
-            norms.append(norm if is_flat else to.reduce("ReduceSum", norm, ALL, result="flat"))
-            if name == each.raw:
-                sizes = to.op("Abs", x, result="sizes")
-                parts["largest"].append(emit_largest(to, sizes, ALL, signed=x, result="largest"))
-                is_there = to.op("Cast", x, result="is not 0", dtype=BOOL, to=BOOL)
-                counted = to.cast(is_there, FLOAT, result="counts")
-                share = to.reduce("ReduceMean", counted, ALL, result="share")
-                parts["zeros"].append(to.op("Sub", 1.0, share, result="zeros"))
-        parts["norm"].append(norms[0])
-        parts["clipped_norm"].append(norms[-1])
-    if to is None:
-        return {}
+        raw = _emitter(editor, found, each.raw)
+        x = _wide(raw)
+        parts["norm"].append(_norm(raw, x))
+        parts["largest"].append(_largest(raw, x))
+        parts["zeros"].append(_zeros(raw, x))
+        if each.clipped != each.raw:
+            clipped = _emitter(editor, found, each.clipped)
+            parts["clipped_norm"].append(_norm(clipped, _wide(clipped)))
+        else:
+            parts["clipped_norm"].append(parts["norm"][-1])
     if all(each.raw == each.clipped for each in watched):
         del parts["clipped_norm"]
+    end = Tape(editor, editor.index.main, len(editor.index.main.nodes), "watched")
     outputs = {}
     for measure, values in parts.items():
         outputs[measure] = editor.fresh(f"{OURS}watched/{measure}")
-        wide = [to.cast(value, DOUBLE, result="part") for value in values]
-        joined = to.concat([to.unsqueeze(value, (0,)) for value in wide], result="joined")
-        to.output(joined, outputs[measure])
+        wide = [end.cast(value, DOUBLE, result="part") for value in values]
+        joined = end.concat([end.unsqueeze(value, (0,)) for value in wide], result="joined")
+        end.output(joined, outputs[measure])
     editor.finish()
     return outputs
+
+
+def _emitter(editor: Editor, found: FoundGradient, name: str) -> Emitter:
+    """An emitter right behind the node that makes a value, so that it is not held for long."""
+    main = editor.index.main
+    producer = main.producers.get(name)
+    position = 0 if producer is None else producer[0] + 1
+    tensor = Tensor(name, found.type.dtype, found.gradient.shape)
+    return Emitter(editor, main, position, found.gradient, tensor, "", Numerics())
+
+
+def _wide(to: Emitter) -> Tensor:
+    return to.cast(to.source, FLOAT, result="wide") if to.source.dtype in _HALF else to.source
+
+
+def _norm(to: Emitter, x: Tensor) -> Tensor:
+    norm = emit_norm(to, x, 2.0).value
+    return norm if norm.shape == () else to.reduce("ReduceSum", norm, ALL, result="flat")
+
+
+def _largest(to: Emitter, x: Tensor) -> Tensor:
+    """The largest magnitude, without a tensor of magnitudes."""
+    highest = emit_maximum(to, x, ALL, result="highest")
+    lowest = to.reduce("ReduceMin", x, ALL, result="lowest")
+    return to.op("Max", highest, to.op("Neg", lowest, result="depth"), result="largest")
+
+
+def _zeros(to: Emitter, x: Tensor) -> Tensor:
+    is_other = to.op("Cast", x, result="is not 0", dtype=BOOL, to=BOOL)
+    counts = to.cast(is_other, FLOAT, result="counts")
+    return to.op("Sub", 1.0, to.reduce("ReduceMean", counts, ALL, result="share"), result="zeros")

@@ -346,6 +346,8 @@ def _step(
         raise OnnxClipError(f"step {number}, {batch.where}: {error}") from error
     vectors = {name: found[output] for name, output in measures.items()}
     told = math.nan if loss is None else float(np.asarray(found[loss], np.float64).reshape(-1)[0])
+    vectors["largest"] = np.maximum(vectors["largest"], 0.0)  # of no element
+    vectors["largest"][np.isnan(vectors["norm"])] = np.nan
     nonfinite = np.zeros(len(planned.watched))
     for at in np.flatnonzero(~np.isfinite(vectors["norm"])):
         raw = stepper.again(batch, [planned.watched[at].raw])[planned.watched[at].raw]
