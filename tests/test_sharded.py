@@ -568,6 +568,24 @@ def test_names_that_clash_with_those_of_the_vectors_are_refused(name: str):
     extract_clip(model, GradientClipByNorm(1.0), gradients={name: "a"})  # alone it is a name
 
 
+def test_names_like_those_of_nodes_are_names():
+    """Whatever the nodes of a clip are called, a gradient may be called so before."""
+    names = ["clip/sums of all", "clip/sums/joined", "clip/g/part", 'a"}\x1b[31m', "ü"]
+    model = step({f"p{at}": (3, 2) for at in range(len(names))})
+    for port, node, name in zip(model.graph.output, model.graph.node, names, strict=True):
+        port.name = node.output[0] = name
+    clip = GradientClipByGlobalNorm(0.5, group_name="g")
+    phases = Phases.of(model, clip, gradients=names, replicated="*")
+    assert note(phases.norms)[REPLICAS] == names
+    fed = {name: np.full((3, 2), at + 1, np.float32) for at, name in enumerate(names)}
+    counts = {REPLICAS: np.full(len(names), 2.0)}
+    got, reduced = phases.run([fed, fed], **counts)
+    np.testing.assert_allclose(reduced[SUMS], [6 * (1 + 4 + 9 + 16 + 25)], rtol=1e-15)
+    for name, x in fed.items():
+        right = x * (0.5 / float(reduced[SUMS][0]) ** 0.5)
+        np.testing.assert_allclose(got[1][f"{name}.clipped"], right, rtol=ROUNDED)
+
+
 def test_units_of_unknown_number_are_refused():
     model = step({"a": (4, "N")})
     with pytest.raises(OnnxClipError, match="does not say how many these are"):

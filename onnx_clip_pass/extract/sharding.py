@@ -58,13 +58,9 @@ class _Slot(NamedTuple):
 
 @dataclass(slots=True)
 class _Vector:
-    """A vector that one all-reduce reduces over the workers: its places, and this worker's values.
-
-    `reduced` is the name of the vector that comes back.
-    """
+    """A vector that one all-reduce reduces: its places, and this worker's values in them."""
 
     name: str
-    reduced: str
     dtype: int
     size: int = 0
     slots: list[_Slot] = field(default_factory=list)
@@ -72,7 +68,7 @@ class _Vector:
 
     def input(self) -> ValueInfoProto:
         """The vector that comes back, as an input of its present size."""
-        return helper.make_tensor_value_info(self.reduced, self.dtype, [self.size])
+        return helper.make_tensor_value_info(self.name, self.dtype, [self.size])
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +135,7 @@ class Cut:
             raise OnnxClipError("these clips cannot be cut into phases:", dict.fromkeys(faults))
         self.used: set[Used] = set()
         self.dtype = self._dtype_of(plan)
-        behind = "" if sharding.phase == "scale" else " of all"
-        self._vectors = [_Vector(name, f"{name}{behind}", self.dtype) for name in (_SUMS, _MAXIMA)]
+        self._vectors = [_Vector(name, self.dtype) for name in (_SUMS, _MAXIMA)]
         self.edits = [self._in_parts(edit) for edit in plan.edits]
         """Those of the plan, of parts instead of whole gradients."""
 
@@ -166,7 +161,7 @@ class Cut:
         vector.size += size
         vector.slots.append(slot._replace(size=size))
         vector.values.append(value)
-        back = to.part(Tensor(vector.reduced, vector.dtype, (None,)), start, shape)
+        back = to.part(Tensor(vector.name, vector.dtype, (None,)), start, shape)
         return to.cast(back, value.dtype, result="of all")
 
     def finish(self, model: ModelProto) -> Reduced:
@@ -182,28 +177,21 @@ class Cut:
                 "the workers: extract the clip without a phase"
             )
         graph = model.graph
-        sizes = {vector.reduced: vector.input() for vector in vectors}
-        for port in graph.input:
-            if port.name in sizes:
-                port.CopyFrom(sizes[port.name])
         own = [value.name for vector in vectors for value in vector.values]
-        if not _reads_of(_makers(graph, own)).isdisjoint(sizes):
+        before = _makers(graph, own)
+        names = {vector.name for vector in self._vectors}
+        if not _reads_of(before).isdisjoint(names):
             raise OnnxClipError(
                 "these clips need one all-reduce after another: a norm is taken of what another "
                 "norm has scaled; leave one of them, or put element-wise clips first"
             )
+        kept = [port for port in graph.input if port.name not in names]
         if self._sharding.phase == "norms":
-            del graph.output[:]
-            editor = Editor(Index(model))
-            for vector in vectors:
-                label = vector.name.removeprefix("clip/")
-                to = Tape(editor, editor.index.main, len(graph.node), label)
-                values = [to.cast(each, vector.dtype, result="own") for each in vector.values]
-                flat = [to.flat(value) for value in values]
-                to.output(to.concat(flat, result="joined"), vector.name)
-                self.used |= to.used
-            editor.finish()
-        _keep(graph, _makers(graph, [port.name for port in graph.output]))
+            _keep(graph, kept, before)
+            self._join(model, vectors)
+        else:
+            kept += [vector.input() for vector in vectors]
+            _keep(graph, kept, _makers(graph, [port.name for port in graph.output]))
         note: dict[str, Any] = {
             "phase": self._sharding.phase,
             "fingerprint": self._fingerprint(),
@@ -213,6 +201,18 @@ class Cut:
         model.metadata_props.add(key=KEY, value=json.dumps(note, ensure_ascii=False))
         sums, maxima = (vector.size for vector in self._vectors)
         return Reduced(sums, maxima, tuple(self.replicated), note["fingerprint"])
+
+    def _join(self, model: ModelProto, vectors: Sequence[_Vector]) -> None:
+        """Make each vector of this worker's values, as the outputs of the model."""
+        del model.graph.output[:]
+        editor = Editor(Index(model))
+        for vector in vectors:
+            label = vector.name.removeprefix("clip/")
+            to = Tape(editor, editor.index.main, len(model.graph.node), label)
+            values = [to.cast(each, vector.dtype, result="own") for each in vector.values]
+            to.output(to.concat([to.flat(v) for v in values], result="joined"), vector.name)
+            self.used |= to.used
+        editor.finish()
 
     def _fingerprint(self) -> str:
         """A digest of all that must be the same on all workers; not of which gradients they have.
@@ -328,13 +328,13 @@ def _reads_of(nodes: Iterable[NodeProto]) -> set[str]:
     return {name for node in nodes for name in node.input}
 
 
-def _keep(graph: GraphProto, nodes: Sequence[NodeProto]) -> None:
-    """Leave of a graph these nodes and what they read; inputs without a default all stay."""
+def _keep(graph: GraphProto, inputs: Iterable[ValueInfoProto], nodes: Sequence[NodeProto]) -> None:
+    """Leave of a graph these nodes, what they read, and these inputs, if they need not be read."""
     read = _reads_of(nodes)
     there = read | {name for node in nodes for name in node.output}
     numbers = {tensor.name for tensor in graph.initializer}
     kept = GraphProto(node=nodes, name=graph.name, output=graph.output)
-    kept.input.extend(p for p in graph.input if p.name in read or p.name not in numbers)
+    kept.input.extend(port for port in inputs if port.name in read or port.name not in numbers)
     kept.initializer.extend(tensor for tensor in graph.initializer if tensor.name in read)
     kept.value_info.extend(value for value in graph.value_info if value.name in there)
     graph.CopyFrom(kept)
