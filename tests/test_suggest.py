@@ -14,9 +14,18 @@ from graphs import parse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_clip_pass import AutoClip, Norms, OnnxClipError, ZClip, clip_gradients, load_rules
+from onnx_clip_pass import (
+    AutoClip,
+    GradientClipByNorm,
+    Norms,
+    OnnxClipError,
+    ZClip,
+    clip_gradients,
+    load_rules,
+)
 from onnx_clip_pass.cli import main
 from onnx_clip_pass.monitoring.norms import Head, Row
+from onnx_clip_pass.reports import write_html
 
 MODELS = Path(__file__).parent.parent / "models" / "in_graph"
 
@@ -275,3 +284,24 @@ def test_what_is_no_file_of_norms_is_refused(text: str, tmp_path: Path, capsys: 
     path.write_text(text)
     assert main(["suggest", str(path)]) == 2
     assert "error: expected norms as `onnx-clip watch` writes them" in capsys.readouterr().err
+
+
+def test_a_page_shows_the_run_and_takes_no_name_for_markup(step: Path, tmp_path: Path):
+    page = tmp_path / "run.html"
+    feeds = str(MODELS / "adam.inputs.npz")
+    assert main(["watch", str(step), "--feeds", feeds, "--steps", "30", "--html", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    for shown in ("The loss went from", "Norm of each gradient", "W@GRAD", "AutoClip"):
+        assert shown in text
+    assert "its clip took away" not in text
+    model = onnx.load(step)
+    onnx.save(clip_gradients(model, GradientClipByNorm(0.1)), step)
+    again = ["watch", str(step), "--feeds", feeds, "--steps", "3", "--html", str(page)]
+    assert main(again) == 0
+    assert "its clip took away" in page.read_text(encoding="utf-8")
+    hostile = norms_of({"<script>alert(1)</script>": RAMP, "b": [math.nan] * 100})
+    write_html(hostile, page)
+    text = page.read_text(encoding="utf-8")
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)" in text
+    write_html(Norms(hostile.head, ()), page)  # of no step at all

@@ -11,6 +11,7 @@ import click
 from onnx_clip_pass.arguments import number_in
 from onnx_clip_pass.cli.helping import Command
 from onnx_clip_pass.cli.options import NUMBER, OUTPUT, PATH, WHOLE, json_option
+from onnx_clip_pass.cli.pages import PageOptions
 from onnx_clip_pass.cli.tables import show_view
 from onnx_clip_pass.cli.words import print_json, say
 from onnx_clip_pass.errors import OnnxClipError, shown
@@ -93,6 +94,7 @@ def _numbers(
     show_default=True,
     help="Where ONNX Runtime runs the model.",
 )
+@PageOptions.declare
 @click.option("--dry-run", is_flag=True, help="Show what would be measured and carried.")
 @json_option
 def watch(
@@ -110,6 +112,7 @@ def watch(
     provider: Any,
     dry_run: bool,
     as_json: bool,
+    **options: Any,
 ) -> int:
     """Run MODEL over batches and record the norms of its gradients; exit code 1 if it diverges.
 
@@ -125,6 +128,8 @@ def watch(
     from onnx_clip_pass.monitoring import watch as run
     from onnx_clip_pass.runtime import load_feeds
 
+    pages = PageOptions.take(options)
+    pages.check(model, *[Path(each) for each in (output, states) if each is not None])
     if dry_run:
         planned = plan_watch(model, carry=carry, loss=loss)
         if as_json:
@@ -157,6 +162,7 @@ def watch(
         show_view(norms.view())
     if output is not None:
         say(f"wrote {output}")
+    pages.write_on(norms)
     return 1 if norms.stopped else 0
 
 

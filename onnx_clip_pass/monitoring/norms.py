@@ -91,7 +91,8 @@ class Row:
         if self.clipped_norm is None:
             return None
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(self.norm == 0, 1.0, self.clipped_norm / self.norm)
+            scale = np.where(self.norm == 0, 1.0, self.clipped_norm / self.norm)
+        return np.where(scale > _SAME, 1.0, scale)
 
 
 _VECTORS = ("norm", "largest", "zeros", "nonfinite", "clipped_norm")
@@ -260,7 +261,7 @@ class Norms(Viewed):
         scale = self.scale
         for at, name in enumerate(self.head.parameters):
             cells = [percentile_of(norms[:, at], q) for q in (50, 90, 100)]
-            acted = "-" if scale is None else f"{np.mean(scale[:, at] < _ACTED):.0%}"
+            acted = "-" if scale is None else f"{np.mean(scale[:, at] < 1):.0%}"
             rows.append((self.gradients[at], name, *(f"{cell:.3g}" for cell in cells), acted))
         whole = self.global_norm
         if len(self):
@@ -276,8 +277,8 @@ class Norms(Viewed):
         )
 
 
-_ACTED = 1 - 1e-6
-"""A scale below it is one of a clip that acted: norms are rounded to about 1e-7."""
+_SAME = 1 - 1e-6
+"""A ratio of norms above it is 1: both are rounded to about 1e-7."""
 
 
 def is_csv(path: str | os.PathLike[str]) -> bool:

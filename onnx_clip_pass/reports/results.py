@@ -9,17 +9,19 @@ from onnx_clip_pass.artifacts import ArtifactsInspection
 from onnx_clip_pass.artifacts.layout import find_layout
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.inspection import Inspection
+from onnx_clip_pass.monitoring import Norms
 from onnx_clip_pass.plans import Plan
 from onnx_clip_pass.reports.inserted import Inserted, inserted_in_file
 from onnx_clip_pass.reports.inspecting import inspection_page
 from onnx_clip_pass.reports.rewriting import rewrite_page
 from onnx_clip_pass.reports.verifying import verification_page
+from onnx_clip_pass.reports.watching import norms_page
 from onnx_clip_pass.reports.writing import write_page
 from onnx_clip_pass.verification.report import Verification
 
 __all__ = ["Result", "page_of", "write_html"]
 
-Result = Plan | Verification | Inspection | ArtifactsInspection
+Result = Plan | Verification | Inspection | ArtifactsInspection | Norms
 """The results of which there is a page."""
 
 
@@ -27,7 +29,7 @@ def write_html(result: Result, target: str | os.PathLike[str]) -> None:
     """Write a result as one page for a browser, which loads nothing else, as `--html` does.
 
     Args:
-        result: of `plan_clips`, `verify`, `inspect_model` or `inspect_artifacts`.
+        result: of `plan_clips`, `verify`, `inspect_model`, `inspect_artifacts` or `watch`.
         target: where to write; a page of onnx-clip is replaced, and nothing else.
 
     Raises:
@@ -60,9 +62,11 @@ def page_of(result: Result) -> str:
             at_step=result.record,
             changed=result.changed,
         )
+    if isinstance(result, Norms):
+        return norms_page(result)
     raise OnnxClipError(
-        f"there is a page of what plan_clips, verify, inspect_model and inspect_artifacts give, "
-        f"not of {shown(result)}"
+        f"there is a page of what plan_clips, verify, inspect_model, inspect_artifacts and watch "
+        f"give, not of {shown(result)}"
     )
 
 
