@@ -24,7 +24,7 @@ from onnx_clip_pass import (
     load_rules,
 )
 from onnx_clip_pass.cli import main
-from onnx_clip_pass.monitoring.norms import Head, Row
+from onnx_clip_pass.monitoring.recording import Head, Row
 from onnx_clip_pass.reports import write_html
 
 MODELS = Path(__file__).parent.parent / "models" / "in_graph"

@@ -1,149 +1,33 @@
-"""The measures of many steps: kept in memory, in JSON lines, or read from there."""
+"""Losses and norms over the steps of a run, and what is asked of them."""
 
 from __future__ import annotations
 
-import csv
-import json
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_clip_pass.errors import OnnxClipError, shown
+from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.monitoring.adapting import percentile_of
+from onnx_clip_pass.monitoring.recording import (
+    Head,
+    Row,
+    csv_writer,
+    is_csv,
+    lines_writer,
+    read_recorded,
+)
 from onnx_clip_pass.monitoring.suggesting import Each, Suggestion, suggest
-from onnx_clip_pass.storage.reading import open_regular
 from onnx_clip_pass.tables import Table, counted
 from onnx_clip_pass.views import View, Viewed
 
-__all__ = [
-    "Head",
-    "Norms",
-    "Recorded",
-    "Row",
-    "csv_writer",
-    "cut_to_lines",
-    "is_csv",
-    "lines_writer",
-    "read_norms",
-]
+__all__ = ["Norms", "read_norms"]
 
-FORMAT = 1
-_LONGEST_HEAD = 64 << 20
-_BLOCK = 1 << 16
 _Numbers = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The subjects of a run: gradients and their parameters, in one order, and what is carried."""
-
-    gradients: tuple[str, ...]
-    parameters: tuple[str, ...]
-    is_clipped: bool = False
-    loss: str | None = None
-    carried: Mapping[str, str] = field(default_factory=dict)
-    model: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as the first line of a file."""
-        return {
-            "onnx_clip_norms": FORMAT,
-            "model": self.model,
-            "loss": self.loss,
-            "clipped": self.is_clipped,
-            "gradients": list(self.gradients),
-            "parameters": list(self.parameters),
-            "carried": dict(self.carried),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """The measures of one step.
-
-    `norm`, `largest`, `zeros`, `nonfinite` and `clipped_norm` have a number for each gradient: its
-    L2 norm, its largest element by magnitude, the shares of its elements that are 0 and that are
-    not finite, and its norm behind its clip, if there are clips.
-    """
-
-    step: int
-    loss: float
-    norm: _Numbers
-    largest: _Numbers
-    zeros: _Numbers
-    nonfinite: _Numbers
-    clipped_norm: _Numbers | None = None
-
-    @property
-    def global_norm(self) -> float:
-        """The norm of all gradients together: the root of the sum of their squares."""
-        return _together(self.norm)
-
-    @property
-    def scale(self) -> _Numbers | None:
-        """The factors of the norms; None without clips."""
-        if self.clipped_norm is None:
-            return None
-        with np.errstate(divide="ignore", invalid="ignore"):
-            scale = np.where(self.norm == 0, 1.0, self.clipped_norm / self.norm)
-        return np.where(scale > _SAME, 1.0, scale)
-
-
-_VECTORS = ("norm", "largest", "zeros", "nonfinite", "clipped_norm")
-
-
-def row_to_json(row: Row) -> dict[str, Any]:
-    """A row in the types of JSON, which has no nan and inf: they are the texts "nan", "inf"."""
-    found: dict[str, Any] = {
-        "step": row.step,
-        "loss": _to_json(row.loss),
-        "global_norm": _to_json(row.global_norm),
-    }
-    for name in _VECTORS:
-        vector = getattr(row, name)
-        if vector is not None:
-            found[name] = [_to_json(float(each)) for each in vector]
-    return found
-
-
-def row_of_json(fields: Any, count: int) -> Row:
-    """The row of an object that `row_to_json` gives.
-
-    Raises:
-        ValueError: it is none, or has not as many numbers as there are gradients.
-    """
-    if not isinstance(fields, dict):
-        raise ValueError("no JSON object")
-    try:
-        vectors = {
-            name: np.array([float(each) for each in fields[name]], np.float64)
-            for name in _VECTORS
-            if fields.get(name) is not None
-        }
-        row = Row(int(fields["step"]), float(fields["loss"]), **vectors)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{error} is missing or of another type") from error
-    if any(vector.shape != (count,) for vector in vectors.values()):
-        raise ValueError(f"expected {count} numbers, one for each gradient")
-    return row
-
-
-def _to_json(number: float) -> float | str:
-    return number if math.isfinite(number) else str(number)
-
-
-def _together(norms: _Numbers) -> float:
-    """The norm of norms, of any magnitude."""
-    largest = float(np.max(norms, initial=0.0))
-    if not 0 < largest < math.inf:
-        return largest if not np.isnan(norms).any() else math.nan
-    return largest * float(np.sqrt(np.sum((norms / largest) ** 2)))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -277,89 +161,6 @@ class Norms(Viewed):
         )
 
 
-_SAME = 1 - 1e-6
-"""A ratio of norms above it is 1: both are rounded to about 1e-7."""
-
-
-def is_csv(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path is one of comma-separated values."""
-    return Path(path).suffix == ".csv"
-
-
-def lines_writer(file: Any, head: Head | None) -> Any:
-    """A function that writes rows as JSON lines, each at once, behind the head if there is one."""
-
-    def put(fields: Mapping[str, Any]) -> None:
-        file.write(json.dumps(fields, allow_nan=False) + "\n")
-        file.flush()
-
-    if head is not None:
-        put(head.to_json())
-    return lambda row: put(row_to_json(row))
-
-
-def csv_writer(file: Any, head: Head) -> Any:
-    """A function that writes a line for each step and gradient, under headings."""
-    writer = csv.writer(file)
-    writer.writerow(("step", "loss", "global_norm", "gradient", "parameter", *_VECTORS))
-
-    def write(row: Row) -> None:
-        for at, (gradient, parameter) in enumerate(
-            zip(head.gradients, head.parameters, strict=True)
-        ):
-            vectors = (getattr(row, name) for name in _VECTORS)
-            cells = ("" if vector is None else float(vector[at]) for vector in vectors)
-            writer.writerow((row.step, row.loss, row.global_norm, gradient, parameter, *cells))
-        file.flush()
-
-    return write
-
-
-@dataclass(frozen=True, eq=False)
-class Recorded(Sequence[Row]):
-    """The steps in a file of JSON lines, read from it each time that they are gone through."""
-
-    path: Path
-    head: Head
-
-    def __iter__(self) -> Iterator[Row]:
-        with open_regular(self.path, "the norms ") as file:
-            file.readline()
-            for number, line in enumerate(file, 2):
-                if line.endswith(b"\n"):  # else it is cut off, as a killed run leaves it
-                    yield self._row(line, number)
-
-    def _row(self, line: bytes, number: int) -> Row:
-        try:
-            return row_of_json(json.loads(line), len(self.head.gradients))
-        except ValueError as error:
-            raise OnnxClipError(f"{str(self.path)!r}, line {number}: {error}") from error
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
-        return tuple(self)[index]
-
-
-def cut_to_lines(path: Path) -> None:
-    """Cut off the last line of a file if it does not end, so that more can be added."""
-    with path.open("r+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end:
-            begin = max(0, end - _BLOCK)
-            file.seek(begin)
-            found = file.read(end - begin).rfind(b"\n")
-            if found >= 0:
-                file.truncate(begin + found + 1)
-                return
-            end = begin
-
-
 def read_norms(path: str | os.PathLike[str]) -> Norms:
     """Read what `watch` has written as JSON lines.
 
@@ -368,41 +169,5 @@ def read_norms(path: str | os.PathLike[str]) -> Norms:
     Raises:
         OnnxClipError: it cannot be read, or is no such file.
     """
-    path = Path(path)
-    with open_regular(path, "the norms ") as file:
-        line = file.readline(_LONGEST_HEAD)
-    try:
-        head = _head(line)
-    except ValueError as error:
-        raise OnnxClipError(
-            f"expected norms as `onnx-clip watch` writes them, JSON lines, but {str(path)!r} is "
-            f"not: {error}"
-        ) from error
-    return Norms(head, Recorded(path, head))
-
-
-def _head(line: bytes) -> Head:
-    fields = json.loads(line) if line.strip() else None
-    if not isinstance(fields, dict) or "onnx_clip_norms" not in fields:
-        raise ValueError("its first line does not say what is measured")
-    if fields["onnx_clip_norms"] != FORMAT:
-        raise ValueError(f"its format is {shown(fields['onnx_clip_norms'])}, and 1 is known")
-    gradients, parameters = _texts(fields, "gradients"), _texts(fields, "parameters")
-    if len(gradients) != len(parameters):
-        raise ValueError("it has not as many parameters as gradients")
-    carried = fields.get("carried", {})
-    return Head(
-        gradients,
-        parameters,
-        bool(fields.get("clipped")),
-        fields.get("loss"),
-        carried if isinstance(carried, dict) else {},
-        str(fields.get("model", "")),
-    )
-
-
-def _texts(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    found = fields.get(name)
-    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
-        raise ValueError(f"{name} is no list of names")
-    return tuple(found)
+    recorded = read_recorded(Path(path))
+    return Norms(recorded.head, recorded)

@@ -24,16 +24,15 @@ from onnx_clip_pass.graph import Index
 from onnx_clip_pass.monitoring.adapting import check_count
 from onnx_clip_pass.monitoring.batches import Batch, Feeds, batches_of
 from onnx_clip_pass.monitoring.measuring import Watched, add_measures, watched_of
-from onnx_clip_pass.monitoring.norms import (
+from onnx_clip_pass.monitoring.norms import Norms, read_norms
+from onnx_clip_pass.monitoring.recording import (
     Head,
-    Norms,
     Recorded,
     Row,
     csv_writer,
     cut_to_lines,
     is_csv,
     lines_writer,
-    read_norms,
 )
 from onnx_clip_pass.monitoring.stepping import Stepper, save_states
 from onnx_clip_pass.progress import Progress, WantsProgress, told
