@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onnx_clip_pass.errors import shortened
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.text import Text
+
+    _Cell = tuple[list[str], str, int]
 
 __all__ = ["MOST_ROWS", "Table", "counted", "escape_control"]
 
@@ -94,31 +97,34 @@ class Table:
         return "" if self.is_whole or widths in (None, self._wanted) else "… is left out"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.table import Table as Grid
-        from rich.text import Text
-
         if (short := self._fitting(options.max_width)) is not self:
             yield short
             return
         headings, rows = self._shown
+        rows = rows if self.is_whole else rows[:MOST_ROWS]
+        widths = self._widths(options.max_width)
         if not rows:
             return
-        widths = self._widths(options.max_width)
         if widths is None:
-            yield from (_block(headings, row) for row in rows)
+            first = 2 + max(map(len, headings))
+            room = max(options.max_width - first - _BETWEEN, 1)
+            for row in rows:
+                for at, (heading, cell) in enumerate(zip(headings, row, strict=True)):
+                    style = _style(heading, cell)
+                    parts = (_folded(console, cell, room), style, room)
+                    yield from _line([([f"  {heading}" if at else heading], "bold", first), parts])
             return
-        grid = Grid(box=None, pad_edge=False, header_style="bold")
-        shown = [(at, width) for at, width in enumerate(widths) if width]
-        for at, width in shown:
-            side: Any = "right" if headings[at] in _RIGHT else "left"
-            grid.add_column(headings[at], width=width, overflow="fold", justify=side)
-        for row in rows[: None if self.is_whole else MOST_ROWS]:
+        yield from _line(
+            [([h], "bold", w) for h, w in zip(headings, widths, strict=True)], headings
+        )
+        for row in rows:
             cells = []
-            for at, width in shown:
-                text = row[at] if self.is_whole else _cut(headings[at], row[at], width)
-                cells.append(Text(text, _style(headings[at], row[at])))
-            grid.add_row(*cells)
-        yield grid
+            for heading, cell, width in zip(headings, row, widths, strict=True):
+                lines = [_cut(heading, cell, width)]
+                if self.is_whole:
+                    lines = _folded(console, cell, width)
+                cells.append((lines, _style(heading, cell), width))
+            yield from _line(cells, headings)
 
     def html(self) -> str:
         """Return it as an element of a page; of very many rows the first."""
@@ -219,17 +225,36 @@ def _cut(heading: str, text: str, columns: int) -> str:
     return f"{set_cell_size(text, columns - 1 - cell_len(end))}…{end}"
 
 
-def _block(headings: Sequence[str], cells: Sequence[str]) -> Any:
-    """A row in lines, where a table does not fit."""
-    from rich.table import Table as Grid
+def _folded(console: Console, text: str, width: int) -> list[str]:
+    """A text in lines of so many columns, broken between words as far as that can be."""
     from rich.text import Text
 
-    block = Grid.grid(padding=(0, 2))
-    block.add_column(style="bold", no_wrap=True)
-    block.add_column(overflow="fold")
-    for number, (heading, cell) in enumerate(zip(headings, cells, strict=True)):
-        block.add_row(f"  {heading}" if number else heading, Text(cell, _style(heading, cell)))
-    return block
+    return [line.plain.rstrip() for line in Text(text).wrap(console, width, overflow="fold")]
+
+
+def _line(cells: Sequence[_Cell], headings: Sequence[str] = ()) -> Iterator[Text]:
+    """A row, in as many lines as its longest cell takes; no cell has more columns than its own.
+
+    Args:
+        cells: of each the lines, the style and the width; those of width 0 are left out.
+        headings: of them, by which numbers stand on the right.
+    """
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    there = [at for at, (_, _, width) in enumerate(cells) if width]
+    for number in range(max(len(cells[at][0]) for at in there)):
+        line = Text(no_wrap=True, overflow="ignore")
+        for at in there:
+            lines, style, width = cells[at]
+            text = lines[number] if number < len(lines) else ""
+            space = " " * (width - cell_len(text))
+            is_right = bool(headings) and headings[at] in _RIGHT
+            line.append(space if is_right else "")
+            line.append(text, style)
+            line.append(" " * _BETWEEN if is_right else space + " " * _BETWEEN)
+        line.rstrip()
+        yield line
 
 
 def _html_row(tag: str, cells: Iterable[str]) -> str:

@@ -41,7 +41,7 @@ class Command(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options."""
         left = {
-            param.opts[-1]: (record[0].ljust(_WIDEST), record[1])
+            max(param.opts, key=len): (record[0].ljust(_WIDEST), record[1])
             for param in self.get_params(ctx)
             if isinstance(param, click.Option) and (record := param.get_help_record(ctx))
         }
