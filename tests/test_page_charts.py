@@ -131,11 +131,11 @@ def test_a_map_is_darkest_where_values_are_largest():
 
 def test_the_bars_of_a_distribution_and_its_limit():
     values = [1.0] * 9 + [100.0, math.nan, 0.0]
-    svg = Histogram(values, 1.0, 100.0, limit=10.0).html()
+    svg = Histogram.of(values, 1.0, 100.0, 10.0).html()
     bars, limit = (attrs["d"] for tag, attrs in Seen.of(svg).elements if tag == "path")
     assert bars == "M0 18v-17.0h3V18zM116 18v-1.9h3V18z"
     assert limit == "M60.0 0V18"  # in the middle of two powers of ten
-    assert Seen.of(Histogram([], 1.0, 1.0).html()).faults == []
+    assert Seen.of(Histogram.of([], 1.0, 1.0, None).html()).faults == []
 
 
 def test_names_in_charts_are_text():

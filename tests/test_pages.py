@@ -7,6 +7,7 @@ import re
 from base64 import b64encode
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from html_pages import HOSTILE, Seen, many_rows, report, uncovered
@@ -14,10 +15,14 @@ from html_pages import HOSTILE, Seen, many_rows, report, uncovered
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients_file, plan_clips
 from onnx_clip_pass.cli import main
 from onnx_clip_pass.inspection import Inspection, inspect_model
+from onnx_clip_pass.monitoring import Norms
+from onnx_clip_pass.monitoring.recording import Head
+from onnx_clip_pass.monitoring.recording import Row as NormRow
 from onnx_clip_pass.page import count, element, joined, number, shape, visible
 from onnx_clip_pass.reports import (
     check_page_target,
     inspection_page,
+    page_of,
     rewrite_page,
     verification_page,
     write_page,
@@ -274,6 +279,66 @@ def test_a_page_replaces_an_older_page_whole_or_not_at_all(tmp_path: Path):
     target.write_text("mine", encoding="utf-8")
     with pytest.raises(OnnxClipError, match="is no page of onnx-clip"):
         check_page_target(target)
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+def norms(steps: int, *, clipped: bool = False, stopped: str = "", names: tuple[str, ...] = ()):
+    """Norms 1 and 2 of two gradients; the second is 1000 in step 3, and nan in the last."""
+    names = names or ("W", "b")
+    rows = []
+    for step in range(steps):
+        found = np.arange(1.0, len(names) + 1)
+        found[1] = 1000.0 if step == 3 else np.nan if stopped and step == steps - 1 else 2.0
+        behind = np.minimum(found, 1.5) if clipped else None
+        rows.append(NormRow(step, 4.0 / (step + 1), found, found, 0 * found, 0 * found, behind))
+    gradients = tuple(f"{name}_grad" for name in names)
+    return Norms(Head(gradients, names, clipped, "loss", {"W_new": "W"}, names[0]), rows, stopped)
+
+
+def test_the_page_of_a_run_shows_the_peak_and_what_each_norm_was():
+    seen = Seen.of(page_of(norms(20)))
+    assert seen.faults == []
+    text = "\n".join(seen.texts)
+    assert "The loss went from 4 to 0.2" in text
+    assert "20 steps of 2 gradients" in text
+    assert ["W_grad", "W", "1", "1", "1", "", "0"] in [row[:7] for row in seen.rows]
+    assert ["b_grad", "b", "2", "2", "1000", "", "0"] in [row[:7] for row in seen.rows]
+    assert "its clip took away" not in text
+    darkest = [
+        attrs["d"] for _, attrs in seen.elements if attrs.get("class") == "v8" and "d" in attrs
+    ]
+    assert darkest == ["M3 1h1v1h-1z"]
+
+
+def test_the_page_of_a_clipped_run_that_broke_says_so_first():
+    page = page_of(norms(10, clipped=True, stopped="the loss is not finite in step 9"))
+    seen = Seen.of(page)
+    (verdict,) = (attrs for _, attrs in seen.elements if "verdict" in (attrs.get("class") or ""))
+    assert verdict["class"] == "verdict bad"
+    assert page.index("the loss is not finite in step 9") < page.index("<section")
+    # Of nine finite norms the percentile is a fifth of the way from 2 to 1000; nan is not clipped.
+    assert ["b_grad", "b", "2", "201.6", "inf", "", "90"] in [row[:7] for row in seen.rows]
+    assert "global norm is not finite" in seen.texts
+
+
+def test_the_page_of_a_long_run_is_short_and_names_are_text():
+    page = page_of(norms(5000, names=tuple(HOSTILE)))
+    assert len(page) < 150_000
+    seen = Seen.of(page)
+    assert seen.faults == []
+    assert seen.tags().isdisjoint(LOADING | {"b"})
+    assert {row[0] for row in seen.rows} >= set(NAMED.values())
+
+
+def test_watch_writes_a_page(tmp_path: Path):
+    pytest.importorskip("onnxruntime", reason="watch runs the model")
+    page = tmp_path / "run.html"
+    feeds = str(SEED.with_name("train_step.inputs.npz"))
+    assert main(["watch", str(SEED), "--feeds", feeds, "--steps", "5", "--html", str(page)]) == 0
+    assert "5 steps of 2 gradients" in text_of(page.read_text(encoding="utf-8"))
+    assert main(["watch", str(SEED), "--feeds", feeds, "--dry-run", "--html", str(page)]) == 2
 
 
 # -- the parts -------------------------------------------------------------------------------------

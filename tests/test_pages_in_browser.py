@@ -303,7 +303,7 @@ def test_charts_of_a_long_run(show: Show):
     names = [f"encoder.layers.{at}.weight" for at in range(400)]
     maps = [HeatMap(names, every, "all").html(), HeatMap(names[:20], every[:20], "some").html()]
     rows = [
-        Row((name, Histogram(every[at], 0.1, 100, 3.0).html())) for at, name in enumerate(names)
+        Row((name, Histogram.of(every[at], 0.1, 100, 3.0).html())) for at, name in enumerate(names)
     ]
     table = Table((Column("gradient", "name"), Column("norms")), rows)
     text = page("step.onnx", "run", section("Norms", lines.html()), *maps, table.html())

@@ -10,7 +10,7 @@ import click
 
 from onnx_clip_pass.arguments import number_in
 from onnx_clip_pass.cli.helping import Command
-from onnx_clip_pass.cli.options import NUMBER, OUTPUT, PATH, WHOLE, json_option
+from onnx_clip_pass.cli.options import NUMBER, OUTPUT, PATH, WHOLE, json_option, refuse
 from onnx_clip_pass.cli.pages import PageOptions
 from onnx_clip_pass.cli.tables import show_view
 from onnx_clip_pass.cli.words import print_json, say
@@ -129,6 +129,7 @@ def watch(
     from onnx_clip_pass.runtime import load_feeds
 
     pages = PageOptions.take(options)
+    refuse({"--html shows norms: not with --dry-run": pages.html and dry_run})
     pages.check(model, *[Path(each) for each in (output, states) if each is not None])
     if dry_run:
         planned = plan_watch(model, carry=carry, loss=loss)

@@ -102,16 +102,19 @@ class HeatMap:
 
     `values` is (rows, steps), with inf for what is not finite and nan for what is not known. Where
     there is no room for all, neighbours are one row or step, with the greatest value of them.
+    `steps` says how many there were, if neighbours are together already.
     """
 
     names: Sequence[str]
     values: NDArray[Any]
     label: str
     first: int = 0
+    steps: int = 0
 
     def html(self) -> Markup:
         """The map as an element."""
         all_rows, steps = self.values.shape
+        steps = self.steps or steps
         cells = greatest(self.values, _ROWS, _COLUMNS)
         rows, columns = cells.shape
         if not cells.size:
@@ -151,34 +154,43 @@ class HeatMap:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """The distribution of positive values in a cell of a table, and where a threshold is in it.
+    """A distribution in a cell of a table, and where a threshold is in it.
 
-    `low` and `high` are the ends of the axis, so that rows can be compared.
+    `counts` are those of equal steps of the logarithm from `low` to `high`.
     """
 
-    values: Sequence[float] | NDArray[Any]
+    counts: Sequence[int]
     low: float
     high: float
     limit: float | None = None
 
+    @classmethod
+    def of(
+        cls, values: Sequence[float] | NDArray[Any], low: float, high: float, limit: float | None
+    ) -> Histogram:
+        """Return that of values; what is not positive or not finite is left out."""
+        found = np.asarray(values, np.float64)
+        found = found[np.isfinite(found) & (found > 0)]
+        ends = math.log10(low), max(math.log10(high), math.log10(low) + 1e-6)
+        counts, _ = np.histogram(np.clip(np.log10(found), *ends), _BARS, ends)
+        return cls(counts.tolist(), low, high, limit)
+
     def html(self) -> Markup:
         """The bars as an element that is one line high."""
-        found = np.asarray(self.values, np.float64)
-        found = found[np.isfinite(found) & (found > 0)]
-        ends = math.log10(self.low), math.log10(self.high)
-        counts, _ = np.histogram(np.clip(np.log10(found), *ends), _BARS, ends)
-        top = max(counts.max(initial=0), 1)
+        wide = len(self.counts) * 4
+        top = max(self.counts, default=0)
         bars = "".join(
             f"M{at * 4} 18v{-max(many / top * 17, 1):.1f}h3V18z"
-            for at, many in enumerate(counts.tolist())
+            for at, many in enumerate(self.counts)
             if many
         )
         parts = [element("path", d=Markup(bars))]
-        if self.limit is not None and self.limit > 0:
-            share = (math.log10(self.limit) - ends[0]) / max(ends[1] - ends[0], 1e-9)
-            x = min(max(share, 0), 1) * _BARS * 4
+        if self.limit is not None and self.limit > 0 and math.isfinite(self.limit):
+            span = math.log(self.high / self.low) or 1.0
+            share = math.log(self.limit / self.low) / span
+            x = min(max(share, 0), 1) * wide
             parts.append(element("path", d=f"M{x:.1f} 0V18", class_="limit"))
-        size = {"width": _BARS * 4, "height": 18, "viewBox": f"0 0 {_BARS * 4} 18"}
+        size = {"width": wide, "height": 18, "viewBox": f"0 0 {wide} 18"}
         return element("svg", *parts, class_="bars", aria_hidden="true", **size)
 
 
