@@ -18,6 +18,7 @@ from onnx_clip_pass.gradients import accumulator, claimed, names, operator, opti
 from onnx_clip_pass.gradients.clipped import clipped_already
 from onnx_clip_pass.gradients.found import Found, Gradient, Parameter, Sink, has_gradient_shape
 from onnx_clip_pass.gradients.layout import unit_axes
+from onnx_clip_pass.gradients.naming import SUFFIXES, parameter_names
 from onnx_clip_pass.gradients.optimizer import NO_OPS, OptimizerOps
 from onnx_clip_pass.gradients.roles import Roles
 from onnx_clip_pass.gradients.updates import Carried, Question, Updates
@@ -77,6 +78,18 @@ class Survey(NamedTuple):
     clipped: tuple[tuple[str, str], ...] = ()
     loss: str | None = None
     states: tuple[Carried, ...] = ()
+
+    @property
+    def gradients_of_nothing(self) -> list[str]:
+        """The outputs of the main graph that are named after parameters which it does not have."""
+        scope = self.flow.main.scope
+        return [
+            name
+            for name in scope.outputs
+            if (parameters := parameter_names(name))
+            and name.endswith(SUFFIXES)
+            and scope.names.isdisjoint(parameters)
+        ]
 
     def answered(self, answers: Mapping[str, str]) -> Survey:
         """Return the same with the questions answered that have the named value as a candidate.

@@ -26,6 +26,9 @@ import numpy as np
 
 from onnx_clip_pass.gradients.chains import MANY, NOBODY
 from onnx_clip_pass.gradients.found import Found, Sink
+from onnx_clip_pass.gradients.linear import FACTOR
+from onnx_clip_pass.gradients.naming import parameter_names
+from onnx_clip_pass.gradients.ops import SCATTERS
 from onnx_clip_pass.gradients.runs import Run
 from onnx_clip_pass.gradients.training import StateUpdate
 from onnx_clip_pass.gradients.walks import Walks
@@ -37,6 +40,12 @@ __all__ = ["Bottlenecks", "Question"]
 _WHOLE = 0.5
 _MOST_SEEN = 128
 _MOST_ORIGINS = 16
+_FOLDED = (
+    "the forward pass does not read this constant, so that it must read a copy which constant "
+    "folding has made: export with the parameters as inputs (in PyTorch as arguments of what is "
+    "exported, with their names as input_names), or without folding (optimize=False, or "
+    "do_constant_folding=False)"
+)
 
 
 class Question(NamedTuple):
@@ -69,7 +78,36 @@ class Bottlenecks(Walks):
         for number, update in enumerate(self.state_updates, 1):
             self._ask(number, update, lowest[number])
         self._ask_of_the_run_before()
+        self._ask_of_the_folded()
         self._ask_of_the_rest()
+
+    def _ask_of_the_folded(self) -> None:
+        """Constants that are updated as weights are, but not read by the forward pass.
+
+        What it reads is another constant: a copy, such as a transposed one, made by the export.
+        """
+        states, values = self.states, self.values
+        if self.is_optimizer or not states.is_loss_sure:
+            return
+        for state, between in zip(states.states, states.ways, strict=True):
+            update = StateUpdate(state.root, state.root, state.new)
+            if (
+                state in self.carried
+                and values.is_constant(state.root)
+                and not values.is_scalar_like(state.root)
+                and state.root not in states.forward
+                and states.contracted[state.new]
+                and state.way is not None
+                and state.way.roughness < FACTOR
+                and self._is_carried(update)
+                and self._is_last(update)
+                # A gradient that is scattered into zeros, or added to them, is no weight.
+                and not any(
+                    values.op[each] in SCATTERS for each in (*between, values.behind(state.new))
+                )
+                and not parameter_names(values.name(state.new))
+            ):
+                self._ask_for(state.root, state.new, why=_FOLDED)
 
     def _ask_of_the_rest(self) -> None:
         """States that the forward pass reads and data change, in a way that nothing explains.

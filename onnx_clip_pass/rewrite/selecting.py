@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from onnx_clip_pass.clips import Chain, Clip, Formula
-from onnx_clip_pass.errors import OnnxClipError, shown
+from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.gradients import FoundGradient, Gradient, Parameter, Question, Survey
 from onnx_clip_pass.gradients.optimizer import SEQUENCE_SLOTS
 from onnx_clip_pass.graph import TensorType, Value
@@ -213,6 +213,14 @@ def nothing_found(seen: Survey, *, can_name: bool) -> str:
             f"if that is wrong, name it in need_clip (--need-clip) to clip it"
         )
     names = ", or name them with --gradient (in Python: gradients=[…])" if can_name else ""
+    if called := seen.gradients_of_nothing:
+        return (
+            f"no gradients found, though outputs are called so: "
+            f"{listed([repr(name) for name in called])}. Export the graph with its parameters as "
+            f"inputs (in PyTorch as arguments of what is exported, named by input_names), or "
+            f"without constant folding (optimize=False, or do_constant_folding=False){names}: it "
+            f"has no parameters of these names"
+        )
     return (
         "no gradients found; if there are some, let a run of the model find them with --probe of "
         f"rewrite and inspect (in Python: probe_gradients){names}. Looked for accumulators, "
