@@ -79,6 +79,34 @@ def sharded(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", path, *session.posargs, env={"ONNX_CLIP_SHARDED": "1"})
 
 
+PAGE = "tests/test_docs.py::test_what_is_on_a_page_runs_and_gives_what_it_shows"
+PYTORCH = ("torch==2.13.0", "onnx==1.23.2", "onnxscript==0.7.2", "onnxruntime==1.32.0")
+JAX = ("jax==0.10.2", "optax==0.2.8", "jax2onnx==0.17.1", "onnx==1.23.2", "onnxruntime==1.32.0")
+
+
+@nox.session(python="3.11", tags=["ci"])
+def pytorch(session: nox.Session) -> None:
+    """Run docs/pytorch.md, and train what its example exports beside PyTorch."""
+    session.install("-e", ".[test]", *PYTORCH)
+    paths = ["tests/examples/test_pytorch.py", f"{PAGE}[pytorch.md]"]
+    session.run("python", "-m", "pytest", *(session.posargs or paths))
+
+
+@nox.session(python="3.11", tags=["ci"])
+def jax(session: nox.Session) -> None:
+    """Run docs/jax.md, which trains what its example exports beside optax."""
+    session.install("-e", ".[test]", *JAX)
+    paths = ["tests/examples/test_jax.py", f"{PAGE}[jax.md]"]
+    session.run("python", "-m", "pytest", *(session.posargs or paths))
+
+
+@nox.session(python="3.11", default=False)
+def architectures(session: nox.Session) -> None:
+    """Train small copies of real architectures beside PyTorch: the table of docs/pytorch.md."""
+    session.install("-e", ".[cpu]", *PYTORCH, "transformers==5.24.0")
+    session.run("python", "examples/pytorch/architectures.py", *session.posargs)
+
+
 @nox.session(tags=["ci"])
 def docs(session: nox.Session) -> None:
     """Build the site, strictly, and look for dead links and for what it loads from elsewhere."""

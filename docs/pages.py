@@ -48,6 +48,12 @@ ELSEWHERE = {
     ".venv/bin/python -m pytest --cov": ".ci/run",
     "onnx-clip verify artifacts/training_model.onnx picked/training_model.onnx": "tests/training",
     'pip install ".[ir]"  # in a clone of this repository': "nox -s readers",
+    "pip install torch==2.13.0 onnx==1.23.2 onnxscript==0.7.2 onnxruntime==1.32.0": (
+        "nox -s pytorch"
+    ),
+    "pip install jax==0.10.2 optax==0.2.8 jax2onnx==0.17.1 onnx==1.23.2 onnxruntime==1.32.0": (
+        "nox -s jax"
+    ),
     "pip install onnx-ad onnxruntime scikit-learn matplotlib": "nox -s examples",
     "python examples/digits/train.py --picture digits.png": "nox -s examples",
     'pip install -e . "onnxruntime-gpu[cuda,cudnn]" onnx-ad==0.3.0 scikit-learn': "who has a GPU",
@@ -130,7 +136,8 @@ class Stage:
                 case "console":
                     return self._console(block)
                 case "python":
-                    exec(compile(block.text, block.place, "exec"), self.space)
+                    with mock.patch.object(sys, "path", [str(self.folder), *sys.path]):
+                        exec(compile(block.text, block.place, "exec"), self.space)
                 case "pycon":
                     self._session(block)
                 case "toml" | "json":

@@ -23,7 +23,7 @@ from check_site import REPOSITORY, faults  # noqa: E402
 from make_picture import PICTURE, picture  # noqa: E402
 from pages import ELSEWHERE, PAGES, Stage, blocks, loose_commands, with_output  # noqa: E402
 
-NEEDS = {"onnx_ir.md": "onnxscript"}
+NEEDS = {"jax.md": "jax2onnx", "onnx_ir.md": "onnxscript", "pytorch.md": "torch"}
 """Pages that need another module than the tests do; they run in the session that has it."""
 
 
