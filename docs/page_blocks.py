@@ -8,6 +8,7 @@ r"""What Markdown does not know of our pages, as an extension of Python-Markdown
 
 from __future__ import annotations
 
+import html
 import re
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -63,7 +64,7 @@ class _Recorder(click.HelpFormatter):
 
     def write_dl(self, rows: Iterable[tuple[str, str]], *_: Any, **__: Any) -> None:
         lines = [
-            f"| {self._anchor(spelled)}`{_cell(spelled)}` | {_cell(_escaped(help_))} |"
+            f"| {self._anchor(spelled)}<code>{_coded(spelled)}</code> | {_cell(_escaped(help_))} |"
             for spelled, help_ in rows
         ]
         self.blocks.append("\n".join(["| option | |", "|---|---|", *lines]))
@@ -92,6 +93,10 @@ def _slug(text: str) -> str:
 
 def _escaped(text: str) -> str:
     return re.sub(r"([\\`*_<>\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def _coded(text: str) -> str:
+    return html.escape(text).replace("|", "&#124;")
 
 
 def _cell(text: str) -> str:

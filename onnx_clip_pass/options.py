@@ -117,7 +117,7 @@ def takes_options(kind: type, *without: str) -> Callable[[_Function], _Function]
         asked: Any = function if isinstance(function, type) else _refusing(
             function, parameters, without
         )  # fmt: skip
-        asked.__signature__ = signature.replace(parameters=parameters)
+        shown = signature.replace(parameters=parameters)
         text = function.__doc__ or ""
         place = _PLACE_IN_DOC.search(text)
         if place and f"see `{kind.__name__}`" in place[0]:
@@ -126,7 +126,10 @@ def takes_options(kind: type, *without: str) -> Callable[[_Function], _Function]
                 for name, (_, option) in own.items()
                 if f"{place[1]}{name}: " not in text
             ]
-            asked.__doc__ = "".join([text[: place.start()], *lines, text[place.end() :]])
+            text = "".join([text[: place.start()], *lines, text[place.end() :]])
+        made: tuple[Any, ...] = (function, asked)
+        for each in made:  # tools that make pages look through wrappers
+            each.__signature__, each.__doc__ = shown, text or None
         return cast(_Function, asked)
 
     return told

@@ -32,6 +32,12 @@ def test_every_formula_of_a_public_docstring_is_drawn():
     assert written == built("api").count('<div class="math"><math') > 0
 
 
+def test_every_option_of_a_function_is_in_its_signature():
+    functions = built("api").partition('id="onnx_clip_pass.adapters')[0]
+    assert "Unpack" not in functions
+    assert functions.count("norm_precision") >= 6
+
+
 def test_no_formula_is_left_as_it_is_written():
     pages = [path.read_text(encoding="utf-8") for path in SITE.rglob("*.html")]
     assert not any(".. math::" in page or "\\begin{cases}" in page for page in pages)
@@ -65,6 +71,6 @@ def test_a_formula_becomes_mathml_and_nothing_else_does(text: str):
 
 def test_help_is_text_on_a_page_and_no_markup():
     text = option_reference("rewrite")
-    assert "norm\\|value" in text  # a bar would end the cell
+    assert "--clip [norm&#124;value" in text  # a bar would end the cell
     assert "\\[default: MODEL.clipped.onnx\\]" in text
     assert '<a id="rewrite--clip-norm"></a>' in text
