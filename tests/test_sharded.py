@@ -262,7 +262,7 @@ def test_plain_norms_are_added_up_in_float32():
     assert_is_clipped(clip, whole, got, rtol=1e-5)  # what is said of plain norms so short
 
 
-@pytest.mark.parametrize("opset", [8, 9, 10, 12, 13, 17, 18, 21, 24])
+@pytest.mark.parametrize("opset", [8, 9, 10, 12, 13, 17, 18, 21, 24], ids="opset_{}".format)
 @pytest.mark.parametrize("ord", [2.0, math.inf])
 def test_both_phases_run_at_each_form_of_their_operators(opset: int, ord: float):
     clip = GradientClipByGlobalNorm(1.0, ord=ord)
@@ -279,6 +279,24 @@ def test_an_elementwise_clip_with_a_policy_asks_all_workers_for_what_is_not_fini
     got, _ = phases.run(shared_out(whole, [2, 4]))
     assert not got[0]["a_grad.clipped"].any()
     assert got[0]["b_grad.clipped"].any()
+
+
+@pytest.mark.parametrize("policy", ["zero", "keep"])
+@pytest.mark.parametrize(
+    "clip",
+    [GradientClipByNorm(0.1), GradientClipByGlobalNorm(0.1), GradientClipByValue(0.1),
+     GradientClipByGlobalNorm(0.1, ord=3), GradientClipByRMS(0.1)],
+    ids=repr,
+)  # fmt: skip
+def test_float64_parts_learn_of_nan_that_another_worker_has(clip: Any, policy: Any):
+    """Their norm may be inf of finite elements, so that it does not tell."""
+    whole = {name: x.astype(np.float64) for name, x in gradients(17).items()}
+    whole["a_grad"][5, 4] = np.nan
+    phases = Phases.of(step(dtype="double"), clip, gradients=named(), nonfinite=policy)
+    got, _ = phases.run(shared_out(whole, [1, 3]))
+    assert_is_clipped(clip, whole, got, rtol=1e-13, nonfinite=policy)
+    first = got[0]["a_grad.clipped"]
+    assert not first.any() if policy == "zero" else (first == whole["a_grad"][:1]).all()
 
 
 def test_groups_have_a_norm_of_their_own_and_rules_leave_gradients_alone():
@@ -664,12 +682,18 @@ def test_both_phases_from_the_command_line(tmp_path: Path, capsys: pytest.Captur
         assert main([*common, "--phase", phase]) == 0
     out = capsys.readouterr().out
     assert out.count("clip/sums: the sums of 4 numbers over all workers") == 2
+    assert main([*common, "--phase", "norms", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["reduced"]
+    assert {n: told[n] for n in ("sums", "maxima", "replicas")} == {
+        "sums": 4, "maxima": 0, "replicas": ["b_grad"],
+    }  # fmt: skip
     phases = Phases(*(onnx.load(tmp_path / f"model.{phase}.onnx") for phase in ("norms", "scale")))
     again = extract_clip(
         step(), GradientClipByGlobalNorm(0.5), phase="norms", gradients=list(named()),
         replicated=["b_grad"], shard_axis=0, emit=("norm",),
     )  # fmt: skip
     assert phases.norms == again
+    assert told["fingerprint"] == note(again)["fingerprint"]
     whole = gradients(15)
     pieces = shared_out(whole, {"a_grad": [2], "b_grad": [7], "c_grad": [0]})
     fed = [{**own, "b_grad": whole["b_grad"]} for own in pieces]
@@ -713,6 +737,10 @@ def test_from_file_to_file_with_a_report_of_the_phase_alone(tmp_path: Path):
         for phase in ("norms", "scale")
     }  # fmt: skip
     assert [report.warnings for report in reports.values()] == [(), ()]
+    for phase, report in reports.items():
+        written = onnx.load(tmp_path / f"{phase}.onnx")
+        new = {node.op_type for node in written.graph.node} - {"Identity"}
+        assert {operator for operator, _ in report.new_operators} == new
     assert reports["norms"].emitted == ()
     assert reports["norms"].threshold_inputs == ()
     assert len(reports["scale"].emitted) == 3

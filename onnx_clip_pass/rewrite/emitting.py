@@ -95,7 +95,7 @@ def emit(editor: Editor, plan: PlannedEdits, workers: WorkersOf | None = None) -
         emitted = metrics.add_outputs(editor, limits, sources, groups)
     editor.finish("a gradient of the group is computed from a clipped one; use another group")
     renamed = {stream.renamed: stream.edit.name for stream in streams if stream.renamed}
-    return Made(editor.added, renamed, emitting.used, emitted)
+    return Made(editor.added, renamed, emitting.used | limits.used, emitted)
 
 
 class _Emitting:

@@ -16,7 +16,7 @@ import numpy as np
 
 from onnx_clip_pass.arguments import as_number
 from onnx_clip_pass.clips import Numerics, Tape, Tensor
-from onnx_clip_pass.clips.tape import ALL
+from onnx_clip_pass.clips.tape import ALL, Used
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.gradients import FoundGradient
 from onnx_clip_pass.graph import Editor, Index, Scope, TensorType
@@ -108,6 +108,7 @@ class ThresholdNodes:
         assignments: Sequence[tuple[FoundGradient, ClipChoice]],
         numerics: Numerics,
     ) -> None:
+        self.used: set[Used] = set()
         self._editor = editor
         self._main = editor.index.main
         scale = thresholds.loss_scale
@@ -182,7 +183,9 @@ class ThresholdNodes:
     def _tape(self, label: str) -> Tape:
         """A tape at the beginning of the main graph, or behind the loss scale."""
         made = self._main.producers.get(self._loss_scale)
-        return Tape(self._editor, self._main, 0 if made is None else made[0] + 1, label)
+        tape = Tape(self._editor, self._main, 0 if made is None else made[0] + 1, label)
+        tape.used = self.used
+        return tape
 
 
 def _faults_of_scale(index: Index, name: str) -> list[str]:
