@@ -111,7 +111,7 @@ def test_each_gradient_that_is_to_be_clipped_is_and_each_that_is_to_pass_does():
         assert passing[subject.name].tobytes() == subject.passing().tobytes(), subject.name
 
 
-@pytest.mark.parametrize("opset", [7, 17, 24])
+@pytest.mark.parametrize("opset", [7, 17, 24], ids="opset_{}".format)
 def test_the_forms_are_right_on_the_cpu(opset: int):
     kinds = [forms.Configuration(), forms.Configuration("cuda", "auto", "zero")]
     rows = list(forms.check_forms(CPU, LONG, opsets=[opset], configurations=kinds, subjects=SOME))
