@@ -13,9 +13,15 @@ from typing import Literal, NamedTuple
 
 import onnx
 
-__all__ = ["Need", "Provider", "missing"]
+__all__ = ["Need", "Provider", "missing", "since"]
 
 Provider = Literal["CPU", "CUDA"]
+
+_LATER: dict[Provider, tuple[str, int]] = {"CUDA": ("1.27", 26)}
+"""The release of ONNX Runtime that has the kernels which the table lacks, and up to which opset.
+
+Tried with 1.26.0, which is as the table says, and with 1.27.0 and 1.31.1: docs/cuda.md.
+"""
 
 _DTYPES = {"float32": "float", "float64": "double"}
 
@@ -38,6 +44,12 @@ class _Kernel(NamedTuple):
 def missing(provider: Provider, needs: Iterable[Need]) -> list[Need]:
     """Those of the needs for which the provider has no kernel."""
     return sorted({need for need in needs if not _has(provider, need)})
+
+
+def since(provider: Provider, needs: Iterable[Need]) -> str | None:
+    """Return the release that has kernels for all of these needs, which the table lacks, if any."""
+    release, last = _LATER.get(provider, ("", 0))
+    return release if all(need.opset <= last for need in needs) else None
 
 
 def _has(provider: Provider, need: Need) -> bool:

@@ -108,6 +108,15 @@ def test_what_is_laid_out_for_a_machine_has_kernels_on_both_providers(opset: int
         assert missing("CPU", emitted(model)) == missing("CUDA", emitted(model)) == [], layout
 
 
+def test_a_warning_says_which_release_has_what_is_lacking():
+    """Of opset 28 nobody knows: no release of onnxruntime-gpu loads it yet."""
+    for opset, says in ((24, True), (26, True), (28, False)):
+        model = single("float16", (3, 4), opset)
+        report = clip_in_place(model, GradientClipByNorm(1.0), gradients=["g"])
+        (warning,) = [each for each in report.warnings if "CUDA provider has no" in each]
+        assert ("before release 1.27: such nodes" in warning) is says
+
+
 # -- the table, looked up by hand --------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -115,7 +115,7 @@ def _check(
     (acting, passing, broken), placement = run_profiled(
         model, provider, [feeds(kept, kind) for kind in KINDS], record.nodes
     )
-    faults = misplaced(placement, record.nodes, report, provider) if strict else []
+    faults = misplaced(placement, report, provider) if strict else []
     if configuration.layout == "x86-64" and provider.device == "cuda":
         return faults, placement, len(kept)
     for kind, out in (("acting", acting), ("broken", broken)):
@@ -129,41 +129,24 @@ def _check(
     return faults, placement, len(kept)
 
 
-def misplaced(
-    placement: Placement, nodes: Iterable[str], report: Report, provider: Provider
-) -> list[str]:
-    """What is not where the report says: on the provider, but for clips that it has no kernels for.
-
-    Of such a clip ONNX Runtime runs more on the host than that: all that has its inputs there
-    already. So has a clip of several gradients, if that is one of them.
-    """
+def misplaced(placement: Placement, report: Report, provider: Provider) -> list[str]:
+    """What is not where the report says: on the provider, but for operators that it may lack."""
     name = provider.device.upper()
     warned = [said for said in report.warnings if f"{name} provider has no" in said]
     lacking = set(re.findall(r"(\w+) \(", " ".join(warned)))
-    ops: dict[str, set[str]] = {}
-    for node in nodes:
-        clip, op_type = _split(node)
-        ops.setdefault(clip, set()).add(op_type)
-    excused = {clip for clip, own in ops.items() if lacking and (own & lacking or "global" in clip)}
     faults = [
-        f"{op_type} runs elsewhere, as {strays[0]!r}"
-        for op_type, found in placement.elsewhere.items()
-        if (strays := [node for node in found if _split(node)[0] not in excused])
+        f"{op_type} runs elsewhere, as {nodes[0]!r}"
+        for op_type, nodes in placement.elsewhere.items()
+        if op_type not in lacking
     ]
     faults += [
         f"{node!r} did not run"
         for node in placement.unseen
-        if _split(node)[1] != "Cast"  # of which ONNX Runtime takes out those that undo each other
+        if "/Cast" not in node  # of which ONNX Runtime takes out those that undo each other
     ]
     if placement.copies and not lacking:
         faults.append(f"{placement.copies} copies between devices")
     return faults
-
-
-def _split(node: str) -> tuple[str, str]:
-    """The clip that a node belongs to, and its op type, of a name such as clip/g/Mul#2."""
-    clip, _, op_type = node.rpartition("/")
-    return clip, op_type.split("#")[0]
 
 
 def wrong(subjects: Subjects, out: Arrays, wanted: Arrays) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from onnx import ModelProto
 
@@ -14,7 +14,7 @@ from onnx_clip_pass.errors import listed
 from onnx_clip_pass.gradients import Gradient, Survey
 from onnx_clip_pass.gradients.clipped import clip_nodes
 from onnx_clip_pass.graph import Index, TensorType
-from onnx_clip_pass.kernels import Need, missing
+from onnx_clip_pass.kernels import Need, Provider, missing, since
 from onnx_clip_pass.record import Uncovered
 from onnx_clip_pass.rewrite.metrics import Emitted
 from onnx_clip_pass.rewrite.operators import OperatorCount
@@ -194,16 +194,17 @@ def lacking_kernels(used: Iterable[Used]) -> list[str]:
         for op_type, opset, *dtypes in used
     ]
     warnings = []
-    for provider in ("CPU", "CUDA"):
-        lacking = [
-            f"{need.op_type} ({' to '.join(need.dtypes)}, opset {need.opset})"
-            for need in missing(provider, needs)
-        ]
-        if lacking:
-            warnings.append(
-                f"ONNX Runtime's {provider} provider has no kernel for {', '.join(lacking)}: such "
-                f"nodes run elsewhere, or not at all"
-            )
+    for provider in get_args(Provider):
+        lacking = missing(provider, needs)
+        if not lacking:
+            continue
+        names = [f"{n.op_type} ({' to '.join(n.dtypes)}, opset {n.opset})" for n in lacking]
+        release = since(provider, lacking)
+        warnings.append(
+            f"ONNX Runtime's {provider} provider has no kernel for {', '.join(names)}"
+            f"{f' before release {release}' if release else ''}: such nodes run elsewhere, or not "
+            f"at all"
+        )
     return warnings
 
 
