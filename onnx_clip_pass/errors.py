@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 __all__ = ["OnnxClipError", "OnnxClipWarning", "listed", "shortened", "shown", "warn"]
 
 _SHOWN = 10
+_SHORTEST_LONG = 1000
 _LONG_NAME = re.compile(r"\S{1000,}|'[^'\n]{1000,}'")
 _LONGEST_LINE = 3000
 _SHOWN_OF_NAME = 240
@@ -55,6 +56,8 @@ def _is_ours(module: str) -> bool:
 
 def shortened(text: str) -> str:
     """Return a text without the middle of names and lines that nobody reads to their end."""
+    if len(text) < _SHORTEST_LONG:
+        return text
     names = _LONG_NAME.sub(lambda name: _without_middle(name[0], _SHOWN_OF_NAME), text)
     return "\n".join(_without_middle(line, _LONGEST_LINE) for line in names.split("\n"))
 

@@ -17,7 +17,7 @@ from onnx_clip_pass.errors import shortened
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
-    from rich.text import Text
+    from rich.segment import Segment
 
     _Cell = tuple[list[str], str, int]
 
@@ -58,6 +58,8 @@ def escape_control(text: object) -> str:
     A name must not steer a terminal, and not fill it.
     """
     shown = shortened(str(text))
+    if shown.isprintable():  # as nearly all are, which are many
+        return shown
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
@@ -112,11 +114,12 @@ class Table:
                 for at, (heading, cell) in enumerate(zip(headings, row, strict=True)):
                     style = _style(heading, cell)
                     parts = (_folded(console, cell, room), style, room)
-                    yield from _line([([f"  {heading}" if at else heading], "bold", first), parts])
+                    yield from _line(
+                        console, [([f"  {heading}" if at else heading], "bold", first), parts]
+                    )
             return
-        yield from _line(
-            [([h], "bold", w) for h, w in zip(headings, widths, strict=True)], headings
-        )
+        titles = [([name], "bold", width) for name, width in zip(headings, widths, strict=True)]
+        yield from _line(console, titles, headings)
         for row in rows:
             cells = []
             for heading, cell, width in zip(headings, row, widths, strict=True):
@@ -124,7 +127,7 @@ class Table:
                 if self.is_whole:
                     lines = _folded(console, cell, width)
                 cells.append((lines, _style(heading, cell), width))
-            yield from _line(cells, headings)
+            yield from _line(console, cells, headings)
 
     def html(self) -> str:
         """Return it as an element of a page; of very many rows the first."""
@@ -134,8 +137,13 @@ class Table:
         return f"<table>{_html_row('th', self.headings)}{''.join(rows)}</table>{last}"
 
     def _fitting(self, room: int) -> Table:
-        """This table, with "it" for the parameter in the evidence if that helps it to fit."""
-        if self.is_whole or self.width <= room or not {"parameter", "evidence"} <= {*self.headings}:
+        """This table, or the shorter one if it does not fit."""
+        return self if self.is_whole or self.width <= room else self._shorter
+
+    @cached_property
+    def _shorter(self) -> Table:
+        """This table with "it" for the parameter in the evidence, if it has both."""
+        if not {"parameter", "evidence"} <= {*self.headings}:
             return self
         of, about = self.headings.index("parameter"), self.headings.index("evidence")
         rows = tuple(
@@ -202,7 +210,11 @@ def _shrunk(
 
 def _told_of_it(evidence: str, parameter: str) -> str:
     """Evidence with "it" for the name of the parameter, where that stands as a word."""
-    return re.sub(rf"(?<!\S){re.escape(parameter)}(?![^\s;,])", "it", evidence)
+    words = evidence.split(" ")
+    for at, word in enumerate(words):
+        if word.rstrip(";,") == parameter:
+            words[at] = "it" + word[len(parameter) :]
+    return " ".join(words)
 
 
 def _style(heading: str, cell: str) -> str:
@@ -232,29 +244,37 @@ def _folded(console: Console, text: str, width: int) -> list[str]:
     return [line.plain.rstrip() for line in Text(text).wrap(console, width, overflow="fold")]
 
 
-def _line(cells: Sequence[_Cell], headings: Sequence[str] = ()) -> Iterator[Text]:
+def _line(
+    console: Console, cells: Sequence[_Cell], headings: Sequence[str] = ()
+) -> Iterator[Segment]:
     """A row, in as many lines as its longest cell takes; no cell has more columns than its own.
 
     Args:
+        console: that has the styles.
         cells: of each the lines, the style and the width; those of width 0 are left out.
         headings: of them, by which numbers stand on the right.
     """
     from rich.cells import cell_len
-    from rich.text import Text
+    from rich.segment import Segment
 
     there = [at for at, (_, _, width) in enumerate(cells) if width]
     for number in range(max(len(cells[at][0]) for at in there)):
-        line = Text(no_wrap=True, overflow="ignore")
+        parts, space = [], 0
         for at in there:
             lines, style, width = cells[at]
             text = lines[number] if number < len(lines) else ""
-            space = " " * (width - cell_len(text))
+            left = width - cell_len(text)
             is_right = bool(headings) and headings[at] in _RIGHT
-            line.append(space if is_right else "")
-            line.append(text, style)
-            line.append(" " * _BETWEEN if is_right else space + " " * _BETWEEN)
-        line.rstrip()
-        yield line
+            if text:
+                space += left if is_right else 0
+                parts += [Segment(" " * space)] if space else []
+                parts.append(Segment(text, console.get_style(style) if style else None))
+                space = 0 if is_right else left
+            else:
+                space += left
+            space += _BETWEEN
+        yield from parts
+        yield Segment.line()
 
 
 def _html_row(tag: str, cells: Iterable[str]) -> str:
@@ -265,6 +285,10 @@ def _html_row(tag: str, cells: Iterable[str]) -> str:
 
 # -- groups ------------------------------------------------------------------------------------
 
+_ALIKE = (*_NAMES, "shape")
+_EXACT = ("dtype", "clip", "verdict")
+"""The cells that rows of one group have in common: those but for numbers in them, these whole."""
+
 
 def _grouped(
     headings: Sequence[str], rows: Sequence[tuple[str, ...]]
@@ -274,11 +298,17 @@ def _grouped(
     If that leaves too many, names need not be alike either: first those of gradients, which
     exporters make up, then those of parameters, and at last shapes.
     """
+    masked = [tuple(_NUMBER.sub("*", cell) for cell in row) for row in rows]
+    names, exact = (
+        [at for at, heading in enumerate(headings) if heading in those]
+        for those in (_ALIKE, _EXACT)
+    )
     groups: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
-    for alike in (("gradient", "parameter", "shape"), ("parameter", "shape"), ("shape",), ()):
+    for dropped in range(len(names) + 1):
         groups = {}
-        for row in rows:
-            groups.setdefault(tuple(_key(headings, row, alike)), []).append(row)
+        for row, mask in zip(rows, masked, strict=True):
+            key = (*(mask[at] for at in names[dropped:]), *(row[at] for at in exact))
+            groups.setdefault(key, []).append(row)
         if len(groups) <= MOST_ROWS:
             break
     found = [
@@ -292,15 +322,6 @@ def _grouped(
         for group in groups.values()
     ]
     return ("count", *headings), found
-
-
-def _key(headings: Sequence[str], row: Sequence[str], alike: Sequence[str]) -> Iterator[str]:
-    """The cells that rows of one group have in common, numbers in names aside."""
-    for heading, cell in zip(headings, row, strict=True):
-        if heading in alike:
-            yield _NUMBER.sub("*", cell)
-        elif heading in ("dtype", "clip", "verdict"):
-            yield cell
 
 
 def _pattern(cells: Sequence[str]) -> str:
