@@ -18,7 +18,7 @@ from onnx_clip_pass.inspection import Inspection, inspect_model
 from onnx_clip_pass.monitoring import Norms
 from onnx_clip_pass.monitoring.recording import Head
 from onnx_clip_pass.monitoring.recording import Row as NormRow
-from onnx_clip_pass.page import count, element, joined, number, shape, visible
+from onnx_clip_pass.page import Column, Table, count, element, joined, number, shape, visible
 from onnx_clip_pass.reports import (
     check_page_target,
     inspection_page,
@@ -364,6 +364,11 @@ NUMBERS = {
 @pytest.mark.parametrize(("value", "said"), NUMBERS.items())
 def test_numbers_are_short(value: float, said: str):
     assert number(value) == said
+
+
+def test_the_column_that_opens_details_is_always_there():
+    with pytest.raises(ValueError, match="'W', must be of level 1"):
+        Table((Column("W", level=2),), ())
 
 
 def test_counts_and_shapes():

@@ -43,11 +43,18 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Columns and rows; `noun` is what one row is, for counts of them."""
+    """Columns and rows; `noun` is what one row is, for counts of them.
+
+    The first column is always there: a click in it opens the details of a row.
+    """
 
     columns: Sequence[Column]
     rows: Sequence[Row]
     noun: str = "gradient"
+
+    def __post_init__(self) -> None:
+        if self.columns[0].level != 1:
+            raise ValueError(f"the first column, {self.columns[0].heading!r}, must be of level 1")
 
     def html(self) -> Markup:
         """The table by itself: all rows, all columns, no script needed."""

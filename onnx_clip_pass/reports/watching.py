@@ -183,7 +183,7 @@ def _map(heading: str, norms: Norms, values: _Floats, seen: _Seen) -> Markup:
 
 
 def _table(norms: Norms, seen: _Seen, shares: _Shares, suggested: Suggestion | None) -> Table:
-    columns = [Column("gradient", "name", 2), Column("parameter", "name")]
+    columns = [Column("gradient", "name"), Column("parameter", "name", 2)]
     columns += [Column("median" if q == 50 else f"{q:g} %", "number") for q in shares]
     columns += [Column("largest", "number"), Column("distribution", "text", 2)]
     columns += [Column("acted in (%)", "number")] * norms.head.is_clipped
