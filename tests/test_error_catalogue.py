@@ -73,7 +73,7 @@ def test_every_message_of_a_module_has_its_row(path: Path):
 
 
 def test_every_row_is_of_a_message_that_there_is_and_says_something():
-    known = [text for path in MODULES for text in texts(path)]
+    known = {text for path in MODULES for text in texts(path) if says_something(text)}
     assert [row for row in ROWS if not any(is_met(row, text) for text in known)] == []
     assert all(says_something(row) and rest.strip() for row, rest in ROWS.items())
     assert len(ROWS) > 200
