@@ -146,6 +146,13 @@ def gpu(session: nox.Session) -> None:
     session.run("python", "benchmarks/on_cuda.py", *session.posargs, external=True)
 
 
+@nox.session(python="3.11", default=False)
+def placement(session: nox.Session) -> None:
+    """Where the nodes of all forms run on CUDA, by ONNX Runtime's provider without a GPU."""
+    session.install(".", "onnxruntime-gpu==1.31.1", "ml_dtypes")
+    session.run("python", "benchmarks/on_cuda.py", "--without-gpu", "--minutes=30")
+
+
 @nox.session(default=False)
 def nightly(session: nox.Session) -> None:
     """Run what takes too long for every change: hostile files, faults, random graphs, norms."""

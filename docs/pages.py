@@ -58,6 +58,7 @@ ELSEWHERE = {
     "python examples/digits/train.py --picture digits.png": "nox -s examples",
     'pip install -e . "onnxruntime-gpu[cuda,cudnn]" onnx-ad==0.3.0 scikit-learn': "who has a GPU",
     "python benchmarks/on_cuda.py --json found.json": "who has a GPU",
+    "python benchmarks/on_cuda.py --without-gpu": "nox -s placement",
 }
 """Commands of pages that are not run with them: by what they are run."""
 

@@ -5,7 +5,10 @@ What they would say of a GPU that is not as it should be is asked of made-up pro
 
 from __future__ import annotations
 
+import ctypes
 import json
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +21,7 @@ pytest.importorskip("onnxruntime", reason="the checks run models")
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import on_cuda
-from cuda_checks import cost, forms, precision, subjects, using
+from cuda_checks import cost, forms, precision, stand_in, subjects, using
 from cuda_checks.outcome import OutOfTimeError, Row, TimeLimit, exit_code, table
 from cuda_checks.sessions import CPU, CUDA, Placement
 
@@ -151,6 +154,86 @@ def test_a_gradient_within_its_limit_that_is_changed_is_told(monkeypatch: pytest
         "fault",
         "opset 17: float32 short: is within its limit and is changed",
     )
+
+
+def test_of_a_device_that_computes_nothing_only_places_are_asked(monkeypatch: pytest.MonkeyPatch):
+    ran = forms.run_profiled
+
+    def nothing(*args: Any) -> Any:
+        outputs, placement = ran(*args)
+        return [{name: 0 * array for name, array in each.items()} for each in outputs], placement
+
+    monkeypatch.setattr(forms, "run_profiled", nothing)
+    one = tuple(subject for subject in ALL if subject.name == "float32 short")
+    kinds = [forms.Configuration()]
+    for computes, verdict in ((True, "fault"), (False, "ok")):
+        found = forms.check_forms(
+            CPU, LONG, opsets=[17], configurations=kinds, subjects=one, computes=computes
+        )
+        assert next(found).verdict == verdict
+
+
+# -- libraries in the place of CUDA's ------------------------------------------------------------
+
+USER = """
+#include <stddef.h>
+int cudaMalloc(void **place, size_t size);
+int cudaGetDeviceCount(int *number);
+int cublasCreate_v2(void **handle);
+int cudnnNothing(void);
+const char *name = "cudnnByName";
+int counted(void) {
+    void *place = 0, *handle = 0;
+    int number = 0;
+    cudaMalloc(&place, 100);
+    cublasCreate_v2(&handle);
+    cudaGetDeviceCount(&number);
+    return (place != 0) + (handle != 0) + number + cudnnNothing();
+}
+"""
+
+
+def test_stand_ins_are_found_by_what_asks_for_cuda_and_do_what_little_they_must(tmp_path: Path):
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler")
+    (tmp_path / "user.c").write_text(USER)
+    empty = tmp_path / "libcudart.so.13"
+    for target, source, more in (
+        (empty, "/dev/null", ["-x", "c", f"-Wl,-soname,{empty.name}"]),
+        (tmp_path / "user.so", str(tmp_path / "user.c"), ["-Wl,--no-as-needed", str(empty)]),
+    ):
+        options = more[:2] if "-x" in more else []
+        command = ["cc", "-shared", "-fPIC", "-o", str(target), *options, source]
+        subprocess.run([*command, *more[len(options) :]], check=True)
+    folder = tmp_path / "stand-ins"
+    folder.mkdir()
+    stand_in.build(tmp_path / "user.so", folder)
+    assert {path.name for path in folder.glob("*.so*")} >= {"libcudart.so.13", "libcudnn.so.9"}
+    told = subprocess.run(
+        [sys.executable, "-c", "import ctypes; print(ctypes.CDLL('./user.so').counted())"],
+        cwd=tmp_path, env={"LD_LIBRARY_PATH": str(folder)}, check=True, capture_output=True,
+    )  # fmt: skip
+    assert told.stdout.split() == [b"3"]  # memory, a handle, one device
+    assert ctypes.CDLL(str(folder / "libcudnn.so.9")).cudnnByName() == 0
+
+
+def test_without_a_gpu_the_script_runs_again_where_it_finds_them(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    ran: list[Any] = []
+
+    class Done:
+        returncode = 7
+
+    def run(command: list[str], env: dict[str, str]) -> Done:
+        ran.append((command[2:], env["LD_LIBRARY_PATH"].split(":")[0], Path(command[1]).name))
+        return Done()
+
+    built: list[Path] = []
+    monkeypatch.setattr(on_cuda, "build", lambda provider, folder: built.append(folder))
+    monkeypatch.setattr(on_cuda.subprocess, "run", run)
+    assert on_cuda.main(["--without-gpu", "--minutes", "3"]) == 7
+    assert ran == [(["--without-gpu", "--minutes", "3"], str(built[0]), "on_cuda.py")]
 
 
 # -- the other parts -----------------------------------------------------------------------------

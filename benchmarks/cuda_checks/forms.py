@@ -63,12 +63,13 @@ def check_forms(
     opsets: Sequence[int] = OPSETS,
     configurations: Sequence[Configuration] = CONFIGURATIONS,
     subjects: Subjects | None = None,
+    computes: bool = True,
 ) -> Iterator[Row]:
     """A row for the forms of each configuration, over all opsets, dtypes, shapes and clips.
 
     Then one for those that count elements, which ONNX Runtime does on the host: told is what it
     copies. What the layout x86-64 computes is left to the checks of norms on CUDA, where products
-    may be rounded to TensorFloat-32.
+    may be rounded to TensorFloat-32. Where the device `computes` nothing, where nodes ran is all.
     """
     chosen = all_subjects() if subjects is None else subjects
     for configuration in configurations:
@@ -76,13 +77,15 @@ def check_forms(
         number = 0
         for opset in opsets:
             limit.check()
-            found, _, seen = _check(provider, configuration, opset, chosen)
+            found, _, seen = _check(provider, configuration, opset, chosen, computes=computes)
             faults += [f"opset {opset}: {fault}" for fault in found]
             number += seen
         yield _row(str(configuration), faults, f"{number} gradients")
     limit.check()
     counted = counting_subjects()
-    faults, placement, number = _check(provider, Configuration(), 17, counted, strict=False)
+    faults, placement, number = _check(
+        provider, Configuration(), 17, counted, strict=False, computes=computes
+    )
     elsewhere = sum(map(len, placement.elsewhere.values()))
     said = f"{number} gradients, {elsewhere} nodes elsewhere, {placement.copies} copies"
     yield _row("RMS where nobody knows the shape", faults, said)
@@ -102,6 +105,7 @@ def _check(
     subjects: Subjects,
     *,
     strict: bool = True,
+    computes: bool = True,
 ) -> tuple[list[str], Placement, int]:
     """The faults of all forms at one opset, where they ran, and how many gradients were clipped.
 
@@ -116,7 +120,7 @@ def _check(
         model, provider, [feeds(kept, kind) for kind in KINDS], record.nodes
     )
     faults = misplaced(placement, report, provider) if strict else []
-    if configuration.layout == "x86-64" and provider.device == "cuda":
+    if not computes or (configuration.layout == "x86-64" and provider.device == "cuda"):
         return faults, placement, len(kept)
     for kind, out in (("acting", acting), ("broken", broken)):
         faults += wrong(kept, out, expected(kept, kind, configuration.nonfinite))
