@@ -89,8 +89,10 @@ class _Step:
         self.states: Tensors = {}
         self.rates: Tensors = {}
         if optimizer is not None:
-            self.states = self._states(optimizer)
             groups = optimizer.param_groups
+            if any(id(p) not in self.names for group in groups for p in group["params"]):
+                raise ValueError("the optimizer has a parameter that is none of the module's")
+            self.states = self._states(optimizer)
             rates = {"lr" if len(groups) == 1 else f"lr.{i}": g["lr"] for i, g in enumerate(groups)}
             self.rates = {name: r for name, r in rates.items() if isinstance(r, Tensor)}
 
@@ -187,7 +189,8 @@ def _export(step: _Step, batch: Tensors, loss_scale: bool) -> Exported:
         for part in (state, step.frozen, extra, batch)
         for name, value in part.items()
     }
-    if len(inputs) < len(state) + len(step.frozen) + len(extra) + len(batch):
+    count = len(state) + len(step.frozen) + len(extra) + len(batch)
+    if len(inputs) < count or "loss" in inputs:
         raise ValueError(f"names of the batch clash with others: {sorted(batch)}")
     outputs: list[str] = []
 
@@ -225,13 +228,15 @@ def _export(step: _Step, batch: Tensors, loss_scale: bool) -> Exported:
             dynamic_shapes=tuple({0: "batch"} if is_dynamic[name] else None for name in inputs),
         )
     model = program.model_proto
-    fixed = {name: value.numpy() for name, value in inputs.items() if name in step.frozen}
+    fixed = {name: value.cpu().numpy() for name, value in inputs.items() if name in step.frozen}
     left = [value for value in model.graph.input if value.name not in fixed]
     del model.graph.input[:]
     model.graph.input.extend(left)
     for name, value in fixed.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-    return Exported(model, {name: value.detach().numpy().copy() for name, value in state.items()})
+    return Exported(
+        model, {name: value.detach().cpu().numpy().copy() for name, value in state.items()}
+    )
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:

@@ -175,6 +175,8 @@ def test_what_cannot_be_traced_is_refused_and_said():
         export_gradients(model, loss, {name: value[:1] for name, value in batch.items()})
     with pytest.raises(ValueError, match=r"names of the batch clash with others: \['weight'\]"):
         export_gradients(model, lambda m, weight: m(weight).sum(), {"weight": torch.randn(4, 3)})
+    with pytest.raises(ValueError, match="a parameter that is none of the module's"):
+        export_step(model, loss, batch, torch.optim.SGD(nn.Linear(3, 2).parameters()))
     optimizer = torch.optim.Adam(model.parameters())
     with pytest.raises(ValueError, match=r"makes 'bias\.exp_avg' in its first step: take that in"):
         export_step(model, loss, batch, optimizer)
