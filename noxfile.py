@@ -71,25 +71,22 @@ def examples(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", *(session.posargs or ["tests/examples"]))
 
 
-@nox.session(python="3.11", tags=["ci"])
-def sharded(session: nox.Session) -> None:
-    """Train the example of sharded gradients on meshes of workers; all with ONNX_CLIP_NIGHTLY=1."""
-    session.install("-e", ".[test]", "torch==2.13.0")
-    path = "tests/examples/test_sharded_training.py"
-    session.run("python", "-m", "pytest", path, *session.posargs, env={"ONNX_CLIP_SHARDED": "1"})
-
-
 PAGE = "tests/test_docs.py::test_what_is_on_a_page_runs_and_gives_what_it_shows"
+SHARDED = "tests/examples/test_sharded_training.py"
 PYTORCH = ("torch==2.13.0", "onnx==1.23.2", "onnxscript==0.7.2", "onnxruntime==1.32.0")
 JAX = ("jax==0.10.2", "optax==0.2.8", "jax2onnx==0.17.1", "onnx==1.23.2", "onnxruntime==1.32.0")
 
 
 @nox.session(python="3.11", tags=["ci"])
 def pytorch(session: nox.Session) -> None:
-    """Run docs/pytorch.md, and train what its example exports beside PyTorch."""
+    """Run docs/pytorch.md, and train its example and that of sharded gradients beside PyTorch.
+
+    The latter on two meshes of workers, on all with ONNX_CLIP_NIGHTLY=1.
+    """
     session.install("-e", ".[test]", *PYTORCH)
-    paths = ["tests/examples/test_pytorch.py", f"{PAGE}[pytorch.md]"]
-    session.run("python", "-m", "pytest", *(session.posargs or paths))
+    paths = ["tests/examples/test_pytorch.py", SHARDED, f"{PAGE}[pytorch.md]"]
+    env = {"ONNX_CLIP_SHARDED": "1"}
+    session.run("python", "-m", "pytest", *(session.posargs or paths), env=env)
 
 
 @nox.session(python="3.11", tags=["ci"])

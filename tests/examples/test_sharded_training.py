@@ -1,6 +1,6 @@
 """The example of sharded training: every mesh ends where one process does.
 
-Runs in the session `sharded`, which has PyTorch; with all meshes where ONNX_CLIP_NIGHTLY is set.
+Runs in the session `pytorch`; with all meshes where ONNX_CLIP_NIGHTLY is set.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from onnx_clip_pass import GradientClipByGlobalNorm
 from onnx_clip_pass.cli import main
 
 if not os.environ.get("ONNX_CLIP_SHARDED"):
-    pytest.skip("the session sharded sets ONNX_CLIP_SHARDED", allow_module_level=True)
+    pytest.skip("the session pytorch sets ONNX_CLIP_SHARDED", allow_module_level=True)
 torch = pytest.importorskip("torch")
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "sharded"
