@@ -155,6 +155,7 @@ def nightly(session: nox.Session) -> None:
     """Run what takes too long for every change: hostile files, faults, random graphs, norms."""
     session.install("-e", ".[test]")
     paths = session.posargs or [
+        "tests/clips/test_random_clips.py",
         "tests/gradients/test_random_steps.py",
         "tests/storage/test_faults.py",
         "tests/storage/test_hostile.py",
