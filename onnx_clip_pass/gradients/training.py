@@ -60,6 +60,7 @@ class Training:
         self.state_updates: list[StateUpdate] = []
         self.untold: list[StateUpdate] = []
         self._reached: dict[int, bytearray] = {}
+        self._carried: dict[tuple[int, int], bool] = {}
         self._tell_apart()
 
     def _tell_apart(self) -> None:
@@ -201,6 +202,13 @@ class Training:
 
     def _is_carried(self, update: StateUpdate) -> bool:
         """True if a parameter lives on in its new value; else that replaces it."""
+        key = update.root, update.new
+        if key not in self._carried:
+            self._carried[key] = self._lives_on_in(update)
+        return self._carried[key]
+
+    def _lives_on_in(self, update: StateUpdate) -> bool:
+        """The answer of `_is_carried`, which is asked several times for each."""
         states = self.states
         way = states.forms.ways[update.new].get(update.root)
         if way is None or way.roughness == REDUCED or states.is_average(update.new, update.root):

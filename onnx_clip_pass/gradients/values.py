@@ -13,7 +13,7 @@ of its own; so there is no cycle.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from sys import intern
 
 from onnx_clip_pass.gradients.ops import ALIASES, CALL, ELEMENTWISE, PHI
@@ -235,6 +235,7 @@ class Values:
         return next((shape for shape in widest if size_of(shape) != 1), widest[0])
 
 
+@lru_cache(maxsize=4096)
 def size_of(shape: tuple[int | str | None, ...] | None) -> int | None:
     """Return the number of elements of a shape; None where a dimension is not known."""
     if shape is None:

@@ -107,8 +107,8 @@ def _edits_of(
     index: Index, seen: Survey, group: Assignments, backward: set[Read], settings: Settings
 ) -> tuple[list[Edit], list[str]]:
     """The edits of one value, and its faults."""
-    choices = {_meaning(choice): choice for _, choice in group}
-    wanted = [choice for choice in choices.values() if choice is not None]
+    choices = _different([choice for _, choice in group])
+    wanted = [choice for choice in choices if choice is not None]
     if not wanted:
         return [], []
     value = group[0][0].value
@@ -128,6 +128,13 @@ def _edits_of(
 
 
 _Meaning = tuple[str, str | None] | None
+
+
+def _different(choices: list[ClipChoice | None]) -> list[ClipChoice | None]:
+    """The choices that differ in their effect; mostly all are the one of a rule."""
+    if all(choice is choices[0] for choice in choices):
+        return choices[:1]
+    return list({_meaning(choice): choice for choice in choices}.values())
 
 
 def _meaning(choice: ClipChoice | None) -> _Meaning:
