@@ -123,6 +123,8 @@ def _damages(model: ModelProto, name: str, types: dict[str, int]) -> Iterator[tu
         if attr.name == "axes":
             for axes in _other_axes(list(attr.ints)):
                 yield f"over axes {axes}", _attribute("axes", axes)
+        if attr.name == "perm":
+            yield "axes as they are", _attribute("perm", sorted(attr.ints))
 
 
 # -- pieces of damage --------------------------------------------------------------------------
@@ -211,7 +213,7 @@ def _attribute(name: str, value: Any) -> Change:
 def _other_constants(array: Any) -> Iterator[tuple[str, Any]]:
     if array.dtype.kind in "iu":
         if array.size == 1:
-            for value in (0, 1, -1):
+            for value in {0, 1} - {int(array.item())}:
                 yield f"made {value}", np.full_like(array, value)
         else:
             yield "reversed", array[::-1].copy()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from graphs import parse
 from judged import faults_of
@@ -190,3 +193,79 @@ def test_four_times_the_largest_of_the_moves_may_differ() -> None:
     assert output_fault(expected + 1.2, expected, moves) == ""
     assert output_fault(expected + 1.3, expected, moves) == "off by 1.3, where 1.2 is allowed"
     assert output_fault(expected, expected, (1 / 0 for _ in "unasked")) == ""  # type: ignore[misc]
+
+
+# -- what only gradients made for it show ------------------------------------------------------
+
+
+def added(model: onnx.ModelProto, op_type: str, number: int = -1) -> onnx.NodeProto:
+    """The node of this type that a clip has added, by number."""
+    named = [node for node in model.graph.node if node.name.startswith("clip/")]
+    return [node for node in named if node.op_type == op_type][number]
+
+
+def faults_with(clip: Clip, text: str, damage: Callable[[Any], None], **options: Any) -> list[str]:
+    """What `verify` says of a rewrite that was right before the damage."""
+    model = parse(text)
+    rewritten = clip_gradients(model, clip, gradients=["g"], **options)
+    assert (found := verify(model, rewritten, slopes="off")).ok, faults_of(found)
+    damage(rewritten)
+    return faults_of(verify(model, rewritten, slopes="off"))
+
+
+def test_a_verdict_that_asks_the_largest_scale_shows_with_one_element_alone() -> None:
+    def damage(model: onnx.ModelProto) -> None:
+        added(model, "ReduceMin").op_type = "ReduceMax"
+
+    (fault,) = faults_with(
+        GradientClipByNorm(1.0, axes=0),
+        "net (float[3, 2] x) => (float[3, 2] g) { g = Identity (x) }",
+        damage,
+        emit=("clipped",),
+    )
+    assert "with one element that is not zero" in fault
+
+
+def test_a_verdict_with_another_bound_shows_just_beyond_the_threshold() -> None:
+    def damage(model: onnx.ModelProto) -> None:
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "half"))
+        added(model, "Less").input[1] = "half"
+
+    text = "net (float[3] x) => (float[3] g) { g = Identity (x) }"
+    (fault,) = faults_with(GradientClipByNorm(1.0), text, damage, emit=("clipped",))
+    assert "just beyond the threshold" in fault
+
+
+def test_powers_of_signed_elements_show_where_the_signs_are_exchanged() -> None:
+    def damage(model: onnx.ModelProto) -> None:
+        added(model, "Abs").op_type = "Identity"
+
+    text = "net (float[3] x) => (float[3] g) { g = Exp (x) }"
+    (fault,) = faults_with(GradientClipByNorm(1.0, ord=3), text, damage, nonfinite="zero")
+    assert "with their signs exchanged" in fault
+
+
+def test_a_sum_element_by_element_shows_beside_one_large_element() -> None:
+    """One ReduceL2 of 262,144 numbers under a record that promises 1e-5."""
+
+    def damage(model: onnx.ModelProto) -> None:
+        plain = onnx.helper.make_node("ReduceL2", ["clip/g/raw"], ["plain"], keepdims=0)
+        at = next(n for n, node in enumerate(model.graph.node) if node.op_type == "Div")
+        model.graph.node[at].input[1] = "plain"
+        model.graph.node.insert(at, plain)
+
+    text = "net (float[512, 512] x) => (float[512, 512] g) { g = Identity (x) }"
+    (fault,) = faults_with(GradientClipByNorm(1.0), text, damage)
+    assert "beside one large element" in fault
+
+
+def test_powers_that_overflow_show_at_the_end_of_float64() -> None:
+    """Shares in 1 instead of in the largest element, 1e200 for one, whose cube is inf."""
+
+    def damage(model: onnx.ModelProto) -> None:
+        model.graph.initializer.append(numpy_helper.from_array(np.float64(1), "own"))
+        added(model, "Min", 1).input[1] = "own"
+
+    text = "net (double[3] x) => (double[3] g) { g = Identity (x) }"
+    (fault,) = faults_with(GradientClipByNorm(1.0, ord=3), text, damage)
+    assert "with gradients as large as is promised" in fault

@@ -28,7 +28,7 @@ _MADE_UP = 3  # the size of a dimension of a gradient that was not computed
 _MOST_ELEMENTS = 1 << 21
 _LEAST_STRESSES = 6
 """No fewer, and no more with more elements than those. A stress takes as long as a good part of a
-run of the model, and a group has two for each of its gradients."""
+run of the model, and a group has four for each of its gradients."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,11 @@ from onnx_clip_pass.verification.tolerance.ranges import is_promised
 __all__ = [
     "Member",
     "Outcome",
+    "acting",
     "activating_scale",
     "clip_together",
     "enlarged",
+    "least_acting_scale",
 ]
 
 _MOST_POWERS = 120
@@ -116,7 +118,7 @@ def activating_scale(
         if factor * largest >= top:
             continue
         margin = factor / 2 if up else factor * 2
-        found = _acting(enlarged(members, sign * margin), numerics.nonfinite)
+        found = acting(enlarged(members, sign * margin), numerics)
         acts = [acts for acts, is_one in zip(found, taking, strict=True) if is_one]
         if not up:
             if not any(map(any, acts)):
@@ -128,13 +130,35 @@ def activating_scale(
     return sign * weaker
 
 
-def _acting(members: Sequence[Member], nonfinite: NonFinite) -> list[list[bool]]:
+def acting(members: Sequence[Member], numerics: Numerics) -> list[list[bool]]:
     """The `acts` of what `clip_together` finds, and nothing else of it: many are asked for."""
     acts: list[list[bool]] = [[] for _ in members]
-    for stage in _stages(members, nonfinite):
+    for stage in _stages(members, numerics.nonfinite):
         for number, case, after in zip(stage.numbers, stage.cases, stage.clipped, strict=True):
             acts[number] += stage.formula.acts(case.gradient, after)
     return acts
+
+
+def least_acting_scale(members: Sequence[Member], numerics: Numerics) -> float:
+    """The power of two that scales gradients so that some are clipped, and none by half of it.
+
+    0 if there is none.
+    """
+
+    def acts(factor: float) -> bool:
+        return any(map(any, acting(enlarged(members, factor), numerics)))
+
+    factor = activating_scale(members, numerics, up=True)
+    if factor == 1.0:  # they may be far beyond it
+        factor = 2 * activating_scale(members, numerics, up=False)
+    for _ in range(_MOST_POWERS if factor else 0):
+        if acts(factor):
+            if not acts(factor / 2):
+                return factor
+            factor /= 2
+        else:
+            factor *= 2
+    return 0.0
 
 
 class _Stage(NamedTuple):

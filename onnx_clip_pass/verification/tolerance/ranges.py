@@ -51,7 +51,8 @@ def _range(formula: Formula, case: Case, numerics: Numerics) -> tuple[float, flo
     """Of the norms of a formula, for a gradient.
 
     Powers of a norm and of elements have to be held where they are added up: in float32, unless
-    something takes elements to float64. A largest element is one that the gradient's dtype holds.
+    something takes elements to float64, or are taken as shares. A largest element is one that the
+    gradient's dtype holds.
     """
     dtype, ord = str(case.gradient.dtype), formula.order
     precision = numerics.norm_precision
@@ -63,6 +64,9 @@ def _range(formula: Formula, case: Case, numerics: Numerics) -> tuple[float, flo
     )
     if ord == math.inf:
         return 0.0, compare.top(case.gradient)
+    if dtype == "float64" and ord not in (1, 2):  # of shares in the largest element
+        wide = np.finfo(np.float64)
+        return float(wide.tiny / wide.eps), float(wide.max) / 2 / max(1, case.gradient.size)
     held = np.finfo(np.float64 if is_widened else np.float32)
     # what is a multiple of the smallest number keeps its precision above this
     least = float(held.tiny) / float(held.eps) * max(1, case.gradient.size)

@@ -3,14 +3,18 @@
 A wrong clip shows on a gradient on which the wrong formula gives something else. These are the
 stresses, and what each is to show:
 
-1. nan in one gradient of each group at a time, or in half of the clips that have nothing to do with
-   each other: whether every gradient is asked if it is finite, and no other in its place. In
-   gradients that are clipped, for there it shows what a policy does to the other elements.
+1. nan, and inf, in one gradient of each group at a time, or nan in half of the clips that have
+   nothing to do with each other: whether every gradient is asked if it is finite, and no other in
+   its place. In gradients that are clipped, for there it shows what a policy does to the other
+   elements.
 2. inf, -inf, and both: a test for nan alone passes over them, and a sum makes nan of both.
-3. Each gradient of a group so large that the others hardly count, and of the elements of each one
-   alone: what is left out of a maximum shows on nothing else.
-4. Nothing but zeros; and elements that are all of one size, just within the threshold: a norm that
-   is too large shows nowhere better.
+3. Each gradient of a group, with either sign, so large that the others hardly count, and of the
+   elements of each one alone: what is left out of a maximum shows on nothing else.
+4. Nothing but zeros, and but for one element, so that one norm of several is above its threshold
+   and the others are not; elements that are all of one size, just within the threshold and just
+   beyond: a norm that is too large shows nowhere better, and a wrong word on what is clipped; all
+   with their signs exchanged, where those of a gradient are all the same; and one element beside
+   which the powers of the others are lost where they are added up one by one.
 5. The ends of the range that is promised (`promised_range`): what is computed in a narrower dtype
    than it is said to be leaves it there.
 6. Parameters whose units are shorter than the smallest norm that one counts as, and longer.
@@ -22,6 +26,7 @@ import math
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -30,7 +35,11 @@ from numpy.typing import NDArray
 
 from onnx_clip_pass.clips import Numerics
 from onnx_clip_pass.verification.tolerance import compare
-from onnx_clip_pass.verification.tolerance.expected import Member, activating_scale
+from onnx_clip_pass.verification.tolerance.expected import (
+    Member,
+    activating_scale,
+    least_acting_scale,
+)
 from onnx_clip_pass.verification.tolerance.ranges import promised_range
 
 __all__ = ["Stress", "stresses"]
@@ -41,6 +50,7 @@ Group = dict[int, Member]
 
 _FAR = 2.0**7
 _INSIDE = 2.0**4  # from the end of a range
+_MANY = 256  # elements, so that their order matters
 _WELL = 2.0**4  # beyond where a clip begins to act, so that it does without the largest element
 
 
@@ -69,30 +79,36 @@ def stresses(
     def stress(when: str, changed: Iterable[dict[int, Array]]) -> Stress:
         return Stress(f"{when}: ", acting | dict(ChainMap(*changed)))
 
-    for number, place in ((math.nan, -1), (math.nan, 0), (math.inf, -1), (-math.inf, 0)):
-        changed = [each.with_one(0, number, place) for each in stressed]
-        yield stress(f"with {number} in the gradients", changed)
-    yield stress("with inf and -inf in the gradients", [each.with_both() for each in stressed])
-    yield stress("with zeros as gradients", [each.zeros() for each in stressed])
-    yield stress("just within the threshold", [each.within() for each in stressed])
+    yield stress("with nan in the gradients", [e.with_one(0, math.nan, -1) for e in stressed])
+    yield stress("with -inf in the gradients", [e.with_one(0, -math.inf, 0) for e in stressed])
+    yield stress("beside one large element", [each.losing() for each in stressed])
+    yield stress("just within the threshold", [each.even(0.5) for each in stressed])
     for high, each_own in product((True, False), (False, True)):
         changed = [e.at_end(high=high, each_own=each_own) for e in stressed]
         if any(changed):
             word = "large" if high else "small"
             yield stress(f"with gradients as {word} as is promised", changed)
+    yield stress("just beyond the threshold", [each.even(1.0) for each in stressed])
+    yield stress("with one element that is not zero", [each.lone() for each in stressed])
+    yield stress("with zeros as gradients", [each.zeros() for each in stressed])
+    yield stress("with their signs exchanged", [each.negated() for each in stressed])
+    yield stress("with nan in the gradients", [e.with_one(0, math.nan, 0) for e in stressed])
+    yield stress("with inf in the gradients", [e.with_one(0, math.inf, -1) for e in stressed])
+    yield stress("with inf and -inf in the gradients", [each.with_both() for each in stressed])
     yield from _beside_parameters(groups, values, numerics, acting)
     for bit in range((len(stressed) - 1).bit_length()):
         for half in (0, 1):
             some = [each for at, each in enumerate(stressed) if at >> bit & 1 == half]
             yield stress("with nan in the gradients", [e.with_one(0, math.nan, -1) for e in some])
     for at in range(1, max(len(each.values) for each in stressed)):
-        changed = [each.with_one(at, math.nan, -1) for each in stressed]
-        yield stress("with nan in the gradients", changed)
+        for number in (math.nan, math.inf):
+            changed = [each.with_one(at, number, -1) for each in stressed]
+            yield stress(f"with {number} in the gradients", changed)
     if any(len(each.values) > 1 for each in stressed):
         for at in range(max(len(each.values) for each in stressed)):
-            yield stress(
-                "with one gradient far above", [each.with_largest(at) for each in stressed]
-            )
+            for sign in (1, -1):
+                changed = [each.with_largest(at, sign) for each in stressed]
+                yield stress("with one gradient far above", changed)
 
 
 class _Stressed:
@@ -121,14 +137,14 @@ class _Stressed:
                 found[number].flat[place] = element
         return found
 
-    def with_largest(self, at: int) -> dict[int, Array]:
+    def with_largest(self, at: int, sign: int) -> dict[int, Array]:
         """One gradient is clipped for itself, beside which the others hardly count."""
         if len(self.values) < 2 or at >= len(self.values):
             return {}
         own = self.values[at]
         members = [self._group[number] for number in own]
         factor = activating_scale(members, self._numerics, up=True) or self._factor
-        found = {number: _times(self._group[number].gradient, factor) for number in own}
+        found = {number: _times(self._group[number].gradient, sign * factor) for number in own}
         top = max(compare.largest(array) for array in found.values()) / _FAR
         for number in self.acting.keys() - found.keys():
             array = self._group[number].gradient
@@ -144,19 +160,46 @@ class _Stressed:
                 array.flat[-1] = -math.inf
         return found
 
-    def within(self) -> dict[int, Array]:
-        """Elements of one size that are not clipped, but would be if twice as large."""
-        even = {
-            number: member.on(gradient=_even(member.gradient, compare.largest(member.gradient)))
-            for number, member in self._group.items()
-        }
-        factor = activating_scale(list(even.values()), self._numerics, up=True)
-        if not factor:
-            return {}
-        factor /= 2
-        if factor == 0.5:  # they are beyond it as they are
-            factor = activating_scale(list(even.values()), self._numerics, up=False)
-        return {number: _times(m.gradient, factor) for number, m in even.items()}
+    def lone(self) -> dict[int, Array]:
+        """All elements zero but the largest."""
+        found = self.zeros()
+        for number, array in self.acting.items():
+            if array.size:
+                at = int(np.argmax(np.abs(compare.wide(array))))
+                found[number].flat[at] = array.flat[at]
+        return found
+
+    def losing(self) -> dict[int, Array]:
+        """Elements of which one is the largest, and the powers of the others half its rounding."""
+        found = {}
+        for number, array in self.acting.items():
+            ord, dtype = self._group[number].formulas[0].order, array.dtype
+            if array.size < _MANY or ord == math.inf:
+                continue
+            in_float64 = dtype == np.float64 or self._numerics.norm_precision == "wide"
+            unit = 2.0**-53 if in_float64 else 2.0**-24
+            largest = _power(compare.largest(array))
+            found[number] = _even(array, largest * (0.999 * unit) ** (1 / ord))
+            found[number].flat[0] = array.dtype.type(largest)
+        return found
+
+    def even(self, share: float) -> dict[int, Array]:
+        """Elements of one size, this share of the least power of two that is clipped."""
+        factor = share * self._least
+        return {n: _times(array, factor) for n, array in self._even.items()} if factor else {}
+
+    @cached_property
+    def _even(self) -> dict[int, Array]:
+        return {n: _even(m.gradient, compare.largest(m.gradient)) for n, m in self._group.items()}
+
+    @cached_property
+    def _least(self) -> float:
+        even = [m.on(gradient=self._even[number]) for number, m in self._group.items()]
+        return least_acting_scale(even, self._numerics)
+
+    def negated(self) -> dict[int, Array]:
+        """All elements with the other sign."""
+        return {number: -array for number, array in self.acting.items()}
 
     def zeros(self) -> dict[int, Array]:
         """All elements zero."""
