@@ -12,8 +12,8 @@ stresses, and what each is to show:
    elements of each one alone: what is left out of a maximum shows on nothing else.
 4. Nothing but zeros, and but for one element, so that one norm of several is above its threshold
    and the others are not; elements that are all of one size, just within the threshold and just
-   beyond: a norm that is too large shows nowhere better, and a wrong word on what is clipped; all
-   with their signs exchanged, where those of a gradient are all the same; and one element beside
+   beyond: a norm that is too large shows nowhere better, and a wrong word on what is clipped; none
+   that is negative, and none that is positive: what goes wrong on one side; and one element beside
    which the powers of the others are lost where they are added up one by one.
 5. The ends of the range that is promised (`promised_range`): what is computed in a narrower dtype
    than it is said to be leaves it there.
@@ -91,7 +91,8 @@ def stresses(
     yield stress("just beyond the threshold", [each.even(1.0) for each in stressed])
     yield stress("with one element that is not zero", [each.lone() for each in stressed])
     yield stress("with zeros as gradients", [each.zeros() for each in stressed])
-    yield stress("with their signs exchanged", [each.negated() for each in stressed])
+    for sign, word in ((1, "positive"), (-1, "negative")):
+        yield stress(f"with {word} elements alone", [each.of_sign(sign) for each in stressed])
     yield stress("with nan in the gradients", [e.with_one(0, math.nan, 0) for e in stressed])
     yield stress("with inf in the gradients", [e.with_one(0, math.inf, -1) for e in stressed])
     yield stress("with inf and -inf in the gradients", [each.with_both() for each in stressed])
@@ -197,9 +198,9 @@ class _Stressed:
         even = [m.on(gradient=self._even[number]) for number, m in self._group.items()]
         return least_acting_scale(even, self._numerics)
 
-    def negated(self) -> dict[int, Array]:
-        """All elements with the other sign."""
-        return {number: -array for number, array in self.acting.items()}
+    def of_sign(self, sign: int) -> dict[int, Array]:
+        """All elements with this sign."""
+        return {number: sign * np.abs(array) for number, array in self.acting.items()}
 
     def zeros(self) -> dict[int, Array]:
         """All elements zero."""
