@@ -15,7 +15,7 @@ from math import prod
 from time import perf_counter
 from typing import Any
 
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, shown
 
 __all__ = ["check_pattern", "fixed_part", "is_expression", "reader_of", "start_of"]
 
@@ -31,6 +31,8 @@ def is_expression(pattern: str) -> bool:
 
 def check_pattern(pattern: str) -> None:
     """Refuse what is no pattern."""
+    if not isinstance(pattern, str):
+        raise OnnxClipError(f"a pattern must be text, not {shown(pattern)}")
     if is_expression(pattern):
         _compiled(pattern)
 

@@ -175,7 +175,7 @@ def test_gradients_without_a_finite_norm_have_no_threshold():
         norms_of({"odd": [math.nan] * 3}).suggest()
 
 
-HOSTILE = ["a*", "a", "a?", "a[b]", "re:a.*", 'q"uote', "new\nline", "clip = 'norm'"]
+HOSTILE = ["a*", "a", "a?", "a[b]", "\x1b[31m", "re:a.*", 'q"uote', "new\nline", "clip = 'norm'"]
 
 
 def test_rules_take_each_parameter_by_its_name_alone_whatever_that_is(tmp_path: Path):
@@ -277,13 +277,65 @@ def test_what_is_there_is_not_replaced_and_numbers_can_be_set(step: Path, capsys
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[1]", '{"onnx_clip_norms": 9}', "no json", '{"onnx_clip_norms": 1}\n{}\n']
+    "text",
+    [
+        "",
+        "{}",
+        "[1]",
+        '{"onnx_clip_norms": 9}',
+        "no json",
+        '{"onnx_clip_norms": 1}\n{}\n',
+        "[" * 100_000,
+        '{"onnx_clip_norms": 1, "gradients": ["g"], "parameters": ["\\ud800"]}\n',
+    ],
 )
 def test_what_is_no_file_of_norms_is_refused(text: str, tmp_path: Path, capsys: Any):
     path = tmp_path / "n.jsonl"
     path.write_text(text)
     assert main(["suggest", str(path)]) == 2
     assert "error: expected norms as `onnx-clip watch` writes them" in capsys.readouterr().err
+
+
+ROW = {"step": 0, "loss": 1, "norm": [1], "largest": [1], "zeros": [0], "nonfinite": [0]}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"loss": 10**400}, {"step": math.inf}, {"norm": "1"}, {"norm": {"1": 1}}, {"norm": [1, 2]}],
+    ids=str,
+)
+def test_a_step_that_is_none_is_refused_by_its_line(odd: Any, tmp_path: Path, capsys: Any):
+    path, rules = tmp_path / "n.jsonl", tmp_path / "clip.toml"
+    head = {"onnx_clip_norms": 1, "gradients": ["g"], "parameters": ["p"]}
+    path.write_text("".join(json.dumps(each) + "\n" for each in (head, ROW, ROW | odd)))
+    assert main(["suggest", str(path), "-o", str(rules)]) == 2
+    assert f"error: {str(path)!r}, line 3: " in capsys.readouterr().err
+    assert not rules.exists()
+
+
+def test_norms_of_nothing_give_no_threshold(tmp_path: Path, capsys: Any):
+    path = tmp_path / "n.jsonl"
+    path.write_text('{"onnx_clip_norms": 1, "gradients": [], "parameters": []}\n')
+    assert main(["suggest", str(path)]) == 2
+    assert "error: no threshold follows" in capsys.readouterr().err
+
+
+def test_a_number_that_an_input_cannot_hold_is_refused(step: Path, capsys: Any):
+    model = onnx.load(step)
+    for name, kind in (("count", onnx.TensorProto.UINT8), ("text", onnx.TensorProto.STRING)):
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, []))
+    onnx.save(model, step)
+    run = ["watch", str(step), "--feeds", str(MODELS / "adam.inputs.npz")]
+    for wrong, said in (
+        (["count=0.5"], "'count' is uint8, which cannot be 0.5"),
+        (["count=-1"], "'count' is uint8, which cannot be -1"),
+        (["count=inf"], "'count' is uint8, which cannot be inf"),
+        (["step=1e300"], "'step' is float32, which cannot be 1e+300"),
+        (["text=1"], "'text' is no tensor of numbers"),
+        (["step=1", "step=2"], "'step' is named twice"),
+    ):
+        assert main([*run, *(word for each in wrong for word in ("--set", each))]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_page_shows_the_run_and_takes_no_name_for_markup(step: Path, tmp_path: Path):

@@ -26,6 +26,7 @@ from onnx_clip_pass import (
     watch,
 )
 from onnx_clip_pass.monitoring import plan_watch
+from onnx_clip_pass.monitoring.keeping import steps_before
 
 pytest.importorskip("onnxruntime", reason="running a graph needs ONNX Runtime")
 
@@ -266,6 +267,72 @@ def test_a_run_is_gone_on_with_as_if_it_had_not_ended(tmp_path: Path):
         watch(model_at("mixed_precision"), [{}], to=path, states=states, resume=True)
 
 
+def test_steps_without_their_states_are_run_again(tmp_path: Path):
+    """A run that is killed has written its norms, and not the states behind them."""
+    path, states = tmp_path / "norms.jsonl", tmp_path / "states.npz"
+    step, batches = model_at("momentum"), [feeds_of("momentum")]
+    whole = watch(step, batches, steps=7)
+    watch(step, batches, steps=3, to=path, states=states)
+    early = states.read_bytes()
+    watch(step, batches, steps=5, to=path, states=states, resume=True)
+    states.write_bytes(early)
+    on = watch(step, batches, steps=7, to=path, states=states, resume=True)
+    np.testing.assert_array_equal(on.loss, whole.loss)
+    assert [row.step for row in read_norms(path).rows] == list(range(7))
+    assert on.notes[0].startswith("steps 3 to 4 were run again")
+    states.unlink()
+    with pytest.raises(OnnxClipError, match="a run that is killed writes none; begin again"):
+        watch(step, batches, steps=9, to=path, states=states, resume=True)
+
+
+def test_norms_that_end_before_the_states_are_refused(tmp_path: Path):
+    path, states = tmp_path / "norms.jsonl", tmp_path / "states.npz"
+    watch(model_at("sgd"), [feeds_of("sgd")], steps=3, to=path, states=states)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    with pytest.raises(OnnxClipError, match=r"after 3 steps, but .* only 1 steps"):
+        watch(model_at("sgd"), [feeds_of("sgd")], steps=9, to=path, states=states, resume=True)
+
+
+def test_states_are_those_before_a_step_that_fails(tmp_path: Path):
+    states, good = tmp_path / "states.npz", feeds_of("sgd")
+    with pytest.raises(OnnxClipError, match="step 1"):
+        watch(model_at("sgd"), [good, good | {"x": np.zeros(3)}], states=states)
+    assert steps_before(states) == 1
+    with np.load(states) as archive:
+        np.testing.assert_array_equal(archive["W"], by_hand("sgd", 1)[1]["W"])
+
+
+@pytest.mark.parametrize("name", ["states", "to"])
+def test_no_file_that_the_run_reads_and_nothing_unknown_is_replaced(name: str, tmp_path: Path):
+    model, batch, others = tmp_path / "m.onnx", tmp_path / "b.npz", tmp_path / "mine.npz"
+    model.write_bytes(model_at("sgd").read_bytes())
+    for path in (batch, others):
+        np.savez(path, **feeds_of("sgd"))
+    before = {path: path.read_bytes() for path in (model, batch, others)}
+    for place in (model, batch):
+        with pytest.raises(OnnxClipError, match="another file of this run"):
+            watch(model, batch, force=True, **{name: place})  # type: ignore[arg-type]
+    for place in (others, tmp_path, tmp_path / "no" / "x", Path("/dev/null"), tmp_path / "a\0b"):
+        with pytest.raises(OnnxClipError, match=r"exists|is there|is a folder|no folder|NUL"):
+            watch(model, batch, **{name: place})  # type: ignore[arg-type]
+    assert {path: path.read_bytes() for path in before} == before
+    assert sorted(tmp_path.iterdir()) == sorted(before)
+
+
+def test_what_was_given_for_nothing_is_said():
+    found = watch(model_at("sgd"), [feeds_of("sgd")], initial={"x": feeds_of("sgd")["x"]})
+    assert found.notes == ("the initial values of 'x' are not used: the batches have them",)
+
+
+def test_a_weight_that_stays_as_it_is_is_said():
+    model = diverging()
+    model.graph.output[1].name = "W_grad"
+    del model.graph.node[-2:]
+    (note,) = plan_watch(model).notes
+    assert note.startswith("no output is known to be the new value of 'W'")
+    assert plan_watch(diverging()).notes == ()
+
+
 def diverging() -> onnx.ModelProto:
     """loss = |x W|^2, and W_new = W - 100 * dloss/dW, which is -199 W where x is the identity."""
     return parse(
@@ -335,6 +402,15 @@ def test_arguments_that_cannot_be_meant_are_refused(tmp_path: Path):
         ({"carry": [("W_new", "W")]}, "carry must map"),
         ({"initial": {"nowhere": np.zeros(1)}}, "initial values are given for 'nowhere'"),
         ({"resume": True}, "to resume say where"),
+        ({"resume": "yes"}, "resume must be True or False"),
+        ({"to": 5}, "to must be a path"),
+        ({"states": 5}, "states must be a path"),
+        ({"initial": 5}, "must be a path, not 5"),
+        ({"initial": {"W": [[1], [1, 2]]}}, "'W' is no array"),
+        ({"loss": ["loss"]}, "no output is called"),
+        ({"loss": "W_new"}, "expected one number as the loss"),
+        ({"provider": ["cpu"]}, "expected the provider cpu or cuda"),
+        ({"carry": {"W_new": "W", "b_new": "W"}}, "'W' is to be 2 outputs at once"),
     ):
         with pytest.raises(OnnxClipError, match=said):
             watch(sgd, feeds, **wrong)  # type: ignore[arg-type]
@@ -389,3 +465,20 @@ def test_public_functions_stay_functions_after_every_module_is_imported():
     for _ in range(2):
         assert callable(onnx_clip_pass.watch)
         assert callable(onnx_clip_pass.verify)
+
+
+@pytest.mark.parametrize("location", ["../w.bin", "/etc/passwd", "nowhere", ""])
+def test_weights_that_cannot_be_read_are_refused(location: str, tmp_path: Path):
+    step = onnx.load(model_at("sgd_parameters_as_initializers"))
+    (weight,) = (tensor for tensor in step.graph.initializer if tensor.name == "W")
+    weight.ClearField("raw_data")
+    weight.ClearField("float_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value=location)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(step.SerializeToString())
+    feeds = [feeds_of("sgd_parameters_as_initializers")]
+    with pytest.raises(OnnxClipError, match="the initial value of 'W' cannot be read"):
+        watch(path, feeds)
+    with pytest.raises(OnnxClipError, match="lies in another file: give the path"):
+        watch(step, feeds)

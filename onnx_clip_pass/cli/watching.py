@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ def _numbers(
     found: dict[str, float] = {}
     for text in texts:
         name, _, number = text.rpartition("=")
+        if name in found:
+            raise click.BadParameter(f"the input {name!r} is named twice")
         try:
             found[name] = number_in(number)
         except ValueError as error:
@@ -174,17 +177,29 @@ def _as_inputs(model: Path, numbers: dict[str, float]) -> dict[str, Any]:
     import numpy as np
     import onnx
 
+    from onnx_clip_pass.graph import TensorType
     from onnx_clip_pass.storage import open_model
 
     with open_model(model) as structure:
-        inputs = {value.name: value.type.tensor_type for value in structure.model.graph.input}
+        inputs = {value.name: TensorType.of(value.type) for value in structure.model.graph.input}
     if unknown := [name for name in numbers if name not in inputs]:
         raise OnnxClipError(f"--set: the model has no input {unknown[0]!r}")
     found = {}
     for name, number in numbers.items():
         kind = inputs[name]
-        shape = [dim.dim_value or 1 for dim in kind.shape.dim]
-        found[name] = np.full(shape, number, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        if kind is None or kind.dtype in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
+            raise OnnxClipError(f"--set: the input {name!r} is no tensor of numbers")
+        with np.errstate(all="ignore"):  # what is lost is refused
+            cast = np.array(number).astype(onnx.helper.tensor_dtype_to_np_dtype(kind.dtype))
+            back = float(cast.astype(np.float64))
+        is_same = back == number or (math.isnan(back) and math.isnan(number))
+        is_rounded = cast.dtype.kind not in "biu" and math.isfinite(back) == math.isfinite(number)
+        if not is_same and not is_rounded:
+            raise OnnxClipError(
+                f"--set: the input {name!r} is {kind.dtype_name}, which cannot be {number:g}"
+            )
+        shape = [dim if isinstance(dim, int) and dim > 0 else 1 for dim in kind.shape or ()]
+        found[name] = np.full(shape, cast)
     return found
 
 
@@ -242,14 +257,15 @@ def suggest(
       onnx-clip suggest norms.jsonl -o clip.toml --each global --group 'embed*'
     """
     from onnx_clip_pass.monitoring import read_norms
+    from onnx_clip_pass.storage import errors_name, file_at, write_bytes
 
     found = read_norms(norms).suggest(percentile, groups=groups, each=each)
     if output is not None:
-        try:
-            with Path(output).open("w" if force else "x", encoding="utf-8") as file:
-                file.write(found.toml())
-        except FileExistsError as error:
-            raise OnnxClipError(f"{output!r} is there already; --force replaces it") from error
+        target = Path(output)
+        with errors_name(target):
+            if file_at(target, "clip.toml") and not force:
+                raise OnnxClipError(f"{output!r} is there already; --force replaces it")
+        write_bytes(target, found.toml().encode())
     if as_json:
         print_json(found.to_json())
     else:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx_clip_pass.arguments import as_number
 from onnx_clip_pass.errors import OnnxClipError, shown
 
-__all__ = ["AutoClip", "ZClip", "check_count", "percentile_of"]
+__all__ = ["AutoClip", "ZClip", "check_count", "check_percentile", "percentile_of"]
 
 
 @dataclass
@@ -48,10 +48,7 @@ class AutoClip:
     _norms: deque[float] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= as_number(self.percentile) <= 100:
-            raise OnnxClipError(
-                f"percentile must be a number from 0 to 100, not {shown(self.percentile)}"
-            )
+        check_percentile(self.percentile)
         if self.history is not None:
             check_count("history", self.history, 1)
         self._norms = deque(maxlen=self.history)
@@ -188,9 +185,15 @@ def percentile_of(values: NDArray[np.float64], q: float) -> float:
     return float(np.percentile(finite, q)) if len(finite) else math.nan
 
 
+def check_percentile(value: object) -> None:
+    """Refuse what is no number from 0 to 100."""
+    if not 0 <= as_number(value) <= 100:
+        raise OnnxClipError(f"percentile must be a number from 0 to 100, not {shown(value)}")
+
+
 def check_count(name: str, value: object, least: int) -> None:
     """Refuse what is no whole number, or one below the least."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
         raise OnnxClipError(f"{name} must be a whole number, {least} or more, not {shown(value)}")
 
 

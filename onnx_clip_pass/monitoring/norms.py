@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_clip_pass.arguments import check_path
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.monitoring.adapting import percentile_of
+from onnx_clip_pass.monitoring.adapting import check_percentile, percentile_of
 from onnx_clip_pass.monitoring.recording import (
     Head,
     Row,
@@ -22,6 +23,7 @@ from onnx_clip_pass.monitoring.recording import (
     read_recorded,
 )
 from onnx_clip_pass.monitoring.suggesting import Each, Suggestion, suggest
+from onnx_clip_pass.storage import errors_name
 from onnx_clip_pass.tables import Table, counted
 from onnx_clip_pass.views import View, Viewed
 
@@ -80,14 +82,19 @@ class Norms(Viewed):
         if not self.head.is_clipped:
             return None
         scales = [row.scale for row in self.rows if row.scale is not None]
-        return np.array(scales, np.float64).reshape(-1, len(self.gradients))
+        return np.array(scales, np.float64).reshape(len(scales), len(self.gradients))
 
     def _stacked(self, name: str) -> _Numbers:
         vectors = [getattr(row, name) for row in self.rows]
-        return np.array(vectors, np.float64).reshape(-1, len(self.gradients))
+        return np.array(vectors, np.float64).reshape(len(vectors), len(self.gradients))
 
     def percentile(self, q: float) -> dict[str, float]:
-        """Return for each parameter the norm below which `q` percent of its norms are."""
+        """Return for each parameter the norm below which `q` percent of its norms are.
+
+        Raises:
+            OnnxClipError: `q` is no number from 0 to 100.
+        """
+        check_percentile(q)
         norms = self.norm
         return {
             name: percentile_of(norms[:, at], q) for at, name in enumerate(self.head.parameters)
@@ -111,8 +118,13 @@ class Norms(Viewed):
         return suggest(self.parameters, self.norm, percentile, groups=groups, each=each)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it: JSON lines, or comma-separated values where the path ends in .csv."""
-        with Path(path).open("w", encoding="utf-8", newline="") as file:
+        """Write it: JSON lines, or comma-separated values where the path ends in .csv.
+
+        Raises:
+            OnnxClipError: it cannot be written.
+        """
+        check_path("path", path)
+        with errors_name(Path(path)), Path(path).open("w", encoding="utf-8", newline="") as file:
             write = csv_writer(file, self.head) if is_csv(path) else lines_writer(file, self.head)
             for row in self.rows:
                 write(row)
@@ -169,5 +181,6 @@ def read_norms(path: str | os.PathLike[str]) -> Norms:
     Raises:
         OnnxClipError: it cannot be read, or is no such file.
     """
+    check_path("path", path)
     recorded = read_recorded(Path(path))
     return Norms(recorded.head, recorded)

@@ -22,7 +22,7 @@ __all__ = [
     "Recorded",
     "Row",
     "csv_writer",
-    "cut_to_lines",
+    "cut_to_steps",
     "is_csv",
     "lines_writer",
     "read_recorded",
@@ -30,7 +30,6 @@ __all__ = [
 
 FORMAT = 1
 _LONGEST_HEAD = 64 << 20
-_BLOCK = 1 << 16
 _Numbers = NDArray[np.float64]
 
 
@@ -115,13 +114,17 @@ def row_of_json(fields: Any, count: int) -> Row:
     """
     if not isinstance(fields, dict):
         raise ValueError("no JSON object")
+    if odd := [name for name in _VECTORS if not isinstance(fields.get(name, []), list)]:
+        raise ValueError(f"{odd[0]} is no list of numbers")
     try:
         vectors = {
             name: np.array([float(each) for each in fields[name]], np.float64)
             for name in _VECTORS
-            if fields.get(name) is not None
+            if name in fields
         }
         row = Row(int(fields["step"]), float(fields["loss"]), **vectors)
+    except OverflowError as error:
+        raise ValueError(str(error)) from error
     except (KeyError, TypeError) as error:
         raise ValueError(f"{error} is missing or of another type") from error
     if any(vector.shape != (count,) for vector in vectors.values()):
@@ -195,7 +198,7 @@ class Recorded(Sequence[Row]):
 
     def _row(self, line: bytes, number: int) -> Row:
         try:
-            return row_of_json(json.loads(line), len(self.head.gradients))
+            return row_of_json(_json(line), len(self.head.gradients))
         except ValueError as error:
             raise OnnxClipError(f"{str(self.path)!r}, line {number}: {error}") from error
 
@@ -210,18 +213,12 @@ class Recorded(Sequence[Row]):
         return tuple(self)[index]
 
 
-def cut_to_lines(path: Path) -> None:
-    """Cut off the last line of a file if it does not end, so that more can be added."""
+def cut_to_steps(path: Path, steps: int) -> None:
+    """Cut a file of JSON lines off behind so many steps, so that more can be added."""
     with path.open("r+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end:
-            begin = max(0, end - _BLOCK)
-            file.seek(begin)
-            found = file.read(end - begin).rfind(b"\n")
-            if found >= 0:
-                file.truncate(begin + found + 1)
-                return
-            end = begin
+        for _ in range(steps + 1):
+            file.readline()
+        file.truncate(file.tell())
 
 
 def read_recorded(path: Path) -> Recorded:
@@ -242,7 +239,7 @@ def read_recorded(path: Path) -> Recorded:
 
 
 def _head(line: bytes) -> Head:
-    fields = json.loads(line) if line.strip() else None
+    fields = _json(line) if line.strip() else None
     if not isinstance(fields, dict) or "onnx_clip_norms" not in fields:
         raise ValueError("its first line does not say what is measured")
     if fields["onnx_clip_norms"] != FORMAT:
@@ -261,8 +258,20 @@ def _head(line: bytes) -> Head:
     )
 
 
+def _json(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def _is_name(each: object) -> bool:
+    """Return whether it is text that can be written again: no halves of characters."""
+    return isinstance(each, str) and not any("\ud800" <= letter <= "\udfff" for letter in each)
+
+
 def _texts(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
     found = fields.get(name)
-    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+    if not isinstance(found, list) or not all(_is_name(each) for each in found):
         raise ValueError(f"{name} is no list of names")
     return tuple(found)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.graph import TensorType
@@ -17,7 +16,7 @@ from onnx_clip_pass.monitoring.batches import Batch
 from onnx_clip_pass.runtime import Provider, open_session
 from onnx_clip_pass.runtime.session import Arrays
 
-__all__ = ["Stepper", "save_states", "states_as_inputs"]
+__all__ = ["Stepper", "states_as_inputs"]
 
 
 def states_as_inputs(model: ModelProto, states: Collection[str], folder: Path | None) -> Arrays:
@@ -33,9 +32,14 @@ def states_as_inputs(model: ModelProto, states: Collection[str], folder: Path | 
     for at in reversed(range(len(graph.initializer))):
         tensor = graph.initializer[at]
         if tensor.name in states:
+            if folder is None and tensor.data_location == TensorProto.EXTERNAL:
+                raise OnnxClipError(
+                    f"the initial value of {tensor.name!r} lies in another file: give the path of "
+                    f"the model, or load it with its weights"
+                )
             try:
                 found[tensor.name] = numpy_helper.to_array(tensor, str(folder or ""))
-            except (OSError, ValueError) as error:
+            except Exception as error:  # onnx has many ways to refuse
                 raise OnnxClipError(
                     f"the initial value of {tensor.name!r} cannot be read: {error}"
                 ) from error
@@ -45,24 +49,6 @@ def states_as_inputs(model: ModelProto, states: Collection[str], folder: Path | 
                 )
             del graph.initializer[at]
     return found
-
-
-def save_states(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays by name as an .npz file, the whole of it or nothing.
-
-    Raises:
-        OnnxClipError: it cannot be written.
-    """
-    beside = path.with_name(f"{path.name}.part")
-    try:
-        with zipfile.ZipFile(beside, "w", allowZip64=True) as archive:
-            for name, array in arrays.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, array, allow_pickle=False)
-        beside.replace(path)
-    except (OSError, ValueError) as error:
-        beside.unlink(missing_ok=True)
-        raise OnnxClipError(f"cannot write the states {str(path)!r}: {error}") from error
 
 
 class Stepper:
@@ -86,7 +72,8 @@ class Stepper:
         self._folder = folder
         self._provider = provider
         self._own = states_as_inputs(model, set(carried), folder)
-        self._given = {name: np.asarray(value) for name, value in initial.items()}
+        self._given = {name: _as_array(name, value) for name, value in initial.items()}
+        self._unused: set[str] = set()
         self._kinds = {value.name: TensorType.of(value.type) for value in model.graph.input}
         self._session = open_session(model, provider=provider, folder=folder)
         unknown = [name for name in initial if name not in self._kinds]
@@ -121,9 +108,15 @@ class Stepper:
         found = session.run_values(self._values(batch) | self.before, wanted)
         return {name: session.array(value) for name, value in found.items()}
 
-    def arrays(self) -> Arrays:
-        """Return the states after the last step."""
-        return {name: self._session.array(value) for name, value in self.states.items()}
+    def arrays(self, states: Mapping[str, Any]) -> Arrays:
+        """Return what `states` was after a step as arrays."""
+        return {name: self._session.array(value) for name, value in states.items()}
+
+    def notes(self) -> list[str]:
+        """Initial values that were given for nothing."""
+        names = listed([*map(repr, sorted(self._unused))])
+        said = f"the initial values of {names} are not used: the batches have them"
+        return [said] if self._unused else []
 
     def _values(self, batch: Batch) -> dict[str, Any]:
         """A value for each input: a state, what the batch has, or what was given at first."""
@@ -141,7 +134,9 @@ class Stepper:
                     f"{name!r}, {whose} that neither {batch.where} nor the initial values have"
                 )
                 continue
-            array = np.asarray(array)
+            if places[0] is batch.arrays and name in batch.arrays and name in self._given:
+                self._unused.add(name)
+            array = _as_array(name, array)
             if fault := self._fault(name, array):
                 faults.append(f"{name!r} of {batch.where}: {fault}")
             else:
@@ -154,7 +149,8 @@ class Stepper:
         kind = self._kinds[name]
         if kind is None or not kind.dtype:
             return None
-        if str(array.dtype) not in (kind.dtype_name, "uint16"):
+        is_bits = kind.dtype == TensorProto.BFLOAT16 and array.dtype == np.uint16
+        if str(array.dtype) != kind.dtype_name and not is_bits:
             return f"expected {kind.dtype_name}, but it is {array.dtype}"
         fits = kind.shape is None or (
             len(kind.shape) == array.ndim
@@ -167,3 +163,10 @@ class Stepper:
             return None
         shape = "[" + ", ".join("?" if d is None else str(d) for d in kind.shape or ()) + "]"
         return f"expected the shape {shape}, but it is {shown(list(array.shape))}"
+
+
+def _as_array(name: str, value: object) -> NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except Exception as error:  # whatever a thing that is no array has to say
+        raise OnnxClipError(f"{name!r} is no array: {error}") from error

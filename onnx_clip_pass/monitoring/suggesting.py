@@ -12,13 +12,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_clip_pass.arguments import as_number, check_choice
+from onnx_clip_pass.arguments import check_choice
 from onnx_clip_pass.clips import GradientClipByGlobalNorm, GradientClipByNorm
 from onnx_clip_pass.errors import OnnxClipError, shown
-from onnx_clip_pass.monitoring.adapting import AutoClip, ZClip, percentile_of
+from onnx_clip_pass.monitoring.adapting import AutoClip, ZClip, check_percentile, percentile_of
 from onnx_clip_pass.patterns import check_pattern, is_expression, reader_of
 from onnx_clip_pass.rules import Rule
-from onnx_clip_pass.tables import Table, counted
+from onnx_clip_pass.tables import Table, counted, escape_control
 from onnx_clip_pass.views import View, Viewed
 
 __all__ = ["Each", "Suggestion", "Threshold", "suggest"]
@@ -147,9 +147,10 @@ def suggest(
         OnnxClipError: there are no finite norms, a pattern matches nothing, or `percentile` is no
             number from 0 to 100.
     """
-    if not 0 <= as_number(percentile) <= 100:
-        raise OnnxClipError(f"percentile must be a number from 0 to 100, not {shown(percentile)}")
+    check_percentile(percentile)
     check_choice("each", each, Each)
+    if isinstance(groups, str) or not isinstance(groups, Sequence):
+        raise OnnxClipError(f"groups must be a list of patterns, not {shown(groups)}")
     left = list(range(len(names)))
     found: list[Threshold] = []
     for pattern in groups:
@@ -279,4 +280,4 @@ def _or_none(number: float) -> float | None:
 
 
 def _comment(text: str) -> str:
-    return " ".join(text.split())
+    return escape_control(" ".join(text.split()))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,25 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnx_clip_pass.arguments import check_path, model_or_path
+from onnx_clip_pass.arguments import check_flags, check_path, is_text, model_or_path
 from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.gradients import FoundGradient, survey
 from onnx_clip_pass.gradients.updates import Carried
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.monitoring.adapting import check_count
 from onnx_clip_pass.monitoring.batches import Batch, Feeds, batches_of
+from onnx_clip_pass.monitoring.keeping import check_places, left_behind, recorder, save_states
 from onnx_clip_pass.monitoring.measuring import Watched, add_measures, watched_of
-from onnx_clip_pass.monitoring.norms import Norms, read_norms
-from onnx_clip_pass.monitoring.recording import (
-    Head,
-    Recorded,
-    Row,
-    csv_writer,
-    cut_to_lines,
-    is_csv,
-    lines_writer,
-)
-from onnx_clip_pass.monitoring.stepping import Stepper, save_states
+from onnx_clip_pass.monitoring.norms import Norms
+from onnx_clip_pass.monitoring.recording import Head, Recorded, Row, is_csv
+from onnx_clip_pass.monitoring.stepping import Stepper
 from onnx_clip_pass.progress import Progress, WantsProgress, told
 from onnx_clip_pass.record import read_record, strip_if_clipped
 from onnx_clip_pass.runtime import Provider, load_feeds
@@ -108,11 +100,16 @@ def plan_watch(
     if not watched:
         raise OnnxClipError("there is nothing to watch: no gradient is found", notes)
     carried, unsure = _carried(before, seen.states, _as_carry({} if carry is None else carry))
+    if at_rest := [each.parameter for each in watched if each.parameter not in carried]:
+        notes.append(
+            f"no output is known to be the new value of {listed([*map(repr, at_rest)])}: unless "
+            f"batches have it, it stays as it is from step to step (--carry)"
+        )
     outputs = {value.name for value in given.graph.output}
     loss = seen.loss if loss is None else loss
-    if loss is not None and loss not in outputs:
+    if loss is not None and (not is_text(loss) or loss not in outputs):
         raise OnnxClipError(
-            f"no output is called {loss!r}, which is to be the loss; the outputs are "
+            f"no output is called {shown(loss)}, which is to be the loss; the outputs are "
             f"{listed([repr(each) for each in outputs])}"
         )
     if record is not None and record.loss_scale != 1:
@@ -148,6 +145,11 @@ def _carried(
     inputs |= {tensor.name for tensor in model.graph.initializer}
     wrong = [f"no output is called {new!r}" for new in said if new not in outputs]
     wrong += [f"no input is called {state!r}" for state in said.values() if state not in inputs]
+    wrong += [
+        f"{state!r} is to be {times} outputs at once"
+        for state, times in Counter(said.values()).items()
+        if times > 1
+    ]
     if wrong:
         raise OnnxClipError("these cannot be carried:", wrong)
     states = {each.state: each.new for each in found if each.new not in said}
@@ -199,7 +201,7 @@ def watch(
             it ends in .csv.
         states: a file (.npz) to which the states are written after the last step.
         resume: go on from `to` and `states`, which an earlier run has left.
-        force: replace `to` if it is there.
+        force: replace `to` if it is there, and whatever is at `states`.
         provider: where to run, "cpu" or "cuda".
         progress: is told how many steps are done, and of how many: a callback, or True for a bar.
 
@@ -213,14 +215,19 @@ def watch(
     planned = plan_watch(model, carry=carry, loss=loss)
     if questions := list(planned.questions()):
         raise OnnxClipError("it is not clear what is to be carried:", questions)
+    check_flags(resume=resume, force=force)
+    check_places(to, states, (model, feeds, initial), resume=resume, force=force)
     batches = batches_of(feeds)
+    if batches.count == 0:
+        raise OnnxClipError("expected batches to run the step over, but there is none")
     total = steps if steps is not None else batches.count
     if total is None:
         raise OnnxClipError("say how many steps: it cannot be seen how many batches there are")
     check_count("steps", total, 1)
-    start, done = _given(initial), _NO_ROWS
+    start, done, said = _given(initial), _NO_ROWS, list[str]()
     if resume:
-        start, done = _left_behind(planned.head, start, to, states)
+        left, done, said = left_behind(planned.head, to, states)
+        start = {**start, **left}
     copy = ModelProto()
     copy.CopyFrom(planned._model)
     measures = add_measures(copy, planned.watched, planned._found)
@@ -229,21 +236,23 @@ def watch(
     seen = _Seen(done, keeps_all=to is None or is_csv(to))
     with (
         told(progress) as tell,
-        _record(to, planned.head, is_on=resume, force=force) as write,
+        recorder(to, planned.head, seen.count if resume else None, force=force) as write,
     ):
+        kept: Mapping[str, Any] = {}
         try:
             for number, batch in enumerate(islice(batches, seen.count, total), seen.count):
                 row = _step(stepper, batch, number, planned, measures)
-                seen.add(row)
                 write(row)
+                seen.add(row)
+                kept = stepper.states
                 tell(Progress(doing, number + 1, total, "steps"))
                 if planned.head.loss is not None and not math.isfinite(row.loss):
                     seen.stopped = seen.why(planned.watched)
                     break
         finally:
-            if states is not None and stepper.states:
-                save_states(Path(states), stepper.arrays())
-    notes = planned.notes
+            if states is not None and kept:
+                save_states(Path(states), stepper.arrays(kept), seen.count)
+    notes = (*planned.notes, *said, *stepper.notes())
     if seen.count < total and not seen.stopped:
         notes += (f"the batches ended after {counted(seen.count, 'step')}",)
     rows = tuple(seen.rows) if to is None or is_csv(to) else Recorded(Path(to), planned.head)
@@ -284,53 +293,10 @@ class _Seen:
 def _given(initial: Mapping[str, NDArray[Any]] | _Path | None) -> Mapping[str, NDArray[Any]]:
     if initial is None:
         return {}
-    return initial if isinstance(initial, Mapping) else load_feeds(initial)
-
-
-def _left_behind(
-    head: Head, start: Mapping[str, NDArray[Any]], to: _Path | None, states: _Path | None
-) -> tuple[Mapping[str, NDArray[Any]], Sequence[Row]]:
-    """The states and rows of an earlier run of the same."""
-    if to is None or is_csv(to) or (states is None and head.carried):
-        raise OnnxClipError(
-            "to resume say where the run before has left its norms (to, -o: JSON lines) and, if it "
-            "carries states, those (states, --states)"
-        )
-    norms = read_norms(to)
-    if replace(norms.head, model=head.model) != head:
-        raise OnnxClipError(
-            f"{os.fspath(to)!r} has norms of other gradients, or other states are carried: it "
-            f"cannot be gone on with"
-        )
-    if states is not None and norms.rows:
-        start = {**start, **load_feeds(states)}
-    return start, norms.rows
-
-
-@contextmanager
-def _record(to: _Path | None, head: Head, *, is_on: bool, force: bool) -> Iterator[Any]:
-    """A function that writes a row to the file, if there is one."""
-    if to is None:
-        yield lambda row: None
-        return
-    check_path("to", to)
-    mode = "a" if is_on else ("w" if force else "x")
-    with ExitStack() as stack:
-        try:
-            if is_on:
-                cut_to_lines(Path(to))
-            file = stack.enter_context(Path(to).open(mode, encoding="utf-8", newline=""))
-        except FileExistsError as error:
-            raise OnnxClipError(
-                f"{os.fspath(to)!r} is there already; say force (--force) to replace it, or resume "
-                f"(--resume) to go on with it"
-            ) from error
-        except OSError as error:
-            raise OnnxClipError(f"cannot write {os.fspath(to)!r}: {error.strerror}") from error
-        if is_csv(to):
-            yield csv_writer(file, head)
-        else:
-            yield lines_writer(file, None if is_on else head)
+    if isinstance(initial, Mapping):
+        return initial
+    check_path("initial, if it is no mapping of names to arrays,", initial)
+    return load_feeds(initial)
 
 
 def _step(
@@ -344,7 +310,7 @@ def _step(
     except OnnxClipError as error:
         raise OnnxClipError(f"step {number}, {batch.where}: {error}") from error
     vectors = {name: found[output] for name, output in measures.items()}
-    told = math.nan if loss is None else float(np.asarray(found[loss], np.float64).reshape(-1)[0])
+    told = math.nan if loss is None else _as_loss(found[loss], loss)
     vectors["largest"] = np.maximum(vectors["largest"], 0.0)  # of no element
     vectors["largest"][np.isnan(vectors["norm"])] = np.nan
     nonfinite = np.zeros(len(planned.watched))
@@ -355,3 +321,12 @@ def _step(
         if nonfinite[at] == 0:  # finite, and beyond float32
             vectors["norm"][at] = np.sqrt(np.sum(wide * wide))
     return Row(number, told, nonfinite=nonfinite, **vectors)
+
+
+def _as_loss(array: NDArray[Any], name: str) -> float:
+    if array.size != 1:
+        raise OnnxClipError(
+            f"expected one number as the loss, but {name!r} has the shape {list(array.shape)}; say "
+            f"which output is the loss (loss, --loss)"
+        )
+    return float(np.asarray(array, np.float64).reshape(()))

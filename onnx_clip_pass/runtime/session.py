@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 from onnx.external_data_helper import load_external_data_for_model
 
+from onnx_clip_pass.arguments import is_text
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.graph import Index, Scope, TensorType
 
@@ -147,7 +148,7 @@ def open_session(
             another runtime, or the model cannot be loaded.
     """
     ort = _import_runtime()
-    wanted = _PROVIDERS.get(provider)
+    wanted = _PROVIDERS[provider] if is_text(provider) and provider in _PROVIDERS else None
     if wanted is None:
         raise OnnxClipError(f"expected the provider cpu or cuda, not {shown(provider)}")
     if provider == "cuda" and hasattr(ort, "preload_dlls"):
