@@ -113,21 +113,51 @@ def docs(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "--noconftest", "tests/site", *session.posargs)
 
 
+def build(session: nox.Session, folder: Path, *posargs: str) -> Path:
+    """The path of the wheel, built into a folder with its sdist; both are looked at."""
+    session.install("build", "twine", "pytest>=8")
+    for old in (*folder.glob("*.tar.gz"), *folder.glob("*.whl")):
+        old.unlink()
+    session.run("python", "-m", "build", "--sdist", "--outdir", str(folder))
+    (sdist,) = folder.glob("*.tar.gz")
+    session.run("python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(folder), str(sdist))
+    (wheel,) = folder.glob("*.whl")
+    session.run("twine", "check", "--strict", str(sdist), str(wheel))
+    tests = ["--noconftest", "tests/package", *posargs]
+    session.run("python", "-m", "pytest", *tests, env={"ONNX_CLIP_DIST": str(folder)})
+    return wheel
+
+
 @nox.session(tags=["ci"])
 def package(session: nox.Session) -> None:
     """Build what would be published, the wheel from the sdist, and look at both."""
-    session.install("build", "twine", "pytest>=8")
-    folder = session.create_tmp()
-    for old in Path(folder).iterdir():
-        if old.is_file():
-            old.unlink()
-    session.run("python", "-m", "build", "--sdist", "--outdir", folder)
-    (sdist,) = map(str, Path(folder).glob("*.tar.gz"))
-    session.run("python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", folder, sdist)
-    (wheel,) = map(str, Path(folder).glob("*.whl"))
-    session.run("twine", "check", "--strict", sdist, wheel)
-    tests = ["--noconftest", "tests/package", *session.posargs]
-    session.run("python", "-m", "pytest", *tests, env={"ONNX_CLIP_DIST": folder})
+    build(session, Path(session.create_tmp()), *session.posargs)
+
+
+@nox.session(default=False, reuse_venv=False)
+def release(session: nox.Session) -> None:
+    """Build into dist/ what would be published, and use it as a stranger would; uploads nothing.
+
+    With a tag (`nox -s release -- v1.2.3`), also hold the version and the changelog to it.
+    """
+    if session.posargs:
+        source = Path("onnx_clip_pass/_version.py").read_text(encoding="utf-8")
+        (version,) = re.findall(r'^__version__ = "(.+)"$', source, re.MULTILINE)
+        if session.posargs != [f"v{version}"]:
+            session.error(
+                f"expected the tag v{version}, as _version.py says, got {session.posargs}"
+            )
+        changes = Path("CHANGELOG.md").read_text(encoding="utf-8")
+        heading = rf"^## {re.escape(version)} \(\d{{4}}-\d\d-\d\d\)$"
+        if not re.search(heading, changes, re.MULTILINE):
+            session.error(f"CHANGELOG.md: expected the heading '## {version} (YYYY-MM-DD)'")
+    wheel = build(session, Path("dist"))
+    session.install(f"{wheel}[cpu]")
+    clipped = str(Path(session.create_tmp()) / "clipped.onnx")
+    session.run("onnx-clip", "--version")
+    step = "models/seed/train_step.onnx"
+    session.run("onnx-clip", "rewrite", step, "--output", clipped, "--force", "--verify")
+    session.run("onnx-clip", "strip", clipped, "--in-place")
 
 
 @nox.session(tags=["ci"])

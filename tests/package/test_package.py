@@ -37,7 +37,7 @@ def test_the_sdist_holds_what_the_tests_and_pages_need():
         names = {member.name.partition("/")[2] for member in archive}
     wanted = [
         path
-        for folder in ("onnx_clip_pass", "tests", "docs", "models", "examples")
+        for folder in ("onnx_clip_pass", "tests", "docs", "models", "examples", ".github")
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     ]
