@@ -139,7 +139,7 @@ def _as_carry(carry: object) -> dict[str, str]:
 def _carried(
     model: ModelProto, found: Sequence[Carried], said: Mapping[str, str]
 ) -> tuple[dict[str, str], tuple[Carried, ...]]:
-    """The new value of each state, as found, and as `said`: output to input."""
+    """The output that is the new value of each state, as found, and as `said` by output."""
     outputs = {value.name for value in model.graph.output}
     inputs = {value.name for value in model.graph.input}
     inputs |= {tensor.name for tensor in model.graph.initializer}
@@ -314,9 +314,10 @@ def _step(
     vectors["largest"] = np.maximum(vectors["largest"], 0.0)  # of no element
     vectors["largest"][np.isnan(vectors["norm"])] = np.nan
     nonfinite = np.zeros(len(planned.watched))
-    for at in np.flatnonzero(~np.isfinite(vectors["norm"])):
-        raw = stepper.again(batch, [planned.watched[at].raw])[planned.watched[at].raw]
-        wide = raw.astype(np.float64)
+    odd = {int(at): planned.watched[at].raw for at in np.flatnonzero(~np.isfinite(vectors["norm"]))}
+    raws = stepper.again(batch, list(dict.fromkeys(odd.values()))) if odd else {}
+    for at, name in odd.items():
+        wide = raws[name].astype(np.float64)
         nonfinite[at] = float(np.mean(~np.isfinite(wide))) if wide.size else 0.0
         if nonfinite[at] == 0:  # finite, and beyond float32
             vectors["norm"][at] = np.sqrt(np.sum(wide * wide))
