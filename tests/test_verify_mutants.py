@@ -101,6 +101,7 @@ ONE_SCALE = "all gradients of a group have the same scale"
 NO_MORE = "no scale is above 1, so that their mean is below 1 where the least is"
 TINY = "any number so small stands in for what no element is beyond"
 BELOW_ONE = "where the bounds are below 1, another factor is 1 wherever nothing is clipped"
+UNREAD = "the norm that is an output is that of the first clip"
 NEVER_INF = "no number of elements makes this limit inf"
 FOR_SPEED = "the axes of size 1 are there for speed"
 EQUIVALENT = {
@@ -116,7 +117,9 @@ EQUIVALENT = {
     r".*: Max .*: (input 1 (doubled|halved|made 0|negated)|dropped, input 0|made Min)": NO_LESS,
     r".*: Max .*: (input 0 twice|without input 1)": NO_LESS,
     r"L3: Min clip/v_grad/Min#2: input 1 halved": NO_LESS,
-    r"value, zero: Min .*/Min#2: input 1 (doubled|halved)": TINY,
+    r"(value, zero|chain): Min .*/Min#2: input 1 (doubled|halved)": TINY,
+    r"chain: (Min .*/Min#3|Max .*/Max#2): ": BELOW_ONE,
+    r"chain: Sqrt clip/[Wbvh]_grad/Sqrt: ": UNREAD,
     r"value, zero: Min .*/Min#3: (without input 0|input 1 twice|input 0 doubled)": BELOW_ONE,
     r"axes: ReduceMin .*: made ReduceMean": NO_MORE,
     r"sizes unknown: (Less|Where) ": NEVER_INF,
@@ -128,12 +131,15 @@ EQUIVALENT = {
 UNIT = "any that is not far from the largest element serves as the unit of shares as well"
 AS_EXACT = "it is as exact as is promised, though not the same to the bit"
 FINITE = "a gap: limits that are computed are not made inf, which alone this is there for"
+TOGETHER = "a gap: nothing is tried on which one clip of a chain acts, and that of the group not"
 SIGN_OF_ZERO = "a norm of 0 is -0.0"
 HALF = "a norm may be off by that, where the runtime takes it before the gradient is rounded"
 NOT_NOTICED = {
     r"L3: (ReduceMax|Max|Min) clip/v_grad/(ReduceMax|Max|Min)(#2)?: ": UNIT,
-    r"value, zero: Max clip/h_grad/Max: input 1 negated": SIGN_OF_ZERO,
-    r"(units|rms): (Less|Where) ": FINITE,
+    r"(value, zero|chain): Max clip/h_grad/Max: input 1 negated": SIGN_OF_ZERO,
+    r"(units|rms|chain): (Less|Where) (?!.*of another)": FINITE,
+    r"chain: (Mul|Less|Cast) .*: (dropped, input 1|input 0 of another gradient)": TOGETHER,
+    r"chain: .*: narrowed": HALF,
     r"L3: Pow clip/[Wb]_grad/Pow#2: narrowed": AS_EXACT,
     r"(thin|sizes unknown): (Mul|ReduceSum|Sqrt) .*: narrowed": AS_EXACT,
     r"rows: ReduceSum clip/W_grad/ReduceSum: input 1 made 0": AS_EXACT,
