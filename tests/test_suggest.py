@@ -119,6 +119,15 @@ def test_norms_that_are_not_finite_do_not_enter(make: Any):
         lambda: ZClip(warmup=0),
         lambda: AutoClip.from_dict({}),
         lambda: ZClip.from_dict(AutoClip().to_dict()),
+        lambda: ZClip.from_dict(None),  # type: ignore[arg-type]
+        lambda: ZClip.from_dict(ZClip().to_dict() | {"mean": 1.0, "variance": -1.0}),
+        lambda: ZClip.from_dict(ZClip().to_dict() | {"first": 5}),
+        lambda: AutoClip.from_dict(AutoClip().to_dict() | {"norms": None}),
+        lambda: AutoClip.from_dict(AutoClip().to_dict() | {"adapts": np.zeros(2)}),
+        lambda: ZClip(eps=0),
+        lambda: ZClip().update("1"),  # type: ignore[arg-type]
+        lambda: AutoClip().update(np.ones(1)),  # type: ignore[arg-type]
+        lambda: AutoClip().update(None),  # type: ignore[arg-type]
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(wrong: Any):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from onnx import ModelProto
 
-from onnx_clip_pass.arguments import model_or_path
-from onnx_clip_pass.errors import OnnxClipError, listed
+from onnx_clip_pass.arguments import is_text, model_or_path
+from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.gradients import Survey, survey
 from onnx_clip_pass.gradients.bottleneck import Bottlenecks, Question
 from onnx_clip_pass.gradients.chains import NOBODY, Link
@@ -155,6 +155,8 @@ def explain_gradient(
 
 
 def _explained(model: ModelProto, name: str, optimizer_ops: OptimizerOps) -> Explanation:
+    if not is_text(name):
+        raise OnnxClipError(f"name must be that of a parameter or gradient, not {shown(name)}")
     record = read_record(model)
     index = Index(strip_if_clipped(model))
     ops = {**({} if record is None else record.optimizer_ops), **optimizer_ops}

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_clip_pass.arguments import as_number
+from onnx_clip_pass.arguments import as_number, is_text
 from onnx_clip_pass.errors import OnnxClipError, shown
 
 __all__ = ["AutoClip", "ZClip", "check_count", "check_percentile", "percentile_of"]
@@ -62,8 +62,9 @@ class AutoClip:
 
     def update(self, norm: float) -> float:
         """Take in the norm of a gradient, and return the threshold for it."""
+        norm = _norm(norm)
         if math.isfinite(norm):
-            self._norms.append(float(norm))
+            self._norms.append(norm)
         return self.threshold
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,10 +79,9 @@ class AutoClip:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
         """Return what `to_dict` has kept."""
-        norms = _checked(fields, "autoclip", {"percentile", "history", "norms"})["norms"]
-        made = cls(fields["percentile"], fields["history"])
-        for norm in norms:
-            made.update(as_number(norm))
+        own = _checked(fields, "autoclip", {"percentile", "history", "norms"})
+        made = cls(own["percentile"], own["history"])
+        made._norms.extend(_kept(own["norms"]))
         return made
 
 
@@ -126,6 +126,8 @@ class ZClip:
         if not 0 <= as_number(self.alpha) < 1:
             raise OnnxClipError(f"alpha must be a number from 0 to below 1, not {self.alpha!r}")
         check_count("warmup", self.warmup, 1)
+        if not 0 < as_number(self.eps) < math.inf:
+            raise OnnxClipError(f"eps must be a positive number, not {shown(self.eps)}")
 
     @property
     def threshold(self) -> float:
@@ -136,9 +138,10 @@ class ZClip:
 
     def update(self, norm: float) -> float:
         """Take in the norm of a gradient, and return the threshold for it."""
+        norm = _norm(norm)
         if self._mean is None:
             if math.isfinite(norm):
-                self._first.append(float(norm))
+                self._first.append(norm)
             if len(self._first) >= self.warmup:
                 self._mean = float(np.mean(self._first))
                 self._variance = float(np.var(self._first))
@@ -148,7 +151,7 @@ class ZClip:
             return self._mean
         deviation = math.sqrt(self._variance)
         score = (norm - self._mean) / (deviation + self.eps)
-        limit = self._mean + self.z**2 / score * deviation if score > self.z else float(norm)
+        limit = self._mean + self.z**2 / score * deviation if score > self.z else norm
         self._mean = self.alpha * self._mean + (1 - self.alpha) * limit
         self._variance = self.alpha * self._variance + (1 - self.alpha) * (limit - self._mean) ** 2
         return limit
@@ -173,9 +176,9 @@ class ZClip:
             fields, "zclip", {"z", "alpha", "warmup", "eps", "first", "mean", "variance"}
         )
         made = cls(own["z"], own["alpha"], own["warmup"], own["eps"])
-        made._first = [as_number(each) for each in own["first"]]
-        made._mean = None if own["mean"] is None else as_number(own["mean"])
-        made._variance = as_number(own["variance"])
+        made._first = _kept(own["first"])
+        made._mean = None if own["mean"] is None else _kept([own["mean"]])[0]
+        made._variance = _kept([own["variance"]])[0]
         return made
 
 
@@ -197,10 +200,27 @@ def check_count(name: str, value: object, least: int) -> None:
         raise OnnxClipError(f"{name} must be a whole number, {least} or more, not {shown(value)}")
 
 
-def _checked(fields: Mapping[str, Any], adapts: str, names: set[str]) -> Mapping[str, Any]:
-    if fields.get("adapts") != adapts or not names <= fields.keys():
+def _norm(value: object) -> float:
+    """The norm that a caller gives, which may be nan or inf."""
+    number = as_number(value)
+    is_nan = isinstance(value, float | np.floating | np.ndarray) and not np.ndim(value)
+    if math.isnan(number) and not is_nan:
+        raise OnnxClipError(f"a norm must be one number, not {shown(value)}")
+    return number
+
+
+def _kept(norms: object) -> list[float]:
+    """Norms, or what follows from them, that `to_dict` has kept: finite and none below 0."""
+    if not isinstance(norms, list) or not all(0 <= as_number(each) < math.inf for each in norms):
+        raise OnnxClipError(f"expected finite norms as to_dict keeps them, not {shown(norms)}")
+    return [as_number(each) for each in norms]
+
+
+def _checked(fields: Any, adapts: str, names: set[str]) -> Mapping[str, Any]:
+    is_kept = isinstance(fields, Mapping) and names <= fields.keys()
+    if not is_kept or not is_text(fields.get("adapts")) or fields["adapts"] != adapts:
         raise OnnxClipError(
             f"expected what to_dict gives, with {', '.join(sorted(names | {'adapts'}))}, not "
-            f"{shown(dict(fields))}"
+            f"{shown(fields)}"
         )
     return fields

@@ -130,3 +130,8 @@ def test_what_a_graph_does_not_update_is_told_by_what_is_known():
 def test_a_name_that_is_not_there_is_refused(adam):
     with pytest.raises(OnnxClipError, match=r"'nothing' is no parameter, .* parameters are: 'W'"):
         explain_gradient(adam, "nothing")
+
+
+def test_a_name_that_is_no_text_is_refused(adam: onnx.ModelProto):
+    with pytest.raises(OnnxClipError, match="name must be that of a parameter or gradient"):
+        explain_gradient(adam, ["W"])  # type: ignore[arg-type]
