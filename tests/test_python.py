@@ -333,3 +333,17 @@ def test_watch_can_be_called_twice():
     batch = {name: np.asarray(array, np.float32) for name, array in feeds.items()}
     for _ in range(2):
         assert len(oc.watch(onnx.load(SEED), [batch], steps=2)) == 2
+
+
+@pytest.mark.parametrize("loss", [["loss"], 5, {}, np.zeros(2)], ids=repr)
+def test_a_loss_that_is_no_name_is_refused(loss: Any):
+    pytest.importorskip("onnxruntime", reason="slopes are taken by running")
+    clipped = oc.clip_gradients(onnx.load(SEED), ONE)
+    for run in (
+        lambda: oc.verify(SEED, clipped, loss=loss),
+        lambda: oc.probe_gradients(onnx.load(SEED), loss=loss),
+    ):
+        with pytest.raises(OnnxClipError, match="loss"):
+            run()
+    with pytest.raises(OnnxClipError, match="slopes must be"):
+        oc.verify(SEED, clipped, slopes=loss)

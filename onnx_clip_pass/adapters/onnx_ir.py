@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx import AttributeProto, GraphProto, ModelProto
 
 from onnx_clip_pass.adapters.stand_ins import StandIns, graphs_of
+from onnx_clip_pass.arguments import check_model
 from onnx_clip_pass.clipping import clipped_copy
 from onnx_clip_pass.deciding import decider
 from onnx_clip_pass.errors import OnnxClipError, shown, warn
@@ -119,8 +120,10 @@ def from_proto(model: ModelProto) -> ir.Model:
     Of others it drops parts without a word, and gradients may be in them.
 
     Raises:
-        OnnxClipError: the model has `training_info`, or a sparse initializer or attribute.
+        OnnxClipError: it is no `ModelProto`, or has `training_info`, or a sparse initializer or
+            attribute.
     """
+    check_model(model, "onnx_ir.load")
     faults = [
         f"training_info, number {number}: the graph {info.algorithm.name!r}"
         for number, info in enumerate(model.training_info, 1)

@@ -216,11 +216,12 @@ def _kept(norms: object) -> list[float]:
     return [as_number(each) for each in norms]
 
 
-def _checked(fields: Any, adapts: str, names: set[str]) -> Mapping[str, Any]:
-    is_kept = isinstance(fields, Mapping) and names <= fields.keys()
-    if not is_kept or not is_text(fields.get("adapts")) or fields["adapts"] != adapts:
-        raise OnnxClipError(
-            f"expected what to_dict gives, with {', '.join(sorted(names | {'adapts'}))}, not "
-            f"{shown(fields)}"
-        )
-    return fields
+def _checked(fields: object, adapts: str, names: set[str]) -> Mapping[str, Any]:
+    if isinstance(fields, Mapping) and names <= fields.keys():
+        made: Mapping[str, Any] = fields
+        if is_text(made.get("adapts")) and made["adapts"] == adapts:
+            return made
+    raise OnnxClipError(
+        f"expected what to_dict gives, with {', '.join(sorted(names | {'adapts'}))}, not "
+        f"{shown(fields)}"
+    )

@@ -6,7 +6,8 @@ from collections.abc import Collection
 
 from onnx import ModelProto
 
-from onnx_clip_pass.errors import OnnxClipError, listed
+from onnx_clip_pass.arguments import is_text
+from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.graph import Index, TensorType, ancestors_in
 from onnx_clip_pass.probe.copies import cut_down
 from onnx_clip_pass.probe.slopes import Arrays
@@ -39,7 +40,8 @@ def find_loss(
         OnnxClipError: no value can be the loss, or several can.
     """
     types = {output.name: type_of(index, output.name) for output in model.graph.output}
-    if wanted in index.main.producers:
+    is_computed = is_text(wanted) and wanted in index.main.producers
+    if is_computed:
         types[str(wanted)] = type_of(index, str(wanted))
     elif (
         wanted is None
@@ -61,8 +63,10 @@ def find_loss(
     }
     there = listed([f"{name!r} {list(kind.shape or ())}" for name, kind in types.items()])
     if wanted is not None:
-        if wanted not in index.main.producers:
-            raise OnnxClipError(f"no node computes the loss {wanted!r}; the outputs are: {there}")
+        if not is_computed:
+            raise OnnxClipError(
+                f"no node computes the loss {shown(wanted)}; the outputs are: {there}"
+            )
         if wanted not in ranks and types[wanted].shape is not None:
             raise OnnxClipError(f"the loss {wanted!r} is no float scalar; there are: {there}")
         return wanted
@@ -94,8 +98,8 @@ def check_loss(index: Index, name: str) -> None:
     Raises:
         OnnxClipError: so it is.
     """
-    if name not in index.main.producers:
-        raise OnnxClipError(f"no node computes the loss {name!r}")
+    if not is_text(name) or name not in index.main.producers:
+        raise OnnxClipError(f"no node computes the loss {shown(name)}")
     kind = type_of(index, name)
     sizes = kind.shape or ()
     if (kind.dtype and not kind.is_floating) or any(s != 1 for s in sizes if isinstance(s, int)):

@@ -69,7 +69,7 @@ def check_choice(slopes: object) -> None:
     Raises:
         OnnxClipError: what was expected, and what arrived.
     """
-    if slopes not in get_args(Slopes):
+    if not isinstance(slopes, str) or slopes not in get_args(Slopes):
         words = " or ".join(map(repr, get_args(Slopes)))
         raise OnnxClipError(f"slopes must be {words}, not {shown(slopes)}")
 
