@@ -149,6 +149,12 @@ def test_a_threshold_for_each_is_a_percentile_that_stays_as_it_is():
     assert [t.median for t in found.thresholds] == [50.5, 5.05]
 
 
+def test_the_norm_at_a_percentile_stays_as_it_is_where_digits_are_cut():
+    """0.43552 is above 0.4355, which would clip every step of a norm that never changes."""
+    (found,) = norms_of({"W": [0.43552] * 60}).suggest(100).thresholds
+    assert (found.limit, found.acts) == (0.4356, 0.0)
+
+
 def test_groups_and_the_rest_have_norms_together():
     three, four, two = [3.0] * 60, [4.0] * 60, [2.0] * 60
     norms = norms_of({"a.w": three, "a.b": four, "c": two})

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from decimal import ROUND_CEILING, Context
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +29,7 @@ _Numbers = NDArray[np.float64]
 _SHORT = 50
 _ALWAYS, _NEVER = 0.5, 0.01
 _SETTLED = 1.5
+_UPWARDS = Context(prec=4, rounding=ROUND_CEILING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +203,10 @@ def _threshold(
     *,
     is_global: bool = False,
 ) -> Threshold:
-    limit = float(f"{percentile_of(norms, percentile):.4g}")  # a percentile has no more digits
+    exact = percentile_of(norms, percentile)
+    limit = float(f"{exact:.4g}")  # a percentile has no more digits
+    if ((limit < norms) & (norms <= exact)).any():
+        limit = float(_UPWARDS.create_decimal(exact))
     auto, z = AutoClip(), ZClip()
     for norm in norms:
         auto.update(float(norm))
