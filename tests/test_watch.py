@@ -333,6 +333,18 @@ def test_a_weight_that_stays_as_it_is_is_said():
     assert plan_watch(diverging()).notes == ()
 
 
+def test_a_counter_that_is_not_carried_is_said():
+    """Of whole numbers nothing tells by how much they change, so that they are not found."""
+    step = onnx.load(model_at("sgd"))
+    for name, to in (("turn", step.graph.input), ("turned", step.graph.output)):
+        to.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, []))
+    step.graph.initializer.append(onnx.helper.make_tensor("one", onnx.TensorProto.INT64, [], [1]))
+    step.graph.node.add(op_type="Add", input=["turn", "one"], output=["turned"])
+    (note,) = plan_watch(step).notes
+    assert note.endswith("if 'turned' is its new value, say so (--carry turned=turn)")
+    assert plan_watch(step, carry={"turned": "turn"}).notes == ()
+
+
 def diverging() -> onnx.ModelProto:
     """loss = |x W|^2, and W_new = W - 100 * dloss/dW, which is -199 W where x is the identity."""
     return parse(
