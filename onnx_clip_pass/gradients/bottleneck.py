@@ -32,7 +32,7 @@ from onnx_clip_pass.gradients.ops import SCATTERS
 from onnx_clip_pass.gradients.runs import Run
 from onnx_clip_pass.gradients.training import StateUpdate
 from onnx_clip_pass.gradients.walks import Walks
-from onnx_clip_pass.graph import Flow, Value
+from onnx_clip_pass.graph import Flow, Shape, Value
 from onnx_clip_pass.graph.dominators import ROOT
 
 __all__ = ["Bottlenecks", "Question"]
@@ -89,12 +89,18 @@ class Bottlenecks(Walks):
         states, values = self.states, self.values
         if self.is_optimizer or not states.is_loss_sure:
             return
+        copies = {
+            _sorted_sizes(values.shape(vertex))
+            for vertex in states.forward
+            if values.is_constant(vertex) and vertex not in states.roots
+        }
         for state, between in zip(states.states, states.ways, strict=True):
             update = StateUpdate(state.root, state.root, state.new)
             if (
                 state in self.carried
                 and values.is_constant(state.root)
                 and not values.is_scalar_like(state.root)
+                and _sorted_sizes(values.shape(state.root)) in copies
                 and state.root not in states.forward
                 and states.contracted[state.new]
                 and state.way is not None
@@ -278,3 +284,8 @@ class Bottlenecks(Walks):
         node = frame.scope.nodes[made[0]]
         slot = min(next(slots, 0), max(len(node.input) - 1, 0))
         return Sink(frame, made[0], slot)
+
+
+def _sorted_sizes(shape: Shape | None) -> tuple[str, ...] | None:
+    """The sizes of a tensor in order, which are those of its transposed copies."""
+    return None if shape is None else tuple(sorted(map(str, shape)))

@@ -6,6 +6,7 @@ import pytest
 from onnx import parser
 
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients, find_gradients
+from onnx_clip_pass.rewrite import clip_in_place
 
 ONE = GradientClipByNorm(1.0)
 ONES = "{1.0, 1.0, 1.0, 1.0, 1.0, 1.0}"
@@ -123,3 +124,31 @@ def test_a_gradient_that_begins_with_zeros_is_not_taken_for_a_folded_parameter(n
     else:
         with pytest.raises(OnnxClipError, match="no gradients found; if there are some"):
             clip_gradients(model, ONE)
+
+
+COUNTED = """
+    <ir_version: 10, opset_import: ["" : 18]>
+    step (float[N,2] x, float[N,3] t) => (float loss, float[2,3] W_new, float[3,3] seen)
+    <float[2,3] W = {1.0, 2.0, 3.0, 4.0, 5.0, 6.0},
+     float[3,3] counts = {0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0},
+     float lr = {0.1}, float two = {2.0}> {
+        y = MatMul(x, W)
+        e = Sub(y, t)
+        s = Mul(e, e)
+        loss = ReduceSum <keepdims = 0> (s)
+        d = Mul(e, two)
+        xt = Transpose <perm = [1, 0]> (x)
+        g = MatMul(xt, d)
+        step_w = Mul(g, lr)
+        W_new = Sub(W, step_w)
+        p = Softmax(y)
+        q = Transpose <perm = [1, 0]> (t)
+        m = MatMul(q, p)
+        seen = Add(counts, m)
+    }"""
+
+
+def test_a_constant_that_counts_is_no_folded_parameter():
+    """The forward pass reads no other constant of its sizes that could be its copy."""
+    (found,) = clip_in_place(parser.parse_model(COUNTED), ONE).clipped
+    assert (found.gradient.parameter.name, found.gradient.name) == ("W", "g")

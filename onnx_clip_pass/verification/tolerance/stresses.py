@@ -200,7 +200,8 @@ class _Stressed:
 
     def of_sign(self, sign: int) -> dict[int, Array]:
         """All elements with this sign."""
-        return {number: sign * np.abs(array) for number, array in self.acting.items()}
+        turn = np.abs if sign > 0 else _negative  # a product may be float64 where there is no axis
+        return {n: np.asarray(turn(array), array.dtype) for n, array in self.acting.items()}
 
     def zeros(self) -> dict[int, Array]:
         """All elements zero."""
@@ -283,3 +284,7 @@ def _power(number: float) -> float:
 def _times(array: Array, factor: float) -> Array:
     with np.errstate(over="ignore", under="ignore"):
         return np.asarray(compare.wide(array) * factor).astype(array.dtype)
+
+
+def _negative(array: Array) -> Array:
+    return np.asarray(-np.abs(array))
