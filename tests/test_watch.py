@@ -333,16 +333,28 @@ def test_a_weight_that_stays_as_it_is_is_said():
     assert plan_watch(diverging()).notes == ()
 
 
-def test_a_counter_that_is_not_carried_is_said():
-    """Of whole numbers nothing tells by how much they change, so that they are not found."""
+COUNTERS: dict[str, tuple[tuple[str, str, list[str]], ...]] = {
+    "up": (("Add", "turned", ["turn", "one"]),),
+    "up, turned around": (("Add", "turned", ["one", "turn"]),),
+    "down": (("Sub", "turned", ["turn", "one"]),),
+    "by two ways": (("Add", "next", ["turn", "one"]), ("Identity", "turned", ["next"])),
+    "not: from one": (("Sub", "turned", ["one", "turn"]),),
+    "not: doubled": (("Add", "turned", ["turn", "turn"]),),
+    "not: as it is": (("Identity", "turned", ["turn"]),),
+}
+
+
+@pytest.mark.parametrize("name", COUNTERS)
+def test_a_counter_is_carried(name: str):
     step = onnx.load(model_at("sgd"))
-    for name, to in (("turn", step.graph.input), ("turned", step.graph.output)):
-        to.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, []))
+    for port, to in (("turn", step.graph.input), ("turned", step.graph.output)):
+        to.append(onnx.helper.make_tensor_value_info(port, onnx.TensorProto.INT64, []))
     step.graph.initializer.append(onnx.helper.make_tensor("one", onnx.TensorProto.INT64, [], [1]))
-    step.graph.node.add(op_type="Add", input=["turn", "one"], output=["turned"])
-    (note,) = plan_watch(step).notes
-    assert note.endswith("if 'turned' is its new value, say so (--carry turned=turn)")
-    assert plan_watch(step, carry={"turned": "turn"}).notes == ()
+    for op_type, made, takes in COUNTERS[name]:
+        step.graph.node.add(op_type=op_type, input=takes, output=[made])
+    planned = plan_watch(step)
+    assert planned.carried.get("turn") == (None if name.startswith("not") else "turned")
+    assert {"W", "b"} <= planned.carried.keys()
 
 
 def diverging() -> onnx.ModelProto:

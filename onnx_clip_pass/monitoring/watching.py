@@ -20,7 +20,6 @@ from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.gradients import FoundGradient, survey
 from onnx_clip_pass.gradients.updates import Carried
 from onnx_clip_pass.graph import Index
-from onnx_clip_pass.graph.spec import FLOATING
 from onnx_clip_pass.monitoring.adapting import check_count
 from onnx_clip_pass.monitoring.batches import Batch, Feeds, batches_of
 from onnx_clip_pass.monitoring.keeping import check_places, left_behind, recorder, save_states
@@ -106,7 +105,6 @@ def plan_watch(
             f"no output is known to be the new value of {listed([*map(repr, at_rest)])}: unless "
             f"batches have it, it stays as it is from step to step (--carry)"
         )
-    notes += _counters(given, carried)
     outputs = {value.name for value in given.graph.output}
     loss = seen.loss if loss is None else loss
     if loss is not None and (not is_text(loss) or loss not in outputs):
@@ -126,26 +124,6 @@ def plan_watch(
     )
     found = tuple(seen.found)
     return WatchPlan(head, tuple(watched), carried, unsure, tuple(notes), given, folder, found)
-
-
-def _counters(model: ModelProto, carried: Mapping[str, str]) -> Iterator[str]:
-    """Notes on inputs and outputs that look like a counter of steps, which finding passes over."""
-    inputs = {value.name: value.type for value in model.graph.input}
-    outputs = {
-        value.name: value.type
-        for value in model.graph.output
-        if value.type.tensor_type.elem_type not in FLOATING
-    }
-    for node in model.graph.node:
-        new = node.output[0] if node.op_type in ("Add", "Sub") and node.output else ""
-        if new not in outputs or new in carried.values():
-            continue
-        for state in node.input:
-            if state not in carried and inputs.get(state) == outputs[new]:
-                yield (
-                    f"{state!r} is the same in each step; if {new!r} is its new value, say so "
-                    f"(--carry {new}={state})"
-                )
 
 
 def _as_carry(carry: object) -> dict[str, str]:
