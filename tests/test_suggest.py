@@ -155,6 +155,14 @@ def test_the_norm_at_a_percentile_stays_as_it_is_where_digits_are_cut():
     assert (found.limit, found.acts) == (0.4356, 0.0)
 
 
+def test_gradients_of_one_parameter_have_one_threshold():
+    head = Head(("first", "second"), ("W", "W"))
+    zero = np.zeros(2)
+    rows = [Row(t, 1.0, np.array([1.0, 3.0]), zero, zero, zero) for t in range(60)]
+    (threshold,) = Norms(head, rows).suggest(50).thresholds
+    assert (threshold.parameters, threshold.median, threshold.largest) == (("W",), 2.0, 3.0)
+
+
 def test_groups_and_the_rest_have_norms_together():
     three, four, two = [3.0] * 60, [4.0] * 60, [2.0] * 60
     norms = norms_of({"a.w": three, "a.b": four, "c": two})
@@ -169,9 +177,9 @@ def test_groups_and_the_rest_have_norms_together():
 
 def test_what_speaks_against_a_threshold_is_said():
     few = norms_of({"W": [1.0, 2.0]}).suggest()
-    assert any("2 steps are few" in warning for warning in few.warnings)
+    assert any("2 steps says little" in warning for warning in few.warnings)
     falling = norms_of({"W": [100 / t for t in range(1, 101)]}).suggest()
-    assert not any("few" in warning for warning in falling.warnings)
+    assert not any("says little" in warning for warning in falling.warnings)
     steep = norms_of({"W": [math.exp(-t / 10) for t in range(100)]}).suggest()
     assert any("the norms still change" in warning for warning in steep.warnings)
     always = norms_of({"W": RAMP}).suggest(10)
@@ -266,6 +274,18 @@ def test_from_batches_to_rules_to_a_clipped_step(step: Path, capsys: Any):
     assert told["clipped"] is True
     assert told["steps"] == 20
     assert told["percentiles"]["50"].keys() == {"W", "b"}
+
+
+def test_quietly_only_what_is_to_be_known_is_said(step: Path, capsys: Any):
+    feeds, norms = str(MODELS / "adam.inputs.npz"), str(step.with_name("n.jsonl"))
+    assert main(["watch", str(step), "--feeds", feeds, "-o", norms, "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert main(["suggest", norms, "-q"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "note: a percentile of 1 step says little" in err
+    assert main(["suggest", norms, "-v"]) == 0
+    assert "clip_norm" in capsys.readouterr().out
 
 
 def test_what_is_there_is_not_replaced_and_numbers_can_be_set(step: Path, capsys: Any):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onnx_clip_pass.cli.words import console, is_verbose, say, width
+from onnx_clip_pass.cli.words import console, is_quiet, is_verbose, say, width
 from onnx_clip_pass.tables import Table
 from onnx_clip_pass.views import View
 
@@ -33,7 +33,11 @@ def show_table(table: Table, *, is_result: bool) -> None:
 
 
 def show_view(view: View) -> None:
-    """Print what was asked for: the table, all lines, and last the summary."""
+    """Print what was asked for: the table, all lines, and last the summary; quietly the notes."""
+    if is_quiet():
+        for line in replace(view, further=()).lines():
+            say(line)
+        return
     show_table(view.table, is_result=True)
     for line in (*view.lines(), view.summary):
         say(line, is_result=True)

@@ -14,7 +14,7 @@ from onnx_clip_pass.cli.helping import Command
 from onnx_clip_pass.cli.options import NUMBER, OUTPUT, PATH, WHOLE, json_option, refuse
 from onnx_clip_pass.cli.pages import PageOptions
 from onnx_clip_pass.cli.tables import show_view
-from onnx_clip_pass.cli.words import print_json, say
+from onnx_clip_pass.cli.words import is_quiet, print_json, say, volume_options
 from onnx_clip_pass.errors import OnnxClipError, shown
 
 __all__ = ["suggest", "watch"]
@@ -100,6 +100,7 @@ def _numbers(
 @PageOptions.declare
 @click.option("--dry-run", is_flag=True, help="Show what would be measured and carried.")
 @json_option
+@volume_options
 def watch(
     model: Path,
     feeds: str,
@@ -155,7 +156,7 @@ def watch(
         resume=resume,
         force=force,
         provider=provider,
-        progress=True,
+        progress=not is_quiet(),
     )
     if as_json:
         print_json(
@@ -164,7 +165,7 @@ def watch(
         )
     else:
         show_view(norms.view())
-    if output is not None:
+    if output is not None and not is_quiet():
         say(f"wrote {output}")
     pages.write_on(norms)
     return 1 if norms.stopped else 0
@@ -239,6 +240,7 @@ def _percentiles(norms: Any) -> dict[str, dict[str, float | None]]:
 @click.option("-o", "--output", type=OUTPUT, help="Write the rules: clip.toml.")
 @click.option("--force", is_flag=True, help="Replace an output that is there.")
 @json_option
+@volume_options
 def suggest(
     norms: Path,
     percentile: float,
@@ -270,5 +272,5 @@ def suggest(
         print_json(found.to_json())
     else:
         show_view(found.view())
-        if output is not None:
+        if output is not None and not is_quiet():
             say(f"wrote {output}; onnx-clip rewrite MODEL --rules {output} takes it")

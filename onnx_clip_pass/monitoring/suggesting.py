@@ -169,7 +169,10 @@ def suggest(
     if each == "global" and left:
         found.append(_of_all(names, norms, left, percentile, ""))
     elif each == "gradient":
-        found += [_threshold((names[at],), norms[:, at], percentile) for at in left]
+        own: dict[str, list[int]] = {}
+        for at in left:  # of a parameter with a gradient in each unrolled step there are several
+            own.setdefault(names[at], []).append(at)
+        found += [_threshold((n,), norms[:, ats].ravel(), percentile) for n, ats in own.items()]
     useless = [each for each in found if not 0 < each.limit < math.inf]
     found = [each for each in found if 0 < each.limit < math.inf]
     if not found:
@@ -229,7 +232,7 @@ def _doubts(norms: _Numbers) -> list[str]:
     found = []
     if len(norms) < _SHORT:
         found.append(
-            f"{counted(len(norms), 'step')} are few for a percentile; watch {_SHORT} or more"
+            f"a percentile of {counted(len(norms), 'step')} says little; watch {_SHORT} or more"
         )
     with np.errstate(over="ignore"):
         whole = np.sqrt(np.sum(norms**2, axis=1))
