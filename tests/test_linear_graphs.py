@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import pairwise
 
 import pytest
 from counting import growth
+from graphs import parse
 from growing import KINDS, grown
 
 from onnx_clip_pass import (
@@ -19,6 +21,8 @@ from onnx_clip_pass import (
     strip,
 )
 from onnx_clip_pass.gradients.cones import Vertices
+from onnx_clip_pass.gradients.counters import counters
+from onnx_clip_pass.graph import Index
 from onnx_clip_pass.rewrite import clip_in_place
 
 LINEAR = 2.05
@@ -113,3 +117,19 @@ def test_a_chain_of_sets_stays_small():
     assert sorted(found) == list(range(10_000))
     assert len(found._parts) <= 33
     assert not Vertices()
+
+
+def test_counters_along_one_chain_of_outputs():
+    """Each output is the one before and 1."""
+
+    def prepare(count: int):
+        names = [f"c{number}" for number in range(count + 1)]
+        text = " ".join(f"{b} = Add({a}, one)" for a, b in pairwise(names))
+        ports = ", ".join(f"int64 {name}" for name in names[1:])
+        model = parse(f"s (int64 c0) => ({ports}) <int64 one = {{1}}> {{ {text} }}")
+        main = Index(model).main
+        assert dict(counters(main)) == {"c0": names[-1]}
+
+        return lambda: list(counters(main))
+
+    assert growth(prepare, 120) < LINEAR
