@@ -16,6 +16,7 @@ from onnx import ModelProto
 from onnx_clip_pass.arguments import model_or_path
 from onnx_clip_pass.gradients import accumulator, claimed, names, operator, optimizer
 from onnx_clip_pass.gradients.clipped import clipped_already
+from onnx_clip_pass.gradients.counters import counters
 from onnx_clip_pass.gradients.found import Found, Gradient, Parameter, Sink, has_gradient_shape
 from onnx_clip_pass.gradients.layout import unit_axes
 from onnx_clip_pass.gradients.naming import SUFFIXES, parameter_names
@@ -64,7 +65,7 @@ class Survey(NamedTuple):
     not known, `carried` the states that are not trained. Where names told of gradients and nothing
     is updated, `bare` are the weights without any. `clipped` are the gradients that the graph clips
     already, with the operators that do it. `loss` is the output that is the loss, if it is clear,
-    `states` what the main graph hands on from step to step, parameters too.
+    `paired` the floating states of the main graph with their new values.
     """
 
     flow: Flow
@@ -77,7 +78,17 @@ class Survey(NamedTuple):
     bare: tuple[Value, ...] = ()
     clipped: tuple[tuple[str, str], ...] = ()
     loss: str | None = None
-    states: tuple[Carried, ...] = ()
+    paired: tuple[Carried, ...] = ()
+
+    @property
+    def states(self) -> list[Carried]:
+        """All that the main graph carries from step to step: parameters and counters too."""
+        known = {name for each in self.paired for name in each[:2]}
+        found = counters(self.flow.main.scope) if known else ()
+        return [
+            *self.paired,
+            *(Carried(*pair, is_sure=True) for pair in found if known.isdisjoint(pair)),
+        ]
 
     @property
     def gradients_of_nothing(self) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from onnx_clip_pass.gradients.bottleneck import Bottlenecks, Question
-from onnx_clip_pass.gradients.counters import counters
 from onnx_clip_pass.gradients.found import Found
 from onnx_clip_pass.gradients.linear import FACTOR
 from onnx_clip_pass.gradients.runs import Run
@@ -75,23 +74,17 @@ class Updates:
         self.loss = self._loss(flow)
 
     def states(self) -> list[Carried]:
-        """Return every state of the main graph, parameters and counters too.
+        """Return every floating state of the main graph, parameters too, in order of outputs.
 
         None of a graph that updates nothing, whose outputs only look like new values.
         """
         for run in self.runs:
             if run.run == self._main and (run.state_updates or self.carried):
                 name, value, unsure = run.values.name, run.values.value, run.states.interchangeable
-                found = [
+                return [
                     Carried(name(state.root), name(state.new), state.new not in unsure)
                     for state in run.states.states
                     if run.state_updates or value[state.root] in self.carried
-                ]
-                known = {name for each in found for name in each[:2]}
-                return found + [
-                    Carried(*pair, is_sure=True)
-                    for pair in counters(self._main.frames[-1].scope)
-                    if known.isdisjoint(pair)
                 ]
         return []
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnx_clip_pass.arguments import check_path
+from onnx_clip_pass.clips.norms import norm_of
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.monitoring.adapting import check_percentile, percentile_of
 from onnx_clip_pass.monitoring.recording import (
@@ -30,6 +32,12 @@ from onnx_clip_pass.views import View, Viewed
 __all__ = ["Norms", "read_norms"]
 
 _Numbers = NDArray[np.float64]
+
+
+class _Columns(NamedTuple):
+    loss: _Numbers
+    norm: _Numbers
+    scale: _Numbers
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,29 +72,35 @@ class Norms(Viewed):
     @property
     def loss(self) -> _Numbers:
         """The loss of each step; nan where the step has none."""
-        return np.array([row.loss for row in self.rows], np.float64)
+        return self._columns.loss.copy()
 
     @property
     def norm(self) -> _Numbers:
         """The L2 norms before clipping, shape (steps, gradients)."""
-        return self._stacked("norm")
+        return self._columns.norm.copy()
 
     @property
     def global_norm(self) -> _Numbers:
         """The norm of all gradients together, of each step."""
-        return np.array([row.global_norm for row in self.rows], np.float64)
+        return norm_of(self._columns.norm, axes=(1,))[:, 0]
 
     @property
     def scale(self) -> _Numbers | None:
         """The factors of the norms, shape (steps, gradients); None without clips."""
-        if not self.head.is_clipped:
-            return None
-        scales = [row.scale for row in self.rows if row.scale is not None]
-        return np.array(scales, np.float64).reshape(len(scales), len(self.gradients))
+        return self._columns.scale.copy() if self.head.is_clipped else None
 
-    def _stacked(self, name: str) -> _Numbers:
-        vectors = [getattr(row, name) for row in self.rows]
-        return np.array(vectors, np.float64).reshape(len(vectors), len(self.gradients))
+    @cached_property
+    def _columns(self) -> _Columns:
+        """The numbers of all steps, which may lie in a file, from one pass over it."""
+        found = [(row.loss, row.norm, row.scale) for row in self.rows]
+        losses, norms, scales = zip(*found, strict=True) if found else ((), (), ())
+        known = [scale for scale in scales if scale is not None]
+        width = len(self.gradients)
+        return _Columns(
+            np.array(losses, np.float64),
+            np.array(norms, np.float64).reshape(len(norms), width),
+            np.array(known, np.float64).reshape(len(known), width),
+        )
 
     def percentile(self, q: float) -> dict[str, float]:
         """Return for each parameter the norm below which `q` percent of its norms are.
@@ -160,13 +174,13 @@ class Norms(Viewed):
             acted = "-" if scale is None else f"{np.mean(scale[:, at] < 1):.0%}"
             rows.append((self.gradients[at], name, *(f"{cell:.3g}" for cell in cells), acted))
         whole = self.global_norm
-        if len(self):
+        if len(whole):
             cells = [percentile_of(whole, q) for q in (50, 90, 100)]
             rows.append(("all together", "", *(f"{cell:.3g}" for cell in cells), ""))
         losses = self.loss
         told = "" if not len(losses) else f", loss {losses[0]:.4g} to {losses[-1]:.4g}"
         return View(
-            f"{counted(len(self), 'step')} of {counted(len(self.gradients))}{told}",
+            f"{counted(len(whole), 'step')} of {counted(len(self.gradients))}{told}",
             Table(("gradient", "parameter", "median", "90 %", "largest", "clipped"), tuple(rows)),
             self.notes,
             (self.stopped,) if self.stopped else (),

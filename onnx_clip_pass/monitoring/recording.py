@@ -14,6 +14,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_clip_pass.clips.norms import norm_of
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.storage.reading import open_regular
 
@@ -30,6 +31,8 @@ __all__ = [
 
 FORMAT = 1
 _LONGEST_HEAD = 64 << 20
+_SAME = 1 - 1e-6
+"""A ratio of norms above it is 1: both are rounded to about 1e-7."""
 _Numbers = NDArray[np.float64]
 
 
@@ -77,7 +80,7 @@ class Row:
     @property
     def global_norm(self) -> float:
         """The norm of all gradients together: the root of the sum of their squares."""
-        return _together(self.norm)
+        return float(norm_of(self.norm).item())
 
     @property
     def scale(self) -> _Numbers | None:
@@ -134,18 +137,6 @@ def row_of_json(fields: Any, count: int) -> Row:
 
 def _to_json(number: float) -> float | str:
     return number if math.isfinite(number) else str(number)
-
-
-def _together(norms: _Numbers) -> float:
-    """The norm of norms, of any magnitude."""
-    largest = float(np.max(norms, initial=0.0))
-    if not 0 < largest < math.inf:
-        return largest if not np.isnan(norms).any() else math.nan
-    return largest * float(np.sqrt(np.sum((norms / largest) ** 2)))
-
-
-_SAME = 1 - 1e-6
-"""A ratio of norms above it is 1: both are rounded to about 1e-7."""
 
 
 def is_csv(path: str | os.PathLike[str]) -> bool:

@@ -152,14 +152,7 @@ class Stepper:
         is_bits = kind.dtype == TensorProto.BFLOAT16 and array.dtype == np.uint16
         if str(array.dtype) != kind.dtype_name and not is_bits:
             return f"expected {kind.dtype_name}, but it is {array.dtype}"
-        fits = kind.shape is None or (
-            len(kind.shape) == array.ndim
-            and all(
-                not isinstance(wanted, int) or wanted == size
-                for wanted, size in zip(kind.shape, array.shape, strict=True)
-            )
-        )
-        if fits:
+        if kind.agrees_with(TensorType(kind.dtype, array.shape)):
             return None
         shape = "[" + ", ".join("?" if d is None else str(d) for d in kind.shape or ()) + "]"
         return f"expected the shape {shape}, but it is {shown(list(array.shape))}"

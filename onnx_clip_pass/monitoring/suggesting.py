@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from onnx_clip_pass.arguments import check_choice
 from onnx_clip_pass.clips import GradientClipByGlobalNorm, GradientClipByNorm
+from onnx_clip_pass.clips.norms import norm_of
 from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.monitoring.adapting import AutoClip, ZClip, check_percentile, percentile_of
 from onnx_clip_pass.patterns import check_pattern, is_expression, reader_of
@@ -191,8 +192,7 @@ def _of_all(
     names: Sequence[str], columns: _Numbers, members: list[int], percentile: float, pattern: str
 ) -> Threshold:
     """The threshold of the norm of several gradients together."""
-    with np.errstate(over="ignore"):  # inf is no norm to take a threshold from
-        together = np.sqrt(np.sum(columns[:, members] ** 2, axis=1))
+    together = norm_of(columns[:, members], axes=(1,))[:, 0]
     return _threshold(
         tuple(names[at] for at in members), together, percentile, pattern, is_global=True
     )
@@ -210,9 +210,8 @@ def _threshold(
     limit = float(f"{exact:.4g}")  # a percentile has no more digits
     if ((limit < norms) & (norms <= exact)).any():
         limit = float(_UPWARDS.create_decimal(exact))
-    auto, z = AutoClip(), ZClip()
+    auto, z = percentile_of(norms, AutoClip.percentile), ZClip()
     for norm in norms:
-        auto.update(float(norm))
         z.update(float(norm))
     return Threshold(
         parameters,
@@ -220,7 +219,7 @@ def _threshold(
         float(np.mean(~(norms <= limit))) if len(norms) else 0.0,
         percentile_of(norms, 50),
         percentile_of(norms, 100),
-        auto.threshold,
+        math.inf if math.isnan(auto) else auto,
         z.threshold,
         pattern,
         is_global,
@@ -234,8 +233,7 @@ def _doubts(norms: _Numbers) -> list[str]:
         found.append(
             f"a percentile of {counted(len(norms), 'step')} says little; watch {_SHORT} or more"
         )
-    with np.errstate(over="ignore"):
-        whole = np.sqrt(np.sum(norms**2, axis=1))
+    whole = norm_of(norms, axes=(1,))[:, 0]
     finite = whole[np.isfinite(whole)]
     if len(finite) >= 4 * 4:
         quarter = len(finite) // 4

@@ -263,10 +263,12 @@ class _Seen:
     """The steps so far: all of them, or where they are written to a file the last two."""
 
     def __init__(self, rows: Sequence[Row], *, keeps_all: bool) -> None:
-        self.count = len(rows)
-        self.rows = deque(rows, None if keeps_all else 2)
+        self.count = 0
+        self.rows = deque[Row](maxlen=None if keeps_all else 2)
         self.stopped = ""
-        self._first_odd = next((row for row in rows if row.nonfinite.any()), None)
+        self._first_odd: Row | None = None
+        for row in rows:
+            self.add(row)
 
     def add(self, row: Row) -> None:
         self.count += 1

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.monitoring import Norms, Suggestion
+from onnx_clip_pass.monitoring.adapting import percentile_of
 from onnx_clip_pass.page import (
     Column,
     HeatMap,
@@ -63,8 +64,8 @@ def norms_page(norms: Norms) -> str:
             {
                 "steps": count(seen.steps),
                 "gradients": count(len(norms.gradients)),
-                "median of the global norm": number(_percentile(seen.whole, 50)),
-                "largest": number(_percentile(seen.whole, 100)),
+                "median of the global norm": number(percentile_of(seen.whole, 50)),
+                "largest": number(percentile_of(seen.whole, 100)),
                 **(
                     {"steps with a clip acting": count(seen.acted)} if norms.head.is_clipped else {}
                 ),
@@ -136,11 +137,6 @@ def _edge(of_bin: int) -> float:
     return float(_LEAST * (_GREATEST / _LEAST) ** (of_bin / _FINE))
 
 
-def _percentile(values: _Floats, q: float) -> float:
-    finite = values[np.isfinite(values)]
-    return float(np.percentile(finite, q)) if finite.size else math.nan
-
-
 def _suggested(norms: Norms) -> Suggestion | None:
     try:
         return norms.suggest(_PERCENTILE)
@@ -166,7 +162,7 @@ def _lines(heading: str, lines: list[Line], label: str, seen: _Seen) -> Markup:
 
 
 def _global_norm(seen: _Seen) -> Markup:
-    level = _percentile(seen.whole, _PERCENTILE)
+    level = percentile_of(seen.whole, _PERCENTILE)
     lines = [
         Line("global norm", seen.whole),
         Line(f"{_PERCENTILE:g}th percentile: {number(level)}", np.full(seen.steps, level), "limit"),
