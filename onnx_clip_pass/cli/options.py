@@ -23,6 +23,7 @@ __all__ = [
     "TEXT",
     "WHOLE",
     "OptionGroup",
+    "by_name",
     "given_options",
     "json_option",
     "option",
@@ -215,6 +216,38 @@ def options_of(kind: type) -> Callable[[_Command], _Command]:
 def take_options(kind: type, options: dict[str, Any]) -> dict[str, Any]:
     """Take what is given by the options of `options_of` out of all options of a command."""
     return {name: options.pop(name) for name, (_, each) in described(kind).items() if each.help}
+
+
+def by_name(
+    form: str, read: Callable[[str], Any], noun: str = "", *, at_first: bool = False
+) -> Callable[[click.Context, click.Parameter, Sequence[str]], dict[str, Any]]:
+    """A callback that reads texts such as NAME=VALUE into values by name.
+
+    Args:
+        form: of a text, for the message: "NAME=SIZE such as batch=4".
+        read: reads a value, and raises ValueError for what is none.
+        noun: what has the name, for the message.
+        at_first: end the name at the first "=", and not at the last.
+    """
+
+    def read_all(
+        _context: click.Context, _option: click.Parameter, texts: Sequence[str]
+    ) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for text in texts:
+            name, _, value = text.partition("=") if at_first else text.rpartition("=")
+            try:
+                if not name:
+                    raise ValueError
+                made = read(value)
+            except ValueError as error:
+                raise click.BadParameter(f"expected {form}, not {shown(text)}") from error
+            if name in found:
+                raise click.BadParameter(f"{noun}{name!r} is named twice")
+            found[name] = made
+        return found
+
+    return read_all
 
 
 def refuse(faults: Mapping[str, object]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
@@ -17,6 +17,7 @@ from onnx_clip_pass.cli.options import (
     PATH,
     WHOLE,
     OptionGroup,
+    by_name,
     given_options,
     json_option,
     option,
@@ -26,7 +27,6 @@ from onnx_clip_pass.cli.pages import PageOptions
 from onnx_clip_pass.cli.tables import show_table
 from onnx_clip_pass.cli.targets import is_folder
 from onnx_clip_pass.cli.words import counted, is_quiet, print_json, say, volume_options
-from onnx_clip_pass.errors import shown
 from onnx_clip_pass.tables import MOST_ROWS
 
 if TYPE_CHECKING:
@@ -37,23 +37,11 @@ __all__ = ["RunOptions", "slopes_option", "tell_verification", "verify"]
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-def _sizes(
-    _context: click.Context, _option: click.Parameter, texts: Sequence[str]
-) -> dict[str, int]:
-    """The sizes of dimensions by their names."""
-    sizes: dict[str, int] = {}
-    for text in texts:
-        name, _, size = text.rpartition("=")
-        try:
-            number = whole_in(size)
-        except ValueError:
-            number = -1
-        if not name or number < 0:
-            raise click.BadParameter(f"expected NAME=SIZE such as batch=4, not {shown(text)}")
-        if name in sizes:
-            raise click.BadParameter(f"{name!r} is named twice")
-        sizes[name] = number
-    return sizes
+def _size(text: str) -> int:
+    number = whole_in(text)
+    if number < 0:
+        raise ValueError
+    return number
 
 
 class RunOptions(OptionGroup):
@@ -68,7 +56,7 @@ class RunOptions(OptionGroup):
     )
     dims: dict[str, int] = option(
         "--dim",
-        callback=_sizes,
+        callback=by_name("NAME=SIZE such as batch=4", _size),
         multiple=True,
         metavar="NAME=SIZE",
         help="The size of a symbolic dimension of made-up inputs. [default: 2] Repeatable.",

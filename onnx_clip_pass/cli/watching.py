@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,48 +10,19 @@ import click
 
 from onnx_clip_pass.arguments import number_in
 from onnx_clip_pass.cli.helping import Command
-from onnx_clip_pass.cli.options import NUMBER, OUTPUT, PATH, WHOLE, json_option, refuse
+from onnx_clip_pass.cli.options import NUMBER, OUTPUT, PATH, WHOLE, by_name, json_option, refuse
 from onnx_clip_pass.cli.pages import PageOptions
 from onnx_clip_pass.cli.tables import show_view
 from onnx_clip_pass.cli.words import is_quiet, print_json, say, volume_options
-from onnx_clip_pass.errors import OnnxClipError, shown
+from onnx_clip_pass.errors import OnnxClipError
 
 __all__ = ["suggest", "watch"]
 
 
-def _pairs(
-    _context: click.Context, _option: click.Parameter, texts: Sequence[str]
-) -> dict[str, str]:
-    """Outputs by the names of inputs that they are carried to."""
-    found: dict[str, str] = {}
-    for text in texts:
-        new, _, state = text.partition("=")
-        if not new or not state:
-            raise click.BadParameter(f"expected OUTPUT=INPUT such as W_new=W, not {shown(text)}")
-        if new in found:
-            raise click.BadParameter(f"the output {new!r} is named twice")
-        found[new] = state
-    return found
-
-
-def _numbers(
-    _context: click.Context, _option: click.Parameter, texts: Sequence[str]
-) -> dict[str, float]:
-    """Numbers by the names of inputs."""
-    found: dict[str, float] = {}
-    for text in texts:
-        name, _, number = text.rpartition("=")
-        if name in found:
-            raise click.BadParameter(f"the input {name!r} is named twice")
-        try:
-            found[name] = number_in(number)
-        except ValueError as error:
-            raise click.BadParameter(
-                f"expected INPUT=NUMBER such as lr=0.01, not {shown(text)}"
-            ) from error
-        if not name:
-            raise click.BadParameter(f"expected INPUT=NUMBER such as lr=0.01, not {shown(text)}")
-    return found
+def _name(text: str) -> str:
+    if not text:
+        raise ValueError
+    return text
 
 
 @click.command(cls=Command)
@@ -71,14 +41,14 @@ def _numbers(
 @click.option(
     "--set",
     "numbers",
-    callback=_numbers,
+    callback=by_name("INPUT=NUMBER such as lr=0.01", number_in, "the input "),
     multiple=True,
     metavar="INPUT=NUMBER",
     help="A number for an input that no batch has, such as lr=0.01. Repeatable.",
 )
 @click.option(
     "--carry",
-    callback=_pairs,
+    callback=by_name("OUTPUT=INPUT such as W_new=W", _name, "the output ", at_first=True),
     multiple=True,
     metavar="OUTPUT=INPUT",
     help="The output that is an input's new value, where it is not found. Repeatable.",

@@ -27,10 +27,8 @@ from onnx_clip_pass.views import View, Viewed
 __all__ = ["ExplainedStep", "ExplainedValue", "Explanation", "explain_gradient", "formula_of"]
 
 _SHOWN = 4
-_BY_UPDATE, _BY_SLOPES = (
-    "updates ",
-    "decided by the slopes",
-)  # evidence that an update has a part in
+_BY_UPDATE, _BY_SLOPES = "updates ", "decided by the slopes"
+"""Evidence that an update has a part in, as it begins."""
 _MOST_ABOVE = 2
 _ALIAS = "the same in another shape or dtype"
 _WORDS = {
