@@ -16,7 +16,7 @@ from onnx_clip_pass.graph import Editor, Index
 from onnx_clip_pass.graph.spec import BOOL, DOUBLE, FLOAT, FLOATING
 from onnx_clip_pass.record import OURS, Record
 
-__all__ = ["MEASURES", "Watched", "add_measures"]
+__all__ = ["MEASURES", "Watched", "add_measures", "watched_of"]
 
 MEASURES = ("norm", "largest", "zeros", "clipped_norm")
 """The measures of a gradient, each one vector: its L2 norm, its largest element by magnitude, the
@@ -31,12 +31,19 @@ class Watched:
     Both are the gradient itself where it is not clipped.
     """
 
-    gradient: str
-    parameter: str
-    shape: tuple[int | str | None, ...] | None
-    dtype: str
+    found: FoundGradient
     raw: str
     clipped: str
+
+    @property
+    def gradient(self) -> str:
+        """The name of the gradient."""
+        return self.found.gradient.name
+
+    @property
+    def parameter(self) -> str:
+        """The name of its parameter."""
+        return self.found.gradient.parameter.name
 
 
 def watched_of(
@@ -62,9 +69,7 @@ def watched_of(
         name, other = gradient.name, was.get(gradient.name, gradient.name)
         is_renamed_raw = other != name and _is_ours(index, name)
         raw, clipped = (other, name) if is_renamed_raw else (name, other)
-        found.append(
-            Watched(name, gradient.parameter.name, gradient.shape, gradient.dtype, raw, clipped)
-        )
+        found.append(Watched(found_gradient, raw, clipped))
     return found, left_out
 
 
@@ -74,11 +79,7 @@ def _is_ours(index: Index, name: str) -> bool:
     return producer is not None and index.main.nodes[producer[0]].name.startswith(OURS)
 
 
-def add_measures(
-    model: ModelProto,
-    watched: Sequence[Watched],
-    found_gradients: Sequence[FoundGradient],
-) -> dict[str, str]:
+def add_measures(model: ModelProto, watched: Sequence[Watched]) -> dict[str, str]:
     """Add the outputs to the model; return their names by `MEASURES`.
 
     Each is a float64 vector with one number for each of `watched`. What the norm of a clipped
@@ -86,17 +87,15 @@ def add_measures(
     need not be in its largest element, which is -inf where there is none.
     """
     editor = Editor(Index(model))
-    types = {each.gradient.name: each for each in found_gradients}
     parts: dict[str, list[Tensor]] = {measure: [] for measure in MEASURES}
     for each in watched:
-        found = types[each.gradient]
-        raw = _emitter(editor, found, each.raw)
+        raw = _emitter(editor, each.found, each.raw)
         x = _wide(raw)
         parts["norm"].append(_norm(raw, x))
         parts["largest"].append(_largest(raw, x))
         parts["zeros"].append(_zeros(raw, x))
         if each.clipped != each.raw:
-            clipped = _emitter(editor, found, each.clipped)
+            clipped = _emitter(editor, each.found, each.clipped)
             parts["clipped_norm"].append(_norm(clipped, _wide(clipped)))
         else:
             parts["clipped_norm"].append(parts["norm"][-1])

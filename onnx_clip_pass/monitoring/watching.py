@@ -17,7 +17,7 @@ from onnx import ModelProto
 
 from onnx_clip_pass.arguments import check_flags, check_path, is_text, model_or_path
 from onnx_clip_pass.errors import OnnxClipError, listed, shown
-from onnx_clip_pass.gradients import FoundGradient, survey
+from onnx_clip_pass.gradients import survey
 from onnx_clip_pass.gradients.updates import Carried
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.monitoring.adapting import check_count
@@ -55,10 +55,9 @@ class WatchPlan(Viewed):
     notes: tuple[str, ...]
     _model: ModelProto
     _folder: Path | None
-    _found: tuple[FoundGradient, ...]
 
     def view(self) -> View:
-        rows = [(each.gradient, each.parameter, each.dtype) for each in self.watched]
+        rows = [(each.gradient, each.parameter, each.found.gradient.dtype) for each in self.watched]
         further = [f"carried: output {new} to {state}" for state, new in self.carried.items()]
         further.append(f"loss: {self.head.loss or 'not known (--loss)'}")
         return View(
@@ -122,8 +121,7 @@ def plan_watch(
         carried,
         name,
     )
-    found = tuple(seen.found)
-    return WatchPlan(head, tuple(watched), carried, unsure, tuple(notes), given, folder, found)
+    return WatchPlan(head, tuple(watched), carried, unsure, tuple(notes), given, folder)
 
 
 def _as_carry(carry: object) -> dict[str, str]:
@@ -230,7 +228,7 @@ def watch(
         start = {**start, **left}
     copy = ModelProto()
     copy.CopyFrom(planned._model)
-    measures = add_measures(copy, planned.watched, planned._found)
+    measures = add_measures(copy, planned.watched)
     stepper = Stepper(copy, planned._folder, planned.carried, start, provider)
     doing = f"running {planned.head.model or 'the model'}"
     seen = _Seen(done, keeps_all=to is None or is_csv(to))
