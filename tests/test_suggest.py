@@ -1,4 +1,4 @@
-"""Thresholds from norms: percentiles, AutoClip and ZClip by their own formulas, and rules."""
+"""Thresholds from norms: percentiles, and rules."""
 
 from __future__ import annotations
 
@@ -11,15 +11,11 @@ import numpy as np
 import onnx
 import pytest
 from graphs import parse
-from hypothesis import given
-from hypothesis import strategies as st
 
 from onnx_clip_pass import (
-    AutoClip,
     GradientClipByNorm,
     Norms,
     OnnxClipError,
-    ZClip,
     clip_gradients,
     load_rules,
 )
@@ -41,101 +37,6 @@ def norms_of(columns: dict[str, list[float]]) -> Norms:
     ]
     return Norms(head, tuple(rows))
 
-
-# -- thresholds that adapt ---------------------------------------------------------------------
-
-PUBLISHED = {
-    "norms": [1.134, 0.876, 1.897, 1.111, 0.585, 1.436, 3.684, 2.578, 0.495, 0.282, 0.536, 1.042,
-              50.0, 3.0, 200.0, 0.5, 1.0],
-    "clipped": [1.436, 1.587842355, 1.960303232, 0.495, 0.282, 0.536, 1.042, 1.130600825,
-                1.802589117, 1.131361946, 0.5, 1.0],
-    "mean": 1.1027507429565933,
-    "variance": 0.21139536525228805,
-}  # fmt: skip
-"""What the published code of ZClip (its commit of 2025) gives for these norms after 5 of warm-up,
-without max_grad_norm; rounded to nine digits."""
-
-
-def test_zclip_clips_as_its_published_code():
-    clip = ZClip(warmup=5)
-    limits = [clip.update(norm) for norm in PUBLISHED["norms"]]
-    assert limits[:5] == [math.inf] * 5
-    np.testing.assert_allclose(limits[5:], PUBLISHED["clipped"], atol=1e-9)
-    fields = clip.to_dict()
-    np.testing.assert_allclose(fields["mean"], PUBLISHED["mean"], rtol=1e-12)
-    np.testing.assert_allclose(fields["variance"], PUBLISHED["variance"], rtol=1e-12)
-    expected = PUBLISHED["mean"] + 2.5 * math.sqrt(PUBLISHED["variance"])
-    assert clip.threshold == pytest.approx(expected, rel=1e-12)
-
-
-@given(
-    st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=40),
-    st.floats(0, 100),
-    st.integers(1, 50) | st.none(),
-)
-def test_autoclip_is_numpy_s_percentile_of_the_last_norms(
-    norms: list[float], percentile: float, history: int | None
-):
-    clip = AutoClip(percentile, history)
-    for t, norm in enumerate(norms, 1):
-        seen = norms[:t] if history is None else norms[max(0, t - history) : t]
-        assert clip.update(norm) == np.percentile(seen, percentile)
-
-
-@pytest.mark.parametrize("make", [AutoClip, lambda: AutoClip(50, 3), lambda: ZClip(warmup=3)])
-@given(
-    norms=st.lists(st.floats(0, 1e6) | st.sampled_from([math.nan, math.inf]), max_size=12),
-    at=st.integers(0, 12),
-)
-def test_it_goes_on_from_json_as_if_it_had_not_stopped(make: Any, norms: list[float], at: int):
-    whole, part = make(), make()
-    for norm in norms[:at]:
-        whole.update(norm)
-        part.update(norm)
-    part = type(part).from_dict(json.loads(json.dumps(part.to_dict())))
-    assert [whole.update(norm) for norm in norms[at:]] == [part.update(n) for n in norms[at:]]
-
-
-@pytest.mark.parametrize("make", [AutoClip, lambda: ZClip(warmup=2)])
-def test_norms_that_are_not_finite_do_not_enter(make: Any):
-    with_odd, without = make(), make()
-    for norm in (1.0, math.nan, 2.0, math.inf, 3.0, math.nan, 4.0):
-        limit = with_odd.update(norm)
-        assert not math.isnan(limit)
-        if math.isfinite(norm):
-            without.update(norm)
-    assert with_odd.threshold == without.threshold
-    assert make().threshold == math.inf
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        lambda: AutoClip(101),
-        lambda: AutoClip("10"),  # type: ignore[arg-type]
-        lambda: AutoClip(history=0),
-        lambda: ZClip(z=0),
-        lambda: ZClip(alpha=1),
-        lambda: ZClip(warmup=0),
-        lambda: AutoClip.from_dict({}),
-        lambda: ZClip.from_dict(AutoClip().to_dict()),
-        lambda: ZClip.from_dict(None),  # type: ignore[arg-type]
-        lambda: ZClip.from_dict(ZClip().to_dict() | {"mean": 1.0, "variance": -1.0}),
-        lambda: ZClip.from_dict(ZClip().to_dict() | {"first": 5}),
-        lambda: AutoClip.from_dict(AutoClip().to_dict() | {"norms": None}),
-        lambda: AutoClip.from_dict(AutoClip().to_dict() | {"adapts": np.zeros(2)}),
-        lambda: ZClip(eps=0),
-        lambda: ZClip().update("1"),  # type: ignore[arg-type]
-        lambda: AutoClip().update(np.ones(1)),  # type: ignore[arg-type]
-        lambda: AutoClip().update(None),  # type: ignore[arg-type]
-    ],
-)
-def test_settings_that_cannot_be_meant_are_refused(wrong: Any):
-    with pytest.raises(OnnxClipError):
-        wrong()
-
-
-# -- suggestions -------------------------------------------------------------------------------
 
 RAMP = [float(n) for n in range(1, 101)]
 

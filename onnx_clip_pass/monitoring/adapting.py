@@ -19,16 +19,19 @@ __all__ = ["AutoClip", "ZClip", "check_count", "check_percentile", "percentile_o
 
 @dataclass
 class AutoClip:
-    r"""A percentile of the norms seen so far, this one included.
+    r"""A percentile of the norms seen so far, or of the last ones, this one included.
 
-    .. math:: c_t = \text{percentile}_p(\lVert g_1 \rVert, \dots, \lVert g_t \rVert)
+    .. math:: c_t = f \cdot \text{percentile}_p(\lVert g_1 \rVert, \dots, \lVert g_t \rVert)
 
     linear between two norms, as `numpy.percentile` has it. A norm that is not finite does not
-    enter. Before the first norm the threshold is inf: nothing is clipped.
+    enter. Before the first norm the threshold is inf: nothing is clipped. With `history` it is a
+    moving percentile; `threshold`, read before `update`, is that of the norms before this one.
 
     Args:
         percentile: p, 0 to 100.
         history: how many norms count, the last ones; None for all, as in the paper.
+        factor: f, positive; 1 in the paper. A percentile alone clips its share of all steps, also
+            where nothing is wrong; twice the median clips what is out of the ordinary.
 
     Example:
         >>> clip = AutoClip(percentile=50)
@@ -36,7 +39,8 @@ class AutoClip:
         [4.0, 2.5, 2.0]
 
     Raises:
-        OnnxClipError: `percentile` is no number from 0 to 100, or `history` no whole number.
+        OnnxClipError: `percentile` is no number from 0 to 100, `history` no whole number, or
+            `factor` not positive.
 
     References:
         Seetharaman, Wichern, Pardo, Le Roux: AutoClip: Adaptive Gradient Clipping for Source
@@ -45,12 +49,14 @@ class AutoClip:
 
     percentile: float = 10.0
     history: int | None = None
+    factor: float = 1.0
     _norms: deque[float] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_percentile(self.percentile)
         if self.history is not None:
             check_count("history", self.history, 1)
+        _check_positive("factor", self.factor)
         self._norms = deque(maxlen=self.history)
 
     @property
@@ -58,7 +64,7 @@ class AutoClip:
         """The threshold for the next gradient, as far as it is known: that of the norms so far."""
         if not self._norms:
             return math.inf
-        return float(np.percentile(np.array(self._norms), self.percentile))
+        return self.factor * float(np.percentile(np.array(self._norms), self.percentile))
 
     def update(self, norm: float) -> float:
         """Take in the norm of a gradient, and return the threshold for it."""
@@ -73,14 +79,15 @@ class AutoClip:
             "adapts": "autoclip",
             "percentile": self.percentile,
             "history": self.history,
+            "factor": self.factor,
             "norms": list(self._norms),
         }
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
         """Return what `to_dict` has kept."""
-        own = _checked(fields, "autoclip", {"percentile", "history", "norms"})
-        made = cls(own["percentile"], own["history"])
+        own = _checked(fields, "autoclip", {"percentile", "history", "factor", "norms"})
+        made = cls(own["percentile"], own["history"], own["factor"])
         made._norms.extend(_kept(own["norms"]))
         return made
 
@@ -121,13 +128,11 @@ class ZClip:
     _variance: float = field(init=False, repr=False, default=0.0)
 
     def __post_init__(self) -> None:
-        if not 0 < as_number(self.z) < math.inf:
-            raise OnnxClipError(f"z must be a positive number, not {shown(self.z)}")
+        _check_positive("z", self.z)
         if not 0 <= as_number(self.alpha) < 1:
             raise OnnxClipError(f"alpha must be a number from 0 to below 1, not {self.alpha!r}")
         check_count("warmup", self.warmup, 1)
-        if not 0 < as_number(self.eps) < math.inf:
-            raise OnnxClipError(f"eps must be a positive number, not {shown(self.eps)}")
+        _check_positive("eps", self.eps)
 
     @property
     def threshold(self) -> float:
@@ -198,6 +203,11 @@ def check_count(name: str, value: object, least: int) -> None:
     """Refuse what is no whole number, or one below the least."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
         raise OnnxClipError(f"{name} must be a whole number, {least} or more, not {shown(value)}")
+
+
+def _check_positive(name: str, value: object) -> None:
+    if not 0 < as_number(value) < math.inf:
+        raise OnnxClipError(f"{name} must be a positive number, not {shown(value)}")
 
 
 def _norm(value: object) -> float:
