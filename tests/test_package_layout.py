@@ -108,3 +108,20 @@ def test_the_page_names_every_module_where_it_is_and_no_other():
     assert sorted(named_on_the_page()) == sorted(
         path.as_posix() for path in paths if path.name != "__init__"
     )
+
+
+def files_of_python() -> list[Path]:
+    """Our files of Python, but for the tests.
+
+    These may be longer: a test stands alone, so that a file of them is never read as a whole.
+    """
+    folders = (PACKAGE, "models", "benchmarks", "examples", "docs")
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    return sorted([*found, *ROOT.glob("*.py")])
+
+
+@pytest.mark.parametrize(
+    "path", files_of_python(), ids=lambda path: path.relative_to(ROOT).as_posix()
+)
+def test_no_module_is_longer_than_can_be_read_at_once(path: Path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400

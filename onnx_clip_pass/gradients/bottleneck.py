@@ -30,7 +30,7 @@ from onnx_clip_pass.gradients.linear import FACTOR
 from onnx_clip_pass.gradients.naming import parameter_names
 from onnx_clip_pass.gradients.ops import SCATTERS
 from onnx_clip_pass.gradients.runs import Run
-from onnx_clip_pass.gradients.training import StateUpdate
+from onnx_clip_pass.gradients.steps import StateUpdate
 from onnx_clip_pass.gradients.walks import Walks
 from onnx_clip_pass.graph import Flow, Shape, Value
 from onnx_clip_pass.graph.dominators import ROOT
@@ -105,8 +105,8 @@ class Bottlenecks(Walks):
                 and states.contracted[state.new]
                 and state.way is not None
                 and state.way.roughness < FACTOR
-                and self._is_carried(update)
-                and self._is_last(update)
+                and self.new_values.holds_state(update)
+                and self.new_values.is_last(update)
                 # A gradient that is scattered into zeros, or added to them, is no weight.
                 and not any(
                     values.op[each] in SCATTERS for each in (*between, values.behind(state.new))
@@ -141,14 +141,14 @@ class Bottlenecks(Walks):
                 and self.chains.depends[state.new]
                 and not (states.is_loss_sure and values.behind(state.new) in states.forward)
                 and not states.is_average(state.new, state.root)
-                and not self._is_mixed(update)
-                and not self._is_rounded(update)
+                and not self.new_values.is_mixed(update)
+                and not self.new_values.is_rounded(update)
                 and (state.root in states.report_ancestors or self._is_own(update))
             ):
                 self._ask_for(state.root, state.new)
         made: dict[object, list[int]] = defaultdict(list)
         for each in states.reports:
-            if self._is_made_of_moments(StateUpdate(0, 0, each)):
+            if self.new_values.is_made_of_moments(StateUpdate(0, 0, each)):
                 made[values.shape(each)].append(each)
         for root in range(1, len(values)) if made else ():
             from_inputs_only = not values.op[root] and root not in states.roots
@@ -278,7 +278,7 @@ class Bottlenecks(Walks):
         made = frame.scope.producers.get(name)
         if made is None:
             return None
-        path = self.bases(update)
+        path = self.new_values.bases(update)
         takes = self.values.operands(self.values.behind(update.new))
         slots = (at for at in reversed(range(len(takes))) if takes[at] and takes[at] not in path)
         node = frame.scope.nodes[made[0]]

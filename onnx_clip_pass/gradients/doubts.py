@@ -17,7 +17,7 @@ from onnx_clip_pass.gradients.ops import (
     PRODUCTS,
     SCATTERS,
 )
-from onnx_clip_pass.gradients.training import StateUpdate
+from onnx_clip_pass.gradients.steps import StateUpdate
 from onnx_clip_pass.graph import attribute
 from onnx_clip_pass.graph.dominators import ROOT
 
@@ -143,7 +143,7 @@ class Doubts(Factors):
         values, chains = self.values, self.chains
         if not picked:
             return ""
-        if picked in self.bases(update):
+        if picked in self.new_values.bases(update):
             return "several values of the backward pass are added to it, each in its own way"
         is_made = bool(self.values.op[picked])
         if is_made and picked in self.states.forward and not self.is_optimizer:
@@ -167,7 +167,7 @@ class Doubts(Factors):
     def _fault_of_rows(self, update: StateUpdate, picked: int) -> str:
         """Gradients by rows are clipped if no row occurs twice or the update adds them up."""
         values = self.values
-        for vertex in self.bases(update):
+        for vertex in self.new_values.bases(update):
             if values.op[vertex] in SCATTERS:
                 node = values.value[vertex].node
                 how = None if node is None else attribute(node, "reduction")

@@ -14,7 +14,7 @@ from onnx_clip_pass.gradients import Survey, survey
 from onnx_clip_pass.gradients.bottleneck import Bottlenecks, Question
 from onnx_clip_pass.gradients.chains import NOBODY, Link
 from onnx_clip_pass.gradients.optimizer import NO_OPS, OptimizerOps, checked_ops
-from onnx_clip_pass.gradients.training import StateUpdate
+from onnx_clip_pass.gradients.steps import StateUpdate
 from onnx_clip_pass.gradients.updates import Updates
 from onnx_clip_pass.graph import Flow, Index, Value
 from onnx_clip_pass.graph.dominators import ROOT

@@ -25,7 +25,7 @@ import numpy as np
 from onnx_clip_pass.gradients.chains import MANY, Link
 from onnx_clip_pass.gradients.constants import Constants
 from onnx_clip_pass.gradients.ops import ALIASES
-from onnx_clip_pass.gradients.training import StateUpdate
+from onnx_clip_pass.gradients.steps import StateUpdate
 from onnx_clip_pass.graph.dominators import ROOT
 
 __all__ = ["Factors"]
@@ -55,7 +55,7 @@ class Factors(Constants):
         """
         chains, values = self.chains, self.values
         best, end = len(trail) - 1, trail[-1]
-        base = self.bases(update)
+        base = self.new_values.bases(update)
         is_taken_up = trail[0] != update.new
         behind = [] if self._is_share(trail[0]) else list(self.down(trail[0], update.new))
         is_taken_up_whole = is_taken_up and all(self._is_scaled(each, end) for each in trail[:-1])
@@ -178,7 +178,10 @@ class Factors(Constants):
     def _is_share(self, vertex: int) -> bool:
         """True if a value is a moment that consumes a share of what it is made of."""
         forms = self.states.forms
-        return any(forms.is_average(vertex, state.root) for state in self._made.get(vertex, ()))
+        return any(
+            forms.is_average(vertex, state.root)
+            for state in self.new_values.on_the_way.get(vertex, ())
+        )
 
     def _has_seed(self, end: int, trail: list[int]) -> bool:
         """True if an input scales the backward pass, not the loss, and nothing has undone it."""

@@ -1,45 +1,30 @@
-"""Steps: which states a run trains, and from what to what.
+"""Training: which states a run trains, in which steps.
 
 A parameter is a state that the forward pass reads, or that the optimizer alone touches if nothing
 else is in the graph; its new value is a sum of itself and of something that depends on data, not in
-shares that add up to 1 (an average, a copy). Where the forward pass reads what becomes of it on the
-way, as in unrolled loops, each part is a step of its own. All other states are carried.
+shares that add up to 1 (an average, a copy). All other states are carried.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
-from onnx_clip_pass.gradients.chains import NOBODY, Chains, either
+from onnx_clip_pass.gradients.chains import Chains
 from onnx_clip_pass.gradients.linear import FACTOR, REDUCED, UNKNOWN
 from onnx_clip_pass.gradients.naming import parameter_names
-from onnx_clip_pass.gradients.numbers import is_one, is_share
-from onnx_clip_pass.gradients.ops import (
-    ALIASES,
-    ELEMENTWISE,
-    PHI,
-    SHAPES,
-)
+from onnx_clip_pass.gradients.new_values import NewValues
+from onnx_clip_pass.gradients.numbers import is_share
+from onnx_clip_pass.gradients.ops import PHI, SHAPES
 from onnx_clip_pass.gradients.runs import Run
 from onnx_clip_pass.gradients.states import State, States
+from onnx_clip_pass.gradients.steps import StateUpdate, steps_of
 from onnx_clip_pass.graph import Flow
 
-__all__ = ["StateUpdate", "Training"]
+__all__ = ["Training"]
 
-_WHOLE = 0.5
 _MOST_NUMBERS = 64
-
-
-class StateUpdate(NamedTuple):
-    """From `base` to `new`; `root` is the parameter, `base` that or what a step before made."""
-
-    root: int
-    base: int
-    new: int
 
 
 class Training:
@@ -56,16 +41,16 @@ class Training:
         self.run = run
         self.states = states = States(flow, run)
         self.values = states.values
+        self.new_values = NewValues(states)
         self.carried: list[State] = []
         self.state_updates: list[StateUpdate] = []
         self.untold: list[StateUpdate] = []
         self._reached: dict[int, bytearray] = {}
-        self._carried: dict[tuple[int, int], bool] = {}
         self._tell_apart()
 
     def _tell_apart(self) -> None:
         states = self.states
-        steps, cuts = self._unrolled()
+        steps, cuts = steps_of(states)
         self.chains = Chains(states, cuts, self._starts(states.reported))
         if any(
             states.read[state.root]
@@ -91,45 +76,6 @@ class Training:
             if update.root in trained and update not in told and self.chains.depends[update.new]
         ]
         self.carried = [state for state in self.states.states if state.root not in trained]
-
-    def _unrolled(self) -> tuple[list[StateUpdate], set[tuple[int, int]]]:
-        """The steps from states to new values, cut where the forward pass reads what is between.
-
-        A moment is cut with the parameters: what it was in one step carries nothing to the next.
-        """
-        states, values = self.states, self.values
-        steps: list[StateUpdate] = []
-        ends: set[int] = set()
-        for state, between in zip(states.states, states.ways, strict=True):
-            at = state.root
-            for vertex in sorted(between) if states.read[at] else ():
-                way = states.forms.ways[vertex].get(state.root)
-                if (
-                    states.read[vertex]
-                    and states.nonfree[vertex]
-                    and values.op[vertex] not in ALIASES
-                    and values.behind(state.new) != vertex
-                    and way is not None
-                    and way.roughness < FACTOR
-                ):
-                    steps.append(StateUpdate(state.root, at, vertex))
-                    ends.add(vertex)
-                    at = vertex
-            steps.append(StateUpdate(state.root, at, state.new))
-        if not ends:
-            return steps, set()
-        stage = [0] * len(values)
-        for vertex in range(1, len(values)):
-            stage[vertex] = max(
-                (stage[each] + (each in ends) for each in values.takes[vertex]), default=0
-            )
-        cut = ends.union(*states.ways)
-        return steps, {
-            (vertex, reader)
-            for vertex in cut
-            for reader in values.readers[vertex]
-            if stage[reader] > stage[vertex]
-        }
 
     def _starts(self, among: set[int] | None = None) -> set[int]:
         """The roots from which data flows: those that the backward pass reads and are no states."""
@@ -172,18 +118,19 @@ class Training:
             return False
         way = states.forms.ways[update.new].get(update.root)
         if way is not None and way.roughness == UNKNOWN:
-            return states.read[update.root] or self._is_alone(update)
-        if not self._is_carried(update):
+            return states.read[update.root] or self.new_values.is_alone(update)
+        if not self.new_values.holds_state(update):
             is_skipped = way is not None and way.roughness != REDUCED and not is_share(way.share)
             return (is_skipped or states.read[update.root]) and (
-                not self._is_rounded(update) and self._is_made_of_moments(update)
+                not self.new_values.is_rounded(update)
+                and self.new_values.is_made_of_moments(update)
             )
         assert way is not None
         if self.is_optimizer:
-            return way.share is not None and self._is_last(update)
-        if not states.read[update.root] and not self._is_master(update):
+            return way.share is not None and self.new_values.is_last(update)
+        if not states.read[update.root] and not self.new_values.is_master(update):
             return False
-        if self._is_mixed(update):
+        if self.new_values.is_mixed(update):
             return False
         if (
             states.reported
@@ -198,59 +145,15 @@ class Training:
     def lives_on(self, state: State) -> bool:
         """True if what the forward pass reads is a part of what is returned for it."""
         is_read = self.states.read[state.root] and self.states.nonfree[state.new]
-        return is_read and self._is_carried(StateUpdate(state.root, state.root, state.new))
-
-    def _is_carried(self, update: StateUpdate) -> bool:
-        """True if a parameter lives on in its new value; else that replaces it."""
-        key = update.root, update.new
-        if key not in self._carried:
-            self._carried[key] = self._lives_on_in(update)
-        return self._carried[key]
-
-    def _lives_on_in(self, update: StateUpdate) -> bool:
-        """The answer of `_is_carried`, which is asked several times for each."""
-        states = self.states
-        way = states.forms.ways[update.new].get(update.root)
-        if way is None or way.roughness == REDUCED or states.is_average(update.new, update.root):
-            return False
-        is_lean = way.lean is None or not np.all(way.lean > _WHOLE)
-        if way.share is None and way.passed and (way.roughness >= FACTOR or is_lean):
-            return False
-        if way.share is None or (np.all(way.share >= 0) and np.any(way.share > _WHOLE)):
-            return True
-        total = states.forms.total[update.new]
-        return (  # a number that is given lessens it, as a mask of one element may
-            not way.passed
-            and states.is_loss_sure
-            and states.read[update.root]
-            and self.values.behind(update.new) not in states.forward
-            and bool(np.all(way.share > 0))
-            and total is not None
-            and not is_one(total - way.share)  # a gradient with decay
+        return is_read and self.new_values.holds_state(
+            StateUpdate(state.root, state.root, state.new)
         )
-
-    def _is_rounded(self, update: StateUpdate) -> bool:
-        """True if a new value is that of other weights in another dtype, which are trained."""
-        return bool(self._becomes[self.values.behind(update.new)] - {update.root})
-
-    def _is_alone(self, update: StateUpdate) -> bool:
-        """Return whether the operator that nobody knows returns the new value of no other state."""
-        takes = map(self.values.behind, self.values.operands(self.values.behind(update.new)))
-        return not any(each in self.states.roots and each != update.root for each in takes)
-
-    @cached_property
-    def _becomes(self) -> dict[int, set[int]]:
-        """The states of which a value is the new one, behind aliases."""
-        found: dict[int, set[int]] = defaultdict(set)
-        for state in self.states.states:
-            found[self.values.behind(state.new)].add(state.root)
-        return found
 
     def _is_own(self, update: StateUpdate) -> bool:
         """True if what is added to a state depends on it, as a gradient does on its parameter."""
-        if self._is_master(update):
+        if self.new_values.is_master(update):
             return True
-        path = self.bases(update)
+        path = self.new_values.bases(update)
         return any(
             self.flows(update.base, source)
             for vertex in path
@@ -258,86 +161,11 @@ class Training:
             if source not in path
         )
 
-    def _is_master(self, update: StateUpdate) -> bool:
-        """Return whether the forward pass reads a copy of the new value in another dtype."""
-        return any(each != update.new for each in self._outputs[self.values.behind(update.new)])
-
-    @cached_property
-    def _outputs(self) -> dict[int, list[int]]:
-        """The outputs that a value is, behind aliases."""
-        found: dict[int, list[int]] = defaultdict(list)
-        for each in self.states.outputs:
-            found[self.values.behind(each)].append(each)
-        return found
-
-    def _is_last(self, update: StateUpdate) -> bool:
-        """In an optimizer alone: a parameter's new value goes into no other state's but copies."""
-        return self._goes_into[self.values.behind(update.new)] in (NOBODY, update.root)
-
-    @cached_property
-    def _goes_into(self) -> list[int]:
-        """The state whose new value, no average, a value goes into; `MANY` if several."""
-        values, states = self.values, self.states
-        found = [NOBODY] * len(values)
-        for state in states.states:
-            if not states.is_average(state.new, state.root):
-                found[state.new] = either(found[state.new], state.root)
-        for vertex in range(len(values) - 1, 0, -1):
-            for each in values.takes[vertex]:
-                found[each] = either(found[each], found[vertex])
-        return found
-
-    def _is_made_of_moments(self, update: StateUpdate) -> bool:
-        """True if new values of states, none of which the forward pass reads, make a value."""
-        made_of = self._made_of(update)
-        return bool(made_of) and not any(self.states.read[root] for root in made_of)
-
-    def _is_mixed(self, update: StateUpdate) -> bool:
-        """True if new values of other parameters are all that depends on data in a value."""
-        return any(self.states.read[root] for root in self._made_of(update))
-
-    def _made_of(self, update: StateUpdate) -> set[int]:
-        """The states of whose new values elementwise operators make a value; none for others."""
-        values, states = self.values, self.states
-        seen, todo, found = {update.new}, [update.new], set[int]()
-        while todo:
-            at = todo.pop()
-            made = [
-                state
-                for state in self._made.get(values.behind(at), ())
-                if state.root != update.root
-                and values.behind(state.new) != values.behind(update.new)
-            ]
-            if made:
-                found.add(made[-1].root)
-            elif values.op[at] not in ELEMENTWISE:
-                if states.nonfree[at] and not values.is_scalar_like(at):
-                    return set()
-            else:
-                new = {each for each in values.takes[at] if each} - seen
-                seen |= new
-                todo += [
-                    x
-                    for x in new
-                    if not values.is_scalar_like(x) or values.is_scalar_like(update.new)
-                ]
-        return found
-
-    @cached_property
-    def _made(self) -> dict[int, list[State]]:
-        """The values on the way of states to their new values."""
-        found: dict[int, list[State]] = defaultdict(list)
-        for state, between in zip(self.states.states, self.states.ways, strict=True):
-            for each in (*between, self.values.behind(state.new)):
-                if self.states.nonfree[each]:
-                    found[each].append(state)
-        return dict(found)
-
     def _is_gated(self, update: StateUpdate) -> bool:
         """True if a tensor that depends on data scales the state, as the gates of an LSTM do."""
         values, chains = self.values, self.chains
         ways = self.states.forms.ways
-        path = self.bases(update)
+        path = self.new_values.bases(update)
         for vertex in path:
             via = ways[vertex][update.root].via if update.root in ways[vertex] else 0
             if values.op[vertex] not in ("Mul", "Div", "Tanh", "Sigmoid", "Exp"):
@@ -350,18 +178,6 @@ class Training:
                 ):
                     return True
         return False
-
-    def bases(self, update: StateUpdate) -> set[int]:
-        """The values from the base to the new value, in which the parameter itself is."""
-        path = {update.new}
-        if not self._is_carried(update):
-            return path
-        ways = self.states.forms.ways
-        at = update.new
-        while at != update.base and update.root in ways[at] and ways[at][update.root].via != at:
-            at = ways[at][update.root].via
-            path.add(at)
-        return path
 
     def parameter_of(self, vertex: int) -> int:
         """Return the parameter that a value is, or is a new value of; 0 for none."""

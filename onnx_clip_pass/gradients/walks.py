@@ -16,7 +16,7 @@ from onnx_clip_pass.gradients.ops import (
     PHI,
 )
 from onnx_clip_pass.gradients.runs import Run
-from onnx_clip_pass.gradients.training import StateUpdate
+from onnx_clip_pass.gradients.steps import StateUpdate
 from onnx_clip_pass.graph import Flow, Value
 from onnx_clip_pass.graph.dominators import ROOT
 
@@ -49,7 +49,7 @@ class Walks(Doubts):
         trail = [at]
         others: list[int] = []
         why = ""
-        base = self.bases(update)
+        base = self.new_values.bases(update)
         while True:
             link, above = chains.link[at], chains.tree.above[at]
             segment = self._joined(at)
@@ -182,7 +182,7 @@ class Walks(Doubts):
         branch or a function computes where that gives it.
         """
         values, chains = self.values, self.chains
-        base = self.bases(update)
+        base = self.new_values.bases(update)
         name = self.flow.root_name(values.value[update.root])
         at = len(trail) - 1
         for index in range(at, -1, -1):
