@@ -261,7 +261,7 @@ NOT_WITH_THE_OLDEST = [
     "jax_grad or mlp_float64 or mlp_sgd or opset_24 or test_rewrite_and_inspect_probe"
     # ONNX Runtime's optimizer gives two nodes of the original one name.
     " or gru"
-    # ONNX Runtime before 1.26 hands out an input that is an output as a view of freed memory.
+    # ONNX Runtime before 1.26 returns an input that is an output as a view of freed memory.
     " or optimizer_only"
     ")",
 ]

@@ -97,7 +97,7 @@ __all__ = [
     "write_html",
 ]
 
-_ROOMS = {
+_MODULES = {
     "clip_gradients": "clipping",
     "probe_gradients": "probe",
     "strip": "record",
@@ -127,7 +127,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_ROOMS.get(name, 'clips')}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'clips')}"), name)
 
 
 def __dir__() -> list[str]:

@@ -31,10 +31,10 @@ _STEPS = (
     *(("gradient", 24), ("parameter", 24), ("evidence", 16)),
     *(("gradient", 14), ("parameter", 14), ("clip", 10)),
 )
-"""The columns that are cut where there is too little room, and down to which width, in turn."""
+"""The columns that are cut where there is too little space, and down to which width, in turn."""
 _NAMES = ("gradient", "parameter")
 _SPARE = ("evidence", "expected", "dtype")
-"""Columns that are left out, one after another, where there is no room for all."""
+"""Columns that are left out, one after another, where there is no space for all."""
 _RIGHT = ("count", "before", "after", "change")
 _BETWEEN = 2  # columns of the terminal between two of the table
 _MOST_IN_HTML = 1000
@@ -70,7 +70,7 @@ def counted(number: int, noun: str = "gradient") -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under headings, as wide as they need to be, or as there is room.
+    """Rows of text under headings, as wide as they need to be, or as there is space.
 
     Where there is too little, evidence is cut at its end, then names in their middle. Above
     `MOST_ROWS` rows that differ in numbers alone are one row, with their count in front. With
@@ -87,15 +87,15 @@ class Table:
         """The columns of a terminal in which each row that is shown is one line."""
         return sum(self._wanted) + _BETWEEN * (len(self._wanted) - 1)
 
-    def left_out(self, room: int) -> str:
+    def left_out(self, space: int) -> str:
         """In words, all that is not shown in so many columns; "" if nothing."""
-        if (short := self._fitting(room)) is not self:
-            return short.left_out(room)
+        if (short := self._fitting(space)) is not self:
+            return short.left_out(space)
         if self._is_grouped:
             rest = f", of which the first {MOST_ROWS}" if self._shown[1][MOST_ROWS:] else ""
             groups = counted(len(self._shown[1]), "group")
             return f"{len(self.rows)} rows in {groups}{rest}"
-        widths = self._widths(room)
+        widths = self._widths(space)
         return "" if self.is_whole or widths in (None, self._wanted) else "… is left out"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -109,11 +109,11 @@ class Table:
             return
         if widths is None:
             first = 2 + max(map(len, headings))
-            room = max(options.max_width - first - _BETWEEN, 1)
+            space = max(options.max_width - first - _BETWEEN, 1)
             for row in rows:
                 for at, (heading, cell) in enumerate(zip(headings, row, strict=True)):
                     style = _style(heading, cell)
-                    parts = (_folded(console, cell, room), style, room)
+                    parts = (_folded(console, cell, space), style, space)
                     yield from _line(
                         console, [([f"  {heading}" if at else heading], "bold", first), parts]
                     )
@@ -136,9 +136,9 @@ class Table:
         last = f"<p>and {more:,} more</p>" if more else ""
         return f"<table>{_html_row('th', self.headings)}{''.join(rows)}</table>{last}"
 
-    def _fitting(self, room: int) -> Table:
+    def _fitting(self, space: int) -> Table:
         """This table, or the shorter one if it does not fit."""
-        return self if self.is_whole or self.width <= room else self._shorter
+        return self if self.is_whole or self.width <= space else self._shorter
 
     @cached_property
     def _shorter(self) -> Table:
@@ -173,39 +173,39 @@ class Table:
             for heading, cells in zip(headings, columns, strict=True)
         ]
 
-    def _widths(self, room: int) -> list[int] | None:
+    def _widths(self, space: int) -> list[int] | None:
         """The widths of columns, 0 for one that is left out; None if they do not fit.
 
         Names of gradients give way first, which mostly are those of parameters and something more,
         then those of parameters, evidence, and clips.
         """
         headings, wanted = self._shown[0], list(self._wanted)
-        found = _shrunk(headings, wanted, room, is_whole=self.is_whole)
+        found = _shrunk(headings, wanted, space, is_whole=self.is_whole)
         for heading in () if self.is_whole else _SPARE:
             if found is None and heading in headings:
                 wanted[headings.index(heading)] = 0
-                found = _shrunk(headings, wanted, room)
+                found = _shrunk(headings, wanted, space)
         return found
 
 
 def _shrunk(
-    headings: Sequence[str], wanted: Sequence[int], room: int, *, is_whole: bool = False
+    headings: Sequence[str], wanted: Sequence[int], space: int, *, is_whole: bool = False
 ) -> list[int] | None:
     """Widths of columns, smaller as far as it takes; None if it takes more than may be cut.
 
     Args:
         headings: of the columns.
         wanted: their widths, 0 of those that are not there.
-        room: for all of them, and for what is between.
+        space: for all of them, and for what is between.
         is_whole: names are not cut.
     """
     widths = list(wanted)
-    room -= _BETWEEN * (sum(map(bool, widths)) - 1)
+    space -= _BETWEEN * (sum(map(bool, widths)) - 1)
     for heading, least in _STEPS:
         if heading in headings and not (is_whole and heading in _NAMES):
             at = headings.index(heading)
-            widths[at] = max(min(widths[at], least), widths[at] - max(sum(widths) - room, 0))
-    return widths if sum(widths) <= room else None
+            widths[at] = max(min(widths[at], least), widths[at] - max(sum(widths) - space, 0))
+    return widths if sum(widths) <= space else None
 
 
 def _told_of_it(evidence: str, parameter: str) -> str:

@@ -191,7 +191,7 @@ def test_a_click_unfolds_a_row_and_the_keyboard_does_too(show: Show, real: str):
     assert tab.locator("tr.details").count() == 0
     row.locator("td").nth(1).click()
     details = tab.locator("tr.details")
-    assert "named after W" in details.inner_text()  # a column that has no room in the table
+    assert "named after W" in details.inner_text()  # a column that has no space in the table
     assert details.locator("svg").count() == 1
     row.locator("td").nth(1).click()
     assert tab.locator("tr.details").count() == 0

@@ -1,4 +1,4 @@
-"""Tables: what is cut where there is no room, and how many rows become few."""
+"""Tables: what is cut where there is no space, and how many rows become few."""
 
 from __future__ import annotations
 

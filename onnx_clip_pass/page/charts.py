@@ -29,7 +29,7 @@ _ROWS, _ROW, _SHORTEST = 200, 16, 2.5
 _COLUMNS = 240
 _LEVELS = 9
 _MOST_TICKS = 7
-_NAMED = 48  # rows of a map that have room for names
+_NAMED = 48  # rows of a map that have space for names
 _BARS = 30
 
 
@@ -101,7 +101,7 @@ class HeatMap:
     """The values of many rows over the same steps, dark where they are large.
 
     `values` is (rows, steps), with inf for what is not finite and nan for what is not known. Where
-    there is no room for all, neighbours are one row or step, with the greatest value of them.
+    there is no space for all, neighbours are one row or step, with the greatest value of them.
     `steps` says how many there were, if neighbours are together already.
     """
 

@@ -12,7 +12,7 @@ from onnx_clip_pass.page.markup import Markup, element, joined
 
 __all__ = ["Box", "Drawing"]
 
-_TITLE, _NOTE = 7.3, 6.1  # the room for a letter of either line, in pixels
+_TITLE, _NOTE = 7.3, 6.1  # the space for a letter of either line, in pixels
 _SIDE, _TALL, _FLAT = 12.0, 40.0, 28.0
 _MARGIN = 3.0
 _WIDE = 1500  # what is wider scrolls, since letters would become too small

@@ -49,8 +49,8 @@ def placed(
     Args:
         sizes: of each box.
         arrows: from which box to which; without a cycle.
-        between: the room between two layers.
-        apart: the room between two boxes of a layer.
+        between: the space between two layers.
+        apart: the space between two boxes of a layer.
     """
     layer = _layers(len(sizes), arrows)
     heights = [height for _, height in sizes]
@@ -166,7 +166,7 @@ def _heights(
     near: dict[int, list[tuple[int, float]]],
     apart: float,
 ) -> list[float]:
-    """The middle of each box: near those of its neighbours, in the order and the room of a layer.
+    """The middle of each box: near those of its neighbours, in the order and the space of a layer.
 
     Each pass moves the boxes of a layer to the medians of their neighbours, which keeps more arrows
     straight than the means, as near as the order allows in least squares (isotonic regression by

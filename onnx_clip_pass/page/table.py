@@ -17,7 +17,7 @@ _CLASSES = {"text": "t", "name": "n", "number": "r", "shape": "r", "choice": "c"
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: how it sorts and is set, and where there is room for it.
+    """A column: how it sorts and is set, and where there is space for it.
 
     `kind`: a name is set as code; numbers and shapes stand at the right and are sorted by size; of
     a choice there are few, of which the reader picks one. `level`: 1 is always there, 2 where the

@@ -56,7 +56,7 @@ class Edit:
         return 0 if made is None else made[0] + 1
 
     def open(self, editor: Editor) -> tuple[str, str]:
-        """Make room for the clip: the names of the raw and of the clipped gradient."""
+        """Redirect reads for the clip; return the names of the raw and of the clipped gradient."""
         scope, name = self.scope, self.name
         if self.redirected is None:  # rules 1 and 2
             new = editor.fresh(f"clip/{name}/raw")

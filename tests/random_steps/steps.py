@@ -147,7 +147,7 @@ class _Maker:
         return batches
 
     def _close(self, losses: list[str], counter: str) -> None:
-        """Hand out losses and all new values."""
+        """Return losses and all new values from the graph."""
         w = self.w
         new = list(losses)
         new += [p.value for p in self.parameters.values() if not p.frozen or w.maybe(0.5)]

@@ -60,7 +60,7 @@ class Weights:
         except OSError as error:
             raise OnnxClipError(
                 f"cannot write the model's weights to {str(path)!r}, from where ONNX Runtime is to "
-                f"map them: {error.strerror}; make room there, or set TMPDIR to another folder"
+                f"map them: {error.strerror}; free space there, or set TMPDIR to another folder"
             ) from error
         # a message gives its memory back as a whole only
         return ModelProto.FromString(model.SerializeToString())
