@@ -21,7 +21,7 @@ _LARGEST = 1 << 63
 class OnnxClipError(Exception):
     """Something a user can cause and mend: what was expected, what arrived, what to do next.
 
-    The command line prints it as one message without a traceback and exits with code 2.
+    The command line prints `message` without a traceback and exits with code 2.
     `faults` holds each fault on its own where several were found before anything was changed; the
     message shows the first few of them.
     """

@@ -97,7 +97,14 @@ def clip_gradients_file(
 def strip_file(
     source: _Path, target: _Path, *, dry_run: bool = False, **options: Unpack[FileOptions]
 ) -> list[Record]:
-    """Undo a rewrite from file to file, see `strip`; options as for `clip_gradients_file`.
+    """`strip` from file to file; weights stored as external data are not read.
+
+    Args:
+        source: the file of a model that was rewritten.
+        target: where to write. In the same folder external data is shared; in another one it
+            comes along.
+        dry_run: write nothing.
+        **options: see `FileOptions`.
 
     Returns:
         What had been done, in a list of one.

@@ -35,12 +35,14 @@ _MOST_QUESTIONS = 20
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Inspection(Viewed):
-    """The contents of a model: gradients, the record of a rewrite, and why there are no gradients.
+    """The contents of a model.
 
-    `questions` are the trained parameters whose gradients are not known, `carried` the states that
-    are carried from step to step and not trained. `changed` says of a clip that another tool has
-    changed since, or of a record that is forged, what is wrong; nothing is searched then. `source`
-    is the path of the model; None of one in memory.
+    `gradients` are those that are known, and `reason` says why there are none; `record` is what a
+    rewrite has left, None where there was none. `questions` are the trained parameters whose
+    gradients are not known, `carried` the states that are carried from step to step and not
+    trained. `changed` says of a clip that another tool has changed since, or of a record that is
+    forged, what is wrong; nothing is searched then. `source` is the path of the model; None of one
+    in memory.
     """
 
     gradients: tuple[Gradient, ...]

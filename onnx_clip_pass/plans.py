@@ -55,7 +55,8 @@ class Plan(Viewed):
     """A rewrite that is worked out, all faults checked, and nothing written.
 
     Printed, or displayed by rich or a notebook, it shows what `onnx-clip rewrite --dry-run` does.
-    `source` is the path of the model; None of one in memory.
+    `report` is what `clip_gradients_file` would return, and `source` the path of the model, None of
+    one in memory.
     """
 
     report: Report

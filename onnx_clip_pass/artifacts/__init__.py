@@ -177,13 +177,24 @@ def clip_artifacts(
 def strip_artifacts(
     folder: _Path, target: _Path, *, dry_run: bool = False, **options: Unpack[WriteOptions]
 ) -> list[Record]:
-    """Undo the rewrite of a folder; arguments and errors as for `clip_artifacts`.
+    """Undo the rewrite of a folder of training artifacts.
+
+    Args:
+        folder: what `clip_artifacts` has written.
+        target: the folder to write. It appears whole or not at all.
+        dry_run: write nothing.
+        external_data: how what is not rewritten gets into the other folder, see `clip_artifacts`.
+        replace: allow `target` to be `folder`, whose models are then replaced.
+        force: replace a target that onnx-clip did not write, or in which has been trained since.
+        **options: see `WriteOptions`.
 
     Returns:
         What had been done, for each model that was clipped.
 
     Raises:
-        OnnxClipError: also if neither model is clipped.
+        OnnxClipError: it is no such folder; neither model is clipped, or what was added has been
+            changed since; files cannot be read or written, or must not be replaced. Nothing is
+            written then.
     """
     check_path("folder", folder)
     check_path("target", target)

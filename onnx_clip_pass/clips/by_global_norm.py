@@ -58,7 +58,8 @@ class GradientClipByGlobalNorm(Formula):
     Where a graph holds several steps, each has a norm of its own.
 
     The sum is formed in float64 where a gradient is float64, where a norm needs it, or where there
-    are more than 64. A group with nan or inf in one of its gradients is treated as one gradient.
+    are more than 64. Gradients in half precision are widened to float32, clipped, and rounded once.
+    A group with nan or inf in one of its gradients is treated as one gradient.
 
     Args:
         clip_norm: the largest norm, in the gradients' own unit; positive, or inf for no clipping.

@@ -26,7 +26,8 @@ class GradientClipByRMS(ScalingClip):
               \qquad RMS(x) = \lVert x \rVert_2 / \sqrt n
 
     with t = `threshold` and n the number of elements; computed as the L2 norm against t * sqrt(n),
-    so a threshold that suits one tensor suits tensors of any size.
+    so a threshold that suits one tensor suits tensors of any size. Half precision, nan and inf are
+    treated as by `GradientClipByNorm`.
 
     Args:
         threshold: the largest root mean square, in the gradient's own unit; positive, or inf.

@@ -80,8 +80,8 @@ class ExplainedStep:
 class Explanation(Viewed):
     """The facts about one parameter.
 
-    `gradients` are its gradients with the evidence for each, `steps` the updates in the graph;
-    `note` says what there is to say where there are none.
+    `parameter` is its name, `gradients` are its gradients with the evidence for each, `steps` the
+    updates in the graph; `note` says what there is to say where there are none.
     """
 
     parameter: str

@@ -15,8 +15,9 @@ __all__ = ["Found", "Gradient", "Parameter", "Sink", "has_gradient_shape"]
 class Parameter:
     """The tensor by which the loss is derived; `need_clip` is asked about it.
 
-    `shape` holds a number, a symbol or None for each dimension, and is None where nothing is
-    known; `dtype` is spelt as NumPy does; `gradient` is the name of the gradient value, "" while
+    `name` is that of an input or initializer, or of what is made of one. `shape` holds a number, a
+    symbol or None for each dimension, and is None where nothing is known; `dtype` is spelt as NumPy
+    does, "unknown" where none is declared; `gradient` is the name of the gradient value, "" while
     that is a question.
     """
 
@@ -30,10 +31,10 @@ class Parameter:
 class Gradient:
     """A value of the graph that is the derivative of the loss by `parameter`.
 
-    One value that is the gradient of two parameters is two gradients of the same name.
-    `evidence` says by what it was recognised, `graph` in which graph of the model it lives (""
-    for the main graph), and `has_seeds` whether its last dimension holds one gradient for each
-    seed, as onnx-ad lays them out.
+    One value that is the gradient of two parameters is two gradients of the same `name`. `shape`
+    and `dtype` are as in `Parameter`. `evidence` says by what it was recognised, `graph` in which
+    graph of the model it lives ("" for the main graph), and `has_seeds` whether its last dimension
+    holds one gradient for each seed, as onnx-ad lays them out.
     """
 
     name: str

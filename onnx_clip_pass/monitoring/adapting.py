@@ -67,7 +67,11 @@ class AutoClip:
         return self.factor * float(np.percentile(np.array(self._norms), self.percentile))
 
     def update(self, norm: float) -> float:
-        """Take in the norm of a gradient, and return the threshold for it."""
+        """Take in the `norm` of a gradient, and return the threshold for it.
+
+        Raises:
+            OnnxClipError: it is not one number; nan and inf are.
+        """
         norm = _norm(norm)
         if math.isfinite(norm):
             self._norms.append(norm)
@@ -85,7 +89,11 @@ class AutoClip:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
-        """Return what `to_dict` has kept."""
+        """Return what `to_dict` has kept, from the `fields` that it gave.
+
+        Raises:
+            OnnxClipError: they are not those, or have been changed to what none can have.
+        """
         own = _checked(fields, "autoclip", {"percentile", "history", "factor", "norms"})
         made = cls(own["percentile"], own["history"], own["factor"])
         made._norms.extend(_kept(own["norms"]))
@@ -109,9 +117,17 @@ class ZClip:
         z: the largest z-score that is left alone.
         alpha: the decay of the averages, 0 to below 1.
         warmup: so many norms come first.
+        eps: what is added to sigma; positive.
 
     Raises:
         OnnxClipError: a setting is beyond these bounds.
+
+    Example:
+        >>> clip = ZClip(z=2.0, warmup=2)
+        >>> [clip.update(norm) for norm in (1.0, 3.0)], clip.threshold
+        ([inf, inf], 4.0)
+        >>> round(clip.update(10.0), 4)  # z is 8: the mean 2 and 2 * 2 / 8 times a deviation of 1
+        2.5
 
     References:
         Kumar, Owen, Chowdhury, Güra: ZClip: Adaptive Spike Mitigation for LLM Pre-Training, 2025,
@@ -142,7 +158,11 @@ class ZClip:
         return self._mean + self.z * math.sqrt(self._variance)
 
     def update(self, norm: float) -> float:
-        """Take in the norm of a gradient, and return the threshold for it."""
+        """Take in the `norm` of a gradient, and return the threshold for it.
+
+        Raises:
+            OnnxClipError: it is not one number; nan and inf are.
+        """
         norm = _norm(norm)
         if self._mean is None:
             if math.isfinite(norm):
@@ -176,7 +196,11 @@ class ZClip:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
-        """Return what `to_dict` has kept."""
+        """Return what `to_dict` has kept, from the `fields` that it gave.
+
+        Raises:
+            OnnxClipError: they are not those, or have been changed to what none can have.
+        """
         own = _checked(
             fields, "zclip", {"z", "alpha", "warmup", "eps", "first", "mean", "variance"}
         )

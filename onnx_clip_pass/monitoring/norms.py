@@ -44,7 +44,8 @@ class _Columns(NamedTuple):
 class Norms(Viewed):
     """Losses and norms over the steps of a run.
 
-    `stopped` says why it ended before its time, "" if it did not; `notes` what is to be known.
+    `head` says of what they are, `rows` holds what was measured in each step. `stopped` says why
+    the run ended before its time, "" if it did not; `notes` what is to be known.
     Printed, or displayed by rich or a notebook, it shows a line for each gradient.
 
     `norm[t, k]` is that of gradient k in step t. Percentiles are those of finite norms, linear
@@ -132,7 +133,7 @@ class Norms(Viewed):
         return suggest(self.parameters, self.norm, percentile, groups=groups, each=each)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it: JSON lines, or comma-separated values where the path ends in .csv.
+        """Write it: JSON lines, or comma-separated values where `path` ends in .csv.
 
         Raises:
             OnnxClipError: it cannot be written.
@@ -191,6 +192,9 @@ def read_norms(path: str | os.PathLike[str]) -> Norms:
     """Read what `watch` has written as JSON lines.
 
     A last line that is cut off, as a killed run leaves one, is left out.
+
+    Args:
+        path: the file, `to` of `watch`.
 
     Raises:
         OnnxClipError: it cannot be read, or is no such file.

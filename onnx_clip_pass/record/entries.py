@@ -71,8 +71,9 @@ class Measure(NamedTuple):
 class Uncovered:
     """A trained parameter that is not clipped, since its gradient is not known.
 
-    `new` is the name of its new value, `formula` how that is computed (`W_new = Sub(W, step)`),
-    `candidates` are values of which one may be the gradient, `why` says what stands in the way.
+    `parameter` is its name, `new` that of its new value, `formula` how that is computed
+    (`W_new = Sub(W, step)`), `candidates` are values of which one may be the gradient, `why` says
+    what stands in the way.
     """
 
     parameter: str

@@ -26,9 +26,11 @@ Emit = Literal["norm", "scale", "clipped"]
 
 @dataclass(frozen=True, slots=True)
 class Emitted:
-    """An output that was added: which quantity, of which gradients, in the order of a vector.
+    """An output that was added.
 
-    `group` is the name of the group where it is the norm of all of them together.
+    `output` is its name, `quantity` is "norm", "scale" or "clipped", and `gradients` are those that
+    it tells of, in the order of a vector. `group` is the name of the group where it is the norm of
+    all of them together.
     """
 
     output: str

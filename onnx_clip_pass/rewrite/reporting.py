@@ -39,7 +39,7 @@ _LONGEST_LIST = 60
 
 @dataclass(frozen=True, slots=True)
 class Clipped:
-    """A gradient and what was done to it: `clip` is None if it was left alone.
+    """A row of a report: a `gradient`, and its `clip`, None if it was left alone.
 
     `rule` is the number, from 1, of the rule that took it.
     """
@@ -84,10 +84,12 @@ class Reduced(NamedTuple):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Report(Viewed):
-    """The result of a rewrite: every gradient found, in graph order, and what to know of it.
+    """The result of a rewrite.
 
-    `emitted` are the outputs that were added, `threshold_inputs` the inputs; with `measured_only`
-    nothing was clipped, and the clips of the rows are what was measured against. `uncovered` are
+    `rows` are all gradients that were found, in graph order; `warnings` are what to know of them,
+    and `replaced` says that clips which the model had before were taken out. `emitted` are the
+    outputs that were added, `threshold_inputs` the inputs; with `measured_only` nothing was
+    clipped, and the clips of the rows are what was measured against. `uncovered` are
     trained parameters that are not clipped, since their gradients are not known. `layout` is the
     machine that the nodes were chosen for, `new_operators` those of the default domain that the
     model did not use before, with the opset, as a build of ONNX Runtime for few operators has to
@@ -137,7 +139,12 @@ class Report(Viewed):
         return self.as_view(self.summary())
 
     def as_view(self, summary: str, what: str = "model") -> View:
-        """Return its view under another summary, for a model or what else is rewritten."""
+        """Return its view under another summary.
+
+        Args:
+            summary: the line above the table.
+            what: was rewritten: "model" or "folder".
+        """
         notes = self.warnings
         if self.replaced:
             notes += (f"the {what} was clipped already; the clips it had are replaced",)

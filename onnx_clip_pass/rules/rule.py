@@ -23,6 +23,16 @@ class Bounds:
 
     Of a parameter whose shape is not known no rank and no number of elements is within bounds; one
     with unknown sizes has at least the elements that the known ones make.
+
+    Args:
+        dtypes: as NumPy spells them, such as "float16"; none for all.
+        min_rank: the fewest axes.
+        max_rank: the most axes; inf for no bound.
+        min_elements: the fewest elements.
+        max_elements: the most elements; inf for no bound.
+
+    Raises:
+        OnnxClipError: a dtype is none of floating numbers, or a bound no number, 0 or more.
     """
 
     dtypes: tuple[str, ...] = ()
@@ -45,7 +55,7 @@ class Bounds:
                 raise OnnxClipError(f"{name} must be a number, 0 or more, not {value}")
 
     def hold(self, parameter: Parameter) -> bool:
-        """Return whether the parameter is within all of them."""
+        """Return whether a `parameter` is within all of them."""
         if self.dtypes and parameter.dtype not in self.dtypes:
             return False
         shape = parameter.shape
