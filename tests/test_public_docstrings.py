@@ -91,7 +91,7 @@ def test_a_formula_is_written_down_with_an_example_and_its_source(formula: type)
 
 @pytest.mark.parametrize("clip", CLIPS.values(), ids=lambda kind: kind.__name__)
 def test_a_clip_says_what_becomes_of_half_precision(clip: type):
-    assert re.search("half precision", text_of(clip), re.IGNORECASE)
+    assert re.search(r"half\s+precision", text_of(clip), re.IGNORECASE)
 
 
 def test_a_chain_whose_formulas_are_those_of_others_has_an_example_and_its_source():

@@ -45,8 +45,8 @@ class AdaptiveGradientClip(ScalingClip):
     | RNN, GRU, LSTM | (directions, out, in) | the last axis |
 
     A parameter with one axis longer than 1, or none, is one unit. For any other the rewrite asks
-    for `axes`; and `apply`, which sees no graph, for every parameter of rank 2 and more. Half
-    precision of a parameter is widened as that of its gradient, see `GradientClipByNorm`.
+    for `axes`; and `apply`, which sees no graph, for every parameter of rank 2 and more. A
+    parameter is widened from half precision as its gradient is, see `GradientClipByNorm`.
 
     Args:
         clipping: the largest ratio of the norms (the papers' lambda); positive.
