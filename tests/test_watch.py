@@ -7,6 +7,8 @@ import importlib
 import json
 import math
 import pkgutil
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from onnx_clip_pass import (
 )
 from onnx_clip_pass.monitoring import plan_watch
 from onnx_clip_pass.monitoring.keeping import steps_before
+from onnx_clip_pass.storage.journal import Journal
 
 pytest.importorskip("onnxruntime", reason="running a graph needs ONNX Runtime")
 
@@ -281,8 +284,77 @@ def test_steps_without_their_states_are_run_again(tmp_path: Path):
     assert [row.step for row in read_norms(path).rows] == list(range(7))
     assert on.notes[0].startswith("steps 3 to 4 were run again")
     states.unlink()
-    with pytest.raises(OnnxClipError, match="a run that is killed writes none; begin again"):
+    with pytest.raises(OnnxClipError, match="leaves none; begin again"):
         watch(step, batches, steps=9, to=path, states=states, resume=True)
+
+
+def test_states_are_written_every_so_many_steps_and_never_before_their_norms(tmp_path: Path):
+    """What lies on the disk at any moment is what a run that is killed leaves there."""
+    path, states = tmp_path / "norms.jsonl", tmp_path / "states.npz"
+    left = tmp_path / "left"
+    left.mkdir()
+    step, batch = model_at("momentum"), feeds_of("momentum")
+    there: list[tuple[int, int | None]] = []
+
+    def batches() -> Iterator[dict[str, Any]]:
+        for number in range(9):
+            if path.exists():
+                after = steps_before(states) if states.exists() else None
+                there.append((len(read_norms(path)), after))
+            if number == 7:
+                shutil.copy(path, left)
+                shutil.copy(states, left)
+            yield batch
+
+    watch(step, batches(), steps=9, to=path, states=states, states_every=3)
+    assert there == [(t, t - t % 3 or None) for t in range(9)]
+    assert steps_before(states) == 9
+    on = watch(step, [batch], steps=9, to=left / path.name, states=left / states.name, resume=True)
+    assert on.notes[0].startswith("steps 6 to 6 were run again")
+    assert (left / path.name).read_bytes() == path.read_bytes()
+    with np.load(states) as whole, np.load(left / states.name) as resumed:
+        for name in whole.files:
+            np.testing.assert_array_equal(resumed[name], whole[name])
+
+
+@pytest.mark.parametrize("name", ["W\0", "W" * 70_000], ids=["NUL", "long"])
+def test_a_state_that_an_archive_cannot_give_back_is_refused_before_the_run(
+    name: str, tmp_path: Path
+):
+    """An archive cuts a name off at a NUL, and counts its bytes in 16 bits."""
+    step = onnx.load(model_at("sgd"))
+    for node in step.graph.node:
+        node.input[:] = [name if each == "W" else each for each in node.input]
+    (weight,) = (value for value in step.graph.input if value.name == "W")
+    weight.name = name
+    path = tmp_path / "norms.jsonl"
+    with pytest.raises(OnnxClipError, match="file holds no arrays with"):
+        watch(step, [feeds_of("sgd")], to=path, states=tmp_path / "states.npz")
+    assert not path.exists()
+
+
+def test_states_that_a_killed_run_has_half_written_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, states = tmp_path / "norms.jsonl", tmp_path / "states.npz"
+    step, batch = model_at("momentum"), feeds_of("momentum")
+    watch(step, [batch], steps=2, to=path, states=states)
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", die)
+        patch.setattr(Journal, "settle", Journal.close)
+        with pytest.raises(Killed):
+            watch(step, [batch], steps=4, to=path, states=states, resume=True)
+    assert len(list(tmp_path.glob(".onnx-clip-*.new"))) == 1
+    on = watch(step, [batch], steps=4, to=path, states=states, resume=True)
+    np.testing.assert_array_equal(on.loss, watch(step, [batch], steps=4).loss)
+    assert sorted(tmp_path.iterdir()) == [path, states]
 
 
 def test_norms_that_end_before_the_states_are_refused(tmp_path: Path):
@@ -429,6 +501,10 @@ def test_arguments_that_cannot_be_meant_are_refused(tmp_path: Path):
         ({"resume": "yes"}, "resume must be True or False"),
         ({"to": 5}, "to must be a path"),
         ({"states": 5}, "states must be a path"),
+        ({"states_every": 2}, "say where, too"),
+        ({"states_every": 0}, "states_every must be a whole number, 1 or more"),
+        ({"micro_batches": 2}, "is for folders of training artifacts"),
+        ({"micro_batches": True}, "micro_batches must be a whole number"),
         ({"initial": 5}, "must be a path, not 5"),
         ({"initial": {"W": [[1], [1, 2]]}}, "'W' is no array"),
         ({"loss": ["loss"]}, "no output is called"),
@@ -506,3 +582,47 @@ def test_weights_that_cannot_be_read_are_refused(location: str, tmp_path: Path):
         watch(path, feeds)
     with pytest.raises(OnnxClipError, match="lies in another file: give the path"):
         watch(step, feeds)
+
+
+ARTIFACTS = MODELS / "ort_artifacts" / "transformer_block_mse_adamw"
+
+
+def test_a_folder_of_artifacts_is_looked_at_without_its_runtime():
+    planned = plan_watch(ARTIFACTS, micro_batches=4)
+    assert planned.head.parameters[0] == "feed.2.weight"
+    assert planned.head.loss == "onnx::reducemean_output::33"
+    said = str(planned)
+    assert "micro-batches in each step: 4" in said
+    assert "would measure 10 gradients and carry checkpoint" in said
+    for wrong, message in (
+        ({"carry": {"a": "b"}}, "the runtime itself carries the states"),
+        ({"loss": "cost"}, "no output is called 'cost'"),
+    ):
+        with pytest.raises(OnnxClipError, match=message):
+            plan_watch(ARTIFACTS, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(OnnxClipError, match="not one of training artifacts"):
+        plan_watch(MODELS)
+
+
+def test_a_folder_of_artifacts_is_run_by_its_runtime_alone():
+    with pytest.raises(OnnxClipError, match=r"No module named 'onnxruntime\.training'"):
+        watch(ARTIFACTS, ARTIFACTS / "training_model.inputs.npz")
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path):
+    folder = tmp_path / "artifacts"
+    shutil.copytree(ARTIFACTS, folder)
+    (folder / "checkpoint").rename(folder / "nominal_checkpoint")
+    with pytest.raises(OnnxClipError, match="there are no weights to begin with"):
+        plan_watch(folder)
+
+
+@pytest.mark.parametrize("name", ["states", "to"])
+@pytest.mark.parametrize("file", ["checkpoint", "training_model.onnx"])
+def test_no_file_of_a_folder_is_replaced(name: str, file: str, tmp_path: Path):
+    folder = tmp_path / "artifacts"
+    shutil.copytree(ARTIFACTS, folder)
+    before = (folder / file).read_bytes()
+    with pytest.raises(OnnxClipError, match="another file of this run"):
+        watch(folder, [{}], force=True, **{name: folder / file})  # type: ignore[arg-type]
+    assert (folder / file).read_bytes() == before

@@ -33,7 +33,7 @@ from onnx_clip_pass.rewrite import Clipped, Report
 from onnx_clip_pass.rewrite.operators import compared, operators_of
 from onnx_clip_pass.rewrite.reporting import lacking_kernels
 
-__all__ = ["GRADIENTS", "Optimizer", "clip_sequence", "find_optimizer"]
+__all__ = ["GRADIENTS", "Optimizer", "clip_sequence", "find_optimizer", "taken_by_optimizer"]
 
 GRADIENTS = "gradients"
 """The runtime's name for the input that holds the gradients."""
@@ -83,6 +83,13 @@ def find_optimizer(model: ModelProto, name: str) -> Optimizer:
             f"before the accumulators with --at micro-batch (in Python at='micro-batch')"
         )
     return Optimizer(op_type, dtype, "InplaceClipGradNorm" in by_op)
+
+
+def taken_by_optimizer(model: ModelProto) -> str:
+    """The sequence of gradients that the optimizer node of an optimizer model takes."""
+    (node, *_) = (each for each in model.graph.node if each.op_type in _INPUTS)
+    # The rate, Adam's step, the parameters and then the gradients.
+    return node.input[2 if node.op_type == "SGDOptimizerV2" else 3]
 
 
 def clip_sequence(model: ModelProto, clip: Clip, numerics: Numerics, name: str) -> Report:

@@ -58,6 +58,20 @@ def _name(text: str) -> str:
 @click.option(
     "--states", type=OUTPUT, metavar="FILE", help="Write the states after the last step (.npz)."
 )
+@click.option(
+    "--states-every",
+    type=WHOLE,
+    metavar="K",
+    help="Write them after every K steps, too: a run that is killed can be gone on with.",
+)
+@click.option(
+    "--micro-batches",
+    type=WHOLE,
+    default=1,
+    show_default=True,
+    metavar="K",
+    help="For a folder of training artifacts: batches whose gradients are added up in a step.",
+)
 @click.option("--resume", is_flag=True, help="Go on from --output and --states of a run before.")
 @click.option("--force", is_flag=True, help="Replace an output that is there.")
 @click.option(
@@ -81,6 +95,8 @@ def watch(
     loss: str | None,
     output: str | None,
     states: str | None,
+    states_every: int | None,
+    micro_batches: int,
     resume: bool,
     force: bool,
     provider: Any,
@@ -91,6 +107,7 @@ def watch(
     """Run MODEL over batches and record the norms of its gradients; exit code 1 if it diverges.
 
     A training step goes on from its own new weights and moments; a gradient graph is run as it is.
+    MODEL may be a folder of training artifacts, where onnxruntime-training is installed.
 
     \b
     Examples:
@@ -106,7 +123,7 @@ def watch(
     refuse({"--html shows norms: not with --dry-run": pages.html and dry_run})
     pages.check(model, *[Path(each) for each in (output, states) if each is not None])
     if dry_run:
-        planned = plan_watch(model, carry=carry, loss=loss)
+        planned = plan_watch(model, carry=carry, loss=loss, micro_batches=micro_batches)
         if as_json:
             print_json(planned.head.to_json() | {"questions": list(planned.questions())})
         else:
@@ -123,6 +140,8 @@ def watch(
         loss=loss,
         to=output,
         states=states,
+        states_every=states_every,
+        micro_batches=micro_batches,
         resume=resume,
         force=force,
         provider=provider,
@@ -148,11 +167,7 @@ def _as_inputs(model: Path, numbers: dict[str, float]) -> dict[str, Any]:
     import numpy as np
     import onnx
 
-    from onnx_clip_pass.graph import TensorType
-    from onnx_clip_pass.storage import open_model
-
-    with open_model(model) as structure:
-        inputs = {value.name: TensorType.of(value.type) for value in structure.model.graph.input}
+    inputs = _inputs_of(model)
     if unknown := [name for name in numbers if name not in inputs]:
         raise OnnxClipError(f"--set: the model has no input {unknown[0]!r}")
     found = {}
@@ -172,6 +187,23 @@ def _as_inputs(model: Path, numbers: dict[str, float]) -> dict[str, Any]:
         shape = [dim if isinstance(dim, int) and dim > 0 else 1 for dim in kind.shape or ()]
         found[name] = np.full(shape, cast)
     return found
+
+
+def _inputs_of(model: Path) -> dict[str, Any]:
+    """The types of the inputs of a model; of a folder those of its training model, and its rate."""
+    from onnx_clip_pass.artifacts.layout import find_layout
+    from onnx_clip_pass.graph import TensorType
+    from onnx_clip_pass.graph.spec import FLOAT
+    from onnx_clip_pass.monitoring.training import RATE
+    from onnx_clip_pass.storage import open_model
+
+    further = {}
+    if model.is_dir():
+        model = model / find_layout(model).training
+        further[RATE] = TensorType(FLOAT, ())
+    with open_model(model) as structure:
+        inputs = {value.name: TensorType.of(value.type) for value in structure.model.graph.input}
+    return inputs | further
 
 
 def _percentiles(norms: Any) -> dict[str, dict[str, float | None]]:

@@ -2,8 +2,9 @@
 
 from onnx_clip_pass.monitoring.adapting import AutoClip, ZClip
 from onnx_clip_pass.monitoring.norms import Norms, read_norms
+from onnx_clip_pass.monitoring.planning import WatchPlan
 from onnx_clip_pass.monitoring.suggesting import Suggestion
-from onnx_clip_pass.monitoring.watching import WatchPlan, plan_watch, watch
+from onnx_clip_pass.monitoring.watching import plan_watch, watch
 
 __all__ = [
     "AutoClip",

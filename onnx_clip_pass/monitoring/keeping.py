@@ -1,4 +1,4 @@
-"""The files of a run: norms as they come, states after the last step, and going on from both."""
+"""The files of a run: norms as they come, states now and then, and going on from both."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_clip_pass.arguments import check_path
-from onnx_clip_pass.errors import OnnxClipError
+from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.monitoring.norms import read_norms
 from onnx_clip_pass.monitoring.recording import (
     Head,
@@ -26,16 +26,27 @@ from onnx_clip_pass.monitoring.recording import (
     is_csv,
     lines_writer,
 )
+from onnx_clip_pass.monitoring.stepping import Run
 from onnx_clip_pass.runtime import load_feeds
-from onnx_clip_pass.storage import check_replaceable, errors_name, file_at
+from onnx_clip_pass.storage import check_replaceable, errors_name, file_at, recover
 from onnx_clip_pass.storage.reading import open_regular
 from onnx_clip_pass.storage.sets import replacing
 
-__all__ = ["check_places", "left_behind", "recorder", "save_states", "steps_before"]
+__all__ = [
+    "Keeper",
+    "Recorder",
+    "check_names",
+    "check_places",
+    "left_behind",
+    "recorder",
+    "save_states",
+    "steps_before",
+]
 
 _Path = str | os.PathLike[str]
 _MARK = "onnx-clip: states after %d steps"
 _MARKED = re.compile(rb"onnx-clip: states after (\d{1,18}) steps")
+_LONGEST_NAME = 65_000  # an archive counts its bytes in 16 bits
 
 
 def check_places(
@@ -43,6 +54,7 @@ def check_places(
 ) -> None:
     """Refuse places for norms and states that cannot be written or where something else is.
 
+    What a run that was killed has left half written beside the states is put in order first.
     Before the run: what it has learned in hours should not be lost to a name.
 
     Args:
@@ -64,6 +76,8 @@ def check_places(
         if isinstance(os.fspath(place), bytes):
             raise OnnxClipError(f"{name} must be a path of text, not {place!r}")
         target = Path(place)
+        if name == "states":
+            recover(target.parent)
         with errors_name(target):
             is_there = file_at(target, "states.npz" if name == "states" else "norms.jsonl")
         if os.path.realpath(target) in taken:
@@ -78,6 +92,17 @@ def check_places(
                 force=force,
                 otherwise="exists and has no states of onnx-clip",
             )
+
+
+def check_names(states: Iterable[str]) -> None:
+    """Refuse to keep states by names under which an archive would not give them back."""
+    odd = [name for name in states if "\0" in name or len(name.encode()) > _LONGEST_NAME]
+    if odd:
+        raise OnnxClipError(
+            f"states cannot be written (states, --states): an .npz file holds no arrays with a NUL "
+            f"in their names or of more than {_LONGEST_NAME} bytes, such as "
+            f"{listed([*map(repr, odd)])}"
+        )
 
 
 def save_states(path: Path, arrays: Mapping[str, NDArray[Any]], steps: int) -> None:
@@ -117,13 +142,13 @@ def steps_before(path: Path) -> int | None:
 
 
 def left_behind(
-    head: Head, to: _Path | None, states: _Path | None
+    head: Head, to: _Path | None, states: _Path | None, *, has_states: bool
 ) -> tuple[Mapping[str, NDArray[Any]], Sequence[Row], list[str]]:
     """The states and rows of an earlier run of the same, and what is to be known of them.
 
     Rows of steps whose states were not written are left out: a run that is killed leaves them.
     """
-    if to is None or is_csv(to) or (states is None and head.carried):
+    if to is None or is_csv(to) or (states is None and has_states):
         raise OnnxClipError(
             "to resume say where the run before has left its norms (to, -o: JSON lines) and, if it "
             "carries states, those (states, --states)"
@@ -131,15 +156,15 @@ def left_behind(
     norms = read_norms(to)
     if replace(norms.head, model=head.model) != head:
         raise OnnxClipError(
-            f"{os.fspath(to)!r} has norms of other gradients, or other states are carried: it "
-            f"cannot be gone on with"
+            f"{os.fspath(to)!r} has norms of other gradients, other states are carried, or a step "
+            f"takes other batches: it cannot be gone on with"
         )
-    if not head.carried or states is None or not (count := len(norms)):
+    if not has_states or states is None or not (count := len(norms)):
         return {}, norms.rows, []
     if not Path(states).exists():
         raise OnnxClipError(
-            f"there are no states {os.fspath(states)!r}: a run that is killed writes none; begin "
-            f"again (force, --force)"
+            f"there are no states {os.fspath(states)!r}: a run that is killed before it writes any "
+            f"(states_every, --states-every) leaves none; begin again (force, --force)"
         )
     steps = steps_before(Path(states))
     if steps is not None and steps > count:
@@ -156,9 +181,42 @@ def left_behind(
     return load_feeds(states), norms.rows[:steps], [note]
 
 
+@dataclass(frozen=True)
+class Recorder:
+    """The file of norms, if there is one: `write` writes a row, `sync` forces all to the disk."""
+
+    write: Callable[[Row], None]
+    sync: Callable[[], None]
+
+
+class Keeper:
+    """Writes the states of a run that lives, and never such whose norms could be lost before."""
+
+    def __init__(self, path: Path | None, run: Run, recorder: Recorder, every: int | None) -> None:
+        self._path = path
+        self._run = run
+        self._recorder = recorder
+        self._every = every
+        self._saved = run.done
+
+    def save_if_due(self) -> None:
+        """Write the states if as many steps have been run since they were written."""
+        if self._every is not None and self._run.done - self._saved >= self._every:
+            self.save()
+
+    def save(self) -> None:
+        """Write the states, if any step has been run since they were written."""
+        if self._path is None or self._run.done == self._saved:
+            return
+        if states := self._run.states():
+            self._recorder.sync()
+            save_states(self._path, states, self._run.done)
+            self._saved = self._run.done
+
+
 @contextmanager
-def recorder(to: _Path | None, head: Head, done: int | None, *, force: bool) -> Iterator[Any]:
-    """A function that writes a row to the file, if there is one.
+def recorder(to: _Path | None, head: Head, done: int | None, *, force: bool) -> Iterator[Recorder]:
+    """The file of norms, opened; it is closed at the end.
 
     Args:
         to: the file.
@@ -167,7 +225,7 @@ def recorder(to: _Path | None, head: Head, done: int | None, *, force: bool) -> 
         force: replace it.
     """
     if to is None:
-        yield lambda row: None
+        yield Recorder(lambda row: None, lambda: None)
         return
     is_on = done is not None
     mode = "a" if is_on else ("w" if force else "x")
@@ -186,4 +244,4 @@ def recorder(to: _Path | None, head: Head, done: int | None, *, force: bool) -> 
         write = (
             csv_writer(file, head) if is_csv(to) else lines_writer(file, None if is_on else head)
         )
-        yield write
+        yield Recorder(write, lambda: os.fsync(file.fileno()))

@@ -46,6 +46,7 @@ class Head:
     loss: str | None = None
     carried: Mapping[str, str] = field(default_factory=dict)
     model: str = ""
+    micro_batches: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """Return it as the first line of a file."""
@@ -57,6 +58,7 @@ class Head:
             "gradients": list(self.gradients),
             "parameters": list(self.parameters),
             "carried": dict(self.carried),
+            "micro_batches": self.micro_batches,
         }
 
 
@@ -246,6 +248,7 @@ def _head(line: bytes) -> Head:
         fields.get("loss"),
         carried if isinstance(carried, dict) else {},
         str(fields.get("model", "")),
+        fields.get("micro_batches", 1),
     )
 
 

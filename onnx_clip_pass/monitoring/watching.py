@@ -1,12 +1,11 @@
-"""Running a training graph over batches, and recording the norms of its gradients."""
+"""Running a training step over batches, and recording the norms of its gradients."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,68 +14,32 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnx_clip_pass.arguments import check_flags, check_path, is_text, model_or_path
-from onnx_clip_pass.errors import OnnxClipError, listed, shown
-from onnx_clip_pass.gradients import survey
-from onnx_clip_pass.gradients.updates import Carried
-from onnx_clip_pass.graph import Index
+from onnx_clip_pass.arguments import check_flags, check_path, model_or_path
+from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.monitoring.adapting import check_count
 from onnx_clip_pass.monitoring.batches import Batch, Feeds, batches_of
-from onnx_clip_pass.monitoring.keeping import check_places, left_behind, recorder, save_states
-from onnx_clip_pass.monitoring.measuring import Watched, add_measures, watched_of
+from onnx_clip_pass.monitoring.folders import plan_folder
+from onnx_clip_pass.monitoring.keeping import (
+    Keeper,
+    check_names,
+    check_places,
+    left_behind,
+    recorder,
+)
+from onnx_clip_pass.monitoring.measuring import Watched
 from onnx_clip_pass.monitoring.norms import Norms
-from onnx_clip_pass.monitoring.recording import Head, Recorded, Row, is_csv
-from onnx_clip_pass.monitoring.stepping import Stepper
+from onnx_clip_pass.monitoring.planning import WatchPlan, plan_model
+from onnx_clip_pass.monitoring.recording import Recorded, Row, is_csv
+from onnx_clip_pass.monitoring.stepping import Run
 from onnx_clip_pass.progress import Progress, WantsProgress, told
-from onnx_clip_pass.record import read_record, strip_if_clipped
 from onnx_clip_pass.runtime import Provider, load_feeds
 from onnx_clip_pass.storage import load_model
-from onnx_clip_pass.tables import Table, counted
-from onnx_clip_pass.views import View, Viewed
+from onnx_clip_pass.tables import counted
 
-__all__ = ["WatchPlan", "plan_watch", "watch"]
+__all__ = ["plan_watch", "watch"]
 
 _Path = str | os.PathLike[str]
 _NO_ROWS: Sequence[Row] = ()
-
-
-@dataclass(frozen=True, repr=False, eq=False)
-class WatchPlan(Viewed):
-    """The measures of a run of `watch` and the states that it carries, before it runs.
-
-    `carried` maps states to the outputs that are their new values; `unsure` are those of which
-    several outputs may be it.
-    """
-
-    head: Head
-    watched: tuple[Watched, ...]
-    carried: Mapping[str, str]
-    unsure: tuple[Carried, ...]
-    notes: tuple[str, ...]
-    _model: ModelProto
-    _folder: Path | None
-
-    def view(self) -> View:
-        rows = [(each.gradient, each.parameter, each.found.gradient.dtype) for each in self.watched]
-        further = [f"carried: output {new} to {state}" for state, new in self.carried.items()]
-        further.append(f"loss: {self.head.loss or 'not known (--loss)'}")
-        return View(
-            f"would measure {counted(len(rows))} and carry {counted(len(self.carried), 'state')}",
-            Table(("gradient", "parameter", "dtype"), tuple(rows)),
-            self.notes,
-            tuple(self.questions()),
-            tuple(further),
-        )
-
-    def questions(self) -> Iterator[str]:
-        """Questions that have to be answered before it can be run."""
-        if self.unsure:
-            pairs = [f"{each.new}={each.state}" for each in self.unsure]
-            yield (
-                f"the outputs {listed([repr(each.new) for each in self.unsure])} may be the new "
-                f"values of {listed([repr(each.state) for each in self.unsure])} in any order; say "
-                f"which is which, as in carry={pairs!r} (--carry {' --carry '.join(pairs)})"
-            )
 
 
 def plan_watch(
@@ -84,78 +47,23 @@ def plan_watch(
     *,
     carry: Mapping[str, str] | None = None,
     loss: str | None = None,
+    micro_batches: int = 1,
 ) -> WatchPlan:
     """Find what `watch` measures and carries; see there."""
-    folder: Path | None = None
-    name = ""
+    check_count("micro_batches", micro_batches, 1)
     given = model_or_path("model", model)
+    if isinstance(given, Path) and given.is_dir():
+        return plan_folder(given, carry, loss, micro_batches)
+    if micro_batches != 1:
+        raise OnnxClipError(
+            f"micro_batches (--micro-batches) is for folders of training artifacts, whose runtime "
+            f"adds up the gradients of several batches before a step: a model takes one, not "
+            f"{micro_batches}"
+        )
     if isinstance(given, Path):
-        folder, name = given.parent, given.name
-        given = load_model(given, external_data=False)
-    before = strip_if_clipped(given)
-    record = read_record(given)
-    seen = survey(Index(before))
-    watched, notes = watched_of(seen.found, record, Index(given))
-    if not watched:
-        raise OnnxClipError("there is nothing to watch: no gradient is found", notes)
-    carried, unsure = _carried(before, seen.states, _as_carry({} if carry is None else carry))
-    if at_rest := [each.parameter for each in watched if each.parameter not in carried]:
-        notes.append(
-            f"no output is known to be the new value of {listed([*map(repr, at_rest)])}: unless "
-            f"batches have it, it stays as it is from step to step (--carry)"
-        )
-    outputs = {value.name for value in given.graph.output}
-    loss = seen.loss if loss is None else loss
-    if loss is not None and (not is_text(loss) or loss not in outputs):
-        raise OnnxClipError(
-            f"no output is called {shown(loss)}, which is to be the loss; the outputs are "
-            f"{listed([repr(each) for each in outputs])}"
-        )
-    if record is not None and record.loss_scale != 1:
-        notes.append(f"norms are those of the scaled gradients (loss scale {record.loss_scale})")
-    head = Head(
-        tuple(each.gradient for each in watched),
-        tuple(each.parameter for each in watched),
-        any(each.raw != each.clipped for each in watched),
-        loss,
-        carried,
-        name,
-    )
-    return WatchPlan(head, tuple(watched), carried, unsure, tuple(notes), given, folder)
-
-
-def _as_carry(carry: object) -> dict[str, str]:
-    if not isinstance(carry, Mapping) or not all(
-        isinstance(each, str) for pair in carry.items() for each in pair
-    ):
-        raise OnnxClipError(
-            f"carry must map names of outputs to names of inputs, not {shown(carry)}"
-        )
-    return dict(carry)
-
-
-def _carried(
-    model: ModelProto, found: Sequence[Carried], said: Mapping[str, str]
-) -> tuple[dict[str, str], tuple[Carried, ...]]:
-    """The output that is the new value of each state, as found, and as `said` by output."""
-    outputs = {value.name for value in model.graph.output}
-    inputs = {value.name for value in model.graph.input}
-    inputs |= {tensor.name for tensor in model.graph.initializer}
-    wrong = [f"no output is called {new!r}" for new in said if new not in outputs]
-    wrong += [f"no input is called {state!r}" for state in said.values() if state not in inputs]
-    wrong += [
-        f"{state!r} is to be {times} outputs at once"
-        for state, times in Counter(said.values()).items()
-        if times > 1
-    ]
-    if wrong:
-        raise OnnxClipError("these cannot be carried:", wrong)
-    states = {each.state: each.new for each in found if each.new not in said}
-    states = {state: new for state, new in states.items() if state not in said.values()}
-    unsure = tuple(
-        each for each in found if not each.is_sure and states.get(each.state) == each.new
-    )
-    return states | {state: new for new, state in said.items()}, unsure
+        model = load_model(given, external_data=False)
+        return plan_model(model, given.parent, given.name, carry, loss)
+    return plan_model(given, None, "", carry, loss)
 
 
 def watch(
@@ -168,6 +76,8 @@ def watch(
     loss: str | None = None,
     to: _Path | None = None,
     states: _Path | None = None,
+    states_every: int | None = None,
+    micro_batches: int = 1,
     resume: bool = False,
     force: bool = False,
     provider: Provider = "cpu",
@@ -185,7 +95,8 @@ def watch(
     .. math:: N = \sqrt{\textstyle\sum_k \lVert g_k \rVert_2^2}
 
     Args:
-        model: a training graph, or its path; clipped or not.
+        model: a training graph, its path, or a folder of ONNX Runtime's training artifacts; clipped
+            or not.
         feeds: batches: an .npz file, a folder or a pattern of such files, or any iterable of
             mappings of input names to arrays. Short of steps it goes round.
         steps: how many; by default as many as there are batches.
@@ -198,6 +109,9 @@ def watch(
         to: a file to which each step is written at once: JSON lines, or comma-separated values if
             it ends in .csv.
         states: a file (.npz) to which the states are written after the last step.
+        states_every: write them after so many steps, too, so that a run that is killed can be gone
+            on with; each time the whole file is replaced at once.
+        micro_batches: of a folder, the number of batches in a step.
         resume: go on from `to` and `states`, which an earlier run has left.
         force: replace `to` if it is there, and whatever is at `states`.
         provider: where to run, "cpu" or "cuda".
@@ -210,47 +124,55 @@ def watch(
         OnnxClipError: no gradient is found, states cannot be told apart, a batch does not fit or
             cannot be read, or the runtime fails; what was recorded in `to` is kept.
     """
-    planned = plan_watch(model, carry=carry, loss=loss)
+    planned = plan_watch(model, carry=carry, loss=loss, micro_batches=micro_batches)
     if questions := list(planned.questions()):
         raise OnnxClipError("it is not clear what is to be carried:", questions)
     check_flags(resume=resume, force=force)
-    check_places(to, states, (model, feeds, initial), resume=resume, force=force)
+    if states_every is not None:
+        check_count("states_every", states_every, 1)
+        if states is None:
+            raise OnnxClipError(
+                "states_every (--states-every) says how often states are written: say where, too "
+                "(states, --states)"
+            )
+    read = (model, *planned.files, feeds, initial)
+    check_places(to, states, read, resume=resume, force=force)
+    if states is not None:
+        check_names(planned.carried)
     batches = batches_of(feeds)
     if batches.count == 0:
         raise OnnxClipError("expected batches to run the step over, but there is none")
-    total = steps if steps is not None else batches.count
-    if total is None:
+    if steps is None and batches.count is None:
         raise OnnxClipError("say how many steps: it cannot be seen how many batches there are")
+    total = math.ceil((batches.count or 0) / micro_batches) if steps is None else steps
     check_count("steps", total, 1)
     start, done, said = _given(initial), _NO_ROWS, list[str]()
     if resume:
-        left, done, said = left_behind(planned.head, to, states)
+        left, done, said = left_behind(planned.head, to, states, has_states=planned.has_states)
         start = {**start, **left}
-    copy = ModelProto()
-    copy.CopyFrom(planned._model)
-    measures = add_measures(copy, planned.watched)
-    stepper = Stepper(copy, planned._folder, planned.carried, start, provider)
-    doing = f"running {planned.head.model or 'the model'}"
     seen = _Seen(done, keeps_all=to is None or is_csv(to))
+    run = planned.open(start, seen.count, provider)
+    doing = f"running {planned.head.model or 'the model'}"
+    groups = _grouped(batches, micro_batches, seen.count, total)
     with (
         told(progress) as tell,
-        recorder(to, planned.head, seen.count if resume else None, force=force) as write,
+        recorder(to, planned.head, seen.count if resume else None, force=force) as writer,
     ):
-        kept: Mapping[str, Any] = {}
+        keeper = Keeper(None if states is None else Path(states), run, writer, states_every)
         try:
-            for number, batch in enumerate(islice(batches, seen.count, total), seen.count):
-                row = _step(stepper, batch, number, planned, measures)
-                write(row)
+            for number, group in enumerate(groups, seen.count):
+                row = _step(run, group, number, planned)
+                writer.write(row)
                 seen.add(row)
-                kept = stepper.states
+                run.advance()
+                keeper.save_if_due()
                 tell(Progress(doing, number + 1, total, "steps"))
                 if planned.head.loss is not None and not math.isfinite(row.loss):
                     seen.stopped = seen.why(planned.watched)
                     break
         finally:
-            if states is not None and kept:
-                save_states(Path(states), stepper.arrays(kept), seen.count)
-    notes = (*planned.notes, *said, *stepper.notes())
+            keeper.save()
+    notes = (*planned.notes, *said, *run.notes())
     if seen.count < total and not seen.stopped:
         notes += (f"the batches ended after {counted(seen.count, 'step')}",)
     rows = tuple(seen.rows) if to is None or is_csv(to) else Recorded(Path(to), planned.head)
@@ -290,6 +212,18 @@ class _Seen:
         )
 
 
+def _grouped(
+    batches: Iterable[Batch], size: int, start: int, stop: int
+) -> Iterator[tuple[Batch, ...]]:
+    """The batches of the steps from one to another; what is left at the end is no step."""
+    source = islice(batches, start * size, None)
+    for _ in range(start, stop):
+        group = tuple(islice(source, size))
+        if len(group) < size:
+            return
+        yield group
+
+
 def _given(initial: Mapping[str, NDArray[Any]] | _Path | None) -> Mapping[str, NDArray[Any]]:
     if initial is None:
         return {}
@@ -299,35 +233,20 @@ def _given(initial: Mapping[str, NDArray[Any]] | _Path | None) -> Mapping[str, N
     return load_feeds(initial)
 
 
-def _step(
-    stepper: Stepper, batch: Batch, number: int, planned: WatchPlan, measures: Mapping[str, str]
-) -> Row:
+def _step(run: Run, batches: Sequence[Batch], number: int, planned: WatchPlan) -> Row:
     """Run one step, and look closer where something is not finite."""
-    loss = planned.head.loss
-    wanted = [*measures.values(), *([loss] if loss is not None else [])]
     try:
-        found = stepper.run(batch, wanted)
+        loss, vectors = run.measure(batches)
     except OnnxClipError as error:
-        raise OnnxClipError(f"step {number}, {batch.where}: {error}") from error
-    vectors = {name: found[output] for name, output in measures.items()}
-    told = math.nan if loss is None else _as_loss(found[loss], loss)
+        where = batches[0].where if len(batches) == 1 else f"from {batches[0].where}"
+        raise OnnxClipError(f"step {number}, {where}: {error}") from error
     vectors["largest"] = np.maximum(vectors["largest"], 0.0)  # of no element
     vectors["largest"][np.isnan(vectors["norm"])] = np.nan
     nonfinite = np.zeros(len(planned.watched))
-    odd = {int(at): planned.watched[at].raw for at in np.flatnonzero(~np.isfinite(vectors["norm"]))}
-    raws = stepper.again(batch, list(dict.fromkeys(odd.values()))) if odd else {}
-    for at, name in odd.items():
-        wide = raws[name].astype(np.float64)
+    odd = [int(at) for at in np.flatnonzero(~np.isfinite(vectors["norm"]))]
+    for at, gradient in (run.gradients(odd) if odd else {}).items():
+        wide = gradient.astype(np.float64)
         nonfinite[at] = float(np.mean(~np.isfinite(wide))) if wide.size else 0.0
         if nonfinite[at] == 0:  # finite, and beyond float32
             vectors["norm"][at] = np.sqrt(np.sum(wide * wide))
-    return Row(number, told, nonfinite=nonfinite, **vectors)
-
-
-def _as_loss(array: NDArray[Any], name: str) -> float:
-    if array.size != 1:
-        raise OnnxClipError(
-            f"expected one number as the loss, but {name!r} has the shape {list(array.shape)}; say "
-            f"which output is the loss (loss, --loss)"
-        )
-    return float(np.asarray(array, np.float64).reshape(()))
+    return Row(number, loss, nonfinite=nonfinite, **vectors)
