@@ -267,6 +267,7 @@ NOT_WITH_THE_OLDEST = [
 ]
 OLDEST = [
     "click==8.1.0",
+    "griffelib==2.0.0",
     "hypothesis==6.0.0",
     "ml_dtypes==0.5.0",
     "numpy==1.26.0",
