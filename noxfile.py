@@ -14,6 +14,7 @@ nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
+PYTHONS = [line.split()[-1] for line in PROJECT["classifiers"] if " 3." in line]
 PINNED = {re.split("[<=>]", line)[0]: line for line in PROJECT["optional-dependencies"]["dev"]}
 
 
@@ -251,6 +252,13 @@ def benchmarks(session: nox.Session) -> None:
         "-e", ".[test]", "psutil", "onnx-graphsurgeon==0.6.1", "onnx-ir==1.1.0", "onnxscript==0.7.2"
     )
     session.run("python", "benchmarks/run.py", *(session.posargs or ["--quick"]))
+
+
+@nox.session(python=PYTHONS, default=False)
+def pythons(session: nox.Session) -> None:
+    """Run all tests with each Python that the package is for, as far as it is installed here."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "pytest", *session.posargs)
 
 
 # Why the oldest of all is not held to every test. docs/versions.md says what that means for users.

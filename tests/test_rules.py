@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
 
 import onnx
 import pytest
+from counting import lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -328,9 +327,8 @@ def test_the_command_line_shows_which_rule_took_each_gradient(tmp_path: Path, ca
     assert len(inspected.graph.node) > len(onnx.load(model).graph.node)
 
 
-def test_thirty_rules_over_a_thousand_parameters_are_planned_within_50_ms(tmp_path: Path):
-    """By the processor's clock, without the tracing by which coverage is measured, and the best of
-    up to 20 runs, since whatever else the machine does only makes a run longer."""
+def test_thirty_rules_over_a_thousand_parameters_take_four_lines_of_code_each(tmp_path: Path):
+    """Counted in lines of the package: 115,000 with Python 3.11 to 3.14, which take some 50 ms."""
     kinds = ['"layer{0}.*"', '["*.{0}.bias", "block{0}.*.weight"]', '"re:(^|\\\\.)h{0}\\\\."']
     text = ""
     for number in range(30):
@@ -348,14 +346,4 @@ def test_thirty_rules_over_a_thousand_parameters_are_planned_within_50_ms(tmp_pa
     ]
     assert len(net) == 1000
     assert len(assign(load_rules(path), net)[0]) > 100
-
-    def seconds() -> float:
-        start = time.process_time()
-        assign(load_rules(path), net)
-        return time.process_time() - start
-
-    tracing = sys.gettrace()
-    sys.settrace(None)
-    in_time = any(seconds() < 0.05 for _ in range(20))
-    sys.settrace(tracing)
-    assert in_time
+    assert lines(lambda: assign(load_rules(path), net)) < 30 * 1000 * 4
