@@ -23,7 +23,7 @@ SECTIONS = {
     "Thresholds and watching": "--threshold-input --loss-scale --emit --emit-as --measure-only",
     "Finding gradients": "--gradient --map --optimizer-op --no-run --probe --inner --data "
     "--explain",
-    "Steps": "--steps --initial --set --carry --states --resume",
+    "Steps": "--steps --micro-batches --initial --set --carry --states --states-every --resume",
     "Choosing thresholds": "--percentile --group --each",
     "Running the model (with ONNX Runtime)": "--verify --slopes --loss --feeds --dim --provider "
     "--seed",
