@@ -32,24 +32,37 @@ SHAPES: dict[str, Any] = {
     "dimension unknown": ("N", 768),
     "rank unknown": None,
 }
-FORMS = list(
-    itertools.product(["plain", "auto", "wide"], ["propagate", "zero", "keep"], SHAPES.values())
-)
+FORMS = list(itertools.product(["plain", "auto", "wide"], ["propagate", "zero", "keep"]))
 
 
-def emitted(model: onnx.ModelProto) -> list[Need]:
-    """What kernels the added nodes need, read from the model as a runtime would."""
+def side_by_side(dtype: str, opset: int) -> onnx.ModelProto:
+    """A graph with a gradient of each shape: the first is g0."""
+    whole = single(dtype, (), opset)
+    del whole.graph.node[:], whole.graph.input[:], whole.graph.output[:]
+    for number, shape in enumerate(SHAPES.values()):
+        one = single(dtype, shape, opset).graph
+        one.node[0].input[:], one.node[0].output[:] = [f"x{number}"], [f"g{number}"]
+        one.input[0].name, one.output[0].name = f"x{number}", f"g{number}"
+        whole.graph.MergeFrom(onnx.GraphProto(node=one.node, input=one.input, output=one.output))
+    return whole
+
+
+def emitted(model: onnx.ModelProto) -> dict[str, list[Need]]:
+    """The kernels that the nodes added for each gradient need, read as a runtime would."""
     opset = model.opset_import[0].version
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
     types = {v.name: v.type.tensor_type.elem_type for v in inferred.value_info}
     types |= {v.name: v.type.tensor_type.elem_type for v in [*inferred.input, *inferred.output]}
     types |= {t.name: t.data_type for t in inferred.initializer}
-    needs = []
-    for node in inferred.node[1:]:
+    needs: dict[str, list[Need]] = {}
+    for node in inferred.node:
+        if not node.name.startswith("clip/"):
+            continue
         taken = types[node.input[1 if node.op_type == "Where" else 0]]
         given = types[node.output[0]]
         kinds = [taken] if taken == given else [taken, given]
-        needs.append(Need(node.op_type, opset, tuple(FLOATS[kind] for kind in kinds)))
+        need = Need(node.op_type, opset, tuple(FLOATS[kind] for kind in kinds))
+        needs.setdefault(node.name.split("/")[1], []).append(need)
     return needs
 
 
@@ -57,38 +70,44 @@ def emitted(model: onnx.ModelProto) -> list[Need]:
 @pytest.mark.parametrize("opset", OPSETS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_each_node_of_every_form_has_a_kernel_or_is_named(dtype: str, opset: int, clip_norm: float):
-    for form in FORMS:  # 16,000 cases in all: as tests of their own they would take minutes
-        norm_precision, nonfinite, shape = form
-        model = single(dtype, shape, opset)
+    for norm_precision, nonfinite in FORMS:
+        form = norm_precision, nonfinite
+        model = side_by_side(dtype, opset)
+        names = [value.name for value in model.graph.output]
         settings = {"norm_precision": norm_precision, "nonfinite": nonfinite}
         clip = GradientClipByNorm(clip_norm)
         in_float64 = dtype == "float64" or norm_precision == "wide" or clip_norm > 1e38
         too_old = (dtype == "bfloat16" and opset < 13) or (opset < 8 and in_float64)
         if too_old or (opset < 9 and nonfinite != "propagate"):
-            with pytest.raises(OnnxClipError, match="needs opset"):
-                clip_in_place(model, clip, gradients=["g"], **settings)
+            with pytest.raises(OnnxClipError, match="needs opset") as refused:
+                clip_in_place(model, clip, gradients=names, **settings)
+            assert len(refused.value.faults) == len(names), form
             continue
-        report = clip_in_place(model, clip, gradients=["g"], **settings)
+        report = clip_in_place(model, clip, gradients=names, **settings)
         needs = emitted(model)
-        on_cpu = missing("CPU", needs)
-        assert all(need.op_type == "Cast" and opset >= 28 for need in on_cpu), form  # 28 revised it
-        lacking = missing("CUDA", needs)
+        assert list(needs) == names, form
         warned = [warning for warning in report.warnings if "CUDA provider has no" in warning]
-        assert len(warned) == bool(lacking), form
-        for need in lacking:
+        said = any("CPU provider has no" in warning for warning in report.warnings)
+        lacking = {name: missing("CUDA", each) for name, each in needs.items()}
+        on_cpu = {name: missing("CPU", each) for name, each in needs.items()}
+        assert len(warned) == any(lacking.values()), form
+        assert said == any(on_cpu.values()), form
+        for need in itertools.chain(*on_cpu.values()):
+            assert need.op_type == "Cast", form
+            assert opset >= 28, form  # which revised it
+        for need in itertools.chain(*lacking.values()):
             words = f"{need.op_type} ({' to '.join(need.dtypes)}, opset {need.opset})"
             assert words in warned[0], form
             assert need.op_type in ("Cast", "Reshape"), form  # nothing else may lack a kernel
             assert opset >= 24, form
-        said = any("CPU provider has no" in warning for warning in report.warnings)
-        assert said == bool(on_cpu), form
         is_ordinary = norm_precision != "wide" and nonfinite == "propagate" and clip_norm == 1.0
-        is_known = norm_precision == "plain" or (shape is not None and shape != ("N", 768))
-        if dtype == "float64" and norm_precision == "plain":
-            assert not lacking, form
-        is_cut = shape in (SHAPES["no rows"], SHAPES["rows and an axis of size 1"])
-        if dtype == "float32" and is_ordinary and is_known and not is_cut:
-            assert not lacking, form
+        for name, shape in zip(names, SHAPES.values(), strict=True):
+            is_known = norm_precision == "plain" or (shape is not None and shape != ("N", 768))
+            if dtype == "float64" and norm_precision == "plain":
+                assert not lacking[name], (form, shape)
+            is_cut = shape in (SHAPES["no rows"], SHAPES["rows and an axis of size 1"])
+            if dtype == "float32" and is_ordinary and is_known and not is_cut:
+                assert not lacking[name], (form, shape)
 
 
 @pytest.mark.parametrize("opset", OPSETS)
@@ -105,7 +124,8 @@ def test_what_is_laid_out_for_a_machine_has_kernels_on_both_providers(opset: int
         clip = GradientClipByNorm(1.0)
         report = clip_in_place(model, clip, gradients=["g"], layout=layout)  # type: ignore[arg-type]
         assert report.warnings == (), layout
-        assert missing("CPU", emitted(model)) == missing("CUDA", emitted(model)) == [], layout
+        (needs,) = emitted(model).values()
+        assert missing("CPU", needs) == missing("CUDA", needs) == [], layout
 
 
 def test_a_warning_says_which_release_has_what_is_lacking():

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx
 import pytest
+from apart import Apart
 from bytewise import make_step, sub, varint
 from graphs import MODELS
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +22,7 @@ from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients_fil
 from onnx_clip_pass.storage import messages
 
 RUNS = 100_000 if os.environ.get("ONNX_CLIP_NIGHTLY") == "1" else 2_000
+MOST = 500_000  # KiB on Linux, of which what is imported takes 100,000
 FILES = [path.read_bytes() for path in sorted(MODELS.rglob("*.onnx")) if path.stat().st_size < 6000]
 
 models = st.sampled_from(FILES)
@@ -61,15 +64,20 @@ def test_a_damaged_model_is_rewritten_or_refused(data: bytes, changes):
 # -- by hand -----------------------------------------------------------------------------------
 
 MEASURE = """
-import resource, sys
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients_file
 from onnx_clip_pass.storage import messages
-try:
-    clip_gradients_file(sys.argv[1], sys.argv[2], GradientClipByNorm(1.0))
-except OnnxClipError as error:
-    print(error)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+def answer(source, out):
+    try:
+        clip_gradients_file(source, out, GradientClipByNorm(1.0))
+    except OnnxClipError as error:
+        return error
 """
+
+
+@pytest.fixture(scope="module")
+def measured() -> Iterator[Apart]:
+    with Apart(MEASURE) as process:
+        yield process
 
 
 def nested(depth: int, *numbers: int) -> bytes:
@@ -121,38 +129,37 @@ def nested(depth: int, *numbers: int) -> bytes:
         "properties",
     ],
 )
-def test_a_hostile_file_is_refused_in_little_memory(tmp_path: Path, data: bytes, reason: str):
+def test_a_hostile_file_is_refused_in_little_memory(
+    tmp_path: Path, data: bytes, reason: str, measured: Apart
+):
     source, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
     source.write_bytes(data)
-    command = [sys.executable, "-c", MEASURE, str(source), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    *message, memory = done.stdout.splitlines()
-    assert reason in " ".join(message)
-    assert int(memory) < 500_000  # KiB on Linux
+    message, memory = measured.ask(str(source), str(out))
+    assert reason in message
+    assert memory < MOST
     assert not out.exists()
 
 
 INFER = """
-import resource, sys
 import onnx
 from onnx_clip_pass.graph.inference import infer_types
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
-print(infer_types(onnx.parser.parse_model(sys.argv[1]))[""]["y"].shape)
+def answer(model):
+    return infer_types(onnx.parser.parse_model(model))[""]["y"].shape
 """
 
 
-def inferred(text: str) -> str:
+@pytest.fixture(scope="module")
+def inferred() -> Iterator[Callable[[str], str]]:
     """What is inferred for `y`, in a process of its own: onnx's inference can end it."""
-    model = f'<ir_version: 8, opset_import: ["": 17]> {text}'
-    command = [sys.executable, "-c", INFER, model]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    return done.stdout.strip() or done.stderr
+    with Apart(INFER) as process:
+        yield lambda text: process.ask(f'<ir_version: 8, opset_import: ["": 17]> {text}')[0]
 
 
 SLICE = "int64[1] s = {0}, int64[1] e = {5}, int64[1] a = {0}, int64[1] a2 = {2}"
 
 
-def test_slices_of_negative_sizes_do_not_end_the_process():
+def test_slices_of_negative_sizes_do_not_end_the_process(inferred):
     kernel = (
         f"g (float[1, 1, 3] x) => (float[] y) <{SLICE}>"
         "{ z = MaxPool <kernel_shape = [9]> (x)\n y = Slice (z, s, e, a2) }"
@@ -171,7 +178,7 @@ def test_slices_of_negative_sizes_do_not_end_the_process():
     assert inferred(behind_a_slice).count("unk__") == 3
 
 
-def test_slices_of_known_sizes_are_inferred():
+def test_slices_of_known_sizes_are_inferred(inferred):
     twice = (
         f"g (float[b, 1, 30] x) => (float[] y) <{SLICE}>"
         "{ z = Slice (x, s, e, a2)\n y = Slice (z, s, e, a2) }"
@@ -185,7 +192,7 @@ def test_slices_of_known_sizes_are_inferred():
     assert inferred(often) == "('b', 1, 5)"
 
 
-def test_a_shape_of_any_number_of_axes_does_not_end_the_process():
+def test_a_shape_of_any_number_of_axes_does_not_end_the_process(inferred):
     declared = "g (float[1] x, int64[4611686018427387904] s) => (float[] y) { y = Expand (x, s) }"
     assert inferred(declared) == "None"
     computed = (
@@ -205,12 +212,12 @@ def test_a_shape_of_any_number_of_axes_does_not_end_the_process():
         "GatherND <batch_dims = -2> (x, at)",
     ],
 )
-def test_attributes_that_inference_does_not_survive_leave_all_unknown(node: str):
+def test_attributes_that_inference_does_not_survive_leave_all_unknown(node: str, inferred):
     text = f"g (float[3, 3] x, int64[3, 1] at) => (float[] y) {{ z = Neg (x)\n y = {node} }}"
     assert "ValueError" in inferred(text)
 
 
-def test_an_equation_with_dots_is_inferred():
+def test_an_equation_with_dots_is_inferred(inferred):
     text = 'g (float[2, 3, 4] x) => (float[] y) { y = Einsum <equation = "...ij->...ji"> (x) }'
     assert inferred(text) == "(2, 4, 3)"
 
@@ -229,16 +236,16 @@ def test_an_initializer_of_negative_sizes_does_not_end_the_process():
     assert done.stdout.strip() == b"None", done.stderr
 
 
-def test_three_gigabytes_that_are_no_weights_are_refused_in_little_memory(tmp_path: Path):
+def test_three_gigabytes_that_are_no_weights_are_refused_in_little_memory(
+    tmp_path: Path, measured: Apart
+):
     source, size = tmp_path / "model.onnx", 3 << 30
     with source.open("wb") as file:
         file.write(make_step().SerializeToString() + b"\x32" + varint(size))  # doc_string
         file.truncate(file.tell() + size)  # a hole: it takes no space
-    command = [sys.executable, "-c", MEASURE, str(source), str(tmp_path / "out.onnx")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    *message, memory = done.stdout.splitlines()
-    assert "without its weights the model still has more than" in " ".join(message)
-    assert int(memory) < 500_000
+    message, memory = measured.ask(str(source), str(tmp_path / "out.onnx"))
+    assert "without its weights the model still has more than" in message
+    assert memory < MOST
 
 
 def test_messages_are_counted_as_protobuf_has_them():
