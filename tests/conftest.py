@@ -9,6 +9,7 @@ import onnx
 import pytest
 from graphs import SEED, Arrays, Entry
 from hypothesis import HealthCheck, settings
+from slow import NAMES, function_of
 
 # The same examples in every run, so that a run tells about the change; nightly ones are new.
 settings.register_profile("here", max_examples=100, deadline=None, derandomize=True)
@@ -29,6 +30,13 @@ settings.load_profile(
 collect_ignore = ["recorded", "public_surface.py"]
 # They hold no examples, and --doctest-modules takes two of one name for one module.
 collect_ignore_glob = ["*/conftest.py"]
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if function_of(item.nodeid) in NAMES:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

@@ -382,7 +382,7 @@ def test_a_run_of_a_weight_without_a_tensor_is_refused():
         ClipGradients(HALF, probe=True)(model)
 
 
-@pytest.mark.parametrize("other", [None, 5, "m.onnx", object()], ids=str)
+@pytest.mark.parametrize("other", [None, 5, "m.onnx", object()], ids=lambda x: type(x).__name__)
 def test_what_is_no_model_is_refused_by_from_proto(other: Any):
     with pytest.raises(OnnxClipError, match="expected a ModelProto"):
         from_proto(other)

@@ -125,3 +125,10 @@ def files_of_python() -> list[Path]:
 )
 def test_no_module_is_longer_than_can_be_read_at_once(path: Path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_what_is_called_slow_is_a_test():
+    for name in (ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines():
+        path, _, function = name.partition("::")
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert path.startswith(PACKAGE) or f"def {function.rpartition('::')[2]}(" in text, name
