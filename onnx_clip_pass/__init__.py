@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Chain,
         GradientClipByGlobalNorm,
         GradientClipByNorm,
+        GradientClipByPercentile,
         GradientClipByRMS,
         GradientClipByValue,
     )
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from onnx_clip_pass.reports import write_html
     from onnx_clip_pass.rewrite import Clipped, Emitted, Report, Uncovered
     from onnx_clip_pass.rules import Bounds, Rule, load_rules
+    from onnx_clip_pass.saving import initial_states
     from onnx_clip_pass.verification import Verification, verify
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "Gradient",
     "GradientClipByGlobalNorm",
     "GradientClipByNorm",
+    "GradientClipByPercentile",
     "GradientClipByRMS",
     "GradientClipByValue",
     "Inspection",
@@ -83,6 +86,7 @@ __all__ = [
     "extract_clip",
     "extract_clip_file",
     "find_gradients",
+    "initial_states",
     "inspect_artifacts",
     "inspect_model",
     "load_rules",
@@ -100,6 +104,7 @@ __all__ = [
 _MODULES = {
     "clip_gradients": "clipping",
     "probe_gradients": "probe",
+    "initial_states": "saving",
     "strip": "record",
     "write_html": "reports",
     **dict.fromkeys(("OnnxClipError", "OnnxClipWarning"), "errors"),

@@ -23,10 +23,12 @@ from onnx_clip_pass.rewrite import (
 from onnx_clip_pass.saving import (
     FileOptions,
     Writing,
+    beside,
     check_target,
     files_along,
     linked,
     paths_of,
+    places_of,
     write_model,
 )
 from onnx_clip_pass.storage import (
@@ -64,7 +66,8 @@ def clip_gradients_file(
     Args:
         source: a model file.
         target: where to write. In the same folder external data is shared; in another one it
-            comes along.
+            comes along. The first values of the states of clips, see `initial_states`, go to
+            `NAME.clip_state.npz` beside it.
         clip: what to do, see `clip_gradients`.
         dry_run: write nothing.
         probe: as `clip_gradients` takes it; the model is then loaded with its weights.
@@ -87,8 +90,9 @@ def clip_gradients_file(
         check_target(source, target, how)
         report = clip_in_place(structure.model, clip, decide=decide, **others)
         files = files_along(structure, target, how)
+        small = beside(structure.model, target, places_of(files, target), force=how.force)
         if not dry_run:
-            write_model(structure, target, files, how)
+            write_model(structure, target, files, how, small)
         notes = linked(structure, target, files, how)
     return replace(report, warnings=(*report.warnings, *notes))
 

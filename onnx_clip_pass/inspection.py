@@ -172,11 +172,15 @@ def record_lines(record: Record | None) -> list[str]:
         lines.append("nothing is clipped: the gradients are only measured")
     if record.loss_scale != 1:
         lines.append(f"thresholds are for gradients without the loss scale {record.loss_scale}")
-    if record.inputs:
-        lines.append(f"inputs that set thresholds: {', '.join(record.inputs)}")
-    if record.outputs:
-        more = f" and {len(record.outputs) - 5} more" if record.outputs[5:] else ""
-        lines.append(f"outputs that were added: {', '.join(record.outputs[:5])}{more}")
+    if record.threshold_inputs:
+        lines.append(f"inputs that set thresholds: {', '.join(record.threshold_inputs)}")
+    if record.states:
+        pairs = listed([f"{new} to {name}" for name, new in record.states.items()])
+        lines.append(f"states, to be carried from step to step: {pairs}")
+    measures = [measure.output for measure in record.emitted]
+    if measures:
+        more = f" and {len(measures) - 5} more" if measures[5:] else ""
+        lines.append(f"outputs that were added: {', '.join(measures[:5])}{more}")
     if record.answers:
         lines.append(f"the slopes of the loss decided for {listed(list(record.answers))}")
     names = list(dict.fromkeys(entry.parameter for entry in record.uncovered))

@@ -30,9 +30,11 @@ from onnx_clip_pass.rewrite import (
 from onnx_clip_pass.saving import (
     FileOptions,
     Writing,
+    beside,
     check_target,
     files_along,
     linked,
+    places_of,
     write_model,
 )
 from onnx_clip_pass.storage import (
@@ -126,12 +128,15 @@ class Plan(Viewed):
         recover(target.parent)
         if isinstance(self._rewritten, ModelProto):
             check_target(None, target, how)
-            write_bytes(target, _serialized(self._rewritten))
+            small = beside(self._rewritten, target, force=how.force)
+            write_bytes(target, _serialized(self._rewritten), small)
             return
         with self._rewritten.source.reopened() as source:
             check_target(source.path, target, how)
             files = files_along(self._rewritten, target, how)
-            write_model(self._rewritten, target, files, how)
+            taken = places_of(files, target)
+            small = beside(self._rewritten.model, target, taken, force=how.force)
+            write_model(self._rewritten, target, files, how, small)
             warn(linked(self._rewritten, target, files, how))
 
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Mapping
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
-from onnx_clip_pass.arguments import check_path
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from onnx_clip_pass.arguments import check_path, model_or_path
 from onnx_clip_pass.errors import OnnxClipError, listed
+from onnx_clip_pass.graph import TensorType
+from onnx_clip_pass.graph.spec import DOUBLE, FLOAT
 from onnx_clip_pass.options import Option, ProgressOption, checked, described
 from onnx_clip_pass.progress import WantsProgress, told
-from onnx_clip_pass.record import is_clipped
+from onnx_clip_pass.record import OURS, is_clipped, read_record
 from onnx_clip_pass.storage import (
     DataFile,
     ExternalDataMode,
@@ -23,6 +32,7 @@ from onnx_clip_pass.storage import (
     errors_name,
     file_at,
     holds,
+    load_model,
     write_structures,
 )
 
@@ -30,14 +40,18 @@ __all__ = [
     "FileOptions",
     "WriteOptions",
     "Writing",
+    "beside",
     "check_target",
     "files_along",
+    "initial_states",
     "linked",
     "paths_of",
+    "places_of",
     "write_model",
 ]
 
 _Path = str | os.PathLike[str]
+_Files = dict[Path, bytes]
 
 
 class WriteOptions(TypedDict, total=False):
@@ -128,13 +142,17 @@ def check_target(source: Path | None, target: Path, how: Writing) -> None:
         check_replaceable(target, partial(holds, is_clipped), force=how.force)
 
 
+def places_of(files: Iterable[DataFile], target: Path) -> list[Path]:
+    """The paths of external data, where it is and where it is to lie beside a target."""
+    return [path for file in files for path in (file.path, target.parent / file.location)]
+
+
 def files_along(structure: Structure, target: Path, how: Writing) -> list[DataFile]:
     """The external data of a model; refused if the target would take its place."""
     if not structure.may_have_external_data:
         return []
     files = data_files(structure.model, structure.source.path.parent, trust=how.trust_data)
-    paths = [path for file in files for path in (file.path, target.parent / file.location)]
-    if any(path.resolve() == target.resolve() for path in paths):
+    if any(path.resolve() == target.resolve() for path in places_of(files, target)):
         raise OnnxClipError(
             f"the output {str(target)!r} is where the model's external data lies, or is to lie; "
             f"choose another name"
@@ -164,8 +182,99 @@ def linked(
     )
 
 
-def write_model(structure: Structure, target: Path, files: list[DataFile], how: Writing) -> None:
-    """Write a model, whose source is open, and external data that comes along."""
+def initial_states(model: ModelProto | _Path) -> dict[str, NDArray[Any]]:
+    """Return the values of the states of a model's clips before the first step.
+
+    A state is an input that has no default, and an output of the same shape that is its new value.
+
+    Args:
+        model: a rewritten model, or a clip alone, or its path.
+
+    Returns:
+        An array for each such input, by its name: a history of norms that holds none yet, which is
+        inf throughout. {} if no clip has a state.
+
+    Raises:
+        OnnxClipError: the file cannot be read, or the model bears a record that is none.
+
+    Example:
+        states = initial_states("model.clipped.onnx")
+        for batch in batches:
+            found = dict(zip(names, session.run(names, batch | states)))
+            states = {name: found[f"{name}_new"] for name in states}
+    """
+    given = model_or_path("model", model)
+    if not isinstance(given, ModelProto):
+        given = load_model(given, external_data=False)
+    record = read_record(given)
+    if record is None:  # the clip alone bears none
+        outputs = {port.name for port in given.graph.output}
+        names = [p.name for p in given.graph.input if p.name.startswith(OURS)]
+        names = [name for name in names if f"{name}_new" in outputs]
+    else:
+        names = [*record.states]
+    kinds = {value.name: TensorType.of(value.type) for value in given.graph.input}
+    found = {}
+    for name in names:
+        kind = kinds.get(name)
+        if kind is None or kind.dtype not in (FLOAT, DOUBLE) or kind.shape is None:
+            raise OnnxClipError(
+                f"the record says that the input {name!r} is the state of a clip, which it is not; "
+                f"rewrite the original again"
+            )
+        sizes = [size if isinstance(size, int) else 0 for size in kind.shape]
+        found[name] = np.full(sizes, np.inf, kind.dtype_name)
+    return found
+
+
+def beside(model: ModelProto, target: Path, taken: Iterable[Path] = (), *, force: bool) -> _Files:
+    """The small file that goes with a rewritten model: the first values of its states, if any.
+
+    Refused if something else is there, such as states that a loop has saved. What is `taken`, as by
+    external data, is never replaced.
+    """
+    states = initial_states(model)
+    if not states:
+        return {}
+    path = target.with_name(f"{target.stem}.clip_state.npz")
+    if path.resolve() in {each.resolve() for each in taken}:
+        raise OnnxClipError(
+            f"the states of the clips are to lie in {str(path)!r}, where the model's external data "
+            f"lies, or is to lie; choose another name for the output"
+        )
+    with errors_name(path):
+        if file_at(path, "model.clip_state.npz"):
+            check_replaceable(
+                path,
+                partial(_has, states),
+                force=force,
+                otherwise="is to hold the first values of the clips' states, and holds others, as "
+                "a loop may have saved them",
+            )
+    data = io.BytesIO()
+    np.savez_compressed(data, **states)  # type: ignore[arg-type]
+    return {path: data.getvalue()}
+
+
+def _has(states: Mapping[str, NDArray[Any]], path: Path) -> bool:
+    """Return whether a file holds just these arrays."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            return found.files == [*states] and all(
+                np.array_equal(found[name], array) for name, array in states.items()
+            )
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
+        return False
+
+
+def write_model(
+    structure: Structure,
+    target: Path,
+    files: list[DataFile],
+    how: Writing,
+    small: _Files | None = None,
+) -> None:
+    """Write a model, whose source is open, external data that comes along, and small files."""
     with told(how.progress) as progress:
         write_structures(
             {target: structure},
@@ -173,6 +282,7 @@ def write_model(structure: Structure, target: Path, files: list[DataFile], how: 
             how=how.external_data,
             force=how.force,
             trust=how.trust_data,
+            beside=small,
             progress=progress,
         )
 

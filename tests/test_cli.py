@@ -155,6 +155,7 @@ def test_inspect_shows_gradients_evidence_and_record(seed, capsys):
         "layout": "cpu",
         "inputs": [],
         "outputs": [],
+        "states": {},
         "answers": {},
         "optimizer_ops": {},
         "uncovered": [],

@@ -23,6 +23,7 @@ from onnx_clip_pass import (
     Chain,
     GradientClipByGlobalNorm,
     GradientClipByNorm,
+    GradientClipByPercentile,
     GradientClipByRMS,
     GradientClipByValue,
     OnnxClipError,
@@ -64,6 +65,11 @@ def grouped() -> tuple[ModelProto, ModelProto]:
     return original, clip_gradients(original, clip, gradients={"W_grad": "W"}, emit="norm")
 
 
+def with_a_history() -> tuple[ModelProto, ModelProto]:
+    original = model_at("in_graph/sgd")
+    return original, clip_gradients(original, GradientClipByPercentile(20.0, 3), emit="norm")
+
+
 def nested() -> tuple[ModelProto, ModelProto]:
     original = model_at("control_flow/if_updates_inside")
     return original, clip_gradients(original, GradientClipByNorm(0.5, axes=[0]))
@@ -79,7 +85,16 @@ def known_by_the_caller() -> tuple[ModelProto, ModelProto]:
 
 
 @pytest.mark.parametrize(
-    "make", [with_threshold_inputs, chained, grouped, nested, uncovered, known_by_the_caller]
+    "make",
+    [
+        with_threshold_inputs,
+        chained,
+        grouped,
+        with_a_history,
+        nested,
+        uncovered,
+        known_by_the_caller,
+    ],
 )
 def test_every_value_of_every_wrong_kind_is_accepted_or_refused_by_every_command(
     make: Callable[[], tuple[ModelProto, ModelProto]], tmp_path, capsys

@@ -151,6 +151,12 @@ def clip_artifacts(
             "the training runtime feeds no input that it does not know, so a threshold input would "
             "stay at its default; rewrite the folder again for another threshold"
         )
+    asked = [clips] if isinstance(clips, Clip) else [rule.clip for rule in clips if rule.clip]
+    if any(formula.history_size for each in asked for formula in each.formulas):
+        raise OnnxClipError(
+            "the training runtime carries no state that it does not know, so a percentile of the "
+            "norms so far would never be known; clip by a number"
+        )
     others["partial"] = True  # what trains the parameters is another model of the folder
     folder, target = Path(folder), Path(target)
     if not dry_run:

@@ -16,6 +16,7 @@ from onnx_clip_pass.arguments import whole_in
 from onnx_clip_pass.cli.options import (
     NUMBER,
     PATH,
+    WHOLE,
     OptionGroup,
     given_options,
     option,
@@ -24,7 +25,7 @@ from onnx_clip_pass.cli.options import (
     take_options,
 )
 from onnx_clip_pass.clips import CLIPS, setting_names
-from onnx_clip_pass.clips.settings import AXES, FLAG, Number, SettingType
+from onnx_clip_pass.clips.settings import AXES, FLAG, Count, Number, Percent, SettingType
 from onnx_clip_pass.errors import shown
 from onnx_clip_pass.files import read_map
 from onnx_clip_pass.rewrite import ClipOrRules, GradientNames, Options
@@ -106,8 +107,10 @@ def _axes(
 
 def _form(type: SettingType) -> dict[str, Any]:
     """The declaration of an option for a setting of this type; text if it is no other."""
-    if isinstance(type, Number):
+    if isinstance(type, Number | Percent):
         return {"type": NUMBER}
+    if isinstance(type, Count):
+        return {"type": WHOLE}
     if type == FLAG:
         return {"is_flag": True}
     if type == AXES:

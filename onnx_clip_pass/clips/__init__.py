@@ -4,6 +4,7 @@ from onnx_clip_pass.clips.adaptive import AdaptiveGradientClip
 from onnx_clip_pass.clips.base import Case, Clip, Formula
 from onnx_clip_pass.clips.by_global_norm import GradientClipByGlobalNorm
 from onnx_clip_pass.clips.by_norm import GradientClipByNorm
+from onnx_clip_pass.clips.by_percentile import GradientClipByPercentile
 from onnx_clip_pass.clips.by_rms import GradientClipByRMS
 from onnx_clip_pass.clips.by_value import GradientClipByValue
 from onnx_clip_pass.clips.chain import Chain
@@ -24,6 +25,7 @@ __all__ = [
     "Formula",
     "GradientClipByGlobalNorm",
     "GradientClipByNorm",
+    "GradientClipByPercentile",
     "GradientClipByRMS",
     "GradientClipByValue",
     "Limits",

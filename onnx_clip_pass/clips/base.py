@@ -33,6 +33,8 @@ class Case:
     `parameter` is the array of its parameter, for clips that read it, and `axes` those over which
     one unit of it reaches, None if the clip is to say; `count` says of how many parameters it is
     the gradient; the last dimension of one with `has_seeds` holds one gradient for each seed.
+    `history` are the norms so far, for a clip that keeps them, in the unit of the gradient; None
+    before the first step.
     """
 
     gradient: NDArray[Any]
@@ -40,6 +42,7 @@ class Case:
     axes: tuple[int, ...] | None = None
     count: int = 1
     has_seeds: bool = False
+    history: NDArray[Any] | None = None
 
 
 class Clip(ABC):
@@ -103,6 +106,7 @@ class Clip(ABC):
         *,
         parameters: Mapping[str, NDArray[Any]] | None = None,
         nonfinite: NonFinite = "propagate",
+        states: dict[str, NDArray[Any]] | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Clip arrays, by the names of their parameters, as a rewritten graph would.
 
@@ -110,6 +114,9 @@ class Clip(ABC):
             gradients: parameter name to gradient, of a floating dtype (bfloat16 by ml_dtypes).
             parameters: parameter name to parameter, for a clip that reads them.
             nonfinite: what becomes of a gradient with nan or inf in it, see `clip_gradients`.
+            states: for a clip that keeps a history of norms: the histories by the name of their
+                group or parameter, {} at first; brought up to date here. Without it every step is
+                the first.
 
         Returns:
             The same names; what `need_clip` does not pick is returned as it is.
@@ -131,9 +138,10 @@ class Clip(ABC):
             )
         clipped = dict(gradients)
         for formula in self.formulas:
-            cases = formula.cases(clipped, parameters or {})
-            arrays = formula.reference(list(cases.values()), nonfinite)
-            clipped |= dict(zip(cases, arrays, strict=True))
+            found = formula.cases(clipped, parameters or {})
+            known = formula.remembering(found, {} if states is None else states)
+            arrays = formula.reference(list(known.values()), nonfinite)
+            clipped |= dict(zip(known, arrays, strict=True))
         return clipped
 
 
@@ -234,6 +242,11 @@ class Formula(Clip):
         return None
 
     @property
+    def history_size(self) -> int:
+        """The number of norms of earlier steps that its limit follows from; 0 if from none."""
+        return 0
+
+    @property
     def scales(self) -> bool:
         """Return whether what it does to an element is to multiply it by a number from 0 to 1."""
         return True
@@ -245,6 +258,10 @@ class Formula(Clip):
     def limits(self, case: Case) -> NDArray[np.float64]:
         """The limits of these norms, to be broadcast with them."""
         return np.asarray(math.inf if self.threshold is None else self.threshold)
+
+    def limit_of_large(self, case: Case) -> float:
+        """The limit of a norm that is far beyond it; inf if there is none."""
+        return math.inf if self.threshold is None else self.threshold
 
     def acts(self, before: NDArray[Any], after: NDArray[Any]) -> list[bool]:
         """For each of its bounds, whether it has changed the gradient; [] if nothing ever does."""
@@ -300,6 +317,21 @@ class Formula(Clip):
         if faults:
             raise OnnxClipError("expected each parameter in the shape of its gradient:", faults)
         return {name: Case(arrays[name], parameter) for name, parameter in own.items()}
+
+    def remembered(
+        self, norm: NDArray[np.float64], before: NDArray[np.float64] | None
+    ) -> NDArray[np.float64]:
+        """Return the history behind a step of this norm, the last norm at its end.
+
+        `before` is that before the step, None before the first one.
+        """
+        raise NotImplementedError(f"{type(self).__name__} keeps no history")
+
+    def remembering(
+        self, cases: Mapping[str, Case], states: dict[str, NDArray[Any]]
+    ) -> Mapping[str, Case]:
+        """The cases with the histories that `states` has of them, which are brought up to date."""
+        return cases
 
     def work_dtype(self, dtype: str, numerics: Numerics) -> int:
         """The dtype in which the clipped gradient is formed; see `Numerics.work_dtype`."""

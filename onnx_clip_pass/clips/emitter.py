@@ -12,7 +12,7 @@ import numpy as np
 from onnx_clip_pass.clips.numerics import Numerics
 from onnx_clip_pass.clips.tape import Over, Tape, Tensor
 from onnx_clip_pass.gradients.found import Gradient
-from onnx_clip_pass.graph import Editor, Scope
+from onnx_clip_pass.graph import Editor, Scope, TensorType
 from onnx_clip_pass.graph.spec import BOOL, DOUBLE
 
 __all__ = [
@@ -37,6 +37,9 @@ class Limits(Protocol):
 
     def is_infinite(self, limit: Tensor) -> Tensor | None:
         """A bool, whether such a product is inf; None if `limit` is none."""
+
+    def divisor(self, dtype: int) -> Tensor | None:
+        """The loss scale in this dtype; None if it is 1."""
 
 
 class SequenceLoops(Protocol):
@@ -102,7 +105,8 @@ class Emitter(Tape):
 
     The clip reads `source`; its last node's output is `target`, the clipped gradient.
     The clip sets `measured` where it `is_measured`; with `measures_only` it leaves the gradient
-    alone.
+    alone. `carried` has the inputs that are states of the clip, each with the output that is its
+    new value.
     """
 
     def __init__(
@@ -136,6 +140,7 @@ class Emitter(Tape):
         self.has_runtime_threshold = threshold_input is not None
         self._threshold_input = threshold_input
         self._limits = limits
+        self.carried: dict[str, str] = {}
 
     def relabelled(self, label: str) -> Emitter:
         """An emitter at the same position for nodes that belong to no gradient alone."""
@@ -178,6 +183,23 @@ class Emitter(Tape):
         with np.errstate(over="ignore"):
             # multiplied in `dtype`, as where the threshold is an input
             return self.constant(float(kind(threshold) * kind(factor)), dtype)
+
+    def unscaled(self, norm: Tensor) -> Tensor:
+        """A norm in the unit of the gradient without the loss scale."""
+        scale = None if self._limits is None else self._limits.divisor(norm.dtype)
+        return norm if scale is None else self.op("Div", norm, scale, result="unscaled")
+
+    def state(self, what: str, dtype: int, size: int) -> Tensor:
+        """A vector that is carried from step to step: an input of the model, without a default."""
+        name = self._editor.fresh(f"clip/{self.label}/{what}")
+        self._editor.add_state(name, TensorType(dtype, (size,)))
+        return Tensor(name, dtype, (size,))
+
+    def carry(self, state: Tensor, new: Tensor) -> None:
+        """Make the new value of a state an output of the model."""
+        name = self._editor.fresh(f"{state.name}_new")
+        self.output(new, name)
+        self.carried[state.name] = name
 
     def is_infinite(self, limit: Tensor) -> Tensor | None:
         """A bool of the graph, whether a limit is inf; None if it is a constant that is not."""

@@ -9,6 +9,7 @@ from onnx_clip_pass.clips.adaptive import AdaptiveGradientClip
 from onnx_clip_pass.clips.base import Clip, Formula
 from onnx_clip_pass.clips.by_global_norm import GradientClipByGlobalNorm
 from onnx_clip_pass.clips.by_norm import GradientClipByNorm
+from onnx_clip_pass.clips.by_percentile import GradientClipByPercentile
 from onnx_clip_pass.clips.by_rms import GradientClipByRMS
 from onnx_clip_pass.clips.by_value import GradientClipByValue
 from onnx_clip_pass.clips.chain import Chain
@@ -22,6 +23,7 @@ CLIPS: dict[str, type[Formula]] = {
     "global-norm": GradientClipByGlobalNorm,
     "rms": GradientClipByRMS,
     "adaptive": AdaptiveGradientClip,
+    "autoclip": GradientClipByPercentile,
 }
 """The clips by their names in rules and options; records know them by their classes' names."""
 

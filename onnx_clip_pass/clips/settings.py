@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from onnx_clip_pass.arguments import as_number, check_flags, is_text
 from onnx_clip_pass.errors import OnnxClipError, shown
 
@@ -21,7 +23,9 @@ __all__ = [
     "LIMIT",
     "NAME",
     "ORDER",
+    "Count",
     "Number",
+    "Percent",
     "Setting",
     "setting",
 ]
@@ -72,6 +76,41 @@ class Number(SettingType):
 
     def from_json(self, value: Any) -> Any:
         return float(value) if value in ("inf", "-inf") else value
+
+
+class Percent(SettingType):
+    """A percentage from 0 to below 100."""
+
+    def check(self, name: str, value: Any) -> float:
+        number = as_number(value)
+        if not 0 <= number < 100:
+            raise OnnxClipError(f"{name} must be a number from 0 to below 100, not {shown(value)}")
+        return number
+
+    def toml_fault(self, value: object) -> str:
+        is_one = isinstance(value, int | float) and not isinstance(value, bool)
+        return "" if is_one else "must be a number"
+
+
+@dataclass(frozen=True)
+class Count(SettingType):
+    """A whole number from `least` to `most`."""
+
+    least: int
+    most: int
+
+    def check(self, name: str, value: Any) -> int:
+        is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not is_whole or not self.least <= value <= self.most:
+            raise OnnxClipError(
+                f"{name} must be a whole number from {self.least} to {self.most:,}, not "
+                f"{shown(value)}"
+            )
+        return int(value)
+
+    def toml_fault(self, value: object) -> str:
+        is_one = isinstance(value, int) and not isinstance(value, bool)
+        return "" if is_one else "must be a whole number"
 
 
 class Flag(SettingType):

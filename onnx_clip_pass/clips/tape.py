@@ -211,8 +211,12 @@ class Tape:
 
     def part(self, vector: Tensor, start: int, shape: tuple[int, ...]) -> Tensor:
         """The elements of a vector from `start` on, as a tensor of this shape."""
-        size = math.prod(shape)
-        bounds = {"starts": [start], "ends": [start + size], "axes": [0]}
+        cut = self.cut(vector, start, start + math.prod(shape))
+        return self._reshape(cut, list(shape), shape, "part in shape")
+
+    def cut(self, vector: Tensor, start: int, end: int) -> Tensor:
+        """The elements of a vector from `start` to before `end`."""
+        bounds = {"starts": [start], "ends": [end], "axes": [0]}
         names, attributes = [vector.name], {}
         if self.opset < _FIRST_SLICE_OF_INPUTS:
             attributes = bounds
@@ -222,8 +226,21 @@ class Tape:
                 for word, each in bounds.items()
             ]
         kind = vector.dtype
-        cut = self._node("Slice", names, kind, kind, (size,), "part", attributes)
-        return self._reshape(cut, list(shape), shape, "part in shape")
+        return self._node("Slice", names, kind, kind, (end - start,), "part", attributes)
+
+    def gather(self, vector: Tensor, index: Tensor) -> Tensor:
+        """The element of a vector at an index of rank 0."""
+        names, kind = [vector.name, index.name], vector.dtype
+        return self._node("Gather", names, kind, kind, (), "element", {})
+
+    def smallest(self, vector: Tensor, count: Tensor | int) -> Tensor:
+        """The so many smallest elements of a vector in order; `count` is int64 of rank 0."""
+        if isinstance(count, int):
+            number, size = self._editor.integers(self._scope, "ranks", [count]), count
+        else:
+            number, size = self.unsqueeze(count, (0,)).name, None
+        names, kind = [vector.name, number], vector.dtype
+        return self._node("TopK", names, kind, kind, (size,), "smallest", {"largest": 0})
 
     def _reshape(self, value: Tensor, dims: list[int], shape: Shape, result: str) -> Tensor:
         names = [value.name, self._editor.integers(self._scope, "shape", dims)]
@@ -293,7 +310,9 @@ class Tape:
         """Add a node and declare what it gives; the name of that."""
         editor, scope, prefix = self._editor, self._scope, f"clip/{self.label}/"
         output = editor.fresh(prefix + result) if result else self._target
-        editor.insert(scope, self.position, op_type, inputs, output, prefix + op_type, attributes)
+        unread = [editor.fresh(f"{output} places")] if op_type == "TopK" else []
+        label, at = prefix + op_type, self.position
+        editor.insert(scope, at, op_type, inputs, output, label, attributes, unread=unread)
         if result:
             editor.declare(scope, output, type)
         return output

@@ -36,6 +36,7 @@ from onnx_clip_pass.rewrite import (
     plan_edits,
     report_of,
 )
+from onnx_clip_pass.saving import beside
 from onnx_clip_pass.storage import (
     Structure,
     check_replaceable,
@@ -128,7 +129,8 @@ def extract_clip_file(
 
     Args:
         source: a model file.
-        target: where to write the clip.
+        target: where to write the clip; the first values of its states go beside it, see
+            `initial_states`.
         clip: what to do, see `clip_gradients`.
         phase: see `extract_clip`, as for the next two.
         shard_axis: the axis along which gradients are cut.
@@ -154,7 +156,8 @@ def extract_clip_file(
     with open_model(source) as structure:
         _check_target(structure, target, force=force)
         extracted, report = _extract(structure.model, clip, options, decide, sharding)
-    write_bytes(target, extracted.SerializeToString())
+        small = beside(extracted, target, _own_files(structure), force=force)
+    write_bytes(target, extracted.SerializeToString(), small)
     return report
 
 
@@ -317,8 +320,7 @@ def _check_target(structure: Structure, target: Path, *, force: bool) -> None:
         if not file_at(target, "clip.onnx"):
             return
         is_source = target.samefile(source)
-        paths = [source.parent / location for location in locations(structure.model)]
-        is_data = any(_is_one(target, path) for path in paths)
+        is_data = any(_is_one(target, path) for path in _own_files(structure)[1:])
     if is_source or is_data:
         what = "the model itself" if is_source else "where the model's external data lies"
         raise OnnxClipError(f"the output {str(target)!r} is {what}; choose another name")
@@ -328,6 +330,12 @@ def _check_target(structure: Structure, target: Path, *, force: bool) -> None:
         force=force,
         otherwise="exists and onnx-clip did not extract it",
     )
+
+
+def _own_files(structure: Structure) -> list[Path]:
+    """The files of a model: itself, and its external data."""
+    source = structure.source.path
+    return [source, *(source.parent / location for location in locations(structure.model))]
 
 
 def _is_one(file: Path, path: Path) -> bool:

@@ -95,12 +95,17 @@ class Editor:
         output: str,
         name: str,
         attributes: Mapping[str, Any] = _NONE,
+        *,
+        unread: Sequence[str] = (),
     ) -> None:
-        """Put a node of the default domain before the present node number `position`."""
+        """Put a node of the default domain before the present node number `position`.
+
+        `unread` are outputs behind the first, which the operator must have.
+        """
         node = scope.proto.node.add()  # behind the others until all are put into order
         node.op_type, node.name = op_type, self.fresh(name)
         node.input.extend(inputs)
-        node.output.append(output)
+        node.output.extend([output, *unread])
         if attributes:
             node.attribute.extend(self._attributes(attributes))
         if id(scope.opsets) in self.index.assumed:
@@ -198,6 +203,11 @@ class Editor:
         tensor = graph.initializer.add(name=name, data_type=dtype, raw_data=data)
         self.added.inputs.append(name)
         self.added.initializers.append(tensor)
+
+    def add_state(self, name: str, tensor: TensorType) -> None:
+        """An input of the model behind the others, without a default; `name` is a fresh one."""
+        self._value(self.model.graph.input, name, tensor)
+        self.added.inputs.append(name)
 
     def add_output(self, name: str, tensor: TensorType) -> None:
         """Make a value of the main graph an output, behind the others."""

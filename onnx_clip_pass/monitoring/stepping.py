@@ -17,6 +17,7 @@ from onnx_clip_pass.monitoring.batches import Batch
 from onnx_clip_pass.monitoring.measuring import Watched, add_measures
 from onnx_clip_pass.runtime import Provider, open_session
 from onnx_clip_pass.runtime.session import Arrays
+from onnx_clip_pass.saving import initial_states
 
 __all__ = [
     "Measured",
@@ -129,7 +130,7 @@ class ModelRun:
         self._loss = loss
         self._provider = provider
         self._measures = add_measures(self._model, watched)
-        self._own = states_as_inputs(self._model, set(carried), folder)
+        self._own = initial_states(model) | states_as_inputs(self._model, set(carried), folder)
         self._given = {name: as_array(name, value) for name, value in initial.items()}
         self._unused: set[str] = set()
         self._kinds = {value.name: TensorType.of(value.type) for value in self._model.graph.input}

@@ -29,6 +29,7 @@ class _ClipForm(TypedDict):
 
 class _SteeredForm(TypedDict, total=False):
     threshold_input: str
+    state: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class ClipEntry:
     graph: str
     clip: Mapping[str, Any]
     threshold_input: str | None = None
+    state: str | None = None
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
@@ -52,10 +54,9 @@ class ClipEntry:
     def to_json(self) -> dict[str, Any]:
         """Return it as one object, the settings of the clip beside the rest."""
         about = {"gradient": self.gradient, "parameter": self.parameter, "graph": self.graph}
-        thresholds = (
-            {} if self.threshold_input is None else {"threshold_input": self.threshold_input}
-        )
-        return {**about, **self.clip, **thresholds}
+        steered = {"threshold_input": self.threshold_input, "state": self.state}
+        steered = {name: value for name, value in steered.items() if value is not None}
+        return {**about, **self.clip, **steered}
 
 
 class Measure(NamedTuple):
@@ -107,7 +108,8 @@ class Record:
     `graphs_and_functions` the model before) whose nodes had to move in which runs (first, count) of
     their old numbers they are now. `emitted` has the output, the quantity, the gradients and the
     group of each output that is a metric. `imports` says what was given an import of the default
-    operator set: a function by domain, name and overload, or the model, as an empty list.
+    operator set: a function by domain, name and overload, or the model, as an empty list. `states`
+    are the inputs that are states of clips, each with the output that is its new value.
 
     `answers` are the gradients that slopes of the loss decided for, by parameter; `optimizer_ops`
     the operators that the caller knew, with the inputs that are the parameter and its gradient;
@@ -138,6 +140,12 @@ class Record:
     optimizer_ops: dict[str, tuple[Count, Count]] = field(default_factory=dict)
     uncovered: list[Uncovered] = field(default_factory=list)
     imports: list[list[str]] = field(default_factory=list)
+    states: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def threshold_inputs(self) -> list[str]:
+        """The inputs that set thresholds."""
+        return [name for name in self.inputs if name not in self.states]
 
     def fields(self) -> dict[str, Any]:
         """Return all of it by name, in the types of JSON.
@@ -148,8 +156,9 @@ class Record:
         found = {name: getattr(self, name) for name in Record.__slots__}
         for name in ("clips", "uncovered"):
             found[name] = [entry.to_json() for entry in found[name]]
-        if not self.imports:
-            del found["imports"]
+        for name in ("imports", "states"):
+            if not found[name]:
+                del found[name]
         if self.layout == "cpu":
             del found["layout"]
         return found

@@ -117,14 +117,16 @@ def _forged(model: ModelProto, record: Record, made: set[str]) -> list[str]:
     A digest proves nothing here, since whoever writes a record can write its digest as well.
     """
     thresholds = {entry.threshold_input for entry in record.clips}
-    measures = {measure.output for measure in record.emitted}
+    measures = {measure.output for measure in record.emitted} | {*record.states.values()}
+    # an input has its default, and a clip that takes it, or is a state that has a new value
+    inputs = {*record.initializers} & thresholds
+    inputs |= {n for n, new in record.states.items() if n.startswith(OURS) and new in made}
     results = {*made, *record.renamed}
     constants = {*record.initializers} - {*record.inputs}
     own = [
         *(("node", name) for name in record.nodes if not name.startswith(OURS)),
         *(("initializer", name) for name in constants if not name.startswith(OURS)),
-        # an input has its default, and a clip that takes it
-        *(("input", n) for n in record.inputs if n not in {*record.initializers} & thresholds),
+        *(("input", name) for name in record.inputs if name not in inputs),
         *(("output", n) for n in record.outputs if n not in made or n not in measures),
         *(("value", name) for name in record.values if name not in results),
         # on one side of a clip there is what it makes
@@ -204,4 +206,4 @@ def _is_read_by_others(model: ModelProto, record: Record, made: set[str]) -> boo
         else:
             read.update(graph.output)
     kept = {*record.renamed, *record.renamed.values()}
-    return not read.isdisjoint({*record.initializers, *made} - kept)
+    return not read.isdisjoint({*record.initializers, *record.states, *made} - kept)

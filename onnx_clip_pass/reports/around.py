@@ -55,7 +55,7 @@ class Neighbourhood:
             read = {name for names in self.reads for name in names}
             gradients = dict.fromkeys(entry.gradient for entry in record.clips)
             self.ends = [(name, name, None) for name in gradients if name in read]
-        self.thresholds = set(record.inputs)
+        self.inputs = set(record.inputs)
         self.outputs = {
             m.output: (m.quantity, m.gradients) for m in record.emitted if m.output in self.producer
         }
@@ -147,8 +147,8 @@ class Neighbourhood:
             return ("raw",)
         if name in self.constants:
             return ("constant", self.constants[name] is None)
-        if name in self.thresholds:
-            return ("threshold", name)
+        if name in self.inputs:
+            return ("input", name)
         at = self.producer.get(name)
         if at is None:
             return ("other",)

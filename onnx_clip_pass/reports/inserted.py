@@ -125,7 +125,7 @@ class _Canvas:
                 self.arrows[before, at] = None
             elif before is not None or name in whole.number:
                 others |= {whole.number[name]} if before is None else whole.gradients_in(before)
-            elif name in whole.thresholds:
+            elif name in whole.inputs:
                 self.boxes["input", name] = Box("input", name, "value")
                 self.arrows[("input", name), at] = None
             else:

@@ -137,7 +137,8 @@ def _record(record: Record, when: str) -> Markup:
                 "norms": record.norm_precision,
                 "nan and inf": record.nonfinite,
                 "loss scale": record.loss_scale if record.loss_scale != 1 else None,
-                "inputs that set thresholds": ", ".join(record.inputs) or None,
+                "inputs that set thresholds": ", ".join(record.threshold_inputs) or None,
+                "states of clips": listed([*record.states]) if record.states else None,
                 "outputs that were added": listed(record.outputs) if record.outputs else None,
                 "slopes of the loss decided for": listed(list(record.answers))
                 if record.answers

@@ -108,6 +108,7 @@ def _verdict(
 def _numbers_added(report: Report, inserted: Inserted) -> Mapping[str, str]:
     found = {"nodes added": inserted.nodes, "outputs added": len(report.emitted)}
     found["threshold inputs"] = len(report.threshold_inputs)
+    found["states"] = len(report.states)
     return {name: count(number) for name, number in found.items() if number}
 
 
@@ -124,6 +125,10 @@ def _ports(report: Report) -> Markup:
     rows = [
         Row((name, "threshold (input)", "as it is given here, unless it is fed"))
         for name in report.threshold_inputs
+    ]
+    rows += [
+        Row((name, "state (input)", f"the output {new} is its new value"))
+        for name, new in report.states.items()
     ]
     for each in report.emitted:
         of = each.group or ", ".join(each.gradients[:4])

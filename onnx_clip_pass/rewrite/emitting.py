@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from onnx_clip_pass.clips import Clip, Emitter, Formula, Measured, Tape, Tensor
 from onnx_clip_pass.clips.emitter import Workers
@@ -16,20 +17,32 @@ from onnx_clip_pass.rewrite.planning import PlannedEdits
 from onnx_clip_pass.rewrite.settings import Settings
 from onnx_clip_pass.rewrite.thresholds import ThresholdNodes
 
-__all__ = ["Made", "WorkersOf", "emit"]
+__all__ = ["CarriedState", "Made", "WorkersOf", "emit"]
 
 WorkersOf = Callable[[Edit, Formula], Workers]
 """The workers that have parts of the gradient that is clipped there, by that formula."""
 
 
+class CarriedState(NamedTuple):
+    """A state that was added: an input, the output that is its new value, and whose it is."""
+
+    input: str
+    output: str
+    edits: tuple[Edit, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The result: what was added, the values renamed, new name to old, the operators used."""
+    """The result: what was added, the values renamed, new name to old, the operators used.
+
+    `states` are those that clips have.
+    """
 
     added: Added
     renamed: dict[str, str]
     used: set[Used]
     emitted: tuple[Emitted, ...]
+    states: tuple[CarriedState, ...] = ()
 
 
 @dataclass(slots=True)
@@ -95,7 +108,8 @@ def emit(editor: Editor, plan: PlannedEdits, workers: WorkersOf | None = None) -
         emitted = metrics.add_outputs(editor, limits, sources, groups)
     editor.finish("a gradient of the group is computed from a clipped one; use another group")
     renamed = {stream.renamed: stream.edit.name for stream in streams if stream.renamed}
-    return Made(editor.added, renamed, emitting.used | limits.used, emitted)
+    used = emitting.used | limits.used
+    return Made(editor.added, renamed, used, emitted, tuple(emitting.states))
 
 
 class _Emitting:
@@ -109,6 +123,7 @@ class _Emitting:
         workers: WorkersOf | None,
     ) -> None:
         self.used: set[Used] = set()
+        self.states: list[CarriedState] = []
         self._editor = editor
         self._limits = limits
         self._settings = settings
@@ -124,11 +139,14 @@ class _Emitting:
                 stream.renamed = source if target == stream.edit.name else target
         first, stage = members[0]
         formula = first.formulas[stage]
-        if formula.group is None and not metrics and self._workers is None:
+        is_alone = formula.group is None and not formula.history_size
+        if is_alone and not metrics and self._workers is None:
             self._put_in_alone(first, stage)
             return None
         emitters = [self._emitter(stream, stage) for stream, stage in members]
         whole = formula.emit(emitters)
+        edits = tuple(stream.edit for stream, _ in members)
+        self.states += [CarriedState(*pair, edits) for pair in emitters[0].carried.items()]
         if len(members) > 1:
             editor.unsettle(first.edit.scope)
         for (stream, _), emitter in zip(members, emitters, strict=True):
@@ -137,7 +155,7 @@ class _Emitting:
                 stream.measured.append(emitter.measured)
         if whole is None or formula.group is None or not metrics:
             return None
-        names = tuple(stream.edit.name for stream, _ in members)
+        names = tuple(edit.name for edit in edits)
         return GroupMetricSource(formula.group, emitters[0].relabelled(formula.group), whole, names)
 
     def _put_in_alone(self, stream: _Stream, stage: int) -> None:
@@ -171,6 +189,8 @@ class _Emitting:
         """An emitter for a formula of a gradient, whose target the next one takes."""
         settings, edit, found_gradient = self._settings, stream.edit, stream.edit.found_gradients[0]
         name, is_last = edit.choice.threshold_input, stage == len(stream.formulas) - 1
+        formula = stream.formulas[stage]
+        is_steered = name is not None or settings.thresholds.is_value or bool(formula.history_size)
         target = self._target(stream, stage)
         emitter = Emitter(
             self._editor,
@@ -180,10 +200,10 @@ class _Emitting:
             Tensor(stream.source, found_gradient.type.dtype, found_gradient.gradient.shape),
             target,
             settings.numerics,
-            limits=self._limits if name is not None or settings.thresholds.is_value else None,
+            limits=self._limits if is_steered else None,
             threshold_input=name,
             parameter=edit.site,
-            workers=self._workers and self._workers(edit, stream.formulas[stage]),
+            workers=self._workers and self._workers(edit, formula),
             count=edit.count,
             is_measured=bool(settings.metrics),
             measures_only=settings.metrics.measures_only and is_last,

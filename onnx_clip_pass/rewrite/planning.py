@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from onnx_clip_pass.clips import Formula, Numerics, ParameterSite, scheduled, shared_norms
@@ -75,9 +75,10 @@ def plan(index: Index, found: Finds, settings: Settings, *, replaces: bool) -> P
             else:
                 edits[number] = replace(edit, site=site)
     faults += _faults_of_groups(edits)
+    steps = unrolled_steps(index, edits)
+    faults += _faults_of_histories(edits, steps)
     if faults:
         raise OnnxClipError("this model cannot be clipped:", dict.fromkeys(faults))
-    steps = unrolled_steps(index, edits)
     apart = [(id(edit.scope), step) for edit, step in zip(edits, steps, strict=True)]
     schedule = scheduled([edit.choice.clip.formulas for edit in edits], apart)
     warnings = found.selected.warnings + notes_on(seen, assignments) + found.notes
@@ -179,6 +180,34 @@ def _clash(other: Edit, theirs: Formula, edit: Edit, formula: Formula) -> str | 
         named = (f"the input {name!r}" if name else "a number" for name in inputs)
         return f"their threshold is {' and '.join(named)}"
     return formula.clash(other.gradient, edit.gradient)
+
+
+def _faults_of_histories(edits: Sequence[Edit], steps: Sequence[int]) -> list[str]:
+    """The faults of clips whose limits follow from earlier steps: a history is one of one step."""
+    faults = []
+    first: dict[str, tuple[Edit, int]] = {}
+    for edit, step in zip(edits, steps, strict=True):
+        histories = [each for each in edit.choice.clip.formulas if each.history_size]
+        if len(histories) > 1:
+            faults.append(
+                f"gradient {edit.name!r}: a chain can have one clip by a percentile, and this one "
+                f"has {len(histories)}"
+            )
+        for formula in histories:
+            group = formula.group
+            owners = [f"group {group!r}"] if group is not None else [
+                f"parameter {found_gradient.gradient.parameter.name!r}"
+                for found_gradient in edit.found_gradients
+            ]  # fmt: skip
+            for owner in owners:
+                other, before = first.setdefault(owner, (edit, step))
+                if before != step or (group is None and other is not edit):
+                    faults.append(
+                        f"gradients {other.name!r} and {edit.name!r} belong to different steps of "
+                        f"the graph, and a history of norms cannot go on from one to the next "
+                        f"within it: clip {owner} by a number, or export one step"
+                    )
+    return faults
 
 
 def _run(scope: Scope) -> str:

@@ -15,17 +15,19 @@ __all__ = ["record_of", "report_of"]
 
 def report_of(plan: PlannedEdits, made: Made, rewritten: ModelProto | None = None) -> Report:
     """The report on a plan that is carried out, in its model (`rewritten`) or in another."""
+    states = {state.input: state.output for state in made.states}
     return Report(
         plan.rows,
         (*plan.warnings, *lacking_kernels(made.used)),
         plan.replaces,
         made.emitted,
-        tuple(made.added.inputs),
+        tuple(name for name in made.added.inputs if name not in states),
         plan.settings.metrics.measures_only,
         plan.found.uncovered,
         plan.settings.numerics.layout,
         tuple(sorted({used[:2] for used in made.used} - plan.operators.keys())),
         operators=compared(plan.operators, plan.operators + operators_in(made.added.nodes)),
+        states=states,
         rewritten=rewritten,
     )
 
@@ -33,6 +35,12 @@ def report_of(plan: PlannedEdits, made: Made, rewritten: ModelProto | None = Non
 def record_of(plan: PlannedEdits, made: Made) -> Record:
     """The note on a plan and what was added for it."""
     settings = plan.settings
+    states = {
+        id(found_gradient): state.input
+        for state in made.states
+        for edit in state.edits
+        for found_gradient in edit.found_gradients
+    }
     entries = [
         ClipEntry(
             found_gradient.gradient.name,
@@ -40,6 +48,7 @@ def record_of(plan: PlannedEdits, made: Made) -> Record:
             found_gradient.gradient.graph,
             choice.clip.to_dict(),
             choice.threshold_input or None,
+            states.get(id(found_gradient)),
         )
         for found_gradient, choice in plan.found.selected.assignments
         if choice is not None
@@ -63,4 +72,5 @@ def record_of(plan: PlannedEdits, made: Made) -> Record:
         optimizer_ops=dict(settings.optimizer_ops),
         uncovered=list(plan.found.uncovered),
         imports=[list(importer) for importer in added.imports],
+        states={state.input: state.output for state in made.states},
     )

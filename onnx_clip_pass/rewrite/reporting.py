@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, get_args
 
@@ -94,8 +94,9 @@ class Report(Viewed):
     machine that the nodes were chosen for, `new_operators` those of the default domain that the
     model did not use before, with the opset, as a build of ONNX Runtime for few operators has to
     know them. `operators` has the number of nodes of each operator without clips and with them.
-    `reduced` is there for one phase of a clip. `rewritten` is the model with what was added,
-    without the large weights of a file; None where there is none.
+    `reduced` is there for one phase of a clip. `states` are the inputs that clips carry from step
+    to step, each with the output that is its new value. `rewritten` is the model with what was
+    added, without the large weights of a file; None where there is none.
     """
 
     rows: tuple[Clipped, ...]
@@ -109,6 +110,7 @@ class Report(Viewed):
     new_operators: tuple[tuple[str, int], ...] = ()
     reduced: Reduced | None = None
     operators: tuple[OperatorCount, ...] = ()
+    states: Mapping[str, str] = field(default_factory=dict)
     rewritten: ModelProto | None = field(default=None, compare=False)
 
     @property
@@ -157,6 +159,12 @@ class Report(Viewed):
             f"input {name}: the threshold; not fed, it is as given here"
             for name in self.threshold_inputs
         ]
+        lines += [
+            f"state {name}: carry the output {new} to it from step to step"
+            for name, new in [*self.states.items()][:_MOST_EMITTED]
+        ]
+        if len(self.states) > _MOST_EMITTED:
+            lines.append(f"and {len(self.states) - _MOST_EMITTED} states more")
         lines += [] if self.reduced is None else self.reduced.lines()
         for emitted in self.emitted[:_MOST_EMITTED]:
             of = emitted.group or ", ".join(emitted.gradients)

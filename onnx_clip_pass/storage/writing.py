@@ -32,6 +32,7 @@ def write_structures(
     how: ExternalDataMode = "copy",
     force: bool = False,
     trust: bool = False,
+    beside: Mapping[Path, bytes] | None = None,
     progress: TellProgress | None = None,
 ) -> None:
     """Write models as they now are; weights go from file to file without passing through here.
@@ -47,6 +48,7 @@ def write_structures(
         how: how to copy external data.
         force: replace data files of other content.
         trust: copy files that a model must not name without its user's word.
+        beside: small files by where to write them.
         progress: is told how many bytes are done, and of how many.
 
     Raises:
@@ -66,7 +68,10 @@ def write_structures(
 
     missing = missing_files(files, main.parent, force=force, trust=trust)
     places = {file: main.parent / file.location for file in missing}
-    with replacing(main, [*list(structures)[1:], *places.values()], root=root) as fresh:
+    beside = beside or {}
+    others = [*list(structures)[1:], *places.values(), *beside]
+    with replacing(main, others, root=root) as fresh:
+        _write_small(beside, fresh)
         for target, structure in structures.items():
             with errors_name(target), new_file(fresh[target], structure.source.mode & 0o666) as out:
                 _write_pieces(pieces[target], structure.source, out, count)
@@ -132,14 +137,21 @@ def write_folder(
         built.chmod(built.stat().st_mode & (mode | ~0o777))
 
 
-def write_bytes(target: Path, data: bytes) -> None:
-    """Write a small file whole or not at all.
+def write_bytes(target: Path, data: bytes, beside: Mapping[Path, bytes] | None = None) -> None:
+    """Write a small file, and others with it, whole or not at all.
 
     Raises:
         OnnxClipError: the folder cannot be written or the disk is full; `target` is as it was.
     """
-    with replacing(target) as fresh, new_file(fresh[target], 0o666) as out:
-        write_all(out, data)
+    beside = beside or {}
+    with replacing(target, [*beside]) as fresh:
+        _write_small({target: data, **beside}, fresh)
+
+
+def _write_small(files: Mapping[Path, bytes], fresh: Mapping[Path, Path]) -> None:
+    for target, data in files.items():
+        with errors_name(target), new_file(fresh[target], 0o666) as out:
+            write_all(out, data)
 
 
 def _pieces(structure: Structure, target: Path) -> list[Piece]:

@@ -143,6 +143,7 @@ def _verify(
     names = before.main.outputs
     behind = {names[slot] for target in targets for slot in target.outputs}
     result.outputs = [OutputCheck(name, name in behind) for name in dict.fromkeys(names)]
+    result.outputs += [OutputCheck(new, True, "norms so far") for new in record.states.values()]
     result.outputs += [
         OutputCheck(output, bool(gradients), quantity)
         for output, quantity, gradients, _ in record.emitted

@@ -19,9 +19,18 @@ from onnx_clip_pass.verification.running.clipping import Clipping, One
 from onnx_clip_pass.verification.running.fixed_point import Expected
 from onnx_clip_pass.verification.running.runs import Outlets
 from onnx_clip_pass.verification.tolerance import compare
-from onnx_clip_pass.verification.tolerance.expected import Outcome, enlarged
+from onnx_clip_pass.verification.tolerance.expected import History, Outcome, enlarged
 
-__all__ = ["Clipped", "Seen", "check_emitted", "check_gradients", "check_outputs", "check_raw"]
+__all__ = [
+    "Clipped",
+    "Seen",
+    "carried",
+    "check_emitted",
+    "check_gradients",
+    "check_outputs",
+    "check_raw",
+    "check_states",
+]
 
 Array = NDArray[Any]
 
@@ -260,6 +269,54 @@ def check_emitted(seen: Clipped, found: Sequence[tuple[One, Outcome]]) -> None:
         if not check.faults:
             fault = _emitted_fault(seen, measure, outcomes)
             check.faults += [seen.when + fault] * bool(fault)
+
+
+def check_states(seen: Clipped, found: Sequence[tuple[One, Outcome]]) -> None:
+    """The new values of states, with the histories that the formulas make of them."""
+    states = seen.of.record.states
+    checks = {check.name: check for check in seen.of.result.outputs if check.quantity}
+    done: set[str] = set()
+    for one, outcome in found:
+        name = seen.of.targets[one.target].state
+        if name is None or name in done or outcome.history is None or not outcome.is_promised:
+            continue
+        done.add(name)
+        check = checks[states[name]]
+        if not check.faults:
+            fault = _state_fault(seen, states[name], outcome.history)
+            check.faults += [seen.when + fault] * bool(fault)
+
+
+def _state_fault(seen: Clipped, output: str, history: History) -> str:
+    if output not in seen.after:
+        return "the rewritten model has no such output"
+    actual, wanted = seen.after[output], history.norms / seen.clipping.loss_scale
+    if actual.shape != wanted.shape:
+        return f"expected {list(wanted.shape)} norms, but its shape is {list(actual.shape)}"
+    rounding = 4 * compare.epsilon(str(actual.dtype))
+    with np.errstate(invalid="ignore"):  # inf - inf is nan
+        off = np.abs(actual.astype(np.float64) - wanted)
+        allowed = rounding * np.abs(wanted)
+        allowed[-1] += history.precision * wanted[-1] + history.off / seen.clipping.loss_scale
+    wrong = np.flatnonzero(~((actual == wanted) | (off <= allowed)))
+    if not len(wrong):
+        return ""
+    at = int(wrong[0])
+    return f"the norm number {at} in it is {actual[at]:.7g}, where {wanted[at]:.7g} is right"
+
+
+def carried(seen: Clipped, states: Arrays) -> Arrays:
+    """The states for the next step: their new values, where these can be."""
+    found = {name: seen.after.get(new) for name, new in seen.of.record.states.items()}
+    return {
+        name: array
+        for name, array in found.items()
+        if array is not None and (array.shape, array.dtype) == _kind(states[name])
+    }
+
+
+def _kind(array: Array) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    return array.shape, array.dtype
 
 
 def _emitted_fault(seen: Clipped, measure: Measure, outcomes: Sequence[Outcome | None]) -> str:

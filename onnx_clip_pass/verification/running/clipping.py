@@ -19,9 +19,11 @@ from onnx_clip_pass.verification.static.targets import Target
 from onnx_clip_pass.verification.tolerance import compare
 from onnx_clip_pass.verification.tolerance.expected import Member, Outcome, clip_together
 
-__all__ = ["Clipping", "One"]
+__all__ = ["Clipping", "Given", "One", "history_of"]
 
 Array = NDArray[Any]
+Given = Mapping[str, float | Array]
+"""The values of inputs that a rewrite added, as fed: thresholds, and states of clips."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,15 @@ class One:
         return self.member.gradient
 
 
+def history_of(target: Target, given: Given, loss_scale: float) -> Array | None:
+    """The norms so far by which a gradient is clipped, in its own unit; None if there are none."""
+    if target.state is None or target.state not in given:
+        return None
+    return np.asarray(given[target.state], np.float64) * loss_scale
+
+
 class Clipping:
-    """The clips with the thresholds and the loss scale of one run, and the parameters in it.
+    """The clips with the thresholds, states and loss scale of one run, and the parameters in it.
 
     `is_given` says that the clips were given the very gradients of the run.
 
@@ -53,7 +62,7 @@ class Clipping:
         of: Comparison,
         opened: Outlets,
         run: Arrays,
-        thresholds: Mapping[str, float],
+        given: Given,
         *,
         is_given: bool = False,
     ) -> None:
@@ -72,7 +81,8 @@ class Clipping:
                 f"expected a positive number as the loss scale {recorded!r}, but it is "
                 f"{self.loss_scale:g} in this run; feed another"
             )
-        self._clips = [self._clip_of(target, thresholds) for target in of.targets]
+        self._given = given
+        self._clips = [self._clip_of(target) for target in of.targets]
         self._has_runtime_threshold = [
             target.threshold_input is not None or self.loss_scale != 1 for target in of.targets
         ]
@@ -131,10 +141,10 @@ class Clipping:
                 array[one.at] = clipped.astype(array.dtype)
         return found
 
-    def _clip_of(self, target: Target, thresholds: Mapping[str, float]) -> Clip:
+    def _clip_of(self, target: Target) -> Clip:
         clip = target.clip
-        if target.threshold_input is not None and target.threshold_input in thresholds:
-            clip = clip.with_threshold(thresholds[target.threshold_input])
+        if target.threshold_input is not None and target.threshold_input in self._given:
+            clip = clip.with_threshold(float(self._given[target.threshold_input]))
         return clip if self.loss_scale == 1 else clip.scaled(self.loss_scale)
 
     def _member(self, number: int, array: Array, port: int, at: tuple[int, ...]) -> Member:
@@ -145,6 +155,7 @@ class Clipping:
             target.axes,
             target.count,
             target.gradient.has_seeds and np.ndim(array) > 0,
+            history_of(target, self._given, self.loss_scale),
         )
         clip, has_runtime_threshold = self._clips[number], self._has_runtime_threshold[number]
         return Member(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from numpy.typing import NDArray
 
 from onnx_clip_pass.runtime import Arrays, Session
 from onnx_clip_pass.verification.comparison import Comparison
-from onnx_clip_pass.verification.running.clipping import Clipping
+from onnx_clip_pass.verification.running.clipping import Clipping, Given
 from onnx_clip_pass.verification.running.runs import Outlets
 from onnx_clip_pass.verification.tolerance import compare
 
@@ -34,7 +34,7 @@ class Expected:
         plain: a run of that.
         open_fed: opens the original with gradients fed.
         feeds: for both.
-        thresholds: what is fed for thresholds.
+        given: what is fed for the inputs that the rewrite added.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class Expected:
         plain: Arrays,
         open_fed: Callable[[], tuple[Session, Outlets]],
         feeds: Arrays,
-        thresholds: Mapping[str, float],
+        given: Given,
     ) -> None:
         self._of = of
         self._open_fed = open_fed
         self._feeds = feeds
-        self._thresholds = thresholds
+        self._given = given
         self._moves: list[Arrays] = []
         self._again: Session | None = None
         session, self.outlets = open_fed()
@@ -83,7 +83,7 @@ class Expected:
         """
         raw = self.outlets.raw
         for _ in range(_MOST_ROUNDS):
-            clipping = Clipping(self._of, outlets, run, self._thresholds)
+            clipping = Clipping(self._of, outlets, run, self._given)
             if self._of.record.measures_only:
                 fed = {
                     to.fed: run[port.output]

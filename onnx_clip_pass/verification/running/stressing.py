@@ -37,7 +37,9 @@ class Stressing:
 
     `members` are a gradient of each target, as it was in the first run, None if it was not
     computed; `loss_scale` is the one of that run, `thresholds` are those that are inputs, and
-    `threshold_feeds` are they as arrays.
+    `threshold_feeds` are they as arrays. `states` are those of clips; they go on from one stress to
+    the next, as from step to step, full from the first on, so that as many norms as they hold are
+    seen, too.
     """
 
     runs: Runs
@@ -45,6 +47,7 @@ class Stressing:
     loss_scale: float
     thresholds: Mapping[str, float]
     threshold_feeds: Arrays
+    states: Arrays
 
     def run_all(self) -> None:
         """All stresses of all graphs; what they show goes to the result."""
@@ -61,13 +64,15 @@ class Stressing:
             return
         try:
             outputs = () if scope else of.record.outputs
-            alone = self.runs.alone(scope, outputs, self.threshold_feeds)
+            feeds = self.threshold_feeds | self.states
+            alone = self.runs.alone(scope, outputs, feeds)
         except OnnxClipError as error:
             of.result.faults.append(f"the clips of {path} do not run alone: {error}")
             return
         if alone.reads_more:
             of.note(f"clips of {path} were not tried alone: they read {alone.reads_more[0]!r}")
             return
+        self._fill_states()
         clipping, outlets, given = self._clipping(arrays)
         groups = [
             {one.target: one.member for one in ones} for ones in clipping.ones(outlets.raw, given)
@@ -88,6 +93,15 @@ class Stressing:
             own = arrays.parameters | stress.parameters
             if not self._run(alone, replace(stress, parameters=own)):
                 return
+
+    def _fill_states(self) -> None:
+        """Put norms like those that there are, or like 1, where a history has none yet."""
+        rng = np.random.default_rng(0)
+        for name, history in self.states.items():
+            is_seen = np.isfinite(history)
+            unit = history[is_seen].mean() if is_seen.any() else 1.0
+            made = unit * rng.lognormal(size=history.shape)
+            self.states[name] = np.where(is_seen, history, made).astype(history.dtype)
 
     def _arrays(self, numbers: Sequence[int]) -> Stress | None:
         """Gradients and parameters as in the first run, made up where there are none but zeros."""
@@ -132,7 +146,9 @@ class Stressing:
                 given[target.parameter[1]] = stress.parameters[number]
                 parameters[number] = [Port(target.parameter[1], "", 0)]
         outlets = Outlets(raw, clipped, parameters, _LOSS_SCALE)
-        clipping = Clipping(self.runs.of, outlets, given, self.thresholds, is_given=True)
+        clipping = Clipping(
+            self.runs.of, outlets, given, {**self.thresholds, **self.states}, is_given=True
+        )
         return clipping, outlets, given
 
     def _run(self, alone: Alone, stress: Stress) -> bool:
@@ -140,7 +156,7 @@ class Stressing:
         of = self.runs.of
         clipping, outlets, given = self._clipping(stress)
         try:
-            after = alone.run(given)
+            after = alone.run(given | self.states)
         except OnnxClipError as error:
             of.result.faults.append(f"{stress.when}the clips alone do not run: {error}")
             return False
@@ -148,4 +164,6 @@ class Stressing:
         found = checks.check_gradients(seen)
         if of.record.outputs and of.targets[next(iter(stress.gradients))].scope == 0:
             checks.check_emitted(seen, found)
+            checks.check_states(seen, found)
+            self.states.update(checks.carried(seen, self.states))
         return of.result.ok

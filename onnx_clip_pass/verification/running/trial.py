@@ -12,7 +12,9 @@ from onnx import helper
 
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.runtime import Arrays
+from onnx_clip_pass.saving import initial_states
 from onnx_clip_pass.verification.running import checks
+from onnx_clip_pass.verification.running.clipping import history_of
 from onnx_clip_pass.verification.running.fixed_point import Expected
 from onnx_clip_pass.verification.running.runs import Factors, Runs
 from onnx_clip_pass.verification.running.stressing import Stressing
@@ -38,6 +40,7 @@ class Trials:
             for value in of.after.model.graph.input
             if value.name in of.record.inputs
         }
+        self._states = initial_states(of.after.model)
         self._loss_scale = 1.0
         self._acts: list[list[bool]] = [[] for _ in targets]
         self._members: list[dict[tuple[Any, ...], Member]] = [{} for _ in targets]
@@ -53,7 +56,9 @@ class Trials:
         self._run({}, "")
         for up, sign in ((True, 1), (False, 1)) * _ATTEMPTS + ((True, -1),):
             self._force_clipping(up, sign, "")
-        if self._inputs:
+        if self._states:
+            self._run({}, "in a further step: ")
+        if self._halves():
             self._force_by_thresholds()
         self._stress_alone()
         self._read_branches()
@@ -95,7 +100,13 @@ class Trials:
         keys = dict.fromkeys(key for number in numbers for key in self._members[number])
         found = []
         for key in keys:
-            members = [self._members[n][key] for n in numbers if key in self._members[n]]
+            members = [
+                self._members[n][key].on(
+                    history=history_of(self._targets[n], self._states, self._loss_scale)
+                )
+                for n in numbers
+                if key in self._members[n]
+            ]
             found.append(activating_scale(members, self._of.numerics, up=up, sign=sign))
         found = [factor for factor in found if factor]
         return (max if up else min)(found, key=abs, default=0.0)
@@ -105,7 +116,8 @@ class Trials:
         if self._result.ok:
             halves = self._halves()
             firsts = [next(iter(members.values()), None) for members in self._members]
-            Stressing(self._runs, firsts, self._loss_scale, halves, self._fed(halves)).run_all()
+            fed, states = self._fed(halves), self._states
+            Stressing(self._runs, firsts, self._loss_scale, halves, fed, states).run_all()
 
     def _read_branches(self) -> None:
         """Say which branches were not run, and compare the nodes of these."""
@@ -160,13 +172,13 @@ class Trials:
         steady = {name for name in plain if compare.is_identical(plain[name], again[name])}
         del session, again
         open_fed = partial(self._runs.original, factors, fed=True)
-        expected = Expected(self._of, first, plain, open_fed, feeds, thresholds)
+        expected = Expected(self._of, first, plain, open_fed, feeds, {**thresholds, **self._states})
         compared = [c for c in self._result.outputs if not (c.behind_clip and c.name in steady)]
         plain = {check.name: plain[check.name] for check in compared if not check.quantity}
         given = self._fed(thresholds)
         try:
             session, rewritten = self._runs.rewritten(factors)
-            after = session.run(feeds | given)
+            after = session.run(feeds | given | self._states)
         except OnnxClipError as error:
             self._result.faults.append(f"{when}the rewritten model does not run: {error}")
             return
@@ -183,3 +195,5 @@ class Trials:
         checks.check_raw(seen)
         checks.check_outputs(seen)
         checks.check_emitted(seen, found)
+        checks.check_states(seen, found)
+        self._states |= checks.carried(seen, self._states)

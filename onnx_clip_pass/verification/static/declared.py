@@ -10,6 +10,7 @@ from typing import Any, get_args
 from onnx import TensorProto
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor
 
+from onnx_clip_pass.clips import clip_from_dict
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.graph import Index
 from onnx_clip_pass.record import Record
@@ -29,7 +30,7 @@ def declared_faults(
 
     Behind the old ones there may be what the record names: threshold inputs, and measures.
     """
-    faults = []
+    faults = _faults_of_states(after, record)
     for kind, old, new, added in (
         ("inputs", before.model.graph.input, after.model.graph.input, record.inputs),
         ("outputs", before.model.graph.output, after.model.graph.output, record.outputs),
@@ -59,12 +60,18 @@ def recorded_faults(record: Record) -> list[str]:
     """Contradictions within a record, so that nothing can be held against it."""
     faults = []
     thresholds = {e.threshold_input for e in record.clips if e.threshold_input is not None}
-    if thresholds != set(record.inputs):
+    if thresholds != set(record.threshold_inputs):
         faults.append(
             f"the threshold inputs are {_list(sorted(thresholds))}, but the inputs that were added "
-            f"are {_list(record.inputs)}"
+            f"are {_list(record.threshold_inputs)}"
         )
-    measures = [measure.output for measure in record.emitted]
+    states = {e.state for e in record.clips if e.state is not None}
+    if states != record.states.keys() or not states <= {*record.inputs}:
+        faults.append(
+            f"the states of clips are {_list(sorted(states))}, but those that were added are "
+            f"{_list([*record.states])}"
+        )
+    measures = [*record.states.values(), *(measure.output for measure in record.emitted)]
     if measures != record.outputs:
         faults.append(
             f"the outputs that were added are {_list(record.outputs)}, but the metrics recorded "
@@ -76,6 +83,20 @@ def recorded_faults(record: Record) -> list[str]:
             faults.append(f"the output {output!r} is said to be {quantity!r}")
         if not gradients or not clipped.issuperset(gradients):
             faults.append(f"the output {output!r} is said to measure {_list(gradients)}")
+    return faults
+
+
+def _faults_of_states(after: Index, record: Record) -> list[str]:
+    """The faults of states: each is a history of as many norms as its clip keeps."""
+    faults = []
+    for entry in record.clips:
+        sizes = [(f.history_size,) for f in clip_from_dict(entry.clip).formulas if f.history_size]
+        kind = after.main.type_of(entry.state) if entry.state is not None else None
+        if sizes != ([] if kind is None else [kind.shape]):
+            faults.append(
+                f"the state of the clip of {entry.gradient!r} is {entry.state!r}, which is no "
+                f"history of norms as this clip keeps one"
+            )
     return faults
 
 

@@ -42,7 +42,8 @@ class Target:
     `scope` is the number of its graph in both models; `name` is its name in the original, `raw` and
     `clipped` are the names in the rewritten model. `reads` are the reads of the original, as
     (number of the scope, node, slot), that must see the clipped value; `misread` says which reads
-    of it do not see what they must. `parameter` is the number of its parameter's scope, its name
+    of it do not see what they must. `state` is the input that is the history of norms of a clip
+    that keeps one. `parameter` is the number of its parameter's scope, its name
     and dtype, for a clip that reads it, and `axes` those of a unit; `count` says of how many
     parameters it is the gradient, `unrolled_step` which of the unrolled steps of its graph.
     """
@@ -50,6 +51,7 @@ class Target:
     gradient: Gradient
     clip: Clip
     threshold_input: str | None
+    state: str | None
     parameter: tuple[int, str, int] | None
     axes: tuple[int, ...] | None
     count: int
@@ -194,6 +196,7 @@ class _Reading:
             gradient=first.gradient,
             clip=clip,
             threshold_input=entry.threshold_input,
+            state=entry.state,
             parameter=_parameter(self._seen, first, clip),
             axes=_axes(self._before, first, clip),
             count=len({found_gradient.gradient.parameter.name for found_gradient, _ in part.group}),
@@ -239,7 +242,7 @@ def _ref_of(found_gradient: FoundGradient) -> ValueRef:
 
 def _facts(entry: ClipEntry) -> str:
     """All that an entry of the record says of its clip."""
-    return json.dumps([entry.clip, entry.threshold_input], sort_keys=True)
+    return json.dumps([entry.clip, entry.threshold_input, entry.state], sort_keys=True)
 
 
 def _parameter(

@@ -17,12 +17,13 @@ from onnx_clip_pass.clips import (
     Numerics,
     scheduled,
 )
-from onnx_clip_pass.clips.by_global_norm import MOST_SUMMED_IN_FLOAT32
 from onnx_clip_pass.clips.norms import norm_of
+from onnx_clip_pass.clips.together import MOST_SUMMED_IN_FLOAT32
 from onnx_clip_pass.verification.tolerance import compare
 from onnx_clip_pass.verification.tolerance.ranges import is_promised
 
 __all__ = [
+    "History",
     "Member",
     "Outcome",
     "acting",
@@ -60,6 +61,14 @@ class Member:
         return replace(self, case=replace(self.case, **arrays))
 
 
+class History(NamedTuple):
+    """The norms so far behind a step; the last has a relative error, and may be `off` besides."""
+
+    norms: NDArray[np.float64]
+    precision: float
+    off: float
+
+
 @dataclass(slots=True)
 class Outcome:
     """The result of the formulas for a gradient.
@@ -71,7 +80,8 @@ class Outcome:
     runtime takes it before the gradient is rounded to half precision, see `_roundings`. `norms` are
     those of whole groups, and as that of no group the largest that the first formula limits, still
     times the loss scale, each with its relative error and its rounding. `is_promised` says whether
-    all these norms are in the range for which a precision is promised.
+    all these norms are in the range for which a precision is promised. `history` is the new value
+    of the state of a formula that has one, still times the loss scale.
     """
 
     clipped: NDArray[Any]
@@ -81,6 +91,7 @@ class Outcome:
     rounding: float = 0.0
     norms: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     is_promised: bool = True
+    history: History | None = None
 
 
 def clip_together(members: Sequence[Member], numerics: Numerics) -> list[Outcome]:
@@ -205,6 +216,9 @@ def _tell_stage(stage: _Stage, found: list[Outcome], numerics: Numerics) -> None
     promised = is_promised(formula, cases, norms, whole, numerics)
     if not formula.is_elementwise:  # rounding once more keeps to the bounds
         precision += max(each.part for each in measured)
+    if formula.history_size:
+        _tell_history(stage, found, measured, whole)
+        precision = 2 * precision + _precision_of_limit(cases, numerics)  # the limit has it, too
     if any(member.has_runtime_threshold for member in members):
         precision += _precision_of_limit(cases, numerics)
     for number, (case, outcome) in enumerate(zip(cases, found, strict=True)):
@@ -221,6 +235,23 @@ def _tell_stage(stage: _Stage, found: list[Outcome], numerics: Numerics) -> None
         # an error of the gradient comes back in its norm, hence twice
         outcome.precision = 2 * (earlier + rounding) + precision
         outcome.clipped = clipped[number]
+
+
+def _tell_history(
+    stage: _Stage,
+    found: Sequence[Outcome],
+    measured: Sequence[_Measured],
+    whole: float | None,
+) -> None:
+    """Tell the new histories: of a group it is one, as its norm."""
+    for case, outcome, own in zip(stage.cases, found, measured, strict=True):
+        if whole is not None and stage.formula.group is not None:
+            norm, precision, off = outcome.norms[stage.formula.group]
+        else:
+            norm, precision = float(own.norms.max(initial=0.0)), own.precision
+            off = float(own.roundings.max(initial=0.0))
+        norms = stage.formula.remembered(np.asarray(norm), case.history)
+        outcome.history = History(norms, precision + outcome.precision, off)
 
 
 @dataclass(frozen=True, slots=True)

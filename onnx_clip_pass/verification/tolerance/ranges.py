@@ -74,5 +74,5 @@ def _range(formula: Formula, case: Case, numerics: Numerics) -> tuple[float, flo
         ends = np.array([least, float(held.max) / 2]) ** (1 / ord)
     most = float(ends[1])
     if not in_float64:  # the factor is float32, and loses its precision where it is not normal
-        most = min(most, (formula.threshold or math.inf) / float(np.finfo(np.float32).tiny))
+        most = min(most, formula.limit_of_large(case) / float(np.finfo(np.float32).tiny))
     return float(ends[0]), most
