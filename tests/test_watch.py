@@ -405,11 +405,52 @@ def test_a_weight_that_stays_as_it_is_is_said():
     assert plan_watch(diverging()).notes == ()
 
 
+@pytest.mark.parametrize("is_first", [False, True], ids=["behind", "before"])
+@pytest.mark.parametrize("name", CARRIED)
+def test_new_values_that_are_outputs_twice_are_carried_once(name: str, is_first: bool):
+    step = onnx.load(model_at(name))
+    known = {value.name: value for value in step.graph.output}
+    copies = []
+    for new in CARRIED[name].values():
+        step.graph.node.add(op_type="Identity", input=[new], output=[f"{new}_copy"])
+        copies.append(onnx.ValueInfoProto(name=f"{new}_copy", type=known[new].type))
+    outputs = [*copies, *known.values()] if is_first else [*known.values(), *copies]
+    del step.graph.output[:]
+    step.graph.output.extend(outputs)
+    planned = plan_watch(step)
+    assert planned.carried == CARRIED[name]
+    assert not list(planned.questions())
+
+
+def net_of(inputs: str, forward: str, outputs: str) -> onnx.ModelProto:
+    """loss = |y|^2 of what the forward pass makes, W_new = W - 0.1 x^T 2y, and W_copy = W_new."""
+    return parse(
+        f"s ({inputs}, float[2,2] x) => (float loss, {outputs}, float[2] W_copy)"
+        "<float two = {2}, float rate = {0.1}>"
+        f"{{ {forward} z = Mul(y, y) loss = ReduceSum <keepdims = 0> (z)"
+        "  q = Mul(y, two) t = Transpose(x) g = MatMul(t, q) d = Mul(g, rate)"
+        "  W_new = Sub(W, d) W_copy = Identity(W_new) }"
+    )
+
+
+def test_a_weight_that_is_an_output_twice_is_no_new_value_of_data_of_its_shape():
+    step = net_of(
+        "float[2] W, float[2] wanted", "p = MatMul(x, W) y = Sub(p, wanted)", "float[2] W_new"
+    )
+    assert plan_watch(step).carried == {"W": "W_new"}
+
+
+def test_a_copy_of_a_weight_for_the_forward_pass_is_carried():
+    step = net_of("float[2] W, float[2] V", "y = MatMul(x, V)", "float[2] W_new")
+    assert plan_watch(step).carried == {"W": "W_new", "V": "W_copy"}
+
+
 COUNTERS: dict[str, tuple[tuple[str, str, list[str]], ...]] = {
     "up": (("Add", "turned", ["turn", "one"]),),
     "up, turned around": (("Add", "turned", ["one", "turn"]),),
     "down": (("Sub", "turned", ["turn", "one"]),),
     "by two ways": (("Add", "next", ["turn", "one"]), ("Identity", "turned", ["next"])),
+    "twice": (("Add", "turned", ["turn", "one"]), ("Identity", "turned again", ["turned"])),
     "not: from one": (("Sub", "turned", ["one", "turn"]),),
     "not: doubled": (("Add", "turned", ["turn", "turn"]),),
     "not: as it is": (("Identity", "turned", ["turn"]),),
@@ -424,6 +465,9 @@ def test_a_counter_is_carried(name: str):
     step.graph.initializer.append(onnx.helper.make_tensor("one", onnx.TensorProto.INT64, [], [1]))
     for op_type, made, takes in COUNTERS[name]:
         step.graph.node.add(op_type=op_type, input=takes, output=[made])
+        if made == "turned again":
+            kind = onnx.TensorProto.INT64
+            step.graph.output.append(onnx.helper.make_tensor_value_info(made, kind, []))
     planned = plan_watch(step)
     assert planned.carried.get("turn") == (None if name.startswith("not") else "turned")
     assert {"W", "b"} <= planned.carried.keys()

@@ -241,7 +241,8 @@ class Pairs:
         """The states that are left: what one root and one output of a kind are, it is replaced by.
 
         Of several the one whose gradient the output is made of: that is computed by what the root
-        is multiplied by.
+        is multiplied by. The new value of a weight that stands there twice is no other state's,
+        unless it is a copy for the forward pass, which does not read the weight then.
         """
         values, given = self.values, set(taken.values())
         read = self._ancestors(new for new in self.outputs if new not in taken)
@@ -250,8 +251,10 @@ class Pairs:
         for root in roots:
             if root not in given and not values.is_scalar_like(root):
                 kinds[_kind(values, root)][0].append(root)
+        known = {self._unnamed(new) for new, root in taken.items() if self._is_contracted[root]}
         for new in self.outputs:
-            if new not in taken and values.op[values.behind(new)]:
+            is_made = values.op[values.behind(new)] and self._unnamed(new) not in known
+            if new not in taken and is_made:
                 kinds[_kind(values, new)][1].append(new)
         found = []
         for left, made in kinds.values():
@@ -278,6 +281,12 @@ class Pairs:
                 sure.append(rest[0][:2])
             found += [State(root, new, None) for new, root in sure]
         return found
+
+    def _unnamed(self, vertex: int) -> int:
+        """The value that an output is under another name."""
+        while self.values.op[vertex] == "Identity":
+            vertex = self.values.takes[vertex][0]
+        return vertex
 
     def _ancestors(self, vertices: Iterable[int], but: Collection[str] = ()) -> set[int]:
         """The sources of values in their step, not through the operators in `but`."""

@@ -165,7 +165,10 @@ def _carried(
     ]
     if wrong:
         raise OnnxClipError("these cannot be carried:", wrong)
-    states = {each.state: each.new for each in found if each.new not in said}
+    states = dict[str, str]()
+    for each in found:  # of a value that is two outputs the first
+        if each.new not in said:
+            states.setdefault(each.state, each.new)
     states = {state: new for state, new in states.items() if state not in said.values()}
     unsure = tuple(
         each for each in found if not each.is_sure and states.get(each.state) == each.new
