@@ -192,6 +192,15 @@ def test_feeds_come_from_several_files(tmp_path: Path) -> None:
     assert {name: value.size for name, value in found.items()} == {"x": 1, "y": 3}
 
 
+def test_names_that_end_like_files_in_an_archive_are_names(tmp_path):
+    arrays = {"x": np.zeros(1), "x.npy": np.ones(2), "x.npy.npy": np.ones(3)}
+    np.savez(tmp_path / "a.npz", **arrays)
+    found = load_feeds(tmp_path / "a.npz")
+    assert {name: array.size for name, array in found.items()} == {
+        name: array.size for name, array in arrays.items()
+    }
+
+
 @pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04 broken"])
 def test_a_file_of_something_else_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "feeds.npz"

@@ -254,6 +254,21 @@ def test_a_path_that_ends_in_csv_has_a_line_for_each_step_and_gradient(tmp_path:
     assert rows[1]["parameter"] == "b"
 
 
+@pytest.mark.parametrize("name", ["=1+1", "+x", "-x", "@SUM(A1)", "\t=x", "\r=x"])
+def test_a_name_that_begins_like_a_formula_is_text_to_programs_for_tables(
+    name: str, tmp_path: Path
+):
+    step = gradient_graph()
+    step.graph.input[0].name = name
+    step.graph.node[0].output[0] = step.graph.output[0].name = f"{name}_grad"
+    x = np.ones(4, np.float32)
+    found = watch(step, {name: x, "x": x}, to=tmp_path / "norms.csv")
+    assert found.parameters == (name,)
+    with (tmp_path / "norms.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["gradient"], row["parameter"]) == (f"'{name}_grad", f"'{name}")
+
+
 def test_a_run_is_gone_on_with_as_if_it_had_not_ended(tmp_path: Path):
     path, states = tmp_path / "norms.jsonl", tmp_path / "states.npz"
     batches = [feeds_of("momentum"), {"x": -feeds_of("momentum")["x"]}, feeds_of("momentum")]

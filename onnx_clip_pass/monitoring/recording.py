@@ -94,6 +94,7 @@ class Row:
         return np.where(scale > _SAME, 1.0, scale)
 
 
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 _VECTORS = ("norm", "largest", "zeros", "nonfinite", "clipped_norm")
 
 
@@ -159,17 +160,23 @@ def lines_writer(file: Any, head: Head | None) -> Any:
 
 
 def csv_writer(file: Any, head: Head) -> Any:
-    """A function that writes a line for each step and gradient, under headings."""
+    """A function that writes a line for each step and gradient, under headings.
+
+    Programs for tables run what begins like a formula, and a model may have names that do: these
+    begin with an apostrophe, which tells such programs that they are text.
+    """
     writer = csv.writer(file)
+    names = [
+        [f"'{name}" if name.startswith(_FORMULAS) else name for name in pair]
+        for pair in zip(head.gradients, head.parameters, strict=True)
+    ]
     writer.writerow(("step", "loss", "global_norm", "gradient", "parameter", *_VECTORS))
 
     def write(row: Row) -> None:
-        for at, (gradient, parameter) in enumerate(
-            zip(head.gradients, head.parameters, strict=True)
-        ):
+        for at, pair in enumerate(names):
             vectors = (getattr(row, name) for name in _VECTORS)
             cells = ("" if vector is None else float(vector[at]) for vector in vectors)
-            writer.writerow((row.step, row.loss, row.global_norm, gradient, parameter, *cells))
+            writer.writerow((row.step, row.loss, row.global_norm, *pair, *cells))
         file.flush()
 
     return write

@@ -50,7 +50,8 @@ class _Packed(Mapping[str, NDArray[Any]]):
     def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in self._read:
             with _archive(self.places[name]) as archive:
-                self._read[name] = archive[name]
+                member = f"{name}.npy"  # by `name` alone "x.npy" would be what is called "x"
+                self._read[name] = archive[member if member in archive else name]
         return self._read[name]
 
     def __contains__(self, name: object) -> bool:
