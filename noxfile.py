@@ -201,6 +201,14 @@ def nightly(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", *paths, env={"ONNX_CLIP_NIGHTLY": "1"})
 
 
+@nox.session(python="3.11", default=False)
+def mutation(session: nox.Session) -> None:
+    """Change the core in 500 small ways, and show which ones no test notices; takes an hour."""
+    session.install("-e", ".[test]", "mutmut==3.8.1")
+    session.run("python", "-m", "pytest", "--noconftest", "tests/mutation")
+    session.run("python", "-m", "tests.mutation", *session.posargs)
+
+
 @nox.session(default=False)
 def browser(session: nox.Session) -> None:
     """Look at pages in headless Chromium, which CI has none of: nightly, and after each change.

@@ -27,7 +27,7 @@ settings.load_profile(
 )
 
 # Scripts that need other packages, which --doctest-modules would import.
-collect_ignore = ["recorded", "public_surface.py"]
+collect_ignore = ["mutation", "recorded", "public_surface.py"]
 # They hold no examples, and --doctest-modules takes two of one name for one module.
 collect_ignore_glob = ["*/conftest.py"]
 

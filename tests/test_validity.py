@@ -6,7 +6,13 @@ import onnx
 import pytest
 from graphs import MODELS, SEED
 
-from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients, find_gradients
+from onnx_clip_pass import (
+    GradientClipByNorm,
+    OnnxClipError,
+    clip_gradients,
+    explain_gradient,
+    find_gradients,
+)
 from onnx_clip_pass.cli import main
 from onnx_clip_pass.storage import open_model
 from onnx_clip_pass.validity import blaming, why_invalid
@@ -88,7 +94,11 @@ def test_every_way_in_blames_the_model(monkeypatch, tmp_path, capsys):
     path = tmp_path / "m.onnx"
     onnx.save(without_inputs(), path)
     monkeypatch.setattr("onnx_clip_pass.gradients.Flow", fail)
-    for act in (find_gradients, lambda model: clip_gradients(model, GradientClipByNorm(1.0))):
+    for act in (
+        find_gradients,
+        lambda model: clip_gradients(model, GradientClipByNorm(1.0)),
+        lambda model: explain_gradient(model, "W"),
+    ):
         with pytest.raises(OnnxClipError, match="this is no valid ONNX model"):
             act(without_inputs())
         with pytest.raises(IndexError):

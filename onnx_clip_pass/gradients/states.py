@@ -175,7 +175,8 @@ class States(Pairs):
             share = shares.pop(at)
             is_few = len(self.values.takes[at]) <= _MOST_TERMS
             parts = self.forms.parts(at) if is_few else None
-            is_end = at in self._ends and at != self.values.behind(new)
+            is_made = at in self._ends or at in self.new_values
+            is_end = is_made and at != self.values.behind(new)
             is_own = at == root or (is_end and root in self.forms.ways[at])
             if is_own or is_end or parts is None or not self.values.op[at]:
                 total = total + share

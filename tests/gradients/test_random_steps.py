@@ -27,6 +27,15 @@ from onnx_clip_pass import find_gradients
 EXACT_SHARE = 0.74
 FALSE_SHARE = 0.03
 
+# Of the first 200 those of which not all is found, and of which something else is, too. What
+# becomes exact is taken out here.
+PARTIAL = {
+    *(5, 10, 13, 17, 24, 31, 35, 40, 51, 52, 53, 56, 66, 69, 70, 75, 81, 95, 96, 97, 99, 101, 109),
+    *(117, 124, 126, 130, 131, 135, 138, 140, 146, 147, 153, 156, 157, 163, 165, 169, 180, 182),
+    *(184, 188, 189, 199),
+}
+FALSE = {12, 145}
+
 SEEDS = range(5000 if os.environ.get("ONNX_CLIP_NIGHTLY") else 200)
 each_ten = pytest.mark.parametrize(
     "seeds",
@@ -91,6 +100,18 @@ def test_most_steps_are_found_exactly_and_hardly_any_wrongly():
         counts[score(step, found)] += 1
     assert counts["exact"] >= EXACT_SHARE * len(SEEDS), counts
     assert counts["wrong"] <= FALSE_SHARE * len(SEEDS), counts
+
+
+@pytest.mark.parametrize("first", range(0, 200, 10))
+def test_a_step_of_which_all_was_found_is_found_again(first: int):
+    scores: dict[str, set[int]] = {}
+    for seed in range(first, first + 10):
+        step = random_step(seed)
+        found = [(each.name, each.parameter.name) for each in find_gradients(step.model)]
+        scores.setdefault(score(step, found), set()).add(seed)
+    these = set(range(first, first + 10))
+    assert scores.get("partial", set()) == PARTIAL & these
+    assert scores.get("wrong", set()) == FALSE & these
 
 
 def test_the_scores():
