@@ -378,3 +378,9 @@ def test_counts_and_shapes():
         == "2<wbr>\N{MULTIPLICATION SIGN}&lt;n&gt;<wbr>\N{MULTIPLICATION SIGN}?"
     )
     assert (shape(()), shape(None)) == ("scalar", "?")
+
+
+def test_a_page_is_small_and_grows_with_what_is_on_it():
+    sizes = [len(rewrite_page("m", "out", many_rows(n)[0], when="now")) for n in (20, 5000)]
+    assert sizes[0] < 30_000
+    assert 2_000_000 < sizes[1] < 3_000_000
