@@ -45,7 +45,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 ELSEWHERE = {
     'python3 -m venv .venv && .venv/bin/pip install -q ".[test]" && .venv/bin/onnx-clip rewrite '
     "models/seed/train_step.onnx -o seed.clipped.onnx": ".ci/run",
-    ".venv/bin/python -m pytest --cov": ".ci/run",
+    ".venv/bin/python -m pytest": ".ci/run",
     "onnx-clip verify artifacts/training_model.onnx picked/training_model.onnx": "tests/training",
     'pip install ".[ir]"  # in a clone of this repository': "nox -s readers",
     "pip install torch==2.13.0 onnx==1.23.2 onnxscript==0.7.2 onnxruntime==1.32.0": (

@@ -35,8 +35,7 @@ def test_a_claim_is_on_its_page_and_what_holds_it_is_there(page: str, words: str
     assert words in text_of(page)
     held = CLAIMS[page][words]
     for holder in [held] if isinstance(held, str) else held:
-        if holder.startswith("https://"):
-            assert holder in text_of(page)
+        if holder.startswith("by hand: "):
             continue
         path, _, part = holder.replace("#", "::").partition("::")
         text = (ROOT / path).read_text(encoding="utf-8")
