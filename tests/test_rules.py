@@ -245,7 +245,7 @@ WRONG = {
     "a regular expression": ('parameters = "re:("\nclip = "none"', "is no regular expression"),
     "dtype": ('dtype = "half"\nclip = "none"', "dtype must be one or more of"),
     "a list for a dtype": ('dtype = [[0]]\nclip = "none"', "dtype must be one or more of"),
-    "none in a chain": ('clip = [{clip = "none"}]', "autoclip; not 'none'"),
+    "none in a chain": ('clip = [{clip = "none"}]', "; not 'none'"),
     "rank": ('rank = -1\nclip = "none"', "rank must be a whole number"),
     "ranks": ('min_rank = 3\nmax_rank = 2\nclip = "none"', "can never match: min_rank 3"),
     "rank twice": ('rank = 1\nmax_rank = 2\nclip = "none"', "rank says it all"),
