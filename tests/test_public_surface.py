@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 import onnx_clip_pass
+from onnx_clip_pass.cli.commands import COMMANDS
 
 pytest.importorskip("griffe", reason="griffelib of the extra `test` lists what is public")
 pytest.importorskip("onnxruntime", reason="some of what is listed is printed by runs")
 sys.path.insert(0, str(Path(__file__).parent))
 
-from public_surface import LISTING, WRITE, surface
+from public_surface import CALLS, LISTING, WRITE, surface
 
 
 @pytest.fixture(scope="module")
@@ -31,3 +32,7 @@ def test_the_public_surface_is_as_listed(now):
 def test_every_public_name_has_a_line(now):
     starts = {line.removeprefix("class ").partition("(")[0] for line in now.splitlines()}
     assert set(onnx_clip_pass.__all__) - starts == set()
+
+
+def test_every_command_is_called_for_its_json():
+    assert {title.partition(" ")[0] for title in CALLS} == set(COMMANDS)
