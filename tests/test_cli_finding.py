@@ -227,7 +227,9 @@ def test_what_was_named_is_to_be_named_again(capsys, tmp_path: Path):
     assert main(["inspect", str(clipped)]) == 0
     assert "1 gradient in" in capsys.readouterr().out
     assert main(["rewrite", str(clipped), "--in-place"]) == 2
-    assert "must be told again: 't_8'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "or name them with --gradient" in said
+    assert "must be told again: 't_8'" in said
     assert main(["rewrite", str(clipped), "--in-place", "--gradient", "t_8"]) == 0
 
 

@@ -291,8 +291,9 @@ def test_a_search_leaves_nothing_out_in_silence() -> None:
 
 def test_a_search_that_cannot_run_the_model_says_why() -> None:
     model = graph(outputs="float[4,2] v1, float[2] v2")
-    with pytest.raises(OnnxClipError, match="which output is the loss"):
+    with pytest.raises(OnnxClipError, match="which output is the loss") as refused:
         clip_gradients(model, GradientClipByNorm(1.0), probe=True)
+    assert "or name them with --gradient" in str(refused.value)
 
 
 def test_a_loss_that_stands_still_along_a_mixture_tells_of_no_multiple() -> None:

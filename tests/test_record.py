@@ -19,6 +19,7 @@ from onnx_clip_pass.record import (
     Record,
     Uncovered,
     read_record,
+    strip_if_clipped,
     write_record,
 )
 
@@ -68,6 +69,13 @@ def test_undoing_leaves_the_given_model_as_it_is(clipped: onnx.ModelProto):
     before = clipped.SerializeToString(deterministic=True)
     strip(clipped)
     assert clipped.SerializeToString(deterministic=True) == before
+
+
+def test_what_may_be_clipped_or_not_is_taken_back_if_it_is(
+    original: onnx.ModelProto, clipped: onnx.ModelProto
+):
+    assert strip_if_clipped(clipped) == original
+    assert strip_if_clipped(original) is original
 
 
 def test_undoing_a_model_without_a_note_is_refused(original: onnx.ModelProto):

@@ -12,6 +12,7 @@ from onnx_clip_pass import (
     clip_gradients,
     explain_gradient,
     find_gradients,
+    strip,
 )
 from onnx_clip_pass.cli import main
 from onnx_clip_pass.storage import open_model
@@ -94,10 +95,12 @@ def test_every_way_in_blames_the_model(monkeypatch, tmp_path, capsys):
     path = tmp_path / "m.onnx"
     onnx.save(without_inputs(), path)
     monkeypatch.setattr("onnx_clip_pass.gradients.Flow", fail)
+    monkeypatch.setattr("onnx_clip_pass.record.undoing.undo", fail)
     for act in (
         find_gradients,
         lambda model: clip_gradients(model, GradientClipByNorm(1.0)),
         lambda model: explain_gradient(model, "W"),
+        strip,
     ):
         with pytest.raises(OnnxClipError, match="this is no valid ONNX model"):
             act(without_inputs())

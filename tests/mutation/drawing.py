@@ -23,6 +23,8 @@ from mutmut.mutation.mutators import mutation_operators
 
 # What is passed to these is for the type checker, or breaks at once.
 _LEFT = {"cast", "isinstance", "issubclass", "len", "super"}
+# zip(strict=True) is an assertion: it says what holds anyway.
+_ASSERTING = "strict"
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class _Visitor(cst.CSTVisitor):
         if isinstance(node, cst.Annotation | cst.Decorator | cst.Parameters):
             return False
         if isinstance(node, cst.Call) and getattr(node.func, "value", None) in _LEFT:
+            return False
+        if isinstance(node, cst.Arg) and getattr(node.keyword, "value", None) == _ASSERTING:
             return False
         if isinstance(node, cst.FunctionDef | cst.ClassDef):
             self._scope.append(node.name.value)
