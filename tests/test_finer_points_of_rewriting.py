@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from graphs import parse
+from graphs import parse, run
+from onnx import TensorProto, helper, parser
 from steps import asking
 
 from onnx_clip_pass import (
@@ -13,6 +15,7 @@ from onnx_clip_pass import (
     clip_gradients,
     plan_clips,
 )
+from onnx_clip_pass.rewrite.reporting import lacking_kernels
 
 ONE = GradientClipByNorm(1.0)
 
@@ -46,3 +49,35 @@ def test_units_need_the_shape_of_the_parameter():
         value.type.tensor_type.ClearField("shape")
     with pytest.raises(OnnxClipError, match="the shapes of it and of its parameter do not go"):
         clip_gradients(model, AdaptiveGradientClip(0.1, axes=(0,)), gradients={"g": "W"})
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0, 4.0])
+def test_a_scale_of_the_loss_is_taken_out_of_the_norm_and_put_into_the_threshold(scale: float):
+    """The gradient -3, -4 has the norm 5 as it is, and 5 / scale without the scale."""
+    model = parse("s (float[2] x) => (float[2] g) { g = Neg(x) }")
+    clipped = clip_gradients(model, ONE, gradients=["g"], loss_scale=scale, emit=("norm",))
+    out = run(clipped, {"x": np.float32([3, 4])})
+    assert out["g/norm"] == 5 / scale
+    np.testing.assert_allclose(out["g"], np.float32([-3, -4]) * scale / 5, rtol=1e-6)  # 8 roundings
+    assert ("clip/g/unscaled" in str(clipped)) == (scale != 1)
+
+
+def test_an_algorithm_of_training_info_sees_no_threshold_of_the_main_graph():
+    model = parse(
+        "s (float[2,4] x, float[4,3] W) => (float r)"
+        "{ y = MatMul(x, W) r = ReduceSum <keepdims = 0> (y) }"
+    )
+    graph = parser.parse_graph("""
+        update (float lr) => (float[4,3] W_new) {
+            g = ai.onnx.preview.training.Gradient <xs = ["W"], y = "r"> (W)
+            step = Mul(lr, g)
+            W_new = Sub(W, step)
+        }""")
+    model.training_info.append(helper.make_training_info(graph, [("W", "W_new")], None, None))
+    with pytest.raises(OnnxClipError, match=r"which training_info\[0\].algorithm does not see"):
+        clip_gradients(model, ONE, threshold_input="limit")
+
+
+def test_a_kernel_that_cuda_alone_lacks_is_told_of():
+    (warning,) = lacking_kernels([("MatMul", 11, TensorProto.INT64)])
+    assert warning.startswith("ONNX Runtime's CUDA provider has no kernel for MatMul (int64, opset")

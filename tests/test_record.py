@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import onnx
@@ -100,6 +101,24 @@ def test_rewriting_a_rewritten_model_is_rewriting_the_original(
     assert clip_gradients(clipped, second) == clip_gradients(original, second)
 
 
+def test_undoing_takes_a_note_whose_keys_another_tool_has_sorted(original: onnx.ModelProto):
+    names = {"h": "V", "g": "W"}  # not in the order of the alphabet
+    model = clip_gradients(original, ONE, gradients=names)
+    (entry,) = (entry for entry in model.metadata_props if entry.key == KEY)
+    text = json.dumps(json.loads(entry.value), sort_keys=True)
+    assert json.loads(text) == json.loads(entry.value)
+    entry.value = text
+    assert strip(model) == original
+
+
+@pytest.mark.parametrize("field", ["version", "layout", "norm_precision"])
+def test_a_note_that_was_changed_is_refused(clipped: onnx.ModelProto, field: str):
+    (entry,) = (entry for entry in clipped.metadata_props if entry.key == KEY)
+    entry.value = json.dumps(json.loads(entry.value) | {field: "cuda"})
+    with pytest.raises(OnnxClipError, match="or its record of them, have been changed"):
+        strip(clipped)
+
+
 # -- the note ----------------------------------------------------------------------------------
 
 
@@ -121,6 +140,24 @@ def test_the_note_says_what_was_clipped_how_and_by_which_version(clipped: onnx.M
         for gradient in "gh"
         for value in ("raw", "norm", "ratio", "scale")
     ]
+
+
+def test_names_stand_in_the_note_as_they_are():
+    model = parser.parse_model(
+        "s (float[2] x) => (float[2] g) { g = Neg(x) }".replace("g", "größe")
+    )
+    clipped = clip_gradients(model, ONE, gradients=["größe"])
+    (entry,) = (entry for entry in clipped.metadata_props if entry.key == KEY)
+    assert '"gradient":"größe"' in entry.value
+
+
+def test_what_is_left_open_is_told_in_a_line():
+    left = Uncovered("W", "W_new", "W_new = SGD(W, g)", (), "nobody knows SGD")
+    begin = "'W', whose new value is W_new = SGD(W, g): nobody knows SGD; "
+    assert left.in_words() == begin + "no value may be its gradient"
+    five = replace(left, candidates=tuple("abcde"))
+    end = "its gradient may be 'a' or 'b' or 'c' or 'd' or one of 1 more"
+    assert five.in_words() == begin + end
 
 
 def test_the_note_of_an_infinite_norm_is_json_that_every_reader_takes(original: onnx.ModelProto):
