@@ -143,7 +143,9 @@ def test_the_note_says_what_was_clipped_how_and_by_which_version(clipped: onnx.M
 
 
 def test_names_stand_in_the_note_as_they_are():
-    model = parser.parse_model("s (float[2] x) => (float[2] g) { g = Neg(x) }")
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> s (float[2] x) => (float[2] g) { g = Neg(x) }'
+    )
     model.graph.node[0].output[0] = model.graph.output[0].name = "größe"
     clipped = clip_gradients(model, ONE, gradients=["größe"])
     (entry,) = (entry for entry in clipped.metadata_props if entry.key == KEY)
