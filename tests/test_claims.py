@@ -15,8 +15,8 @@ CLAIMS: dict[str, dict[str, str | list[str]]] = tomllib.loads(
 # Pages of which every number with a unit is to be a claim. The others show what was measured, and
 # say by which command and when, or are made by running what they show.
 HELD = ["README.md", "SECURITY.md", *(f"docs/{name}.md" for name in (
-    "clips", "concepts", "faq", "finding", "first_clip", "index", "options", "python", "reports",
-    "rules", "thresholds", "verify", "watching",
+    "clips", "concepts", "design", "digits", "faq", "finding", "first_clip", "index", "jax",
+    "onnx_ir", "options", "python", "reports", "rules", "thresholds", "verify", "watching",
 ))]  # fmt: skip
 UNITS = "GB|MB|kB|bytes|s|ms|seconds?|minutes?|hours?|nodes|functions|messages|elements|times"
 NUMBER = re.compile(
