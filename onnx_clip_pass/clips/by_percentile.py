@@ -208,6 +208,9 @@ class GradientClipByPercentile(TogetherClip):
         within = at.op("LessOrEqual", norm, limit, result="is within", dtype=BOOL)
         ratio = at.op("Div", limit, norm, result="ratio")
         scale = at.op("Where", within, 1.0, ratio, result="scale")
+        if at.numerics.nonfinite != "propagate":
+            return scale
+        # before any norm is finite this one is not, which the other policies see to
         is_first = at.op("Less", count, 1.0, result="is first", dtype=BOOL)
         return at.op("Where", is_first, 1.0, scale, result="scale if limited")
 
