@@ -261,6 +261,15 @@ def test_a_kink_at_the_given_point_is_left():
     assert pairs(probe(graph(nodes, "loss, float[2] v2"), feeds=feeds)) == [("v2", "b")]
 
 
+def test_an_input_that_alone_has_its_symbols_is_fed_in_any_size():
+    """Symbols that no other input has may be those of a seed, which has size 1."""
+    nodes = "y = Mul(x, w) q = Mul(y, y) loss = ReduceSum<keepdims=0>(q) xx = Mul(x, x)"
+    nodes += " s = ReduceSum<keepdims=0>(xx) sw = Mul(s, w) v = Mul(sw, two)"
+    model = graph(nodes, "float loss, float[1] v", "float[L,N] x, float[1] w")
+    feeds = {"x": np.ones((3, 2), np.float32), "w": np.array([0.5], np.float32)}
+    assert pairs(probe(model, feeds=feeds)) == [("v", "w")]
+
+
 def test_randomness_is_an_error():
     noise = "n = RandomNormalLike(e0) e = Add(e0, n)"
     nodes = LOSS.replace("e = Sub(yb, t)", f"e0 = Sub(yb, t) {noise}") + GRADIENTS

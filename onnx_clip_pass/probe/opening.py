@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,9 @@ def open_harness(
         )
     model = strip_if_clipped(model)
     # An overridable initializer that the caller feeds is fed; all others keep their value.
-    fed = make_feeds(model, given=feeds, dims=_one_seed(model) | dict(dims or {}), seed=seed)
+    fed = make_feeds(
+        model, given=feeds, dims=_one_seed(model, feeds or {}) | dict(dims or {}), seed=seed
+    )
     index = Index(model)
     name = find_loss(model, index, fed, provider, loss, data if only else (), later)
     harness = Harness(model, fed, name, provider, tuple(data), seed, only)
@@ -58,13 +60,17 @@ def open_harness(
     return harness
 
 
-def _one_seed(model: ModelProto) -> dict[str, int]:
-    """Size 1 for symbols that stand in one input alone, beside no dimension but 1."""
-    shapes = [
-        [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+def _one_seed(model: ModelProto, given: Container[str]) -> dict[str, int]:
+    """Size 1 for symbols that stand in one input alone, not a given one, beside no size but 1."""
+    shapes = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in model.graph.input
+    }
+    symbols = [size for shape in shapes.values() for size in shape if isinstance(size, str)]
+    apart = [
+        shape
+        for name, shape in shapes.items()
+        if name not in given and all(isinstance(size, str) or size == 1 for size in shape)
     ]
-    symbols = [size for shape in shapes for size in shape if isinstance(size, str)]
-    apart = [shape for shape in shapes if all(isinstance(size, str) or size == 1 for size in shape)]
     lone = [size for shape in apart for size in shape if isinstance(size, str)]
     return dict.fromkeys((each for each in lone if symbols.count(each) == 1), 1)
