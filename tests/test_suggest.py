@@ -56,6 +56,15 @@ def test_the_norm_at_a_percentile_stays_as_it_is_where_digits_are_cut():
     assert (found.limit, found.acts) == (0.4356, 0.0)
 
 
+def test_of_a_run_that_was_lost_the_steps_before_count():
+    norms = norms_of({"W": [*RAMP, *(1e6 * x for x in RAMP)]})
+    assert norms.suggest(90, steps=100).to_json() == norms_of({"W": RAMP}).suggest(90).to_json()
+    assert norms.suggest(90).thresholds[0].limit > 1e6
+    for wrong in (0, 201, 1.5):
+        with pytest.raises(OnnxClipError, match="steps must be"):
+            norms.suggest(steps=wrong)  # type: ignore[arg-type]
+
+
 def test_gradients_of_one_parameter_have_one_threshold():
     head = Head(("first", "second"), ("W", "W"))
     zero = np.zeros(2)
@@ -165,7 +174,10 @@ def test_from_batches_to_rules_to_a_clipped_step(step: Path, capsys: Any):
     assert main(run) == 0
     out = capsys.readouterr().out
     assert "60 steps of 2 gradients, loss 1.402 to" in out
-    assert main(["suggest", str(norms), "-o", str(rules), "--percentile", "50"]) == 0
+    suggest = ["suggest", str(norms), "-o", str(rules), "--percentile", "50"]
+    assert main([*suggest, "--steps", "50"]) == 0
+    assert "from 50 steps" in capsys.readouterr().out
+    assert main([*suggest, "--force"]) == 0
     assert "clip_norm" in capsys.readouterr().out
     assert main(["rewrite", str(step), "--rules", str(rules)]) == 0
     capsys.readouterr()

@@ -239,6 +239,9 @@ def _percentiles(norms: Any) -> dict[str, dict[str, float | None]]:
     show_default=True,
     help="A threshold for each of the others, or one for all of them together.",
 )
+@click.option(
+    "--steps", type=WHOLE, metavar="N", help="Only the first N: of a lost run those before."
+)
 @click.option("-o", "--output", type=OUTPUT, help="Write the rules: clip.toml.")
 @click.option("--force", is_flag=True, help="Replace an output that is there.")
 @json_option
@@ -248,6 +251,7 @@ def suggest(
     percentile: float,
     groups: tuple[str, ...],
     each: Any,
+    steps: int | None,
     output: str | None,
     force: bool,
     as_json: bool,
@@ -257,13 +261,13 @@ def suggest(
     \b
     Examples:
       onnx-clip suggest norms.jsonl                         # shows them
-      onnx-clip suggest norms.jsonl -o clip.toml --percentile 95
+      onnx-clip suggest norms.jsonl -o clip.toml --percentile 95 --steps 90
       onnx-clip suggest norms.jsonl -o clip.toml --each global --group 'embed*'
     """
     from onnx_clip_pass.monitoring import read_norms
     from onnx_clip_pass.storage import errors_name, file_at, write_bytes
 
-    found = read_norms(norms).suggest(percentile, groups=groups, each=each)
+    found = read_norms(norms).suggest(percentile, groups=groups, each=each, steps=steps)
     if output is not None:
         target = Path(output)
         with errors_name(target):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx_clip_pass.arguments import check_path
 from onnx_clip_pass.clips.norms import norm_of
 from onnx_clip_pass.errors import OnnxClipError
-from onnx_clip_pass.monitoring.adapting import check_percentile, percentile_of
+from onnx_clip_pass.monitoring.adapting import check_count, check_percentile, percentile_of
 from onnx_clip_pass.monitoring.recording import (
     Head,
     Row,
@@ -116,7 +116,12 @@ class Norms(Viewed):
         }
 
     def suggest(
-        self, percentile: float = 90.0, *, groups: Sequence[str] = (), each: Each = "gradient"
+        self,
+        percentile: float = 90.0,
+        *,
+        groups: Sequence[str] = (),
+        each: Each = "gradient",
+        steps: int | None = None,
     ) -> Suggestion:
         """Return thresholds: a percentile of the finite norms that were seen before clipping.
 
@@ -125,12 +130,22 @@ class Norms(Viewed):
             groups: patterns of parameters, each a group with a global norm of its own; the first
                 that matches takes a parameter.
             each: "gradient", a threshold for each of the others; "global", one for all of them.
+            steps: how many count, the first ones; None for all. Of a run that was lost those
+                before it.
 
         Raises:
-            OnnxClipError: there are no finite norms, a pattern matches nothing, or `percentile` is
-                no number from 0 to 100.
+            OnnxClipError: there are no finite norms, a pattern matches nothing, `percentile` is
+                no number from 0 to 100, or `steps` no whole number from 1 to as many as there are.
         """
-        return suggest(self.parameters, self.norm, percentile, groups=groups, each=each)
+        norms = self.norm
+        if steps is not None:
+            check_count("steps", steps, 1)
+            if steps > len(norms):
+                raise OnnxClipError(
+                    f"steps must be {len(norms)}, as many as the run has, or less, not {steps}"
+                )
+            norms = norms[:steps]
+        return suggest(self.parameters, norms, percentile, groups=groups, each=each)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it: JSON lines, or comma-separated values where `path` ends in .csv.
