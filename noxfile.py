@@ -67,7 +67,7 @@ def ort_training(session: nox.Session) -> None:
 
 @nox.session(tags=["ci"])
 def examples(session: nox.Session) -> None:
-    """Train the digits example in full; that of several workers is in ort_training."""
+    """Train the examples of digits and a lost run; that of several workers is in ort_training."""
     session.install("-e", ".[test,examples]")
     session.run("python", "-m", "pytest", *(session.posargs or ["tests/examples"]))
 

@@ -56,6 +56,7 @@ ELSEWHERE = {
     ),
     "pip install onnx-ad onnxruntime scikit-learn matplotlib": "nox -s examples",
     "python examples/digits/train.py --picture digits.png": "nox -s examples",
+    "python examples/char_gru/train.py compare --picture lost_run.png": "by hand, in five minutes",
     'pip install -e . "onnxruntime-gpu[cuda,cudnn]" onnx-ad==0.3.0 scikit-learn': "who has a GPU",
     "python benchmarks/on_cuda.py --json found.json": "who has a GPU",
     "python benchmarks/on_cuda.py --without-gpu": "nox -s placement",
@@ -113,11 +114,12 @@ class Stage:
             (self.folder / name).symlink_to(ROOT / name)
         shutil.copy(ROOT / "models" / "seed" / "train_step.onnx", self.folder / "model.onnx")
         # for the commands that bash runs
-        command = self.folder / ".bin" / "onnx-clip"
-        command.parent.mkdir()
+        (commands := self.folder / ".bin").mkdir()
         run = "import sys; from onnx_clip_pass.cli import main; sys.exit(main())"
-        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{run}" "$@"\n')
-        command.chmod(0o755)
+        for name, options in (("python", ""), ("onnx-clip", f' -c "{run}"')):
+            command = commands / name
+            command.write_text(f'#!/bin/sh\nexec "{sys.executable}"{options} "$@"\n')
+            command.chmod(0o755)
 
     def run(self, block: Block) -> str:
         """Run a block.
