@@ -26,6 +26,9 @@ settings.load_profile(
     "nightly" if os.environ.get("ONNX_CLIP_NIGHTLY") else "ci" if os.environ.get("CI") else "here"
 )
 
+# The width of a terminal that is told to all that it starts, as to the workers of pytest-xdist.
+os.environ.pop("COLUMNS", None)
+
 # Scripts that need other packages, which --doctest-modules would import.
 collect_ignore = ["mutation", "recorded", "public_surface.py"]
 # They hold no examples, and --doctest-modules takes two of one name for one module.
