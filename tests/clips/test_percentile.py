@@ -235,7 +235,7 @@ def test_a_state_is_an_input_without_default_and_an_output_behind_the_others():
     assert strip(clipped) == original
     assert clip_gradients(clipped, GradientClipByPercentile(10.0, 12), emit="norm") == clipped
     assert initial_states(original) == {}
-    assert "percentile of 12" in str(inspect_model(clipped))
+    assert "states, to be carried from step to step" in str(inspect_model(clipped))
 
 
 def test_names_that_are_taken_are_left_to_the_model():
