@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT / "docs"))
 
 from marked import put  # noqa: E402
 
-BENCHMARKS = ("files", "rewriting", "norms", "running", "sessions")
+BENCHMARKS = ("files", "rewriting", "norms", "running", "sessions", "watching")
 PAGE = ROOT / "docs" / "measurements.md"
 
 
@@ -41,13 +41,18 @@ PAGE = ROOT / "docs" / "measurements.md"
     multiple=True,
     default=(1, 2),
     show_default=True,
-    help="For `running` and `norms`: of each session. With one, times are those of the processor, "
-    "which others on the machine disturb less.",
+    help="For `running`, `norms` and `watching`: of each session. With one, times are those of the "
+    "processor, which others on the machine disturb less.",
 )
 @click.option(
     "--training-python",
     metavar="PATH",
     help="A Python with PyTorch and onnxruntime-training, for two contestants of `running`.",
+)
+@click.option(
+    "--torch-python",
+    metavar="PATH",
+    help="A Python with PyTorch and onnxscript (docs/pytorch.md), for two steps of `watching`.",
 )
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Keep measurements.")
 @click.option("--page", is_flag=True, help="Write the tables into docs/measurements.md.")
@@ -57,6 +62,7 @@ def main(
     turns: int,
     threads: tuple[int, ...],
     training_python: str | None,
+    torch_python: str | None,
     json_path: Path | None,
     page: bool,
 ) -> None:
@@ -68,10 +74,12 @@ def main(
     found: dict[str, list[Sheet]] = {}
     for name in names or BENCHMARKS:
         options: dict[str, Any] = {"quick": quick, "turns": 2 if quick else turns}
-        if name in ("running", "norms"):
+        if name in ("running", "norms", "watching"):
             options["threads"] = threads
         if name == "running":
             options["training_python"] = training_python
+        if name == "watching":
+            options["torch_python"] = torch_python
         found[name] = []
         for sheet in importlib.import_module(name).sheets(**options):
             found[name].append(sheet)
