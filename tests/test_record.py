@@ -131,6 +131,7 @@ def test_the_note_says_what_was_clipped_how_and_by_which_version(clipped: onnx.M
         {"gradient": "h", "parameter": "V", **how},
     ]
     assert told["renamed"] == {"clip/g/raw": "g", "clip/h/raw": "h"}
+    assert "layout" not in told  # as it was before there were several
     assert told["initializers"] == ["clip/1:float32"]
     assert told["nodes"] == [
         f"clip/{gradient}/{op}" for gradient in "gh" for op in ("ReduceL2", "Div", "Min", "Mul")
