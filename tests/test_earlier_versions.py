@@ -14,6 +14,7 @@ import pytest
 
 from onnx_clip_pass import inspect_artifacts, inspect_model, strip, strip_artifacts, verify
 from onnx_clip_pass.cli import main
+from onnx_clip_pass.clips import CLIPS
 from onnx_clip_pass.record import Record, read_record
 from onnx_clip_pass.record.entries import FORMATS
 
@@ -63,6 +64,12 @@ def test_every_format_that_is_read_has_its_models():
         for path in (HERE / folder).iterdir()
     }
     assert kept == {case.id for case in EACH}
+
+
+def test_every_clip_is_among_the_newest_models():
+    newest = [read_record(onnx.load(path)) for path in (HERE / str(FORMATS[-1])).glob("*.onnx")]
+    kept = {entry.clip["clip"] for record in newest if record for entry in record.clips}
+    assert kept == {clip.__name__ for clip in CLIPS.values()} | {"Chain"}
 
 
 @pytest.fixture(scope="module")
