@@ -5,8 +5,9 @@ The weakest evidence. A value counts only if
 1. something depends on it: the gradient of a frozen parameter can be left over; if it is an input,
    no product or layer takes it up, as it does a weight that happens to be called so; nor does a
    matrix product if it stays inside: that is how the backward pass goes on from an activation;
-2. the parameter exists as input or initializer, and is no data (see `roles`) and no accumulator's
-   buffer;
+2. the parameter exists as input or initializer, and is no data (see `roles`), no accumulator's
+   buffer, and no slice that Scan takes of what a Loop or a Scan gave: an activation, on the way
+   back through time;
 3. it has the parameter's shape, as declared or else as shape inference finds it. What its graph
    returns may be of unknown shape, or have onnx-ad's seed dimension (see `has_gradient_shape`);
    the latter an inner value may have, too, if its name says adjoint.
@@ -25,7 +26,8 @@ from onnx_clip_pass.gradients.naming import SHORT, parameter_names
 from onnx_clip_pass.gradients.ops import ELEMENTWISE, PRODUCTS
 from onnx_clip_pass.gradients.roles import Roles
 from onnx_clip_pass.gradients.updates import Updates
-from onnx_clip_pass.graph import Flow, Frame, TensorType, Value
+from onnx_clip_pass.graph import OUTPUT, Flow, Frame, TensorType, Value
+from onnx_clip_pass.graph.control import subgraph_output_of_input
 
 __all__ = ["Candidates", "Named", "candidates", "find"]
 
@@ -96,10 +98,26 @@ def _candidates(flow: Flow, frame: Frame) -> Candidates:
             value = Value(frame, name)
             if parameter.node is not None or 0 in accumulator.slots_of(flow, parameter):
                 continue
+            if _is_kept_by_a_loop(flow, parameter):
+                continue
             if _fits(flow, value, parameter):
                 found[parameter].append(value)
                 break
     return found
+
+
+def _is_kept_by_a_loop(flow: Flow, parameter: Value) -> bool:
+    """Return whether rule 2 takes an input of a subgraph for an activation."""
+    frame, name = parameter
+    at = frame.scope.input_slots.get(name)
+    if frame.caller is None or frame.call == OUTPUT or frame.scope.is_function or at is None:
+        return False
+    scan = frame.caller.scope.nodes[frame.call]
+    if scan.op_type != "Scan" or subgraph_output_of_input(scan, at) is not None:
+        return False
+    whole = flow.resolve(frame.caller, scan.input[at])
+    made = None if whole is None else whole.node
+    return made is not None and made.op_type in ("Loop", "Scan")
 
 
 class _Used:

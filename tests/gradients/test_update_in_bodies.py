@@ -31,6 +31,32 @@ def test_micro_batches_whose_sum_is_only_buffered_in_a_loop_have_no_gradient(fin
     assert found == []
 
 
+def test_backpropagation_through_time_in_scan_has_the_gradients_of_weights_alone(find):
+    """`dh` is the gradient of a state, which the loop forwards has kept, whatever it is called."""
+    found = find(
+        """
+        last, hs, outs = Scan <num_scan_inputs = 1, body = forwards (h, x) => (h_new, before, out) {
+            s = MatMul (x, W)  sum = Add (h, s)  h_new = Tanh (sum)
+            before = Identity (h)  out = Identity (h_new)
+        }> (silence, xs)
+        d_outs = Sub (outs, ts)
+        first, d_sums = Scan <num_scan_inputs = 3, scan_input_directions = [1, 1, 1],
+            scan_output_directions = [1], body = backwards (d_later, d_out, h, out) => (dh, d_sum) {
+            d = Add (d_later, d_out)  oo = Mul (out, out)  slope = Sub (one, oo)
+            d_sum = Mul (d, slope)  kept = Sub (h, h)  dh = Add (d_sum, kept)
+        }> (silence, d_outs, hs, outs)
+        rows = Flatten <axis = 2> (xs)
+        d_rows = Flatten <axis = 2> (d_sums)
+        g = Gemm <transA = 1> (rows, d_rows)
+        s = Mul (lr, g)
+        W_new = Sub (W, s)
+        """,
+        inputs="float[T,N,4] xs, float[T,N,3] ts, float[N,3] silence, float[4,3] W",
+        outputs="float[4,3] W_new",
+    )
+    assert found == G
+
+
 @pytest.mark.parametrize(
     "text",
     [
