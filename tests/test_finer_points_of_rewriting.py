@@ -10,6 +10,7 @@ from steps import asking
 
 from onnx_clip_pass import (
     AdaptiveGradientClip,
+    GradientClipByGlobalNorm,
     GradientClipByNorm,
     OnnxClipError,
     clip_gradients,
@@ -81,3 +82,79 @@ def test_an_algorithm_of_training_info_sees_no_threshold_of_the_main_graph():
 def test_a_kernel_that_cuda_alone_lacks_is_told_of():
     (warning,) = lacking_kernels([("MatMul", 11, TensorProto.INT64)])
     assert warning.startswith("ONNX Runtime's CUDA provider has no kernel for MatMul (int64, opset")
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "h = Mul(W_new, x)",
+        """h = If (here) <
+            then_branch = yes () => (float[2] a) { a = Mul(W_new, x) },
+            else_branch = no () => (float[2] b) { b = Neg(W_new) }
+        >""",
+    ],
+    ids=["a node", "a branch"],
+)
+def test_a_gradient_that_is_computed_from_new_weights_belongs_to_the_next_step(made: str):
+    """x = 3, 4 gives g = -3, -4, clipped W_new = 0.6, 0.8, and h = 1.8, 3.2 of its own norm."""
+    model = parse(f"""
+        s (float[2] x, float[2] W, float[2] V, float lr, bool here)
+          => (float[2] W_new, float[2] V_new, float[2] g, float[2] h) {{
+            g = Neg(x)
+            s = Mul(lr, g)
+            W_new = Sub(W, s)
+            {made}
+            t = Mul(lr, h)
+            V_new = Sub(V, t)
+        }}""")
+    clip = GradientClipByGlobalNorm(1.0)
+    clipped = clip_gradients(model, clip, gradients={"g": "W", "h": "V"})
+    zero = np.zeros(2, np.float32)
+    given = {"x": np.float32([3, 4]), "W": zero, "V": zero, "lr": np.float32(1)}
+    out = run(clipped, given | {"here": np.array(True)})
+    np.testing.assert_allclose(out["g"], [-0.6, -0.8], rtol=1e-6)  # some roundings of 2 ** -24
+    h = np.array([1.8, 3.2])
+    np.testing.assert_allclose(out["h"], h / np.linalg.norm(h), rtol=1e-6)
+
+
+def test_each_algorithm_of_training_info_has_a_norm_of_its_own():
+    model = parse(
+        "s (float[2,4] x, float[4,3] W) => (float r)"
+        "{ y = MatMul(x, W) r = ReduceSum <keepdims = 0> (y) }"
+    )
+    for name in "gh":
+        graph = parser.parse_graph(f"""
+            update (float lr) => (float[4,3] W_new) {{
+                {name} = ai.onnx.preview.training.Gradient <xs = ["W"], y = "r"> (W)
+                step = Mul(lr, {name})
+                W_new = Sub(W, step)
+            }}""")
+        model.training_info.append(helper.make_training_info(graph, [("W", "W_new")], None, None))
+    clipped = clip_gradients(model, GradientClipByGlobalNorm(1.0))
+    for info in clipped.training_info:
+        assert [node.op_type for node in info.algorithm.node].count("Sqrt") == 1
+
+
+def test_steps_of_one_algorithm_stay_apart_though_another_has_a_single_step():
+    model = parse(
+        "s (float[2] q, float[2] W, float[2] V) => (float[2] r) { y = Mul(q, W) r = Mul(y, V) }"
+    )
+    for name, before in (("a", "A"), ("b", "x")):
+        graph = parser.parse_graph(f"""
+            update (float lr, float[2] x) => (float[2] A, float[2] B) {{
+                g{name} = Neg(x)
+                s = Mul(lr, g{name})
+                A = Sub(W, s)
+                h{name} = Mul({before}, x)
+                t = Mul(lr, h{name})
+                B = Sub(V, t)
+            }}""")
+        info = helper.make_training_info(graph, [("W", "A"), ("V", "B")], None, None)
+        model.training_info.append(info)
+    named = {"ga": "W", "ha": "V", "gb": "W", "hb": "V"}
+    clipped = clip_gradients(model, GradientClipByGlobalNorm(1.0), gradients=named)
+    norms = [
+        [node.op_type for node in info.algorithm.node].count("Sqrt")
+        for info in clipped.training_info
+    ]
+    assert norms == [2, 1]

@@ -66,17 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     options.state.mkdir(exist_ok=True)
     results, mapped = options.state / "results.json", options.state / "map.json"
-    drawn = [mutant for package in PACKAGES for mutant in sample(package, options.sample)]
     known = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
-    chosen = drawn
-    if options.again:
-        chosen = [one for one in drawn if not killed(known.get(one.id))]
-    if options.only:
-        chosen = [one for one in chosen if one.id in options.only]
     everything = ["tests", "onnx_clip_pass", *(f"--ignore=tests/{name}" for name in LEFT_OUT)]
     collected = options.tests or everything
     with tempfile.TemporaryDirectory() as folder:
         trees = [copy(Path(folder) / str(number)) for number in range(options.workers)]
+        drawn = [one for package in PACKAGES for one in sample(trees[0], package, options.sample)]
+        chosen = drawn
+        if options.again:
+            chosen = [one for one in drawn if not killed(known.get(one.id))]
+        if options.only:
+            chosen = [one for one in chosen if one.id in options.only]
         if options.keep_map:
             covering = json.loads(mapped.read_text(encoding="utf-8"))
         else:
@@ -203,7 +203,7 @@ def describe(mutant: Mutant, answer: Json) -> Iterator[str]:
     """Which mutant it is, what it is made of, and how long it was tried."""
     tests = f"{answer['run']} tests in {answer['took']} s" if "run" in answer else ""
     yield f"{mutant.id} {mutant.path}:{mutant.line} {mutant.function}: {answer['outcome']}, {tests}"
-    yield mutant.diff(Path(mutant.path).read_text(encoding="utf-8"))
+    yield mutant.diff
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ class Mutant:
         operator: the kind of change.
         line: where it is.
         statement: where the statement begins that holds it.
+        original: the module.
         source: the module with the change.
     """
 
@@ -47,11 +48,13 @@ class Mutant:
     operator: str
     line: int
     statement: int
+    original: str
     source: str
 
-    def diff(self, original: str) -> str:
+    @property
+    def diff(self) -> str:
         """The change as lines of a unified diff."""
-        texts = original.splitlines(), self.source.splitlines()
+        texts = self.original.splitlines(), self.source.splitlines()
         lines = difflib.unified_diff(*texts, n=1, lineterm="")
         return "\n".join(itertools.islice(lines, 2, None))
 
@@ -125,9 +128,9 @@ class _Visitor(cst.CSTVisitor):
                 self.changes.append(_Change(digest, function, name, *lines, node, after))
 
 
-def mutants(path: str) -> Iterator[tuple[_Change, functools.partial[Mutant | None]]]:
+def mutants(root: Path, path: str) -> Iterator[tuple[_Change, functools.partial[Mutant | None]]]:
     """Each change of a module, and what makes the mutant of it (None: the code is the same)."""
-    source = Path(path).read_text(encoding="utf-8")
+    source = (root / path).read_text(encoding="utf-8")
     wrapper = MetadataWrapper(cst.parse_module(source))
     visitor = _Visitor(path, wrapper.module)
     wrapper.visit(visitor)
@@ -145,16 +148,15 @@ def _made(path: str, original: str, module: cst.Module, change: _Change) -> Muta
         return None
     if codes[0] == codes[1]:
         return None
-    return Mutant(
-        change.id, path, change.function, change.operator, change.line, change.statement, source
-    )
+    where = change.line, change.statement
+    return Mutant(change.id, path, change.function, change.operator, *where, original, source)
 
 
-def sample(package: str, count: int) -> list[Mutant]:
+def sample(root: Path, package: str, count: int) -> list[Mutant]:
     """As many mutants of a package, of all kinds in turn, those whose digests come first."""
     kinds: dict[str, list[tuple[str, functools.partial[Mutant | None]]]] = {}
-    for path in sorted(Path(package).rglob("*.py")):
-        for change, make in mutants(path.as_posix()):
+    for path in sorted((root / package).rglob("*.py")):
+        for change, make in mutants(root, path.relative_to(root).as_posix()):
             kinds.setdefault(change.operator, []).append((change.id, make))
     queues = [iter(sorted(kind, key=lambda one: one[0])) for _, kind in sorted(kinds.items())]
     drawn: list[Mutant] = []
