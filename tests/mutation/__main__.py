@@ -168,7 +168,7 @@ def task(mutant: Mutant, covering: Json, seconds: float) -> Json:
 
 
 def report(
-    drawn: Sequence[Mutant], known: Mapping[str, Json], equivalent: Mapping[str, Json]
+    drawn: Sequence[Mutant], known: Mapping[str, Json], equivalent: Mapping[str, str]
 ) -> tuple[list[str], float]:
     """What to say of the results, and how many percent are killed."""
     lines: list[str] = []
