@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import resource
-import time
 from pathlib import Path
 
 import onnx
@@ -36,15 +35,23 @@ def test_in_the_same_folder_references_stay_and_data_is_not_touched(source: Path
     assert len(list(source.parent.rglob("*"))) == 5
 
 
-def test_beside_six_gigabytes_of_data_a_rewrite_takes_no_time_and_no_memory(tmp_path: Path):
+def bytes_read() -> int:
+    """What this process has read from files so far."""
+    found = re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())
+    assert found is not None
+    return int(found[1])
+
+
+@pytest.mark.skipif(not os.access("/proc/self/io", os.R_OK), reason="nobody counts what is read")
+def test_beside_six_gigabytes_of_data_a_rewrite_reads_none_and_takes_no_memory(tmp_path: Path):
     with (tmp_path / "w.bin").open("wb") as data:
         data.truncate(6 << 30)  # a hole: it takes no space
     source = save(tmp_path / "model.onnx", location="w.bin", offset=5 << 30, length=SIZE)
     rewrite(source, tmp_path / "warm.onnx")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.process_time()  # of the processor: reading 6 GB takes it seconds
+    read = bytes_read()
     rewrite(source, tmp_path / "out.onnx")
-    assert time.process_time() - start < 0.5
+    assert bytes_read() - read < 100_000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB on Linux
     assert references(tmp_path / "out.onnx")[0] == references(source)[0]
 
