@@ -174,9 +174,10 @@ def left_behind(
         )
     if steps is None or steps == count:
         return load_feeds(states), norms.rows, []
+    again = f"step {steps} was" if steps == count - 1 else f"steps {steps} to {count - 1} were"
     note = (
-        f"steps {steps} to {count - 1} were run again: {os.fspath(states)!r} had the states before "
-        f"them, as a run leaves it that is killed"
+        f"{again} run again: {os.fspath(states)!r} had the states before, as a run leaves them "
+        f"that is killed"
     )
     return load_feeds(states), norms.rows[:steps], [note]
 
