@@ -12,10 +12,14 @@ from onnx_clip_pass import (
     AdaptiveGradientClip,
     GradientClipByGlobalNorm,
     GradientClipByNorm,
+    GradientClipByPercentile,
     OnnxClipError,
+    Rule,
     clip_gradients,
+    initial_states,
     plan_clips,
 )
+from onnx_clip_pass.record import read_record
 from onnx_clip_pass.rewrite.reporting import lacking_kernels
 
 ONE = GradientClipByNorm(1.0)
@@ -158,3 +162,23 @@ def test_steps_of_one_algorithm_stay_apart_though_another_has_a_single_step():
         for info in clipped.training_info
     ]
     assert norms == [2, 1]
+
+
+def test_the_record_tells_the_scale_of_the_loss():
+    model = parse("s (float[2] x) => (float[2] g) { g = Neg(x) }")
+    for scale in (1.0, 2.0):
+        record = read_record(clip_gradients(model, ONE, gradients=["g"], loss_scale=scale))
+        assert record is not None
+        assert record.loss_scale == scale
+
+
+def test_each_group_carries_a_history_of_its_own():
+    model = parse("s (float[2] x) => (float[2] g, float[2] h) { g = Neg(x) h = Abs(x) }")
+    rules = [
+        Rule(name, GradientClipByPercentile(history=5, group_name=name)) for name in ("W", "V")
+    ]
+    clipped = clip_gradients(model, rules, gradients={"g": "W", "h": "V"})
+    record = read_record(clipped)
+    assert record is not None
+    assert len(record.states) == 2
+    assert record.states.keys() == initial_states(clipped).keys()

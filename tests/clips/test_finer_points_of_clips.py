@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ from onnx_clip_pass import (
     AdaptiveGradientClip,
     GradientClipByGlobalNorm,
     GradientClipByNorm,
+    GradientClipByPercentile,
     GradientClipByRMS,
     GradientClipByValue,
     OnnxClipError,
@@ -20,6 +22,7 @@ from onnx_clip_pass import (
 )
 from onnx_clip_pass.clips import Clip
 from onnx_clip_pass.clips.numerics import Numerics
+from onnx_clip_pass.clips.settings import Count
 
 X = np.float32([3, 4])  # of norm 5
 INF = math.inf
@@ -131,3 +134,47 @@ def test_a_clip_to_at_most_zero_is_no_less_a_scale():
     assert GradientClipByValue(0.0, min=-1.0).scales
     assert GradientClipByValue(1.0, min=0.0).scales
     assert not GradientClipByValue(2.0, min=1.0).scales
+
+
+@pytest.mark.parametrize(
+    ("settings", "label"),
+    [
+        ({}, "global norm <= 10th percentile of 20"),
+        ({"group_name": "a"}, "global norm <= 10th percentile of 20 (a)"),
+        ({"per_gradient": True}, "norm <= 10th percentile of 20"),
+        ({"factor": 2.0}, "global norm <= 2 * 10th percentile of 20"),
+    ],
+    ids=str,
+)
+def test_a_percentile_is_called_what_it_is(settings: dict[str, Any], label: str):
+    clip = GradientClipByPercentile(percentile=10.0, history=20, **settings)
+    assert clip.label == label
+    assert clip.group == (None if "per_gradient" in settings else clip.group_name)
+
+
+@pytest.mark.parametrize("value", [2.5, True, "3"])
+def test_a_count_is_a_whole_number(value: object):
+    count = Count(2, 10)
+    assert count.toml_fault(value) == "must be a whole number"
+    with pytest.raises(OnnxClipError, match="x must be a whole number from 2 to 10, not "):
+        count.check("x", value)
+
+
+def test_a_count_has_ends():
+    count = Count(2, 10)
+    assert [count.check("x", value) for value in (2, np.int64(10))] == [2, 10]
+    assert count.toml_fault(3) == ""
+    for value in (1, 11):
+        with pytest.raises(OnnxClipError, match="x must be a whole number from 2 to 10, not "):
+            count.check("x", value)
+
+
+def test_each_gradient_may_have_a_percentile_of_its_own():
+    """The median of 4 and 1 is 2.5, that of 1 and 4 too: what is 4 is above it, and 1 below."""
+    clip, states = GradientClipByPercentile(50.0, per_gradient=True), {}
+    assert clip.apply({"a": np.array([4.0]), "b": np.array([1.0])}, states=states).keys() == {
+        "a",
+        "b",
+    }
+    out = clip.apply({"a": np.array([1.0]), "b": np.array([4.0])}, states=states)
+    assert (out["a"], out["b"]) == (1.0, 2.5)

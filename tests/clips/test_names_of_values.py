@@ -11,6 +11,7 @@ from onnx_clip_pass import (
     AdaptiveGradientClip,
     GradientClipByGlobalNorm,
     GradientClipByNorm,
+    GradientClipByPercentile,
     GradientClipByRMS,
     GradientClipByValue,
     clip_gradients,
@@ -82,14 +83,21 @@ def step(dtype: str, shape: str) -> onnx.ModelProto:
             "root of elements, scale, scale if limited, seeds, size, squares, total, "
             "unlimited",
         ),
+        (
+            "float", "[3]", GradientClipByPercentile(percentile=10.0, history=20), {},
+            "above, below, count, element, end in float64, floor, gap, high, in place, is finite, "
+            "is first, is within, last, limit, low, needed, next, norm, norms so far, norms_new, "
+            "ones, part, percentile, place, ranks, ratio, scale, scale if limited, seen, shifted, "
+            "smallest, smallest places, step, together",
+        ),
     ],
-    ids=["L3", "RMS", "all", "value", "units", "all L3", "samples", "axes", "RMS of seeds"],
+    ids=["L3", "RMS", "all", "value", "units", "all L3", "samples", "axes", "RMS, seeds", "so far"],
 )  # fmt: skip
 def test_values_are_called_what_they_are(
     dtype: str, shape: str, clip: Clip, options: dict[str, Any], words: str
 ):
     gradients = {"g": "W"}
-    if isinstance(clip, GradientClipByGlobalNorm) and "nadj" not in shape:
+    if hasattr(clip, "group_name") and "nadj" not in shape:
         gradients |= {"h": "V"}
     clipped = clip_gradients(step(dtype, shape), clip, gradients=gradients, **options)
     made = (name for node in clipped.graph.node for name in node.output)
