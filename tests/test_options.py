@@ -132,12 +132,14 @@ def test_what_a_function_does_not_take_is_refused_in_its_own_words(tmp_path):
 NEW = f"""
 import inspect, sys
 from typing import Annotated, Literal
+from onnx_clip_pass import rewrite
 from onnx_clip_pass.options import Option
 from onnx_clip_pass.rewrite import settings
 
-settings.Options.__annotations__["colour"] = Annotated[
-    Literal["red", "blue"], Option("red", "the colour.", "The colour of it all.")
-]
+class Options(settings.Options, total=False):
+    colour: Annotated[Literal["red", "blue"], Option("red", "the colour.", "The colour of it all.")]
+
+settings.Options = rewrite.Options = Options
 import onnx
 from onnx_clip_pass import GradientClipByNorm, OnnxClipError, clip_gradients, clip_gradients_file
 from onnx_clip_pass.cli import main
