@@ -99,7 +99,7 @@ def _parameter(of: griffe.Parameter) -> str:
 def _short(text: str) -> str:
     """Return it without modules, and arrays as every version of NumPy has them in the source."""
     text = re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Za-z])", "", text)
-    return text.replace("ndarray[tuple[Any, ...], dtype[Any]]", "NDArray[Any]")
+    return re.sub(r"ndarray\[(?:tuple\[Any, \.\.\.\]|Any), dtype\[Any\]\]", "NDArray[Any]", text)
 
 
 def _members(found: griffe.Class, source: griffe.Class) -> Iterator[str]:

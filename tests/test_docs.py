@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ def test_output_is_put_where_it_is_shown_and_a_failure_that_is_shown_is_none(tmp
     assert with_output(page) == ("a\n```console\n$ echo 1\n1\n$ exit 3\n[exit code 3]\n```\nb\n")
 
 
+@pytest.mark.skipif(version("rich").startswith("13."), reason="rich 13 spaces lines otherwise")
 def test_the_picture_shows_what_is_printed():
     assert PICTURE.read_text(encoding="utf-8") == picture(), (
         "run python docs/make_picture.py --write"
