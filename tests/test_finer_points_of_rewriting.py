@@ -182,3 +182,29 @@ def test_each_group_carries_a_history_of_its_own():
     assert record is not None
     assert len(record.states) == 2
     assert record.states.keys() == initial_states(clipped).keys()
+
+
+def test_of_two_parameters_with_one_gradient_each_is_told_by_the_whole_way_to_its_update():
+    """x = 3, 4 gives every element of a row of g: its norm is 5 * sqrt(2)."""
+    model = parse("""
+        s (float[1,2] x, float[2,2] W, float[2,2] V, float lr)
+          => (float loss, float[2,2] W_new, float[2,2] V_new)
+        <float[1,2] ones = {1, 1}> {
+            sum = Add(W, V)
+            y = MatMul(x, sum)
+            loss = ReduceSum <keepdims = 0> (y)
+            xT = Transpose <perm = [1, 0]> (x)
+            g = MatMul(xT, ones)
+            a = Mul(g, lr)
+            s = Mul(lr, a)
+            W_new = Sub(W, s)
+            b = Neg(g)
+            t = Mul(lr, b)
+            V_new = Add(V, t)
+        }""")
+    clipped = clip_gradients(model, GradientClipByNorm(1.0, need_clip="W"))
+    zero, g = np.zeros((2, 2), np.float32), np.array([[3, 3], [4, 4]])
+    given = {"x": np.float32([[3, 4]]), "W": zero, "V": zero, "lr": np.float32(1)}
+    out = run(clipped, given)
+    np.testing.assert_allclose(out["W_new"], -g / 50**0.5, rtol=1e-6)  # roundings of 2 ** -24
+    np.testing.assert_array_equal(out["V_new"], -g)
