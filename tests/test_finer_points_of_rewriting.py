@@ -18,6 +18,7 @@ from onnx_clip_pass import (
     clip_gradients,
     initial_states,
     plan_clips,
+    strip,
 )
 from onnx_clip_pass.record import read_record
 from onnx_clip_pass.rewrite.reporting import lacking_kernels
@@ -208,3 +209,17 @@ def test_of_two_parameters_with_one_gradient_each_is_told_by_the_whole_way_to_it
     out = run(clipped, given)
     np.testing.assert_allclose(out["W_new"], -g / 50**0.5, rtol=1e-6)  # roundings of 2 ** -24
     np.testing.assert_array_equal(out["V_new"], -g)
+
+
+def test_what_one_open_parameter_can_be_answered_with_is_said_of_one():
+    with pytest.raises(OnnxClipError) as refused:
+        clip_gradients(asking(), ONE)
+    said = str(refused.value)
+    assert said.startswith("the gradient of 1 trained parameter is not known for sure")
+    assert "leave it out by name" in said
+    assert "accept that it is not clipped" in said
+
+
+def test_a_path_that_is_given_to_strip_is_answered_by_what_takes_one():
+    with pytest.raises(OnnxClipError, match=r"onnx\.load, or the command onnx-clip strip"):
+        strip("model.onnx")  # type: ignore[arg-type]
