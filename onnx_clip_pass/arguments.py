@@ -18,6 +18,7 @@ from onnx import ModelProto
 from onnx_clip_pass.errors import OnnxClipError, shown
 
 __all__ = [
+    "MOST_NORMS",
     "as_number",
     "check_choice",
     "check_flags",
@@ -29,6 +30,9 @@ __all__ = [
     "number_in",
     "whole_in",
 ]
+
+MOST_NORMS = 1 << 20
+"""The norms that a history can hold: more would take 20 ms and more a step."""
 
 _NUMBER = re.compile(
     r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf|infinity|nan)", re.ASCII | re.IGNORECASE

@@ -90,7 +90,9 @@ def clip_gradients_file(
         check_target(source, target, how)
         report = clip_in_place(structure.model, clip, decide=decide, **others)
         files = files_along(structure, target, how)
-        small = beside(structure.model, target, places_of(files, target), force=how.force)
+        small = beside(
+            structure.model, target, [source, *places_of(files, target)], force=how.force
+        )
         if not dry_run:
             write_model(structure, target, files, how, small)
         notes = linked(structure, target, files, how)

@@ -134,7 +134,7 @@ class Plan(Viewed):
         with self._rewritten.source.reopened() as source:
             check_target(source.path, target, how)
             files = files_along(self._rewritten, target, how)
-            taken = places_of(files, target)
+            taken = [source.path, *places_of(files, target)]
             small = beside(self._rewritten.model, target, taken, force=how.force)
             write_model(self._rewritten, target, files, how, small)
             warn(linked(self._rewritten, target, files, how))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import zipfile
-import zlib
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnx_clip_pass.arguments import check_path, model_or_path
+from onnx_clip_pass.arguments import MOST_NORMS, check_path, model_or_path
 from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.graph import TensorType
 from onnx_clip_pass.graph.spec import DOUBLE, FLOAT
 from onnx_clip_pass.options import Option, ProgressOption, checked, described
 from onnx_clip_pass.progress import WantsProgress, told
-from onnx_clip_pass.record import OURS, is_clipped, read_record
+from onnx_clip_pass.record import is_clipped, states_of
 from onnx_clip_pass.storage import (
     DataFile,
     ExternalDataMode,
@@ -206,23 +205,22 @@ def initial_states(model: ModelProto | _Path) -> dict[str, NDArray[Any]]:
     given = model_or_path("model", model)
     if not isinstance(given, ModelProto):
         given = load_model(given, external_data=False)
-    record = read_record(given)
-    if record is None:  # the clip alone bears none
-        outputs = {port.name for port in given.graph.output}
-        names = [p.name for p in given.graph.input if p.name.startswith(OURS)]
-        names = [name for name in names if f"{name}_new" in outputs]
-    else:
-        names = [*record.states]
     kinds = {value.name: TensorType.of(value.type) for value in given.graph.input}
     found = {}
-    for name in names:
+    for name in states_of(given):
         kind = kinds.get(name)
-        if kind is None or kind.dtype not in (FLOAT, DOUBLE) or kind.shape is None:
+        sizes = [size for size in (kind and kind.shape) or () if isinstance(size, int)]
+        is_vector = kind is not None and len(sizes) == 1 and kind.shape == tuple(sizes)
+        if kind is None or not is_vector or kind.dtype not in (FLOAT, DOUBLE):
             raise OnnxClipError(
-                f"the record says that the input {name!r} is the state of a clip, which it is not; "
+                f"the model says that the input {name!r} is the state of a clip, which it is not; "
                 f"rewrite the original again"
             )
-        sizes = [size if isinstance(size, int) else 0 for size in kind.shape]
+        if not 1 < sizes[0] <= MOST_NORMS:
+            raise OnnxClipError(
+                f"the model says that the input {name!r} is a history of {sizes[0]} norms; "
+                f"expected 2 to {MOST_NORMS:,}"
+            )
         found[name] = np.full(sizes, np.inf, kind.dtype_name)
     return found
 
@@ -237,33 +235,38 @@ def beside(model: ModelProto, target: Path, taken: Iterable[Path] = (), *, force
     if not states:
         return {}
     path = target.with_name(f"{target.stem}.clip_state.npz")
-    if path.resolve() in {each.resolve() for each in taken}:
+    # realpath, and not resolve: a link to itself is an error of the latter
+    if os.path.realpath(path) in {os.path.realpath(each) for each in taken}:
         raise OnnxClipError(
-            f"the states of the clips are to lie in {str(path)!r}, where the model's external data "
-            f"lies, or is to lie; choose another name for the output"
+            f"the states of the clips are to lie in {str(path)!r}, where the model or its external "
+            f"data lies, or is to lie; choose another name for the output"
         )
     with errors_name(path):
         if file_at(path, "model.clip_state.npz"):
             check_replaceable(
                 path,
-                partial(_has, states),
+                _has_no_norms,
                 force=force,
                 otherwise="is to hold the first values of the clips' states, and holds others, as "
                 "a loop may have saved them",
             )
     data = io.BytesIO()
-    np.savez_compressed(data, **states)  # type: ignore[arg-type]
+    try:
+        np.savez_compressed(data, **states)  # type: ignore[arg-type]
+    except struct.error as error:  # of names longer than 65,535 bytes
+        raise OnnxClipError(
+            f"the states of the clips cannot be kept in an .npz file: {error}; use a shorter name "
+            f"for the group, or shorter names of gradients"
+        ) from error
     return {path: data.getvalue()}
 
 
-def _has(states: Mapping[str, NDArray[Any]], path: Path) -> bool:
-    """Return whether a file holds just these arrays."""
+def _has_no_norms(path: Path) -> bool:
+    """Return whether a file holds histories as they are before the first step, of any clip."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            return found.files == [*states] and all(
-                np.array_equal(found[name], array) for name, array in states.items()
-            )
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
+            return all(bool(np.all(np.isposinf(found[name]))) for name in found.files)
+    except Exception:  # numpy and zipfile have many ways to refuse what is none
         return False
 
 

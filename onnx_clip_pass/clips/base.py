@@ -136,6 +136,10 @@ class Clip(ABC):
             raise OnnxClipError(
                 f"parameters must be a mapping of names to arrays, not {type(parameters).__name__}"
             )
+        if states is not None and not isinstance(states, dict):
+            raise OnnxClipError(
+                f"states must be a dict, which is brought up to date, not {type(states).__name__}"
+            )
         clipped = dict(gradients)
         for formula in self.formulas:
             found = formula.cases(clipped, parameters or {})
@@ -317,6 +321,10 @@ class Formula(Clip):
         if faults:
             raise OnnxClipError("expected each parameter in the shape of its gradient:", faults)
         return {name: Case(arrays[name], parameter) for name, parameter in own.items()}
+
+    def limits_together(self, cases: Sequence[Case]) -> NDArray[np.float64]:
+        """The limit of the norm of these gradients together, of a formula that keeps a history."""
+        raise NotImplementedError(f"{type(self).__name__} keeps no history")
 
     def remembered(
         self, norm: NDArray[np.float64], before: NDArray[np.float64] | None

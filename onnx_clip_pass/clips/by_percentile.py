@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_clip_pass.arguments import MOST_NORMS
 from onnx_clip_pass.clips.base import Case
 from onnx_clip_pass.clips.emitter import Emitter
 from onnx_clip_pass.clips.numerics import Numerics
@@ -24,7 +25,6 @@ from onnx_clip_pass.selection import NeedClip
 __all__ = ["GradientClipByPercentile"]
 
 _FIRST_OPSET = 12
-_MOST = 1 << 20
 
 
 class GradientClipByPercentile(TogetherClip):
@@ -82,7 +82,7 @@ class GradientClipByPercentile(TogetherClip):
         Percent(), "of the norms so far that is let through.", default=10.0, is_always_told=True
     )
     history: int = setting(
-        Count(2, _MOST), "the last norms that count.", default=1000, is_always_told=True
+        Count(2, MOST_NORMS), "the last norms that count.", default=1000, is_always_told=True
     )
     factor: float = setting(Number(), "times this.", default=1.0)
     per_gradient: bool = setting(FLAG, "a norm and a history for each gradient.", default=False)
@@ -93,6 +93,10 @@ class GradientClipByPercentile(TogetherClip):
         super().__post_init__()
         if self.factor == math.inf:
             raise OnnxClipError("factor must be a positive number, not inf: it would clip nothing")
+        if self.per_gradient and self.group_name != DEFAULT_GROUP:
+            raise OnnxClipError(
+                f"per_gradient has no groups: leave out group_name={self.group_name!r}, or it"
+            )
 
     @property
     def history_size(self) -> int:
@@ -139,6 +143,9 @@ class GradientClipByPercentile(TogetherClip):
         largest = np.max(case.history, where=np.isfinite(case.history), initial=0.0)
         return float(self.limit(np.asarray(largest), [case]))
 
+    def limits_together(self, cases: Sequence[Case]) -> NDArray[np.float64]:
+        return self.limit(self.total(cases), cases)
+
     def limit(self, total: NDArray[np.float64], cases: Sequence[Case]) -> NDArray[np.float64]:
         seen = self.remembered(total, cases[0].history)
         finite = seen[np.isfinite(seen)]
@@ -170,7 +177,8 @@ class GradientClipByPercentile(TogetherClip):
 
     def _checked(self, label: str, history: object) -> NDArray[np.float64]:
         array = np.asarray(history)
-        if array.shape != (self.history,) or array.dtype.kind != "f":
+        is_one = array.shape == (self.history,) and array.dtype.kind == "f"
+        if not is_one or not (array >= 0).all():
             raise OnnxClipError(
                 f"expected the last {self.history} norms of {label!r} as its state, floating "
                 f"numbers as this clip has made them, not {shown(history)}"

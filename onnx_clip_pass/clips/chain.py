@@ -25,7 +25,7 @@ class Chain(Clip):
         clips: one or more.
 
     Raises:
-        OnnxClipError: there is none, or one is no clip.
+        OnnxClipError: there is none, one is no clip, or two keep a history of norms.
 
     Example:
         >>> import numpy as np
@@ -47,6 +47,8 @@ class Chain(Clip):
         if not clips:
             raise OnnxClipError("Chain needs at least one clip")
         self._formulas = tuple(formula for clip in clips for formula in clip.formulas)
+        if sum(formula.history_size > 0 for formula in self._formulas) > 1:
+            raise OnnxClipError("a chain can have one clip by a percentile of the norms so far")
         self.need_clip = None
         self.threshold = self._formulas[0].threshold if len(self._formulas) == 1 else None
         self.reads_parameter = any(formula.reads_parameter for formula in self._formulas)

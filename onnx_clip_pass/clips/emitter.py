@@ -191,15 +191,14 @@ class Emitter(Tape):
 
     def state(self, what: str, dtype: int, size: int) -> Tensor:
         """A vector that is carried from step to step: an input of the model, without a default."""
-        name = self._editor.fresh(f"clip/{self.label}/{what}")
+        name, new = self._editor.fresh_with(f"clip/{self.label}/{what}", "_new")
         self._editor.add_state(name, TensorType(dtype, (size,)))
+        self.carried[name] = new
         return Tensor(name, dtype, (size,))
 
     def carry(self, state: Tensor, new: Tensor) -> None:
         """Make the new value of a state an output of the model."""
-        name = self._editor.fresh(f"{state.name}_new")
-        self.output(new, name)
-        self.carried[state.name] = name
+        self.output(new, self.carried[state.name])
 
     def is_infinite(self, limit: Tensor) -> Tensor | None:
         """A bool of the graph, whether a limit is inf; None if it is a constant that is not."""

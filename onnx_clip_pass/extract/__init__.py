@@ -23,7 +23,7 @@ from onnx_clip_pass.gradients import Gradient
 from onnx_clip_pass.graph import Editor, Index, TensorType
 from onnx_clip_pass.graph.spec import FLOATING
 from onnx_clip_pass.options import takes_options
-from onnx_clip_pass.record import is_clipped
+from onnx_clip_pass.record import is_clipped, note_states
 from onnx_clip_pass.rewrite import (
     ClipOrRules,
     Clipped,
@@ -217,6 +217,10 @@ def _extract(
         label = f"clip/{name}/Identity"
         alone.graph.node.append(helper.make_node("Identity", [name], [f"{name}.clipped"], label))
     reduced = None if cut is None else cut.finish(alone)
+    ports = {port.name for port in (*alone.graph.input, *alone.graph.output)}
+    made = replace(made, states=tuple(state for state in made.states if state.output in ports))
+    if made.states:
+        note_states(alone, {state.input: state.output for state in made.states})
     if cut is not None:
         made = _left_of(replace(made, used=made.used | cut.used), alone.graph)
     _order_inputs(alone.graph, kinds)

@@ -86,6 +86,14 @@ class Editor:
         self._names.add(name)
         return name
 
+    def fresh_with(self, wish: str, suffix: str) -> tuple[str, str]:
+        """Two such names, of which the second is the first with a suffix."""
+        name = self.fresh(wish)
+        while f"{name}{suffix}" in self._names:
+            name = self.fresh(wish)
+        self._names.add(f"{name}{suffix}")
+        return name, f"{name}{suffix}"
+
     def insert(
         self,
         scope: Scope,

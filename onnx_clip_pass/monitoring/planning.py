@@ -107,8 +107,11 @@ def plan_model(
     watched, notes = watched_of(seen.found, record, Index(model))
     if not watched:
         raise OnnxClipError("there is nothing to watch: no gradient is found", notes)
-    carried, unsure = _carried(before, seen.states, _as_carry({} if carry is None else carry))
-    carried |= {} if record is None else record.states
+    ours = {} if record is None else record.states
+    said = _as_carry({} if carry is None else carry)
+    said = {new: name for new, name in said.items() if ours.get(name) != new}
+    carried, unsure = _carried(before, seen.states, said)
+    carried |= ours
     if at_rest := [each.parameter for each in watched if each.parameter not in carried]:
         notes.append(
             f"no output is known to be the new value of {listed([*map(repr, at_rest)])}: unless "

@@ -12,7 +12,15 @@ leaves it (`_forged`).
 """
 
 from onnx_clip_pass.record.entries import ClipEntry, Measure, Record, Uncovered
-from onnx_clip_pass.record.note import KEY, OURS, is_clipped, read_record, write_record
+from onnx_clip_pass.record.note import (
+    KEY,
+    OURS,
+    is_clipped,
+    note_states,
+    read_record,
+    states_of,
+    write_record,
+)
 from onnx_clip_pass.record.undoing import strip, strip_if_clipped, undo
 
 __all__ = [
@@ -23,7 +31,9 @@ __all__ = [
     "Record",
     "Uncovered",
     "is_clipped",
+    "note_states",
     "read_record",
+    "states_of",
     "strip",
     "strip_if_clipped",
     "undo",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import get_type_hints
 
 from onnx import ModelProto, NodeProto, TensorProto
@@ -13,9 +13,19 @@ from onnx_clip_pass.errors import OnnxClipError, shown
 from onnx_clip_pass.form import FormError, read_json, reader_of
 from onnx_clip_pass.record.entries import FORMATS, SEALED, Record
 
-__all__ = ["KEY", "OURS", "digest_of", "is_clipped", "read_record", "write_record"]
+__all__ = [
+    "KEY",
+    "OURS",
+    "digest_of",
+    "is_clipped",
+    "note_states",
+    "read_record",
+    "states_of",
+    "write_record",
+]
 
 KEY = "onnx_clip_pass"
+STATES = "onnx_clip_pass.states"
 OURS = "clip/"
 """The beginning of the names of nodes, constants and values that a rewrite adds."""
 
@@ -65,6 +75,29 @@ def read_record(model: ModelProto) -> Record | None:
         raise OnnxClipError(
             f"the metadata entry {KEY!r} is no record that this version can read ({error}); "
             f"remove the entry if another tool wrote it, else use the version that wrote it"
+        ) from error
+
+
+def note_states(model: ModelProto, states: Mapping[str, str]) -> None:
+    """Say in a clip alone, which bears no record, which inputs and outputs are its states."""
+    model.metadata_props.add(key=STATES, value=json.dumps(dict(states), ensure_ascii=False))
+
+
+def states_of(model: ModelProto) -> dict[str, str]:
+    """The inputs that are states of clips, each with the output that is its new value.
+
+    Raises:
+        OnnxClipError: the metadata entry is there and is none that onnx-clip wrote.
+    """
+    record = read_record(model)
+    found = [entry.value for entry in model.metadata_props if entry.key == STATES]
+    if record is not None or not found:
+        return {} if record is None else record.states
+    try:
+        return dict(reader_of(dict[str, str])(read_json(found[0])))
+    except FormError as error:
+        raise OnnxClipError(
+            f"the metadata entry {STATES!r} tells of no states ({error}); extract the clip again"
         ) from error
 
 

@@ -127,6 +127,8 @@ def _forged(model: ModelProto, record: Record, made: set[str]) -> list[str]:
         *(("node", name) for name in record.nodes if not name.startswith(OURS)),
         *(("initializer", name) for name in constants if not name.startswith(OURS)),
         *(("input", name) for name in record.inputs if name not in inputs),
+        *(("input", name) for name in record.states if name not in record.inputs),
+        *(("output", new) for new in record.states.values() if new not in record.outputs),
         *(("output", n) for n in record.outputs if n not in made or n not in measures),
         *(("value", name) for name in record.values if name not in results),
         # on one side of a clip there is what it makes

@@ -187,13 +187,9 @@ def _faults_of_histories(edits: Sequence[Edit], steps: Sequence[int]) -> list[st
     faults = []
     first: dict[str, tuple[Edit, int]] = {}
     for edit, step in zip(edits, steps, strict=True):
-        histories = [each for each in edit.choice.clip.formulas if each.history_size]
-        if len(histories) > 1:
-            faults.append(
-                f"gradient {edit.name!r}: a chain can have one clip by a percentile, and this one "
-                f"has {len(histories)}"
-            )
-        for formula in histories:
+        for formula in edit.choice.clip.formulas:
+            if not formula.history_size:
+                continue
             group = formula.group
             owners = [f"group {group!r}"] if group is not None else [
                 f"parameter {found_gradient.gradient.parameter.name!r}"

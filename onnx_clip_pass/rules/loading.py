@@ -274,7 +274,11 @@ class _Reader:
                 clips.append(clip)
         if not tables:
             self._fault("a chain needs at least one clip")
-        return Chain(*clips) if clips else None
+        try:
+            return Chain(*clips) if clips else None
+        except OnnxClipError as error:
+            self._fault(str(error))
+            return None
 
     def _one(self, kind: object, settings: dict[str, Any], known: list[str]) -> Clip | None:
         if not isinstance(kind, str) or kind not in CLIPS:

@@ -96,7 +96,10 @@ def test_without_states_every_step_is_the_first():
 
 
 def test_states_that_are_none_are_refused():
-    for wrong in (np.zeros(3), [1.0], np.zeros(4, int), "norms"):
+    with pytest.raises(OnnxClipError, match="states must be a dict, which is brought up to date"):
+        GradientClipByPercentile().apply({"w": np.ones(2)}, states=[])
+    nan, negative = np.full(4, np.nan), np.full(4, -1.0)
+    for wrong in (np.zeros(3), [1.0], np.zeros(4, int), "norms", nan, negative):
         with pytest.raises(OnnxClipError, match="expected the last 4 norms of 'default_group'"):
             GradientClipByPercentile(10.0, 4).apply(
                 {"w": np.ones(2)}, states={"default_group": wrong}
@@ -342,12 +345,6 @@ REFUSED: dict[str, tuple[str, Any, dict[str, Any], str]] = {
     "two steps, each gradient": (
         "in_graph/two_steps", GradientClipByPercentile(per_gradient=True), {}, "different steps"
     ),
-    "twice in a chain": (
-        "in_graph/sgd",
-        Chain(GradientClipByPercentile(), GradientClipByPercentile(20.0, group_name="b")),
-        {},
-        "a chain can have one clip by a percentile, and this one has 2",
-    ),
     "a threshold as an input": (
         "in_graph/sgd", GradientClipByPercentile(), {"threshold_input": "t"}, "no single threshold"
     ),
@@ -366,6 +363,15 @@ def test_where_there_is_no_history_to_go_on_from_it_is_refused(name):
     path, clip, how, words = REFUSED[name]
     with pytest.raises(OnnxClipError, match=words):
         clip_gradients(onnx.load(MODELS / f"{path}.onnx"), clip, **how)
+
+
+def test_a_chain_has_one_history(tmp_path):
+    with pytest.raises(OnnxClipError, match="a chain can have one clip by a percentile"):
+        Chain(GradientClipByPercentile(), GradientClipByPercentile(20.0, group_name="b"))
+    path = tmp_path / "clip.toml"
+    path.write_text('[[rule]]\nclip = [{clip = "autoclip"}, {clip = "autoclip"}]\n')
+    with pytest.raises(OnnxClipError, match="rule 1: a chain can have one clip by a percentile"):
+        load_rules(path)
 
 
 def test_opset_11_is_too_old():
@@ -393,6 +399,7 @@ def test_the_training_runtime_would_never_carry_it(at, tmp_path):
         ({"history": True}, "history must be a whole number"),
         ({"per_gradient": 1}, "per_gradient must be True or False"),
         ({"group_name": ""}, "group_name must be a name"),
+        ({"per_gradient": True, "group_name": "b"}, "per_gradient has no groups"),
     ],
 )
 def test_settings_beyond_their_bounds_are_refused(settings, words):
@@ -408,6 +415,27 @@ def test_from_a_file_of_rules(tmp_path):
     path.write_text('[[rule]]\nclip = "autoclip"\nhistory = 50.5\n')
     with pytest.raises(OnnxClipError, match="history must be a whole number"):
         load_rules(path)
+
+
+def test_two_names_that_go_together_are_free():
+    """An output of the model itself that is called as the new value of the state would be."""
+    text = TWO.replace("float[3] b_grad)", "float[3] b_grad, float[2] theirs)").replace(
+        "b_grad = ", "theirs = Neg (a) b_grad = "
+    )
+    original = parse(text)
+    original.graph.node[1].output[0] = "clip/default_group/norms_new"
+    original.graph.output[2].name = "clip/default_group/norms_new"
+    model = clip_gradients(original, GradientClipByPercentile(10.0, 3), gradients=NAMED)
+    feeds = {name: np.full(size, 2.0, np.float32) for name, size in (("a", 2), ("b", 3))}
+    *_, found = stepped(model, [feeds] * 2)
+    np.testing.assert_allclose(found["clip/default_group/norms#2_new"], [np.inf, 20**0.5, 20**0.5])
+
+
+def test_an_unclipped_model_has_no_states_whatever_its_names():
+    model = parse(TWO)
+    model.graph.input[0].name = model.graph.node[0].input[0] = "clip/a"
+    model.graph.output[0].name = model.graph.node[0].output[0] = "clip/a_new"
+    assert initial_states(model) == {}
 
 
 def test_in_a_chain_it_takes_what_the_clip_before_it_has_made():
@@ -511,6 +539,43 @@ def test_states_that_a_loop_has_saved_are_not_replaced(tmp_path):
     assert path.read_bytes() != held
 
 
+def test_histories_without_norms_are_replaced_by_others(tmp_path):
+    rewritten(tmp_path)
+    source = MODELS / "in_graph" / "adam.onnx"
+    clip = GradientClipByPercentile(10.0, 9, per_gradient=True)
+    clip_gradients_file(source, tmp_path / "out.onnx", clip)
+    with np.load(tmp_path / "out.clip_state.npz") as found:
+        shapes = {name: array.shape for name, array in found.items()}
+    assert shapes == {"clip/W@GRAD/norms": (9,), "clip/b@GRAD/norms": (9,)}
+
+
+def test_the_model_itself_is_never_replaced_by_its_states(tmp_path):
+    source = tmp_path / "out.clip_state.npz"
+    source.write_bytes((MODELS / "in_graph" / "adam.onnx").read_bytes())
+    clip, held = GradientClipByPercentile(), source.read_bytes()
+    with pytest.raises(OnnxClipError, match="where the model or its external data lies"):
+        clip_gradients_file(source, tmp_path / "out.onnx", clip, force=True)
+    with pytest.raises(OnnxClipError, match="where the model or its external data lies"):
+        plan_clips(source, clip).save(tmp_path / "out.onnx", force=True)
+    with pytest.raises(OnnxClipError, match="where the model or its external data lies"):
+        extract_clip_file(source, tmp_path / "out.onnx", clip, force=True)
+    assert source.read_bytes() == held
+
+
+def test_a_link_that_leads_nowhere_is_replaced_by_the_states(tmp_path):
+    (tmp_path / "out.clip_state.npz").symlink_to("out.clip_state.npz")
+    rewritten(tmp_path)
+    assert not (tmp_path / "out.clip_state.npz").is_symlink()
+
+
+def test_names_that_no_archive_holds_are_refused(tmp_path):
+    source = MODELS / "in_graph" / "adam.onnx"
+    clip = GradientClipByPercentile(group_name="a" * 70_000)
+    with pytest.raises(OnnxClipError, match="cannot be kept in an"):
+        clip_gradients_file(source, tmp_path / "out.onnx", clip)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\3\4 no archive", b"\x93NUMPY", ONE_ARRAY])
 def test_what_is_no_archive_is_not_replaced_either(content, tmp_path):
     (tmp_path / "out.clip_state.npz").write_bytes(content)
@@ -548,7 +613,33 @@ def test_a_clip_without_states_writes_no_such_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
 
 
-def test_an_input_that_only_the_record_takes_for_a_state_is_no_array(tmp_path):
+@pytest.mark.parametrize("shape", [(), (3, 1), ("N",), (10**15,), None])
+def test_a_history_of_no_or_an_impossible_size_is_refused(shape):
+    clipped = clip_gradients(
+        onnx.load(MODELS / "in_graph" / "sgd.onnx"), GradientClipByPercentile(10.0, 6)
+    )
+    port = next(port for port in clipped.graph.input if port.name.endswith("/norms"))
+    port.CopyFrom(onnx.helper.make_tensor_value_info(port.name, onnx.TensorProto.FLOAT, shape))
+    with pytest.raises(OnnxClipError, match="the model says that the input"):
+        initial_states(clipped)
+
+
+def test_verify_wants_a_state_without_default():
+    original = onnx.load(MODELS / "in_graph" / "sgd.onnx")
+    clipped = clip_gradients(original, GradientClipByPercentile(10.0, 3))
+    (name,) = initial_states(clipped)
+    clipped.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), name))
+    found = verify(original, clipped, feeds=dict(np.load(MODELS / "in_graph" / "sgd.inputs.npz")))
+    assert any("has a default" in fault for fault in found.faults)
+
+
+def test_verify_knows_the_scale_of_a_first_step_that_is_not_finite():
+    original = onnx.load(MODELS / "in_graph" / "sgd.onnx")
+    clipped = clip_gradients(original, GradientClipByPercentile(10.0, 3), emit=["scale", "clipped"])
+    assert verify(original, clipped, feeds=dict(np.load(MODELS / "in_graph" / "sgd.inputs.npz")))
+
+
+def test_an_input_that_only_the_record_takes_for_a_state_is_no_array():
     clipped = clip_gradients(
         onnx.load(MODELS / "in_graph" / "sgd.onnx"), GradientClipByPercentile(10.0, 6)
     )

@@ -12,6 +12,7 @@ from onnx import helper
 
 from onnx_clip_pass.errors import OnnxClipError
 from onnx_clip_pass.runtime import Arrays
+from onnx_clip_pass.tables import counted
 from onnx_clip_pass.verification.running import checks
 from onnx_clip_pass.verification.running.alone import Alone
 from onnx_clip_pass.verification.running.clipping import Clipping
@@ -26,6 +27,7 @@ __all__ = ["Stressing"]
 _LOSS_SCALE = "loss scale"
 _MADE_UP = 3  # the size of a dimension of a gradient that was not computed
 _MOST_ELEMENTS = 1 << 21
+_FIRST_STEPS = 3  # a history has so many norms, or fewer, in turns
 _LEAST_STRESSES = 6
 """No fewer, and no more with more elements than those. A stress takes as long as a good part of a
 run of the model, and a group has four for each of its gradients."""
@@ -72,8 +74,8 @@ class Stressing:
         if alone.reads_more:
             of.note(f"clips of {path} were not tried alone: they read {alone.reads_more[0]!r}")
             return
-        empty = {name: np.full_like(history, np.inf) for name, history in self.states.items()}
         self._fill_states()
+        full = dict(self.states)
         clipping, outlets, given = self._clipping(arrays, self.states)
         groups = [
             {one.target: one.member for one in ones} for ones in clipping.ones(outlets.raw, given)
@@ -82,6 +84,7 @@ class Stressing:
             _LEAST_STRESSES * sum(array.size for array in arrays.gradients.values()), _MOST_ELEMENTS
         )
         values = [target.raw for target in of.targets]
+        behind = 0
         for number, stress in enumerate(stresses(groups, values, of.numerics)):
             of.tell(f"trying the clips of {path} alone, {number} done")
             most -= sum(array.size for array in stress.gradients.values())
@@ -95,10 +98,12 @@ class Stressing:
             stress = replace(stress, parameters=own)
             if not self._run(alone, stress, self.states):
                 return
-            if empty and _is_odd(stress):  # in a first step there is nothing else to go by
-                stress = replace(stress, when=f"in a first step, {stress.when}")
-                if not self._run(alone, stress, dict(empty)):
-                    return
+            # in a first step, and in the next ones, there is less to go by
+            known = 0 if _is_odd(stress) else 1 + behind % _FIRST_STEPS
+            behind += known > 0
+            stress = replace(stress, when=f"behind {counted(known, 'step')}, {stress.when}")
+            if full and not self._run(alone, stress, _of_few(full, known)):
+                return
 
     def _fill_states(self) -> None:
         """Put norms like those that there are, or like 1, where a history has none yet."""
@@ -179,3 +184,13 @@ def _is_odd(stress: Stress) -> bool:
     """Return whether a norm is not finite, or all are 0."""
     arrays = [compare.wide(array) for array in stress.gradients.values()]
     return not all(np.isfinite(array).all() for array in arrays) or not any(map(np.any, arrays))
+
+
+def _of_few(histories: Arrays, known: int) -> Arrays:
+    """These histories with so many of their last norms, and none before."""
+    found = {}
+    for name, history in histories.items():
+        found[name] = np.full_like(history, np.inf)
+        if known:
+            found[name][-known:] = history[-known:]
+    return found

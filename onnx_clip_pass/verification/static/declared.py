@@ -92,6 +92,11 @@ def _faults_of_states(after: Index, record: Record) -> list[str]:
     for entry in record.clips:
         sizes = [(f.history_size,) for f in clip_from_dict(entry.clip).formulas if f.history_size]
         kind = after.main.type_of(entry.state) if entry.state is not None else None
+        if entry.state in after.main.initializers:
+            faults.append(
+                f"the state {entry.state!r} has a default: a loop that does not carry it would "
+                f"never notice"
+            )
         if sizes != ([] if kind is None else [kind.shape]):
             faults.append(
                 f"the state of the clip of {entry.gradient!r} is {entry.state!r}, which is no "

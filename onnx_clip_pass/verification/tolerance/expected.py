@@ -199,7 +199,7 @@ def _stages(members: Sequence[Member], nonfinite: NonFinite) -> Iterator[_Stage]
 def _tell_stage(stage: _Stage, found: list[Outcome], numerics: Numerics) -> None:
     """Tell the results of a stage, and how exactly they are known."""
     formula, members, _, stages, cases, clipped = stage
-    scale = _scale(formula, cases)
+    scale = _scale(formula, cases, numerics)
     measured = [
         _measure(formula, case, numerics, is_exact=at > 0 or member.is_given)
         for member, case, at in zip(members, cases, stages, strict=True)
@@ -284,8 +284,11 @@ def _measure(formula: Formula, case: Case, numerics: Numerics, *, is_exact: bool
     return _Measured(norms, roundings, precision)
 
 
-def _scale(formula: Formula, cases: Sequence[Case]) -> float | None:
+def _scale(formula: Formula, cases: Sequence[Case], numerics: Numerics) -> float | None:
     """The least factor; nan if an element is nan, None if one is infinite."""
+    is_bare = formula.history_size and numerics.nonfinite == "propagate"
+    if is_bare and not np.isfinite(formula.limits_together(cases)):
+        return 1.0  # no norm was finite yet
     wide = [replace(case, gradient=compare.wide(case.gradient)) for case in cases]
     if not all(np.isfinite(case.gradient).all() for case in wide):
         is_nan = any(np.isnan(case.gradient).any() for case in wide)

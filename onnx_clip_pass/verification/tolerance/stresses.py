@@ -224,7 +224,7 @@ class _Stressed:
         found = {}
         for number, m in members.items():
             array, (own_low, own_most) = m.gradient, ranges[number]
-            norm = (own_most if each_own else most) / count
+            norm = (own_most if each_own else most) / max(count, 1)
             end = min(norm, compare.top(array)) if high else own_low if each_own else low
             largest = compare.largest(array) or 1.0
             factor = end / _INSIDE / largest if high else end * _INSIDE / largest
