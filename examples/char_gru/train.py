@@ -3,8 +3,9 @@
     python examples/char_gru/train.py prepare .                     # a run, for `onnx-clip watch`
     python examples/char_gru/train.py compare --picture gru.png     # clips beside each other
 
-operators.txt, the text, documents the operators of opset 17 in onnx 1.23.2 (Apache-2.0). Needs
-onnx-clip and onnxruntime; matplotlib for the picture. docs/lost_run.md tells the story.
+The text is the documentation of the operators of opset 17, as the installed onnx has it: another
+version has another text, and gives other figures. Needs onnx-clip and onnxruntime; matplotlib for
+the picture. docs/lost_run.md tells the story, with onnx 1.23.2.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,7 +43,19 @@ Clip = float | ZClip | GradientClipByPercentile | list[Rule]
 Found = dict[str, dict[float, list["Run"]]]
 """Runs by the name of their clip and by the rate."""
 
-TEXT = (Path(__file__).parent / "operators.txt").read_text(encoding="utf-8")
+OPERATORS = sorted({s.name for s in onnx.defs.get_all_schemas_with_history() if not s.domain})
+
+
+def text() -> str:
+    """Return what onnx says of each operator of opset 17, under its name."""
+    found = []
+    for name in OPERATORS:
+        with suppress(onnx.defs.SchemaError):  # of a later opset
+            found.append(f"{name}\n{onnx.defs.get_schema(name, 17, '').doc}")
+    return "\n".join(found)
+
+
+TEXT = text()
 LETTERS = sorted(set(TEXT))
 GUESSING = math.log(len(LETTERS))
 """The loss of a net that gives all letters the same probability."""
