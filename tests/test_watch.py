@@ -203,6 +203,15 @@ def test_batches_are_read_from_files_folders_and_patterns(tmp_path: Path):
     assert watch(model_at("sgd"), arrays).loss == expected[:1]
 
 
+def test_who_gave_a_value_that_does_not_fit_is_named():
+    model = onnx.load(MODELS / "in_graph" / "adam.onnx")
+    batch = dict(np.load(MODELS / "in_graph" / "adam.inputs.npz"))
+    with pytest.raises(OnnxClipError, match="'W_m' of the initial values: expected the shape"):
+        watch(model, [batch], initial={"W_m": np.zeros((1, 3), np.float32)})
+    with pytest.raises(OnnxClipError, match="'x' of batch 0: expected float32"):
+        watch(model, [{**batch, "x": batch["x"].astype(np.float64)}])
+
+
 def test_states_and_numbers_that_no_batch_has_are_given_at_first(tmp_path: Path):
     feeds = feeds_of("adam")
     data = {name: feeds.pop(name) for name in ("x", "t") if name in feeds}
@@ -223,7 +232,7 @@ def test_steps_are_written_at_once_and_read_again(tmp_path: Path):
     assert read.head == found.head
     np.testing.assert_array_equal(read.norm, found.norm)
     np.testing.assert_array_equal(read.loss, found.loss)
-    with pytest.raises(OnnxClipError, match="is there already; say force"):
+    with pytest.raises(OnnxClipError, match="is there already; pass --force"):
         watch(model_at("adam"), [feeds_of("adam")], to=path)
     assert len(read_norms(path)) == 6
     kept = tmp_path / "kept.jsonl"

@@ -161,6 +161,8 @@ def compare(seeds: Sequence[int], rates: Sequence[float] = RATES) -> Found:
 
 def prepare(folder: Path, seed: int) -> None:
     """Write the step, the weights it begins with, and its batches, each a file."""
+    if (folder / "step.onnx").exists():
+        raise SystemExit(f"there is a step.onnx in {str(folder)!r}: give a folder without one")
     (folder / "batches").mkdir(parents=True, exist_ok=True)
     onnx.save(step.make(len(LETTERS)), folder / "step.onnx")
     np.savez(folder / "start.npz", **step.initial(len(LETTERS), seed))

@@ -150,8 +150,8 @@ def left_behind(
     """
     if to is None or is_csv(to) or (states is None and has_states):
         raise OnnxClipError(
-            "to resume say where the run before has left its norms (to, -o: JSON lines) and, if it "
-            "carries states, those (states, --states)"
+            "to resume say where the run before has left its norms (-o; in Python: to), as JSON "
+            "lines, and its states, if it carries any (--states; in Python: states)"
         )
     norms = read_norms(to)
     if replace(norms.head, model=head.model) != head:
@@ -236,8 +236,8 @@ def recorder(to: _Path | None, head: Head, done: int | None, *, force: bool) -> 
         file = Path(to).open(mode, encoding="utf-8", newline="")  # noqa: SIM115 - closed below
     except FileExistsError as error:
         raise OnnxClipError(
-            f"{os.fspath(to)!r} is there already; say force (--force) to replace it, or resume "
-            f"(--resume) to go on with it"
+            f"{os.fspath(to)!r} is there already; pass --force (in Python: force=True) to replace "
+            f"it, or --resume (resume=True) to go on with the run that it is of"
         ) from error
     except OSError as error:
         raise OnnxClipError(f"cannot write {os.fspath(to)!r}: {error.strerror}") from error

@@ -201,21 +201,23 @@ class ModelRun:
         for name in self._session.inputs:
             if name in values:
                 continue
-            places = [batch.arrays, self._given, self._own]
+            places = {batch.where: batch.arrays, "the initial values": self._given}
             if name in self._carried:  # what a batch says of it is what it was at first
-                places = [self._given, batch.arrays, self._own]
-            array = next((place[name] for place in places if name in place), None)
-            if array is None:
+                places = {"the initial values": self._given, batch.where: batch.arrays}
+            places["the model"] = self._own
+            where = next((where for where, place in places.items() if name in place), None)
+            if where is None:
                 whose = "a state" if name in self._carried else "an input"
                 faults.append(
-                    f"{name!r}, {whose} that neither {batch.where} nor the initial values have"
+                    f"{name!r}, {whose} that neither {batch.where} nor the initial values have "
+                    f"(--initial, --set; in Python: initial)"
                 )
                 continue
-            if places[0] is batch.arrays and name in batch.arrays and name in self._given:
+            if where == batch.where and name in self._given:
                 self._unused.add(name)
-            array = as_array(name, array)
+            array = as_array(name, places[where][name])
             if fault := misfit(self._kinds[name], array):
-                faults.append(f"{name!r} of {batch.where}: {fault}")
+                faults.append(f"{name!r} of {where}: {fault}")
             else:
                 values[name] = self._session.value(name, array)
         if faults:

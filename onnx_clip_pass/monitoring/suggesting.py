@@ -241,7 +241,8 @@ def _doubts(norms: _Numbers) -> list[str]:
         if last > 0 and before > 0 and not 1 / _SETTLED < last / before < _SETTLED:
             found.append(
                 f"the norms still change: their median was {before:.3g} in the third quarter of "
-                f"the run and is {last:.3g} in the last; watch longer"
+                f"the run and is {last:.3g} in the last; watch longer, or take the steps alone "
+                f"that went well (--steps; in Python: steps)"
             )
     return found
 

@@ -78,3 +78,10 @@ def test_a_run_is_written_for_the_command_line(example: Any, tmp_path: Path):
     onnx.checker.check_model(tmp_path / "step.onnx")
     assert len(list((tmp_path / "batches").iterdir())) == example.STEPS
     assert np.load(tmp_path / "batches" / "099.npz")["lr"] == example.RATES[0]
+
+
+def test_what_is_prepared_replaces_no_step(example: Any, tmp_path: Path):
+    (tmp_path / "step.onnx").write_bytes(b"mine")
+    with pytest.raises(SystemExit, match="give a folder without one"):
+        example.prepare(tmp_path, 0)
+    assert (tmp_path / "step.onnx").read_bytes() == b"mine"
