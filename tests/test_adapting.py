@@ -158,3 +158,22 @@ def test_norms_that_are_not_finite_do_not_enter(make: Any):
 def test_settings_that_cannot_be_meant_are_refused(wrong: Any):
     with pytest.raises(OnnxClipError):
         wrong()
+
+
+def test_numbers_of_numpy_are_kept_as_those_of_json():
+    auto = AutoClip(np.float32(10), np.int64(5), np.float32(2))
+    z = ZClip(np.float32(2.5), np.float64(0.9), np.int64(3))
+    for clip in (auto, z):
+        kept = json.loads(json.dumps(clip.to_dict()))
+        assert type(clip).from_dict(kept).to_dict() == kept
+
+
+def test_no_history_is_longer_than_a_deque_can_be():
+    with pytest.raises(OnnxClipError, match=r"history must be a whole number, 1 or more and below"):
+        AutoClip(history=10**30)
+
+
+def test_norms_whose_squares_no_float_holds_are_no_error():
+    clip = ZClip(warmup=2)
+    assert clip.update(1e200) == clip.update(2e200) == math.inf
+    assert clip.update(3e200) > 0

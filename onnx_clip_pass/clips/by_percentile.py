@@ -168,15 +168,19 @@ class GradientClipByPercentile(TogetherClip):
         if self.group is not None:
             groups = {self.group: [*cases]} if cases else {}
         found: dict[str, Case] = {}
+        known = {n: self._checked(n, states[n]) for n in groups if n in states}  # all, or none
         for label, names in groups.items():
-            before = self._checked(label, states[label]) if label in states else None
+            before = known.get(label)
             own = {name: replace(cases[name], history=before) for name in names}
             states[label] = self.remembered(self.total([*own.values()]), before)
             found |= own
         return found
 
     def _checked(self, label: str, history: object) -> NDArray[np.float64]:
-        array = np.asarray(history)
+        try:
+            array = np.asarray(history)
+        except ValueError:  # of rows of several lengths
+            array = np.zeros(0)
         is_one = array.shape == (self.history,) and array.dtype.kind == "f"
         if not is_one or not (array >= 0).all():
             raise OnnxClipError(

@@ -74,16 +74,9 @@ class NewValues:
         return found
 
     def is_master(self, update: StateUpdate) -> bool:
-        """Return whether the forward pass reads a copy of the new value in another dtype."""
-        return any(each != update.new for each in self._outputs[self.values.behind(update.new)])
-
-    @cached_property
-    def _outputs(self) -> dict[int, list[int]]:
-        """The outputs that a value is, behind aliases."""
-        found: dict[int, list[int]] = defaultdict(list)
-        for each in self.states.outputs:
-            found[self.values.behind(each)].append(each)
-        return found
+        """Return whether the new value is, in another dtype, one of what the forward pass reads."""
+        others = self._becomes[self.values.behind(update.new)] - {update.root}
+        return any(self.states.read[root] for root in others)
 
     def is_last(self, update: StateUpdate) -> bool:
         """In an optimizer alone: a parameter's new value goes into no other state's but copies."""

@@ -17,6 +17,9 @@ from onnx_clip_pass.errors import OnnxClipError, shown
 __all__ = ["AutoClip", "ZClip", "check_count", "check_percentile", "percentile_of"]
 
 
+_MOST = 2**31 - 1
+
+
 @dataclass
 class AutoClip:
     r"""A percentile of the norms seen so far, or of the last ones, this one included.
@@ -54,9 +57,11 @@ class AutoClip:
 
     def __post_init__(self) -> None:
         check_percentile(self.percentile)
+        _check_positive("factor", self.factor)
+        self.percentile, self.factor = as_number(self.percentile), as_number(self.factor)
         if self.history is not None:
             check_count("history", self.history, 1)
-        _check_positive("factor", self.factor)
+            self.history = int(self.history)
         self._norms = deque(maxlen=self.history)
 
     @property
@@ -149,6 +154,8 @@ class ZClip:
             raise OnnxClipError(f"alpha must be a number from 0 to below 1, not {self.alpha!r}")
         check_count("warmup", self.warmup, 1)
         _check_positive("eps", self.eps)
+        self.z, self.alpha, self.eps = map(as_number, (self.z, self.alpha, self.eps))
+        self.warmup = int(self.warmup)
 
     @property
     def threshold(self) -> float:
@@ -169,7 +176,8 @@ class ZClip:
                 self._first.append(norm)
             if len(self._first) >= self.warmup:
                 self._mean = float(np.mean(self._first))
-                self._variance = float(np.var(self._first))
+                with np.errstate(over="ignore"):  # inf, and then nothing is clipped
+                    self._variance = float(np.var(self._first))
                 self._first = []
             return math.inf
         if not math.isfinite(norm):
@@ -178,7 +186,8 @@ class ZClip:
         score = (norm - self._mean) / (deviation + self.eps)
         limit = self._mean + self.z**2 / score * deviation if score > self.z else norm
         self._mean = self.alpha * self._mean + (1 - self.alpha) * limit
-        self._variance = self.alpha * self._variance + (1 - self.alpha) * (limit - self._mean) ** 2
+        off = limit - self._mean  # no power, which raises where it is beyond a float
+        self._variance = self.alpha * self._variance + (1 - self.alpha) * off * off
         return limit
 
     def to_dict(self) -> dict[str, Any]:
@@ -225,8 +234,11 @@ def check_percentile(value: object) -> None:
 
 def check_count(name: str, value: object, least: int) -> None:
     """Refuse what is no whole number, or one below the least."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-        raise OnnxClipError(f"{name} must be a whole number, {least} or more, not {shown(value)}")
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_whole or not least <= as_number(value) <= _MOST:
+        raise OnnxClipError(
+            f"{name} must be a whole number, {least} or more and below 2 ** 31, not {shown(value)}"
+        )
 
 
 def _check_positive(name: str, value: object) -> None:

@@ -140,7 +140,8 @@ class TrainingRun:
             )
         with _blamed("set initial values"):
             for name in parameters & self._given.keys() if self.done == 0 else ():
-                self._state.parameters[name] = np.ascontiguousarray(self._given[name])
+                given = self._given[name]  # whose rank 0 ascontiguousarray does not keep
+                self._state.parameters[name] = np.ascontiguousarray(given).reshape(given.shape)
             if RATE in self._given and self._optimizer:
                 self._optimizer.set_learning_rate(float(self._given[RATE].reshape(())))
 
@@ -225,7 +226,8 @@ class TrainingRun:
                 self._unused.add(name)
             array = as_array(name, given)
             if fault := misfit(self._kinds.get(name), array):
-                faults.append(f"{name!r} of {batch.where}: {fault}")
+                where = batch.where if name in batch.arrays else "the initial values"
+                faults.append(f"{name!r} of {where}: {fault}")
             found.append(np.ascontiguousarray(array).reshape(array.shape))
         if faults:
             raise OnnxClipError("the step cannot be fed:", faults)

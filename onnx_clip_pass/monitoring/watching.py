@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnx_clip_pass.arguments import check_flags, check_path, model_or_path
+from onnx_clip_pass.clips.norms import norm_of
 from onnx_clip_pass.errors import OnnxClipError, listed
 from onnx_clip_pass.monitoring.adapting import check_count
 from onnx_clip_pass.monitoring.batches import Batch, Feeds, batches_of
@@ -248,5 +249,5 @@ def _step(run: Run, batches: Sequence[Batch], number: int, planned: WatchPlan) -
         wide = gradient.astype(np.float64)
         nonfinite[at] = float(np.mean(~np.isfinite(wide))) if wide.size else 0.0
         if nonfinite[at] == 0:  # finite, and beyond float32
-            vectors["norm"][at] = np.sqrt(np.sum(wide * wide))
+            vectors["norm"][at] = norm_of(wide).item()
     return Row(number, loss, nonfinite=nonfinite, **vectors)

@@ -199,9 +199,9 @@ def _faults_of_histories(edits: Sequence[Edit], steps: Sequence[int]) -> list[st
                 other, before = first.setdefault(owner, (edit, step))
                 if before != step or (group is None and other is not edit):
                     faults.append(
-                        f"gradients {other.name!r} and {edit.name!r} belong to different steps of "
-                        f"the graph, and a history of norms cannot go on from one to the next "
-                        f"within it: clip {owner} by a number, or export one step"
+                        f"gradients {other.name!r} and {edit.name!r} are of different steps of the "
+                        f"graph, or both of {owner}, and one history has the norms of one in each "
+                        f"run: clip {owner} by a number, or export one step"
                     )
     return faults
 

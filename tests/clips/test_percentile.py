@@ -90,6 +90,15 @@ def test_twice_the_median_lets_pass_what_is_usual():
         assert found == pytest.approx([wanted], rel=1e-15)
 
 
+def test_a_history_that_is_none_leaves_the_others_as_they_are():
+    states = {"a": np.ones(3), "b": np.zeros(2)}
+    with pytest.raises(OnnxClipError, match="expected the last 3 norms of 'b'"):
+        GradientClipByPercentile(10.0, 3, per_gradient=True).apply(
+            {"a": np.ones(2), "b": np.ones(2)}, states=states
+        )
+    assert np.array_equal(states["a"], np.ones(3))
+
+
 def test_without_states_every_step_is_the_first():
     x = np.array([3.0, 4.0])
     assert np.array_equal(GradientClipByPercentile().apply({"w": x})["w"], x)
@@ -99,7 +108,15 @@ def test_states_that_are_none_are_refused():
     with pytest.raises(OnnxClipError, match="states must be a dict, which is brought up to date"):
         GradientClipByPercentile().apply({"w": np.ones(2)}, states=[])
     nan, negative = np.full(4, np.nan), np.full(4, -1.0)
-    for wrong in (np.zeros(3), [1.0], np.zeros(4, int), "norms", nan, negative):
+    for wrong in (
+        np.zeros(3),
+        [1.0],
+        [[1.0], [1.0, 2.0]],
+        np.zeros(4, int),
+        "norms",
+        nan,
+        negative,
+    ):
         with pytest.raises(OnnxClipError, match="expected the last 4 norms of 'default_group'"):
             GradientClipByPercentile(10.0, 4).apply(
                 {"w": np.ones(2)}, states={"default_group": wrong}
@@ -300,6 +317,14 @@ def damaged(clipped: onnx.ModelProto, what: str) -> onnx.ModelProto:
         case "what is not finite let in":
             kept = next(n for n in model.graph.node if n.output[0].endswith("/norms so far"))
             kept.input[2] = kept.input[1]
+        case "empty places filled":
+            kept = next(n for n in model.graph.node if n.output[0].endswith("/norms so far"))
+            most = numpy_helper.from_array(np.array(3e38, np.float32), "clip/most")
+            model.graph.initializer.append(most)
+            at = list(model.graph.node).index(kept)
+            name, kept.output[0] = kept.output[0], "clip/kept"
+            low = onnx.helper.make_node("Min", ["clip/kept", "clip/most"], [name], "low")
+            model.graph.node.insert(at + 1, low)
         case "a first norm that is not finite taken":
             last = next(n for n in model.graph.node if n.output[0].endswith("/scale if limited"))
             last.input[1] = last.input[2]
@@ -316,6 +341,7 @@ def damaged(clipped: onnx.ModelProto, what: str) -> onnx.ModelProto:
         "the norm put first",
         "what is not finite let in",
         "a first norm that is not finite taken",
+        "empty places filled",
     ],
 )
 def test_verify_sees_a_history_that_is_kept_or_used_otherwise(what):
@@ -340,10 +366,10 @@ REFUSED: dict[str, tuple[str, Any, dict[str, Any], str]] = {
         "control_flow/function_whole_step", GradientClipByPercentile(), {}, "state of the main"
     ),
     "two steps": (
-        "in_graph/two_steps", GradientClipByPercentile(), {}, "belong to different steps"
+        "in_graph/two_steps", GradientClipByPercentile(), {}, "are of different steps"
     ),
     "two steps, each gradient": (
-        "in_graph/two_steps", GradientClipByPercentile(per_gradient=True), {}, "different steps"
+        "in_graph/two_steps", GradientClipByPercentile(per_gradient=True), {}, "of different steps"
     ),
     "a threshold as an input": (
         "in_graph/sgd", GradientClipByPercentile(), {"threshold_input": "t"}, "no single threshold"

@@ -1,7 +1,11 @@
 """Gradients that reach the parameter through momentum, averages and second moments."""
 
 import numpy as np
+import onnx
 import pytest
+from graphs import MODELS
+
+from onnx_clip_pass import find_gradients
 
 G = [("g", "W")]
 FIRST = "a = Mul (b1, m)  b = Mul (a1, g)  m_new = Add (a, b)  "
@@ -173,3 +177,15 @@ def test_slow_weights_that_follow_fast_ones_change_nothing(find_after_backward):
 def test_the_gradient_lies_before_a_clip_in_front_of_the_moments(find_after_backward, clip):
     text = f"{clip}  a = Mul (mu, m)  m_new = Add (a, c)  n = Identity (m_new)" + STEP
     assert find_after_backward(text, states="m") == G
+
+
+@pytest.mark.parametrize("name", ["momentum", "nesterov", "adam"])
+def test_moments_that_are_outputs_twice_are_no_parameters(name: str):
+    step = onnx.load(MODELS / "in_graph" / f"{name}.onnx")
+    known = find_gradients(step)
+    for new in list(step.graph.output):
+        copy = step.graph.output.add()
+        copy.CopyFrom(new)
+        copy.name = f"{new.name}_copy"
+        step.graph.node.add(op_type="Identity", input=[new.name], output=[copy.name])
+    assert find_gradients(step) == known

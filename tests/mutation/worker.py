@@ -132,13 +132,16 @@ class Worker:
                 finally:
                     os._exit(0)
             limit = mutant["seconds"] * 10 + 60 if mutant else 3600
-            while os.waitpid(process, os.WNOHANG)[0] == 0:
+            while (ended := os.waitpid(process, os.WNOHANG))[0] == 0:
                 if time.monotonic() - start > limit:
                     os.killpg(process, signal.SIGKILL)
-                    os.waitpid(process, 0)
+                    ended = os.waitpid(process, 0)
                     break
                 time.sleep(0.01)
+            # by a limit of time or memory, or a crash; what else says nothing is at fault here
             said = {"outcome": "stopped"}
+            if not os.WIFSIGNALED(ended[1]):
+                said = {"outcome": "error", "what": f"{mutant}: a child ended without a word"}
             if (folder / "said").exists():
                 said = json.loads((folder / "said").read_text(encoding="utf-8"))
             said |= {"id": mutant and mutant["id"], "took": round(time.monotonic() - start, 2)}

@@ -298,7 +298,7 @@ def _state_fault(seen: Clipped, output: str, history: History) -> str:
         off = np.abs(actual.astype(np.float64) - wanted)
         allowed = rounding * np.abs(wanted)
         allowed[-1] += history.precision * wanted[-1] + history.off / seen.clipping.loss_scale
-    wrong = np.flatnonzero(~((actual == wanted) | (off <= allowed)))
+    wrong = np.flatnonzero(~((actual == wanted) | (np.isfinite(wanted) & (off <= allowed))))
     if not len(wrong):
         return ""
     at = int(wrong[0])

@@ -75,7 +75,7 @@ class Stressing:
             of.note(f"clips of {path} were not tried alone: they read {alone.reads_more[0]!r}")
             return
         self._fill_states()
-        full = dict(self.states)
+        full = {} if scope else dict(self.states)  # no clip in a nested graph has any
         clipping, outlets, given = self._clipping(arrays, self.states)
         groups = [
             {one.target: one.member for one in ones} for ones in clipping.ones(outlets.raw, given)
