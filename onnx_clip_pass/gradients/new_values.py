@@ -74,9 +74,25 @@ class NewValues:
         return found
 
     def is_master(self, update: StateUpdate) -> bool:
-        """Return whether the new value is, in another dtype, one of what the forward pass reads."""
-        others = self._becomes[self.values.behind(update.new)] - {update.root}
-        return any(self.states.read[root] for root in others)
+        """Return whether the forward pass reads a copy of the new value, as in another dtype."""
+        value, own = self.values.behind(update.new), self._dtype(update.new)
+        if any(self.states.read[root] for root in self._becomes[value] - {update.root}):
+            return True
+        outputs = self._outputs[value]  # a mere second name is no copy for anyone
+        return any(each != update.new and self._dtype(each) != own for each in outputs)
+
+    def _dtype(self, vertex: int) -> int:
+        """The dtype of a value; 0 if nobody knows."""
+        known = self.values.types[vertex]
+        return 0 if known is None else known.dtype
+
+    @cached_property
+    def _outputs(self) -> dict[int, list[int]]:
+        """The outputs that a value is, behind aliases."""
+        found: dict[int, list[int]] = defaultdict(list)
+        for each in self.states.outputs:
+            found[self.values.behind(each)].append(each)
+        return found
 
     def is_last(self, update: StateUpdate) -> bool:
         """In an optimizer alone: a parameter's new value goes into no other state's but copies."""
