@@ -26,6 +26,7 @@ __all__ = [
     "check_model",
     "check_path",
     "is_text",
+    "is_whole",
     "model_or_path",
     "number_in",
     "whole_in",
@@ -38,6 +39,12 @@ _NUMBER = re.compile(
     r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf|infinity|nan)", re.ASCII | re.IGNORECASE
 )
 _WHOLE = re.compile(r"[+-]?\d{1,18}", re.ASCII)  # what 64 bits hold
+
+
+def is_whole(value: Any, least: int, most: int) -> bool:
+    """Return whether a value is a whole number within these bounds, NumPy's too; a bool is none."""
+    is_one = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return is_one and least <= int(value) <= most
 
 
 def as_number(value: Any) -> float:

@@ -322,18 +322,17 @@ class Formula(Clip):
             raise OnnxClipError("expected each parameter in the shape of its gradient:", faults)
         return {name: Case(arrays[name], parameter) for name, parameter in own.items()}
 
-    def limits_together(self, cases: Sequence[Case]) -> NDArray[np.float64]:
-        """The limit of the norm of these gradients together, of a formula that keeps a history."""
-        raise NotImplementedError(f"{type(self).__name__} keeps no history")
-
     def remembered(
         self, norm: NDArray[np.float64], before: NDArray[np.float64] | None
     ) -> NDArray[np.float64]:
         """Return the history behind a step of this norm, the last norm at its end.
 
-        `before` is that before the step, None before the first one.
+        A norm that is not finite does not enter; `before` is the history before the step, None
+        before the first one.
         """
-        raise NotImplementedError(f"{type(self).__name__} keeps no history")
+        if before is None:
+            before = np.full(self.history_size, math.inf)
+        return np.append(before[1:], norm.ravel()) if np.isfinite(norm).all() else before
 
     def remembering(
         self, cases: Mapping[str, Case], states: dict[str, NDArray[Any]]

@@ -143,23 +143,12 @@ class GradientClipByPercentile(TogetherClip):
         largest = np.max(case.history, where=np.isfinite(case.history), initial=0.0)
         return float(self.limit(np.asarray(largest), [case]))
 
-    def limits_together(self, cases: Sequence[Case]) -> NDArray[np.float64]:
-        return self.limit(self.total(cases), cases)
-
     def limit(self, total: NDArray[np.float64], cases: Sequence[Case]) -> NDArray[np.float64]:
         seen = self.remembered(total, cases[0].history)
         finite = seen[np.isfinite(seen)]
         if not len(finite):
             return np.asarray(math.inf)
         return np.asarray(self.factor * np.percentile(finite, self.percentile))
-
-    def remembered(
-        self, norm: NDArray[np.float64], before: NDArray[np.float64] | None
-    ) -> NDArray[np.float64]:
-        """Return the history behind a step, oldest norm first, from that before it."""
-        if before is None:
-            before = np.full(self.history, math.inf)
-        return np.append(before[1:], norm.ravel()) if np.isfinite(norm).all() else before
 
     def remembering(
         self, cases: Mapping[str, Case], states: dict[str, NDArray[Any]]

@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
-import numpy as np
-
-from onnx_clip_pass.arguments import as_number, check_flags, is_text
+from onnx_clip_pass.arguments import as_number, check_flags, is_text, is_whole
 from onnx_clip_pass.errors import OnnxClipError, shown
 
 __all__ = [
@@ -100,8 +98,7 @@ class Count(SettingType):
     most: int
 
     def check(self, name: str, value: Any) -> int:
-        is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if not is_whole or not self.least <= value <= self.most:
+        if not is_whole(value, self.least, self.most):
             raise OnnxClipError(
                 f"{name} must be a whole number from {self.least} to {self.most:,}, not "
                 f"{shown(value)}"

@@ -11,13 +11,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_clip_pass.arguments import as_number, is_text
+from onnx_clip_pass.arguments import as_number, is_text, is_whole
 from onnx_clip_pass.errors import OnnxClipError, shown
 
 __all__ = ["AutoClip", "ZClip", "check_count", "check_percentile", "percentile_of"]
 
-
-_MOST = 2**31 - 1
+_MOST = 2**31 - 1  # what a deque can hold everywhere
 
 
 @dataclass
@@ -234,8 +233,7 @@ def check_percentile(value: object) -> None:
 
 def check_count(name: str, value: object, least: int) -> None:
     """Refuse what is no whole number, or one below the least."""
-    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_whole or not least <= as_number(value) <= _MOST:
+    if not is_whole(value, least, _MOST):
         raise OnnxClipError(
             f"{name} must be a whole number, {least} or more and below 2 ** 31, not {shown(value)}"
         )

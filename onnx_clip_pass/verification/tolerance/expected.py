@@ -199,7 +199,7 @@ def _stages(members: Sequence[Member], nonfinite: NonFinite) -> Iterator[_Stage]
 def _tell_stage(stage: _Stage, found: list[Outcome], numerics: Numerics) -> None:
     """Tell the results of a stage, and how exactly they are known."""
     formula, members, _, stages, cases, clipped = stage
-    scale = _scale(formula, cases, numerics)
+    scale = _scale(formula, cases)
     measured = [
         _measure(formula, case, numerics, is_exact=at > 0 or member.is_given)
         for member, case, at in zip(members, cases, stages, strict=True)
@@ -218,6 +218,8 @@ def _tell_stage(stage: _Stage, found: list[Outcome], numerics: Numerics) -> None
         precision += max(each.part for each in measured)
     if formula.history_size:
         _tell_history(stage, found, measured, whole)
+        if numerics.nonfinite == "propagate" and not _has_norms(found):
+            scale = 1.0
         precision = 2 * precision + _precision_of_limit(cases, numerics)  # the limit has it, too
     if any(member.has_runtime_threshold for member in members):
         precision += _precision_of_limit(cases, numerics)
@@ -254,6 +256,12 @@ def _tell_history(
         outcome.history = History(norms, precision + outcome.precision, off)
 
 
+def _has_norms(found: Sequence[Outcome]) -> bool:
+    """Return whether a norm was finite yet, by the one history of a stage."""
+    history = found[0].history
+    return history is not None and bool(np.isfinite(history.norms).any())
+
+
 @dataclass(frozen=True, slots=True)
 class _Measured:
     """The norms of a gradient, how far off each may be (`_roundings`), and their precision."""
@@ -284,11 +292,8 @@ def _measure(formula: Formula, case: Case, numerics: Numerics, *, is_exact: bool
     return _Measured(norms, roundings, precision)
 
 
-def _scale(formula: Formula, cases: Sequence[Case], numerics: Numerics) -> float | None:
+def _scale(formula: Formula, cases: Sequence[Case]) -> float | None:
     """The least factor; nan if an element is nan, None if one is infinite."""
-    is_bare = formula.history_size and numerics.nonfinite == "propagate"
-    if is_bare and not np.isfinite(formula.limits_together(cases)):
-        return 1.0  # no norm was finite yet
     wide = [replace(case, gradient=compare.wide(case.gradient)) for case in cases]
     if not all(np.isfinite(case.gradient).all() for case in wide):
         is_nan = any(np.isnan(case.gradient).any() for case in wide)
