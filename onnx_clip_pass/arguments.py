@@ -41,7 +41,7 @@ _NUMBER = re.compile(
 _WHOLE = re.compile(r"[+-]?\d{1,18}", re.ASCII)  # what 64 bits hold
 
 
-def is_whole(value: Any, least: int, most: int) -> bool:
+def is_whole(value: Any, least: int, most: float = math.inf) -> bool:
     """Return whether a value is a whole number within these bounds, NumPy's too; a bool is none."""
     is_one = isinstance(value, int | np.integer) and not isinstance(value, bool)
     return is_one and least <= int(value) <= most

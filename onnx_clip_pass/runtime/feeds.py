@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
+from onnx_clip_pass.arguments import is_whole
 from onnx_clip_pass.errors import OnnxClipError, listed, shown
 from onnx_clip_pass.graph import Flow, Index, Scope, TensorType, Use, Value, uses
 from onnx_clip_pass.graph.spec import ALIASES
@@ -142,7 +143,7 @@ def check_run(feeds: Any, dims: Any, seed: Any) -> None:
         raise OnnxClipError(f"dims must be a mapping of names to sizes, not {shown(dims)}")
     sizes = [(f"the dimension {name!r}", size) for name, size in (dims or {}).items()]
     for what, number in (*sizes, ("seed", seed)):
-        if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 0:
+        if not is_whole(number, 0):
             raise OnnxClipError(f"{what} must be a whole number, 0 or more, not {shown(number)}")
 
 
